@@ -1,0 +1,149 @@
+"""Encoding and decoding of messages: JSON, but MessagePack for telemetry. Bounds are checked before decoding.
+
+Unknown fields are ignored, so that a newer peer can say more; a wrong type, a missing field, too many bytes, too many
+entries or too deep a nesting is refused with a `WireError`, and nothing else escapes from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.facts import DeviceFacts
+from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import (
+    DesiredState,
+    Need,
+    Presence,
+    Reported,
+    TelemetryAck,
+    TelemetryBatch,
+)
+from agent.protocol.topics import DEVICE_ID, DIGEST
+from agent.protocol.version import ProtocolRange, check_peer
+
+Message = DesiredState | Reported | Presence | Need | TelemetryBatch | TelemetryAck
+MessageT = TypeVar("MessageT", DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck)
+
+_PACKED = (TelemetryBatch, TelemetryAck)
+_DECODERS: dict[type, Any] = {
+    **{kind: msgspec.json.Decoder(kind) for kind in (DesiredState, Reported, Presence, Need)},
+    **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
+}
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message, in the format of its topic."""
+    if isinstance(message, _PACKED):
+        return msgspec.msgpack.encode(message)
+    return msgspec.json.encode(message)
+
+
+def decode(payload: bytes, kind: type[MessageT]) -> MessageT:
+    """Read a message of a known kind.
+
+    Raises:
+        WireError: `too_large`, `malformed` or `protocol_mismatch`; never anything else, whatever the bytes.
+    """
+    if len(payload) > LIMITS.message_bytes:
+        raise WireError(
+            WireErrorCode.TOO_LARGE,
+            f"{kind.__name__} has {len(payload)} bytes, at most {LIMITS.message_bytes} are read",
+        )
+    try:
+        message: MessageT = _DECODERS[kind].decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(WireErrorCode.MALFORMED, f"{kind.__name__}: {str(error)[:300]}") from None
+    _check(message)
+    return message
+
+
+def _check(message: Message) -> None:
+    protocol: ProtocolRange | None = getattr(message, "protocol", None)
+    if protocol is not None:
+        check_peer(protocol, peer_name="fleet server" if isinstance(message, DesiredState) else "agent")
+    match message:
+        case DesiredState():
+            _bound(message.deployments, LIMITS.deployments, "deployments")
+            _require(message.revision >= 0, "revision must not be negative")
+            _require(message.telemetry_interval_s > 0, "telemetry_interval_s must be positive")
+            for deployment in message.deployments:
+                _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
+                check_manifest(deployment.manifest)
+        case Reported():
+            _bound(message.deployments, LIMITS.deployments * 4, "deployments")
+            _bound(message.serving, LIMITS.deployments, "serving")
+            _check_facts(message.facts)
+        case Need():
+            _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
+            _bound(message.missing, LIMITS.missing_ranges, "missing")
+            _require(0 < message.window <= 4096, "window must be between 1 and 4096")
+            for span in message.missing:
+                _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
+        case TelemetryBatch():
+            _bound(message.models, LIMITS.models_per_batch, "models")
+            for model in message.models:
+                _bound(model.latency, LIMITS.histogram_buckets, "latency")
+                _bound(model.confusion, LIMITS.confusion_cells, "confusion")
+                _require(
+                    all(0 <= b < LIMITS.histogram_buckets and 0 <= n < 1 << 53 for b, n in model.latency.items()),
+                    "latency holds an impossible bucket",
+                )
+                _require(
+                    all(min(cell) >= 0 and max(cell) < 1 << 53 for cell in model.confusion),
+                    "confusion holds a negative number",
+                )
+                _require(
+                    all(0 <= n < 1 << 53 for n in (model.requests, model.errors, model.rejected, model.items)),
+                    "a count is negative",
+                )
+        case Presence() | TelemetryAck():
+            pass
+
+
+def check_manifest(manifest: Manifest) -> Manifest:
+    """Return the manifest unchanged when its numbers and names are possible.
+
+    Raises:
+        WireError: `malformed`, naming the field.
+    """
+    _require(DIGEST.match(manifest.digest) is not None, "manifest.digest is not a SHA-256 digest")
+    _require(0 < manifest.size <= LIMITS.artifact_bytes, "manifest.size is out of bounds")
+    _require(0 < manifest.chunk_size <= LIMITS.chunk_bytes, "manifest.chunk_size is out of bounds")
+    _require(0 < len(manifest.model) <= LIMITS.name_chars, "manifest.model is empty or too long")
+    _require(0 < len(manifest.version) <= LIMITS.name_chars, "manifest.version is empty or too long")
+    _require(1 <= manifest.threads <= 1024, "manifest.threads is out of bounds")
+    _require(1 <= manifest.max_batch <= 4096, "manifest.max_batch is out of bounds")
+    for side, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        _require(0 < len(tensors) <= LIMITS.tensors, f"manifest.{side} is empty or too long")
+        for tensor in tensors:
+            _require(len(tensor.shape) <= LIMITS.tensor_rank, f"manifest.{side}: rank of {tensor.name[:80]!r}")
+            _require(
+                all(-1 <= size < 1 << 31 for size in tensor.shape),
+                f"manifest.{side}: shape of {tensor.name[:80]!r}",
+            )
+    return manifest
+
+
+def _check_facts(facts: DeviceFacts) -> None:
+    for field in ("cpu_features", "accelerators", "runtimes", "tags"):
+        _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
+    for key, value in facts.tags.items():
+        _require(
+            len(key) <= LIMITS.name_chars and len(value) <= LIMITS.name_chars,
+            f"facts.tags: {key[:40]!r} or its value is too long",
+        )
+
+
+def _bound(values: Collection[object], limit: int, field: str) -> None:
+    if len(values) > limit:
+        raise WireError(WireErrorCode.TOO_LARGE, f"{field} has {len(values)} entries, at most {limit} are read")
+
+
+def _require(holds: bool, message: str) -> None:  # noqa: FBT001
+    if not holds:
+        raise WireError(WireErrorCode.MALFORMED, message)

@@ -1,0 +1,71 @@
+"""Facts: what an agent measured of its hardware and runtimes. Profiles are matched over them."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class AcceleratorFacts(msgspec.Struct, frozen=True):
+    """One GPU, NPU or TPU.
+
+    Attributes:
+        kind: `cuda`, `edgetpu`, `openvino`, `coreml`, …
+        name: as the driver names it.
+        compute_capability: CUDA's, such as `8.7`; None elsewhere.
+        memory_mb: its own memory in MiB; None when shared or unknown.
+        driver: the driver's version, when known.
+    """
+
+    kind: str
+    name: str
+    compute_capability: str | None = None
+    memory_mb: int | None = None
+    driver: str | None = None
+
+
+class RuntimeFacts(msgspec.Struct, frozen=True):
+    """One inference runtime that imports on the device.
+
+    Attributes:
+        name: `onnx` or `litert`: the names manifests use.
+        package: the distribution that provides it, such as `onnxruntime`.
+        version: that distribution's version.
+        providers: execution providers or delegates it says it has. A claim: what ran is in `ServingReport`.
+    """
+
+    name: str
+    package: str
+    version: str
+    providers: tuple[str, ...] = ()
+
+
+class DeviceFacts(msgspec.Struct, frozen=True):
+    """Everything measured of a device.
+
+    Attributes:
+        agent_version: the agent's own version.
+        os: such as `Debian GNU/Linux 12 (bookworm)`.
+        kernel: such as `6.1.0-18-amd64`.
+        arch: `x86_64`, `aarch64`, `armv7l`, …
+        cpu_model: as the kernel names it.
+        cpu_cores: cores this process may use.
+        cpu_features: those that matter for inference, such as `avx2`, `avx512_vnni`, `neon`, `asimddp`.
+        memory_mb: physical memory in MiB.
+        disk_free_mb: free on the agent's state directory, in MiB, when measured.
+        accelerators: GPUs and others.
+        runtimes: inference runtimes.
+        tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
+    """
+
+    agent_version: str
+    os: str
+    kernel: str
+    arch: str
+    cpu_model: str
+    cpu_cores: int
+    cpu_features: tuple[str, ...]
+    memory_mb: int
+    disk_free_mb: int
+    accelerators: tuple[AcceleratorFacts, ...] = ()
+    runtimes: tuple[RuntimeFacts, ...] = ()
+    tags: dict[str, str] = {}

@@ -1,0 +1,65 @@
+"""The phases of a deployment, as the device goes through them: one table, one check.
+
+    pending → downloading → verifying → loading → probation → active
+                   └────────────┴──────────┴──────────┴→ failed | rolled_back | superseded
+
+`failed` means the new version never served; `rolled_back` means it served, did badly and the device went back by
+itself to what it ran before; `superseded` means a newer desired state replaced it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a deployment is on its device."""
+
+    PENDING = "pending"
+    DOWNLOADING = "downloading"
+    VERIFYING = "verifying"
+    LOADING = "loading"
+    PROBATION = "probation"
+    ACTIVE = "active"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    SUPERSEDED = "superseded"
+
+
+_ENDS_EARLY = frozenset({Phase.FAILED, Phase.SUPERSEDED})
+
+# A restart sends a deployment back to an earlier phase: starting again is the only recovery path.
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.PENDING: frozenset({Phase.DOWNLOADING, Phase.VERIFYING, Phase.LOADING}) | _ENDS_EARLY,
+    Phase.DOWNLOADING: frozenset({Phase.VERIFYING, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.VERIFYING: frozenset({Phase.LOADING, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.LOADING: frozenset({Phase.PROBATION, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.PROBATION: frozenset({Phase.ACTIVE, Phase.ROLLED_BACK, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.ACTIVE: frozenset({Phase.SUPERSEDED, Phase.ROLLED_BACK}),
+    Phase.FAILED: frozenset(),
+    Phase.ROLLED_BACK: frozenset(),
+    Phase.SUPERSEDED: frozenset(),
+}
+
+ENDED = frozenset(phase for phase, following in TRANSITIONS.items() if not following)
+SETTLED = ENDED | {Phase.ACTIVE}
+
+
+class TransitionError(Exception):
+    """A deployment was asked to go where the table does not lead; names both phases."""
+
+    def __init__(self, current: Phase, wanted: Phase) -> None:
+        super().__init__(f"a deployment can't go from {current.value!r} to {wanted.value!r}")
+        self.current = current
+        self.wanted = wanted
+
+
+def check_transition(current: Phase, wanted: Phase) -> Phase:
+    """Return `wanted` when the table leads there from `current` (or it is the same phase).
+
+    Raises:
+        TransitionError: otherwise.
+    """
+    if wanted is not current and wanted not in TRANSITIONS[current]:
+        raise TransitionError(current, wanted)
+    return wanted

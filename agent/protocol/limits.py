@@ -1,0 +1,31 @@
+"""Bounds on everything that is decoded: all input is hostile until it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True)
+class WireLimits:
+    """Bounds checked before a message is decoded, or right after, before it is acted on."""
+
+    message_bytes: int = 1 * MIB
+    chunk_bytes: int = 256 * KIB
+    artifact_bytes: int = 4096 * MIB
+    deployments: int = 64
+    models_per_batch: int = 64
+    histogram_buckets: int = 512
+    confusion_cells: int = 4096
+    missing_ranges: int = 256
+    tensors: int = 64
+    tensor_rank: int = 16
+    facts_entries: int = 256
+    name_chars: int = 128
+    detail_chars: int = 2000
+    nesting: int = 16
+
+
+LIMITS = WireLimits()

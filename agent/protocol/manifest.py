@@ -1,0 +1,91 @@
+"""The manifest: what a device must know of an artifact to fetch, verify, load and serve it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ModelFormat(StrEnum):
+    """The file format of an artifact or a source form."""
+
+    ONNX = "onnx"
+    TFLITE = "tflite"
+
+
+class RuntimeName(StrEnum):
+    """The runtime that loads an artifact."""
+
+    ONNX = "onnx"
+    LITERT = "litert"
+
+
+class Precision(StrEnum):
+    """The numeric recipe of a variant."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    DYNAMIC_INT8 = "dynamic-int8"
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output of a model.
+
+    Attributes:
+        name: as the local inference API shows it; that of the model's source form.
+        dtype: a numpy name: `float32`, `int64`, `uint8`, …
+        shape: -1 for a free dimension.
+        file_name: the tensor's name inside the artifact when a converter renamed it; None when it did not.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file_name: str | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """One artifact and how to run it.
+
+    Attributes:
+        digest: SHA-256 of the artifact, lower-case hexadecimal: its name everywhere.
+        size: bytes.
+        chunk_size: bytes of every chunk but the last.
+        model: the model's name.
+        version: the model's version.
+        variant_id: the server's id of this variant.
+        profile: the profile it was built for.
+        format: of the file.
+        runtime: that loads it.
+        precision: its numeric recipe.
+        inputs: in the order the model takes them.
+        outputs: in the order the model gives them.
+        providers: execution providers to try, in order; the first that proves itself by an inference runs.
+        threads: intra-op threads.
+        max_batch: the largest batch worth making of waiting requests; 1 where the batch dimension is fixed.
+        labels: class names by index, where the pusher gave them.
+    """
+
+    digest: str
+    size: int
+    chunk_size: int
+    model: str
+    version: str
+    variant_id: str
+    profile: str
+    format: ModelFormat
+    runtime: RuntimeName
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    providers: tuple[str, ...] = ()
+    threads: int = 1
+    max_batch: int = 1
+    labels: tuple[str, ...] = ()
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the artifact has: the last may be short."""
+        return -(-self.size // self.chunk_size)

@@ -1,0 +1,231 @@
+"""The messages. Times are Unix seconds as the sender's clock tells them; a device's clock may be wrong."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.facts import DeviceFacts
+from agent.protocol.lifecycle import Phase
+from agent.protocol.manifest import Manifest
+from agent.protocol.version import ProtocolRange
+
+
+class DesiredDeployment(msgspec.Struct, frozen=True):
+    """One model the device ought to run.
+
+    Attributes:
+        deployment_id: the server's id; the same id is the same deployment, however often it is sent.
+        manifest: what to run.
+        probation_s: how long the new version is watched before it counts as active, in seconds.
+        deadline_s: how long a download may go without a new byte before it fails, in seconds.
+    """
+
+    deployment_id: str
+    manifest: Manifest
+    probation_s: float = 5.0
+    deadline_s: float = 86_400.0
+
+
+class DesiredState(msgspec.Struct, frozen=True):
+    """Everything a device ought to run; retained, and newer revisions replace older ones.
+
+    Attributes:
+        protocol: the server's versions.
+        fleet: the device's fleet.
+        revision: grows by one with every change for this device.
+        deployments: one a model. A model that is not listed is to be taken off the device.
+        telemetry_interval_s: how often a batch is to be made, in seconds.
+    """
+
+    protocol: ProtocolRange
+    fleet: str
+    revision: int
+    deployments: tuple[DesiredDeployment, ...] = ()
+    telemetry_interval_s: float = 10.0
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something did not work, with what would mend it."""
+
+    code: WireErrorCode
+    detail: str
+
+
+class DeploymentReport(msgspec.Struct, frozen=True):
+    """One deployment as the device sees it.
+
+    Attributes:
+        deployment_id: as desired.
+        model: its model's name.
+        version: its version.
+        digest: of its artifact.
+        phase: where it is.
+        received_bytes: artifact bytes that came over the wire for it, repeats counted.
+        missing_chunks: how many chunks are not there yet.
+        failure: why it failed or was rolled back; None otherwise.
+        attempts: how often it was started, restarts of the agent included.
+    """
+
+    deployment_id: str
+    model: str
+    version: str
+    digest: str
+    phase: Phase
+    received_bytes: int = 0
+    missing_chunks: int = 0
+    failure: Failure | None = None
+    attempts: int = 1
+
+
+class ServingReport(msgspec.Struct, frozen=True):
+    """One model that truly answers requests on the device now.
+
+    Attributes:
+        model: its name.
+        version: its version.
+        digest: SHA-256 of the bytes that are loaded.
+        deployment_id: that brought it.
+        runtime: runtime and version, such as `onnxruntime 1.31.1`.
+        provider: the execution provider that really ran, as the runtime's session says.
+        load_s: seconds it took to load and warm up.
+    """
+
+    model: str
+    version: str
+    digest: str
+    deployment_id: str
+    runtime: str
+    provider: str
+    load_s: float
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What is true on the device. Sent at connect and at every change; the newest `sequence` of a boot wins.
+
+    Attributes:
+        protocol: the agent's versions.
+        boot_id: made at each start of the agent.
+        sequence: grows within a boot.
+        revision: of the desired state last accepted; 0 when none.
+        facts: sent whole each time; they are small.
+        deployments: all that have not been forgotten.
+        serving: what answers requests now.
+        sent_at: Unix seconds.
+    """
+
+    protocol: ProtocolRange
+    boot_id: str
+    sequence: int
+    revision: int
+    facts: DeviceFacts
+    deployments: tuple[DeploymentReport, ...] = ()
+    serving: tuple[ServingReport, ...] = ()
+    sent_at: float = 0.0
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """Whether the device is connected; retained, and the will of its connection says offline."""
+
+    online: bool
+    boot_id: str
+
+
+class ChunkRange(msgspec.Struct, frozen=True, array_like=True):
+    """Chunks `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+class Need(msgspec.Struct, frozen=True):
+    """What a device still lacks of an artifact. Sent when a download starts, every few chunks, and when it stalls.
+
+    Attributes:
+        digest: of the artifact.
+        deployment_id: it is for.
+        missing: the lowest missing chunks, as ranges; at most `LIMITS.missing_ranges` of them. Empty: done.
+        window: how many chunks may be in flight to this device.
+    """
+
+    digest: str
+    deployment_id: str
+    missing: tuple[ChunkRange, ...]
+    window: int = 32
+
+
+class ModelWindow(msgspec.Struct, frozen=True):
+    """What one loaded artifact did in one telemetry window.
+
+    Attributes:
+        model: its name.
+        version: its version.
+        digest: of the artifact.
+        deployment_id: that brought it.
+        provider: execution provider that really ran.
+        requests: answered, errors included.
+        errors: that failed inside the model or its runtime.
+        rejected: refused before the model saw them (bad input, queue full).
+        items: rows of all batches.
+        latency: histogram of request latency (queueing included) by bucket: `agent.protocol.histogram`.
+        confusion: labelled feedback, as `(label, predicted, count)`; class indices.
+    """
+
+    model: str
+    version: str
+    digest: str
+    deployment_id: str
+    provider: str
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    items: int = 0
+    latency: dict[int, int] = {}
+    confusion: tuple[tuple[int, int, int], ...] = ()
+
+
+class HostWindow(msgspec.Struct, frozen=True):
+    """The device itself at the end of a telemetry window; None where it can't be measured.
+
+    Attributes:
+        cpu_percent: of all cores, over the window.
+        memory_used_mb: of the whole device, in MiB.
+        agent_rss_mb: resident memory of supervisor and worker together, in MiB.
+        temperature_c: hottest sensor, in degrees Celsius.
+        disk_free_mb: on the state directory, in MiB.
+    """
+
+    cpu_percent: float | None = None
+    memory_used_mb: float | None = None
+    agent_rss_mb: float | None = None
+    temperature_c: float | None = None
+    disk_free_mb: float | None = None
+
+
+class TelemetryBatch(msgspec.Struct, frozen=True):
+    """One telemetry window, kept on the device's disk until the server says it is stored.
+
+    Attributes:
+        protocol: the agent's versions.
+        spool_id: names the spool; a new one is made when the spool is lost, so that sequences may start again.
+        sequence: grows by one with each batch of a spool; (device, spool, sequence) is stored once.
+        started_at: Unix seconds, by the device's clock.
+        ended_at: Unix seconds, by the device's clock.
+        models: what each loaded artifact did.
+        host: the device itself.
+    """
+
+    protocol: ProtocolRange
+    spool_id: str
+    sequence: int
+    started_at: float
+    ended_at: float
+    models: tuple[ModelWindow, ...] = ()
+    host: HostWindow = HostWindow()
+
+
+class TelemetryAck(msgspec.Struct, frozen=True):
+    """The server has stored the batches `sequences` of a spool; the device may forget them."""
+
+    spool_id: str
+    sequences: tuple[int, ...]
