@@ -1,0 +1,103 @@
+"""What the supervisor and the inference worker say to each other, over a pair of connected Unix sockets.
+
+Frames are a 4-byte big-endian length and a MessagePack body. The worker is the supervisor's child: it is told what to
+load and serve, and asked what it did. Either side treats an ended stream as the other's death.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import ModelWindow
+
+FRAME_LIMIT = 16 * 1024 * 1024
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Load an artifact beside what is served, and warm it up. Answered by `Loaded` with the same `request_id`."""
+
+    request_id: int
+    deployment_id: str
+    manifest: Manifest
+    path: str
+
+
+class Activate(msgspec.Struct, frozen=True, tag="activate"):
+    """Let a loaded artifact answer the model's requests from now on. Requests begun on the old one end on it.
+
+    The old one stays loaded until `Unload`, so that going back is a pointer swap. Answered by `Activated`.
+    """
+
+    request_id: int
+    model: str
+    digest: str
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload"):
+    """Forget an artifact once its last request has been answered; a model without a serving artifact answers 404."""
+
+    model: str
+    digest: str
+
+
+class Collect(msgspec.Struct, frozen=True, tag="collect"):
+    """Give the counts since the last time and start new ones. Answered by `Window`."""
+
+    request_id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Answer what has begun, then end."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The worker listens.
+
+    Attributes:
+        url: of the local inference API, such as `http://127.0.0.1:8470`.
+        unix_path: of its Unix socket; empty when there is none.
+    """
+
+    url: str
+    unix_path: str = ""
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """How a load went.
+
+    Attributes:
+        request_id: of the `Load`.
+        runtime: runtime and version; empty on failure.
+        provider: execution provider that really ran the warm-up; empty on failure.
+        load_s: seconds to load and warm up.
+        code: why it failed; None when it did not.
+        detail: a sentence with the remedy, on failure.
+    """
+
+    request_id: int
+    runtime: str = ""
+    provider: str = ""
+    load_s: float = 0.0
+    code: WireErrorCode | None = None
+    detail: str = ""
+
+
+class Activated(msgspec.Struct, frozen=True, tag="activated"):
+    """Whether the swap was made: `ok` is false when that artifact is not loaded."""
+
+    request_id: int
+    ok: bool
+
+
+class Window(msgspec.Struct, frozen=True, tag="window"):
+    """What each artifact did since the last `Collect`, and the worker's resident memory in MiB."""
+
+    request_id: int
+    models: tuple[ModelWindow, ...]
+    rss_mb: float
+
+
+ToWorker = Load | Activate | Unload | Collect | Shutdown
+FromWorker = Ready | Loaded | Activated | Window

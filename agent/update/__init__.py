@@ -1,0 +1,1 @@
+"""Bringing the device to its desired state: updater, download, store, journal."""

@@ -1,0 +1,273 @@
+"""What a conversion process is asked and what it answers: plain data, written as JSON files in its working folder.
+
+A conversion runs in a process of its own, because it loads files that strangers made; whoever starts that process
+(`fleet_server.conversions`) talks to it only through these shapes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """One source form of a version, on this machine's disk.
+
+    Attributes:
+        format: of the file.
+        digest: its SHA-256.
+        path: where it lies.
+    """
+
+    format: ModelFormat
+    digest: str
+    path: str
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """A data set: an `.npz` whose arrays are named as the model's inputs (or `x` for its only one), labels as `y`.
+
+    Attributes:
+        digest: its SHA-256.
+        path: where it lies.
+    """
+
+    digest: str
+    path: str
+
+
+class InspectJob(msgspec.Struct, frozen=True, tag="inspect"):
+    """Check an uploaded version: its files load, agree with each other, and fit its data."""
+
+    sources: tuple[SourceFile, ...]
+    calibration: DataFile | None = None
+    evaluation: DataFile | None = None
+    classes: int | None = None
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """What the check found.
+
+    Attributes:
+        inputs: of the model, as its ONNX form names them (its TFLite form where that is the only one).
+        outputs: likewise.
+        agreement: for each other form, the largest absolute difference of its outputs on real inputs (or on seeded
+            random ones where there is no data), by format.
+        calibration_samples: rows of the calibration set.
+        evaluation_samples: rows of the evaluation set.
+        operators: how often each operator stands in the source.
+        parameters: numbers in its weights.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    agreement: dict[str, float] = {}
+    calibration_samples: int = 0
+    evaluation_samples: int = 0
+    operators: dict[str, int] = {}
+    parameters: int = 0
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What a variant is built for: the part of a profile that conversion needs.
+
+    Attributes:
+        profile: its name.
+        runtime: that loads the variant.
+        providers: execution providers the device will try.
+        precisions: recipes to try.
+        threads: intra-op threads.
+        max_batch: the largest batch worth making.
+        objective: `latency`, `size` or `accuracy`.
+        accuracy_drop_points: accuracy it may lose against the source; None is no bound.
+        latency_p95_ms: bound of one inference; None is no bound.
+        size_mb: bound of the artifact in 1,000,000 bytes; None is no bound.
+        memory_mb: bound of what loading adds to a process, in MiB; None is no bound.
+    """
+
+    profile: str
+    runtime: RuntimeName
+    providers: tuple[str, ...]
+    precisions: tuple[Precision, ...]
+    threads: int = 1
+    max_batch: int = 32
+    objective: str = "latency"
+    accuracy_drop_points: float | None = 1.0
+    latency_p95_ms: float | None = None
+    size_mb: float | None = None
+    memory_mb: float | None = None
+
+
+class BaselineArtifact(msgspec.Struct, frozen=True):
+    """The artifact an earlier version runs on this profile: the new one is compared with it on the same data."""
+
+    version: str
+    path: str
+    format: ModelFormat
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class BuildJob(msgspec.Struct, frozen=True, tag="build"):
+    """Build, measure and choose a variant.
+
+    Attributes:
+        sources: forms of the version.
+        target: what for.
+        calibration: for static int8; the evaluation set is never used for that.
+        evaluation: held-out, labelled; without one, agreement with the source stands for accuracy.
+        baseline: of an earlier version, when there is one.
+        onnx2tf_python: interpreter of the environment with onnx2tf; None where there is none.
+    """
+
+    sources: tuple[SourceFile, ...]
+    target: Target
+    calibration: DataFile | None = None
+    evaluation: DataFile | None = None
+    baseline: BaselineArtifact | None = None
+    onnx2tf_python: str | None = None
+
+
+class ClassScore(msgspec.Struct, frozen=True):
+    """One class: precision, recall and F1 from 0 to 1 (None where nothing was predicted or labelled), and its rows."""
+
+    label: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+class Measurements(msgspec.Struct, frozen=True):
+    """What was measured of one file on the evaluation data, on the machine that built it.
+
+    Attributes:
+        size: bytes.
+        samples: rows of evaluation data that were run.
+        accuracy: share of right answers, 0 to 1; None without labels.
+        macro_precision: mean over classes.
+        macro_recall: mean over classes.
+        macro_f1: mean over classes.
+        classes: each class.
+        agreement: share of rows whose answer is the source's (largest output), 0 to 1.
+        max_difference: largest absolute difference of any output from the source's.
+        latency_p50_ms: of one inference of one row.
+        latency_p95_ms: likewise.
+        memory_mb: resident memory that loading and running it added to a fresh process, in MiB; None if unmeasured.
+        provider: execution provider that ran, as the session says.
+    """
+
+    size: int
+    samples: int
+    accuracy: float | None
+    macro_precision: float | None
+    macro_recall: float | None
+    macro_f1: float | None
+    classes: tuple[ClassScore, ...]
+    agreement: float
+    max_difference: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    memory_mb: float | None
+    provider: str
+
+
+class PassRecord(msgspec.Struct, frozen=True):
+    """One step of a conversion: its name, its parameters, and the seconds it took."""
+
+    name: str
+    parameters: dict[str, str | int | float | bool | None]
+    seconds: float
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """Where a file came from.
+
+    Attributes:
+        source_digest: of the source form that was converted.
+        source_format: its format.
+        calibration_digest: of the calibration set, when it was used.
+        evaluation_digest: of the evaluation set, when there is one.
+        passes: in the order they ran.
+        tools: distribution versions, such as `{"onnxruntime": "1.32.0"}`.
+    """
+
+    source_digest: str
+    source_format: ModelFormat
+    calibration_digest: str | None
+    evaluation_digest: str | None
+    passes: tuple[PassRecord, ...]
+    tools: dict[str, str]
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One recipe that was tried.
+
+    Attributes:
+        recipe: its name, such as `onnx-static-u8s8`.
+        precision: of the recipe.
+        path: of the file, relative to the working folder; None when it could not be built.
+        digest: SHA-256 of the file.
+        format: of the file.
+        inputs: as the artifact's manifest will say: source names, with `file_name` where a converter renamed one.
+        outputs: likewise.
+        max_batch: the largest batch the file takes; 1 where its batch dimension is fixed.
+        measurements: None when it could not be built or run.
+        lineage: None when it could not be built.
+        within_budgets: whether it keeps every bound of the target.
+        error: why it could not be built or run.
+    """
+
+    recipe: str
+    precision: Precision
+    path: str | None = None
+    digest: str | None = None
+    format: ModelFormat | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    max_batch: int = 1
+    measurements: Measurements | None = None
+    lineage: Lineage | None = None
+    within_budgets: bool = False
+    error: str | None = None
+
+
+class BuildResult(msgspec.Struct, frozen=True):
+    """Everything that was tried, and what was chosen.
+
+    Attributes:
+        source: measurements of the source form itself.
+        candidates: in the order they were tried.
+        chosen: index of the best candidate (within budgets if any is, else the nearest to them, so that the gate
+            can say what it lacks); None when none could be built.
+        baseline: measurements of the baseline artifact on this version's evaluation data.
+        baseline_version: its version.
+    """
+
+    source: Measurements
+    candidates: tuple[Candidate, ...]
+    chosen: int | None
+    baseline: Measurements | None = None
+    baseline_version: str | None = None
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job could not be done: a stable code, a sentence with the remedy, and the field at fault when one is."""
+
+    code: str
+    detail: str
+    field: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One line of a conversion process's standard output: how far it is, 0 to 1, and what it does."""
+
+    fraction: float
+    step: str
+
+
+Job = InspectJob | BuildJob
+JOB_FILE = "job.json"
+RESULT_FILE = "result.json"
+ERROR_FILE = "error.json"

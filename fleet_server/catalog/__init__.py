@@ -1,0 +1,1 @@
+"""Models, versions, source forms, variants, and the artifact store."""

@@ -1,0 +1,164 @@
+"""HTTP shapes of uploads, models, versions and variants."""
+
+from __future__ import annotations
+
+import datetime as dt
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from agent.protocol.manifest import ModelFormat
+from fleet_server.schemas import Digest, Failure, Name, Request, Response
+
+
+class VariantState(StrEnum):
+    """Where a variant is."""
+
+    QUEUED = "queued"
+    BUILDING = "building"
+    READY = "ready"  # the gate let it pass: it may be rolled out
+    REFUSED = "refused"  # it was built and measured, and the gate refused it
+    FAILED = "failed"  # it could not be built
+
+
+class UploadView(Response):
+    """Bytes that were received whole; name them by digest when you create a version."""
+
+    digest: Digest
+    size: int
+
+
+class TensorView(Response):
+    """One input or output."""
+
+    name: str
+    dtype: str
+    shape: list[int] = Field(description="-1 for a free dimension.")
+
+
+class SourceFormCreate(Request):
+    """One file of a version, uploaded before."""
+
+    format: ModelFormat
+    digest: Digest
+
+
+class GateSpec(Request):
+    """What every variant of the version must reach on its evaluation data, beside the profile's budgets."""
+
+    min_accuracy: float | None = Field(None, ge=0, le=1, description="Lowest accuracy, 0 to 1; null is no bound.")
+    max_regression_points: float | None = Field(
+        2.0,
+        ge=0,
+        le=100,
+        description=(
+            "Accuracy it may lose, in percentage points, against the newest earlier version of the model with a "
+            "ready variant, measured on this version's evaluation data; null lets any loss pass."
+        ),
+    )
+
+
+class VersionCreate(Request):
+    """A new version of a model; the model is made when it is not there."""
+
+    name: Name
+    sources: list[SourceFormCreate] = Field(min_length=1, max_length=4)
+    calibration: Digest | None = Field(None, description="Data set for static int8: an .npz, uploaded before.")
+    evaluation: Digest | None = Field(None, description="Held-out data set with labels: an .npz, uploaded before.")
+    labels: list[str] = Field(default_factory=list, max_length=10_000, description="Class names by index.")
+    gate: GateSpec = Field(default_factory=GateSpec)
+
+
+class SourceFormView(Response):
+    """One file of a version."""
+
+    format: ModelFormat
+    digest: str
+    size: int
+
+
+class VersionView(Response):
+    """A version of a model."""
+
+    id: str
+    model: str
+    name: str
+    reference: str = Field(description="`model@version`, as commands take it.")
+    sources: list[SourceFormView]
+    inputs: list[TensorView]
+    outputs: list[TensorView]
+    labels: list[str]
+    calibration: str | None
+    evaluation: str | None
+    gate: GateSpec
+    inspection: dict[str, Any] = Field(description="What the check at upload found: agreement of the forms, samples.")
+    created_at: dt.datetime
+
+
+class ModelView(Response):
+    """A model."""
+
+    id: str
+    name: str
+    latest_version: str | None
+    created_at: dt.datetime
+
+
+class VariantBuild(Request):
+    """Build a version for profiles. A variant that is there already and ready is built again only with `rebuild`."""
+
+    version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
+    profiles: list[Name] = Field(min_length=1, max_length=100)
+    rebuild: bool = False
+
+
+class GateCheck(Response):
+    """One thing the gate looked at."""
+
+    name: str = Field(description="`accuracy_drop`, `regression`, `min_accuracy`, `latency_p95`, `size`, `memory`.")
+    value: float | None
+    limit: float | None
+    unit: str
+    holds: bool
+    detail: str
+
+
+class GateVerdict(Response):
+    """What the gate decided, and why."""
+
+    passed: bool
+    measured_on: str = Field(description="`server` or a device id.")
+    checks: list[GateCheck]
+
+
+class JobView(Response):
+    """The building of a variant."""
+
+    id: str
+    state: str
+    progress: float = Field(description="0 to 1.")
+    step: str
+    attempts: int
+
+
+class VariantView(Response):
+    """A version converted for a profile."""
+
+    id: str
+    model: str
+    version: str
+    profile: str
+    state: VariantState
+    runtime: str
+    precision: str | None
+    digest: str | None
+    size: int | None
+    measurements: dict[str, Any] | None = Field(description="`converters.job.Measurements` of what was chosen.")
+    candidates: list[dict[str, Any]] = Field(description="Everything that was tried, with its measurements.")
+    lineage: dict[str, Any] | None = Field(description="Source digests, passes with parameters, tool versions.")
+    gate: GateVerdict | None
+    failure: Failure | None
+    job: JobView | None
+    created_at: dt.datetime
+    updated_at: dt.datetime

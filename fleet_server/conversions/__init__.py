@@ -1,0 +1,1 @@
+"""Conversion jobs: from a version and a profile to a gated variant."""

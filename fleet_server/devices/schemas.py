@@ -1,0 +1,111 @@
+"""HTTP shapes of devices and profiles."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+from pydantic import Field
+
+from agent.protocol.manifest import Precision, RuntimeName
+from fleet_server.schemas import Name, Request, Response
+
+Scalar = str | int | float | bool
+
+
+class AtLeast(Request):
+    """A number that a fact must reach."""
+
+    min: float = Field(description="The fact must be a number and at least this.")
+
+
+class Budgets(Request):
+    """What a variant may cost; null is no bound."""
+
+    accuracy_drop_points: float | None = Field(
+        1.0, ge=0, le=100, description="Accuracy it may lose against the source model, in percentage points."
+    )
+    latency_p95_ms: float | None = Field(None, gt=0, description="95th percentile of one inference, in ms.")
+    size_mb: float | None = Field(None, gt=0, description="Artifact size in MB (1,000,000 bytes).")
+    memory_mb: float | None = Field(None, gt=0, description="Memory the loaded variant adds to its process, in MiB.")
+
+
+class ProfileSpec(Request):
+    """A named kind of device: which devices, which runtime, which precisions, which budgets."""
+
+    match: dict[str, Scalar | list[Scalar] | AtLeast] = Field(
+        default_factory=dict,
+        description=(
+            "Facts by dotted path, all of which must hold: a value (equal, or contained where the fact is a list), "
+            'a list of values (any of them), or {"min": number}. Examples: {"arch": "aarch64", '
+            '"cpu_features": "asimddp", "memory_mb": {"min": 2048}, "tags.site": ["plant7", "plant8"], '
+            '"runtimes.litert.version": "2.3.0", "accelerators.kind": "cuda"}.'
+        ),
+    )
+    runtime: RuntimeName = Field(description="The runtime that loads the variant on the device.")
+    providers: list[str] = Field(
+        default_factory=lambda: ["cpu"],
+        description="Execution providers to try, in order; the first that proves itself by an inference runs.",
+    )
+    precisions: list[Precision] = Field(
+        default_factory=lambda: [Precision.FP32, Precision.INT8],
+        min_length=1,
+        description="Numeric recipes to try; measurement decides among those within the budgets.",
+    )
+    budgets: Budgets = Field(default_factory=Budgets)
+    objective: Literal["latency", "size", "accuracy"] = Field(
+        "latency", description="What decides among candidates within the budgets."
+    )
+    threads: int = Field(1, ge=1, le=256, description="Intra-op threads of the runtime.")
+    max_batch: int = Field(32, ge=1, le=1024, description="Largest batch worth making of waiting requests.")
+
+
+class ProfileCreate(ProfileSpec):
+    """A new profile."""
+
+    name: Name
+
+
+class ProfileView(Response):
+    """A profile."""
+
+    id: str
+    name: str
+    spec: ProfileSpec
+    devices: int | None = Field(None, description="Devices that have it; only when one profile is shown.")
+    created_at: dt.datetime
+
+
+class ServingView(Response):
+    """One model that answers requests on a device now."""
+
+    model: str
+    version: str
+    digest: str
+    deployment_id: str
+    runtime: str
+    provider: str
+    load_s: float
+
+
+class DeviceView(Response):
+    """A device."""
+
+    id: str
+    profile: str | None = Field(description="Name of the profile it matches or is pinned to; null when none matches.")
+    profile_pinned: bool
+    online: bool
+    last_seen_at: dt.datetime | None
+    tags: dict[str, str] = Field(description="The device's own tags, overlaid by those people gave it here.")
+    facts: dict[str, Any] = Field(description="What the agent measured: `agent.protocol.facts.DeviceFacts`.")
+    serving: list[ServingView]
+    desired_revision: int
+    reported_revision: int
+    created_at: dt.datetime
+
+
+class DeviceUpdate(Request):
+    """What people may change of a device. A field that is absent stays as it is."""
+
+    tags: dict[Name, str] | None = Field(None, description="Replaces the tags people gave it.")
+    profile: Name | None = Field(None, description="Pins the device to a profile; null lets it match again.")

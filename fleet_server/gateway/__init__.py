@@ -1,0 +1,1 @@
+"""The device side of the server: MQTT in and out, the broker, the chunk streamer."""

@@ -1,0 +1,29 @@
+"""The tables (ORM only, no rules). Every table carries its fleet, so that fleets can be tenants."""
+
+from fleet_server.models.access import AuditEvent, Fleet
+from fleet_server.models.catalog import Blob, Model, SourceForm, Variant, Version
+from fleet_server.models.conversions import ConversionJob
+from fleet_server.models.devices import Device, Profile
+from fleet_server.models.operations import Lease, OutboxMessage
+from fleet_server.models.rollouts import Deployment, Rollout
+from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
+
+__all__ = [
+    "AuditEvent",
+    "Blob",
+    "ConversionJob",
+    "Deployment",
+    "Device",
+    "Fleet",
+    "HostWindowRow",
+    "Lease",
+    "Model",
+    "ModelWindowRow",
+    "OutboxMessage",
+    "Profile",
+    "Rollout",
+    "SourceForm",
+    "TelemetryBatchRow",
+    "Variant",
+    "Version",
+]

@@ -1,0 +1,30 @@
+"""Conversion jobs: the rows are the truth; whoever holds a row's lease runs it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy import ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fleet_server.db import Base, new_id, utc_now
+
+
+class ConversionJob(Base):
+    """The work of building one variant. `state`: queued, running, succeeded, failed."""
+
+    __tablename__ = "conversion_jobs"
+    __table_args__ = (Index(None, "state", "id"), Index(None, "variant_id"))
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"))
+    state: Mapped[str] = mapped_column(default="queued")
+    attempts: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None]
+    lease_until: Mapped[dt.datetime | None]
+    progress: Mapped[float] = mapped_column(default=0.0)
+    step: Mapped[str] = mapped_column(default="")
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[dt.datetime | None]
+    finished_at: Mapped[dt.datetime | None]

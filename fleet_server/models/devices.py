@@ -1,0 +1,50 @@
+"""Devices and profiles."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fleet_server.db import Base, new_id, utc_now
+
+
+class Profile(Base):
+    """A named kind of device.
+
+    `spec` is `fleet_server.devices.schemas.ProfileSpec` as JSON.
+    """
+
+    __tablename__ = "profiles"
+    __table_args__ = (UniqueConstraint("fleet_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    name: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+
+
+class Device(Base):
+    """One device as the server knows it: what it last reported, what people said of it, what it ought to be at."""
+
+    __tablename__ = "devices"
+    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "fleet_id", "profile_id"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    facts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)  # people's; the device's own are in facts.tags
+    profile_id: Mapped[str | None] = mapped_column(ForeignKey("profiles.id"))
+    profile_pinned: Mapped[bool] = mapped_column(default=False)
+    online: Mapped[bool] = mapped_column(default=False)
+    last_seen_at: Mapped[dt.datetime | None]
+    boot_id: Mapped[str | None]
+    reported_sequence: Mapped[int] = mapped_column(default=0)
+    reported_revision: Mapped[int] = mapped_column(default=0)
+    reported_deployments: Mapped[list[Any]] = mapped_column(default=list)  # DeploymentReport, as JSON
+    serving: Mapped[list[Any]] = mapped_column(default=list)  # ServingReport, as JSON
+    desired_revision: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)

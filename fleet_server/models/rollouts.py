@@ -1,0 +1,75 @@
+"""Rollouts and deployments."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from fleet_server.db import Base, new_id, utc_now
+
+
+class Rollout(Base):
+    """Moving a set of devices to a version. `state` is `fleet_server.rollouts.policy.RolloutState`."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "state"))
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    name: Mapped[str]
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"))
+    state: Mapped[str]
+    target: Mapped[dict[str, Any]]  # RolloutTarget, as JSON
+    strategy: Mapped[dict[str, Any]]  # RolloutStrategy, as JSON
+    stage: Mapped[int] = mapped_column(default=0)
+    stage_started_at: Mapped[dt.datetime | None]
+    verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    finished_at: Mapped[dt.datetime | None]
+
+
+class Deployment(Base):
+    """One device's part in a rollout.
+
+    `phase` is `agent.protocol.lifecycle.Phase`, or `scheduled` until its stage begins. `desired` marks the one
+    deployment of a model that its device ought to run.
+    """
+
+    __tablename__ = "deployments"
+    __table_args__ = (
+        UniqueConstraint("rollout_id", "device_id", "revert_of"),
+        Index(None, "fleet_id", "id"),
+        Index(None, "device_id", "model_id", "id"),
+        Index(
+            "uq_deployments_desired",
+            "device_id",
+            "model_id",
+            unique=True,
+            sqlite_where=text("desired = 1"),
+            postgresql_where=text("desired"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    rollout_id: Mapped[str] = mapped_column(ForeignKey("rollouts.id"))
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    version_id: Mapped[str] = mapped_column(ForeignKey("versions.id"))
+    variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"))
+    previous_id: Mapped[str | None] = mapped_column(ForeignKey("deployments.id"))  # what the device ran before
+    revert_of: Mapped[str] = mapped_column(default="")  # the deployment this one takes back; empty when none
+    stage: Mapped[int]
+    phase: Mapped[str] = mapped_column(default="scheduled")
+    desired: Mapped[bool] = mapped_column(default=False)
+    failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
+    received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    missing_chunks: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    sent_at: Mapped[dt.datetime | None]  # when it became desired
+    serving_at: Mapped[dt.datetime | None]  # when the device first said it served it
+    settled_at: Mapped[dt.datetime | None]  # when it became active or ended

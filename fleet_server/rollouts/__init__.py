@@ -1,0 +1,1 @@
+"""Rollouts and deployments: staged, judged, stopped and reverted."""

@@ -1,0 +1,167 @@
+"""HTTP shapes of rollouts and deployments."""
+
+from __future__ import annotations
+
+import datetime as dt
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fleet_server.schemas import Failure, Name, Request, Response
+
+
+class RolloutState(StrEnum):
+    """Where a rollout is."""
+
+    RUNNING = "running"
+    PAUSED = "paused"  # by a person, or by a stop rule with on_stop=pause
+    REVERTING = "reverting"  # a stop rule or an abort takes devices back to what they ran before
+    SUCCEEDED = "succeeded"
+    STOPPED = "stopped"  # ended without reverting, or after reverting: `verdicts` says which
+    REVERTED = "reverted"
+
+
+class StopMetric(StrEnum):
+    """What a stop rule can look at, over the cohort of devices that have the new version."""
+
+    FAILED_PERCENT = "failed_percent"  # deployments that failed or rolled back, of those sent
+    ERROR_PERCENT = "error_percent"  # requests that failed inside the model, of those answered
+    LATENCY_P95_MS = "latency_p95_ms"  # over all requests
+    LATENCY_P95_RATIO = "latency_p95_ratio"  # against what the same devices ran before, per profile, the worst
+    ACCURACY_DROP_POINTS = "accuracy_drop_points"  # labelled feedback, against the gate's measurement
+
+
+class StopRule(Request):
+    """Stop when a metric goes above a bound."""
+
+    metric: StopMetric
+    above: float = Field(ge=0)
+    min_samples: int = Field(
+        1, ge=1, description="Devices (failed_percent) or requests (the others) before it is judged."
+    )
+
+
+class Stage(Request):
+    """One stage: the share of the target that has the version when it is done."""
+
+    percent: float = Field(gt=0, le=100, description="Cumulative, of all devices of the rollout; rounded up.")
+    soak_s: float = Field(0.0, ge=0, description="How long to watch after its devices settled, in seconds.")
+
+
+class RolloutStrategy(Request):
+    """How a rollout goes on and what stops it."""
+
+    stages: list[Stage] = Field(
+        default_factory=lambda: [Stage(percent=10, soak_s=60), Stage(percent=100)], min_length=1, max_length=20
+    )
+    stop_when: list[StopRule] = Field(
+        default_factory=lambda: [
+            StopRule(metric=StopMetric.FAILED_PERCENT, above=5),
+            StopRule(metric=StopMetric.ERROR_PERCENT, above=1, min_samples=100),
+        ],
+        max_length=20,
+    )
+    on_stop: Literal["pause", "revert"] = Field("revert", description="What a stop rule does.")
+
+    @model_validator(mode="after")
+    def _stages_grow_to_all(self) -> RolloutStrategy:
+        percents = [stage.percent for stage in self.stages]
+        if percents != sorted(set(percents)):
+            raise ValueError("stages: each stage's percent must be larger than the one before")
+        if percents[-1] != 100:
+            raise ValueError("stages: the last stage's percent must be 100")
+        return self
+
+
+class RolloutTarget(Request):
+    """Which devices: those that meet everything that is given. Nothing given is an error; say `all` if you mean it."""
+
+    all: bool = False
+    devices: list[str] = Field(default_factory=list, max_length=100_000)
+    profiles: list[Name] = Field(default_factory=list)
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RolloutTarget:
+        if not (self.all or self.devices or self.profiles or self.tags):
+            raise ValueError("target: give devices, profiles or tags, or all=true for the whole fleet")
+        return self
+
+
+class RolloutCreate(Request):
+    """A new rollout; it starts at once."""
+
+    version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
+    name: str | None = Field(None, max_length=128)
+    target: RolloutTarget
+    strategy: RolloutStrategy = Field(default_factory=RolloutStrategy)
+    on_busy: Literal["refuse", "supersede"] = Field(
+        "refuse", description="What to do with devices that another running rollout of the model has not settled."
+    )
+
+
+class StageVerdict(Response):
+    """One judgement of the server."""
+
+    at: dt.datetime
+    stage: int
+    decision: str = Field(description="`start`, `advance`, `succeed`, `pause`, `resume`, `stop`, `revert`, `abort`.")
+    reason: str
+
+
+class RolloutCounts(Response):
+    """How many deployments are where."""
+
+    total: int
+    scheduled: int
+    in_progress: int
+    active: int
+    failed: int
+    superseded: int
+
+
+class RolloutView(Response):
+    """A rollout."""
+
+    id: str
+    name: str
+    model: str
+    version: str
+    state: RolloutState
+    stage: int = Field(description="Index of the stage it is in, from 0.")
+    stages: int
+    target: RolloutTarget
+    strategy: RolloutStrategy
+    counts: RolloutCounts
+    verdicts: list[StageVerdict]
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+
+
+class RolloutAbort(Request):
+    """How to end a rollout."""
+
+    revert: bool = Field(False, description="Also take devices back to what they ran before.")
+
+
+class DeploymentView(Response):
+    """One device's part in a rollout."""
+
+    id: str
+    rollout_id: str
+    device_id: str
+    model: str
+    version: str
+    variant_id: str
+    profile: str
+    stage: int
+    phase: str = Field(description="`scheduled`, or a phase of the device's own state machine.")
+    desired: bool
+    failure: Failure | None
+    artifact_bytes: int
+    received_bytes: int = Field(description="Artifact bytes that came to the device over MQTT, repeats counted.")
+    deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")
+    created_at: dt.datetime
+    sent_at: dt.datetime | None
+    settled_at: dt.datetime | None

@@ -1,0 +1,41 @@
+"""Shapes that every subject's HTTP schemas share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="1 to 64 letters, digits, '.', '_' or '-'.")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal.")]
+PAGE_LIMIT = 500
+
+
+class Request(BaseModel):
+    """Base of what clients send: an unknown field is an error, because it is most likely a misspelt one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Response(BaseModel):
+    """Base of what the server answers."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+ItemT = TypeVar("ItemT", bound=BaseModel)
+
+
+class Page(Response, Generic[ItemT]):
+    """One page of a list."""
+
+    items: list[ItemT]
+    next_cursor: str | None = Field(None, description="Pass as `cursor` for the next page; null on the last one.")
+
+
+class Failure(Response):
+    """Why something did not work, with what would mend it."""
+
+    code: str
+    detail: str

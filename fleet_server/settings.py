@@ -1,0 +1,77 @@
+"""Settings of the fleet server: frozen, read once at the edge from `SHOAL_*` variables and command-line options."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_API_PORT = 7470
+DEFAULT_BROKER_PORT = 7471
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; every field has a working default."""
+
+    model_config = SettingsConfigDict(env_prefix="SHOAL_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(Path("/var/lib/shoal"), description="Folder for database, artifacts and working files.")
+    host: str = Field("127.0.0.1", description="Address the REST API listens on.")
+    port: int = Field(DEFAULT_API_PORT, ge=0, le=65535, description="Port of the REST API.")
+    admin_token: SecretStr | None = Field(None, description="Bearer token of the REST API; needed beyond loopback.")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL, such as postgresql+psycopg://…; SQLite in the state folder when absent."
+    )
+    broker_url: str | None = Field(
+        None, description="mqtt://[user:password@]host:port of an external broker; embedded Mosquitto when absent."
+    )
+    broker_port: int = Field(DEFAULT_BROKER_PORT, ge=1, le=65535, description="Port of the embedded broker (loopback).")
+    mosquitto: str = Field("mosquitto", description="The Mosquitto executable of the embedded broker.")
+    artifacts_url: str | None = Field(
+        None, description="Where artifacts are kept: file://, s3://, gs://, az://; a state sub-folder when absent."
+    )
+    upload_max_mb: int = Field(2048, ge=1, description="Largest upload in MiB.")
+    conversion_workers: int = Field(1, ge=0, le=64, description="Conversions run at once; 0 runs none in this process.")
+    conversion_timeout_s: float = Field(1800.0, gt=0, description="A conversion that takes longer is ended.")
+    conversion_memory_mb: int = Field(
+        8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
+    )
+    inspect_timeout_s: float = Field(120.0, gt=0, description="Checking an uploaded version may take so long.")
+    onnx2tf_python: Path | None = Field(
+        None, description="Python of the environment with onnx2tf, for ONNX-only versions on LiteRT profiles."
+    )
+    telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch.")
+    probation_s: float = Field(5.0, ge=0, description="How long a device watches a new version before it counts.")
+    engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @model_validator(mode="after")
+    def _beyond_loopback_needs_a_token(self) -> Self:
+        if not is_loopback(self.host) and self.admin_token is None:
+            raise ValueError(
+                f"host {self.host!r} is reachable from other machines: set SHOAL_ADMIN_TOKEN, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def effective_database_url(self) -> str:
+        """The SQLAlchemy URL in use."""
+        return self.database_url or f"sqlite:///{self.state_dir / 'shoal.db'}"
+
+    @property
+    def effective_broker_url(self) -> str:
+        """The MQTT URL in use."""
+        return self.broker_url or f"mqtt://127.0.0.1:{self.broker_port}"

@@ -1,0 +1,1 @@
+"""Telemetry: stored once, summed up, read by rollouts and people."""
