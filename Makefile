@@ -1,0 +1,61 @@
+# Everything a newcomer needs: `make demo` and `make test` do all set-up by themselves. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+BENCHES := convert serving delivery footprint
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt deploy/dev/setup-venv.sh
+	@deploy/dev/setup-venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+.PHONY: setup
+setup: $(STAMP) ## make the environment: .venv, and Mosquitto where it is absent
+	@deploy/dev/setup-mosquitto.sh "$(VENV)"
+
+.PHONY: setup-onnx2tf
+setup-onnx2tf: setup ## make the second environment that converts ONNX-only versions to LiteRT (about 2 GB)
+	@deploy/dev/setup-onnx2tf.sh
+
+.PHONY: demo
+demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
+	@KEEP=$(KEEP) $(BIN)/python -m deploy.demo.demo
+
+.PHONY: check
+check: setup ## lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: check ## lint, types, and every test's short form
+	$(BIN)/pytest -m "not slow"
+
+.PHONY: test-long
+test-long: check ## every test, the long forms too
+	$(BIN)/pytest
+
+.PHONY: format
+format: setup ## format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# One benchmark a file; each prints one JSON line last.
+.PHONY: $(addprefix bench-,$(BENCHES))
+bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
+bench-serving: setup ## the local inference API against its floor and a peer
+bench-delivery: setup ## bytes and time to bring one artifact to many devices
+bench-footprint: setup ## memory and start-up of the agent
+$(addprefix bench-,$(BENCHES)): bench-%:
+	@$(BIN)/python tests/benchmarks/$*.py
+
+.PHONY: clean
+clean: ## remove what the demo and the tools leave; the environment stays
+	rm -rf .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
