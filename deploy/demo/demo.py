@@ -319,8 +319,12 @@ def refuse_broken(shoal: Shoal, profiles: list[str]) -> list[str]:
     return missing
 
 
-def run(processes: Processes, devices: list[DemoDevice]) -> tuple[str, list[str]]:
-    """Everything between start and stop: the URL of the API, and what did not hold."""
+def run(processes: Processes, devices: list[DemoDevice]) -> str:
+    """Everything between start and stop: the URL of the API.
+
+    Raises:
+        DemoError: saying all that did not hold.
+    """
     data = load_mnist(HOME / "data")
     prepare_files(data)
     console.rule("server, broker and three agents")
@@ -354,7 +358,9 @@ def run(processes: Processes, devices: list[DemoDevice]) -> tuple[str, list[str]
     rows = measure(shoal, devices, data)
     missing = show(shoal, rows, rollout)
     missing += refuse_broken(shoal, profiles)
-    return url, missing
+    if missing:
+        raise DemoError("; ".join(missing))
+    return url
 
 
 def state_of(shoal: Shoal, rollout: str) -> str:
@@ -403,9 +409,7 @@ def main() -> None:
     started = time.monotonic()
     try:
         with running(keep=keep) as processes:
-            url, missing = run(processes, devices)
-            if missing:
-                raise DemoError("; ".join(missing))
+            url = run(processes, devices)
     except DemoError as error:
         console.print(f"[bold red]The demo failed:[/] {error}\nLogs: {HOME / 'logs'}", highlight=False)
         sys.exit(1)

@@ -1,0 +1,238 @@
+"""A whole fleet on this machine for tests: real server, broker and agent processes that can be killed for real."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+BIN = Path(sys.executable).parent
+ValueT = TypeVar("ValueT")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(what: str, condition: Callable[[], ValueT], seconds: float = 90.0) -> ValueT:
+    """Poll until the condition is truthy; refused connections count as not yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            value = condition()
+            if value:
+                return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}")
+
+
+def write_classifier(path: Path, *, seed: int = 0, hidden: int = 16, right: bool = True) -> None:
+    """A classifier of 8 numbers into 3 classes: the largest of the first three, through a hidden layer.
+
+    With `right=False` it has the same format and answers wrongly. `hidden` sets its size: hidden² floats.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.zeros((8, hidden), np.float32)
+    order = (0, 1, 2) if right else (1, 2, 0)
+    for column, row in enumerate(order):
+        first[row, column] = 1.0
+    middle = (rng.standard_normal((hidden, hidden)) * 1e-4 / hidden).astype(np.float32)
+    middle[:3, :3] += np.eye(3, dtype=np.float32)
+    last = np.zeros((hidden, 3), np.float32)
+    last[:3, :3] = np.eye(3)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "first"], ["a"]),
+            helper.make_node("MatMul", ["a", "middle"], ["b"]),
+            helper.make_node("MatMul", ["b", "last"], ["scores"]),
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 3])],
+        [
+            numpy_helper.from_array(value, name)
+            for name, value in (("first", first), ("middle", middle), ("last", last))
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, str(path))
+
+
+def write_data(path: Path, *, rows: int, seed: int, labelled: bool = True) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 8)).astype(np.float32)
+    arrays = {"x": x, "y": x[:, :3].argmax(1).astype(np.int64)} if labelled else {"x": x}
+    np.savez(path, **arrays)
+
+
+class LocalFleet:
+    """Server (with its own broker, or an external one) and agents, each a process; state below `folder`."""
+
+    def __init__(self, folder: Path, *, external_broker: bool = False) -> None:
+        self.folder = folder
+        self.port, self.broker_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.external_broker = external_broker
+        self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.agent_ports: dict[str, int] = {}
+        self._agent_configs: dict[str, Path] = {}
+
+    def start_broker(self) -> None:
+        config = self.folder / "mosquitto.conf"
+        config.write_text(
+            f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\n"
+            "persistence false\n"
+        )
+        self._spawn("broker", ["/usr/sbin/mosquitto", "-c", str(config)])
+
+    def start_server(self) -> None:
+        broker = (
+            {"SHOAL_BROKER_URL": f"mqtt://127.0.0.1:{self.broker_port}"}
+            if self.external_broker
+            else {"SHOAL_BROKER_PORT": str(self.broker_port)}
+        )
+        environment = {
+            "SHOAL_STATE_DIR": str(self.folder / "server"),
+            "SHOAL_PORT": str(self.port),
+            "SHOAL_TELEMETRY_INTERVAL_S": "1",
+            "SHOAL_PROBATION_S": "1",
+            **broker,
+        }
+        self._spawn("server", [str(BIN / "shoal-server")], environment)
+        wait_until("the server", lambda: self._alive("server") and httpx.get(f"{self.url}/readyz").status_code == 200)
+
+    def start_agent(self, name: str, **tags: str) -> None:
+        if name not in self._agent_configs:
+            self.agent_ports[name] = free_port()
+            config = self.folder / f"{name}.toml"
+            config.write_text(
+                f"device_id = {json.dumps(name)}\nstate_dir = {json.dumps(str(self.folder / name))}\n"
+                f'broker = "mqtt://127.0.0.1:{self.broker_port}"\nlisten = "127.0.0.1:{self.agent_ports[name]}"\n'
+                "[tags]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
+            )
+            self._agent_configs[name] = config
+        self._spawn(name, [str(BIN / "shoal-agent"), "run", "--config", str(self._agent_configs[name])])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a power cut would."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.api.close()
+
+    def post(self, path: str, body: Any = None, *, status: int = 201) -> Any:
+        answer = self.api.post(path, json=body)
+        assert answer.status_code == status, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        answer = self.api.get(path, params=parameters)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def upload(self, path: Path) -> str:
+        content = path.read_bytes()
+        answer = self.api.post("/uploads", content=content)
+        assert answer.status_code in {200, 201}, answer.text
+        digest = answer.json()["digest"]
+        assert digest == hashlib.sha256(content).hexdigest()
+        return str(digest)
+
+    def push(self, model: str, version: str, file: Path, *, gate: dict[str, Any] | None = None) -> None:
+        evaluation = self.folder / "evaluation.npz"
+        calibration = self.folder / "calibration.npz"
+        if not evaluation.exists():
+            write_data(evaluation, rows=200, seed=1)
+            write_data(calibration, rows=100, seed=2, labelled=False)
+        self.post(
+            f"/models/{model}/versions",
+            {
+                "name": version,
+                "sources": [{"format": "onnx", "digest": self.upload(file)}],
+                "calibration": self.upload(calibration),
+                "evaluation": self.upload(evaluation),
+                "gate": gate or {},
+            },
+        )
+
+    def build(self, reference: str, *profiles: str) -> list[dict[str, Any]]:
+        """Ask for variants, wait, and return them all."""
+        asked = self.post("/variants", {"version": reference, "profiles": list(profiles)}, status=202)
+        ids = [variant["id"] for variant in asked]
+        return [
+            wait_until(
+                "a variant",
+                lambda i=i: (v := self.get(f"/variants/{i}"))["state"] not in {"queued", "building"} and v,
+                240,
+            )
+            for i in ids
+        ]
+
+    def rollout(self, reference: str, **fields: Any) -> str:
+        body = {"version": reference, "target": {"all": True}, "strategy": {"stages": [{"percent": 100}]}, **fields}
+        return str(self.post("/rollouts", body)["id"])
+
+    def rollout_state(self, rollout: str) -> str:
+        return str(self.get(f"/rollouts/{rollout}")["state"])
+
+    def deployments(self, rollout: str) -> list[dict[str, Any]]:
+        return list(self.get(f"/rollouts/{rollout}/deployments")["items"])
+
+    def infer(self, agent: str, model: str, rows: np.ndarray) -> dict[str, Any]:
+        body = {
+            "id": "1",
+            "inputs": [
+                {"name": "x", "datatype": "FP32", "shape": list(rows.shape), "data": rows.flatten().tolist()},
+            ],
+        }
+        answer = httpx.post(
+            f"http://127.0.0.1:{self.agent_ports[agent]}/v2/models/{model}/infer", json=body, timeout=30
+        )
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _alive(self, name: str) -> bool:
+        process = self.processes[name]
+        assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)[-4000:]}"
+        return True
+
+    def _spawn(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+            )
