@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -22,6 +21,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         fleet.start_agent("cam-1", kind="camera")
         for name, kind, precision in (("gateways", "gateway", "fp32"), ("cameras", "camera", "int8")):
             profile = {"name": name, "match": {"tags.kind": kind}, "runtime": "onnx", "precisions": [precision]}
+            profile["budgets"] = {"accuracy_drop_points": 5}
             fleet.post("/profiles", profile)
         source = fleet.folder / "tri.onnx"
         write_classifier(source)
