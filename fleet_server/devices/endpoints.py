@@ -1,0 +1,79 @@
+"""HTTP of devices and profiles."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, status
+
+from fleet_server.devices import repository, service
+from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileView
+from fleet_server.http import Actor, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.schemas import Page
+
+router = APIRouter()
+
+
+@router.get("/devices", tags=["devices"], summary="List devices")
+def list_devices(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: Paging,
+    profile: Annotated[str | None, Query(description="Only devices of this profile.")] = None,
+    online: Annotated[bool | None, Query(description="Only those that are, or are not, connected.")] = None,
+) -> Page[DeviceView]:
+    """Every device that ever connected, by id."""
+    rows = repository.devices_page(session, fleet_id, paging, profile=profile, online=online)
+    return page(rows, paging, lambda row: service.device_view(*row), key=lambda row: row[0].id)
+
+
+@router.get("/devices/{device_id}", tags=["devices"], summary="Show a device")
+def show_device(session: ReadSession, fleet_id: FleetId, device_id: str) -> DeviceView:
+    """One device: its facts, its profile, and what truly answers requests on it."""
+    device = service.get_device(session, fleet_id, device_id)
+    return service.device_view(device, service.profile_name(session, device))
+
+
+@router.patch("/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile")
+def change_device(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: str, change: DeviceUpdate
+) -> DeviceView:
+    """Fields that are absent stay as they are; `profile: null` lets the device match again."""
+    device = service.update_device(session, fleet_id, device_id, change, actor=actor)
+    return service.device_view(device, service.profile_name(session, device))
+
+
+@router.delete(
+    "/devices/{device_id}", tags=["devices"], summary="Forget a device", status_code=status.HTTP_204_NO_CONTENT
+)
+def forget_device(session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: str) -> None:
+    """Only one that is offline and never had a part in a rollout."""
+    service.delete_device(session, fleet_id, device_id, actor=actor)
+
+
+@router.get("/profiles", tags=["profiles"], summary="List profiles")
+def list_profiles(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ProfileView]:
+    """Every profile, by name."""
+    rows = repository.profiles_page(session, fleet_id, paging)
+    return page(rows, paging, service.profile_view, key=lambda row: row.name)
+
+
+@router.post("/profiles", tags=["profiles"], summary="Create a profile", status_code=status.HTTP_201_CREATED)
+def create_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: ProfileCreate) -> ProfileView:
+    """Devices that are not pinned match again at once: the profile with most conditions that hold wins."""
+    return service.profile_view(service.create_profile(session, fleet_id, wanted, actor=actor))
+
+
+@router.get("/profiles/{name}", tags=["profiles"], summary="Show a profile")
+def show_profile(session: ReadSession, fleet_id: FleetId, name: str) -> ProfileView:
+    """One profile, with how many devices have it."""
+    profile = service.get_profile(session, fleet_id, name)
+    return service.profile_view(profile, repository.devices_of_profile(session, profile.id))
+
+
+@router.delete(
+    "/profiles/{name}", tags=["profiles"], summary="Delete a profile", status_code=status.HTTP_204_NO_CONTENT
+)
+def delete_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, name: str) -> None:
+    """Only one that no variant was built for."""
+    service.delete_profile(session, fleet_id, name, actor=actor)

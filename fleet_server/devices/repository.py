@@ -1,0 +1,81 @@
+"""Every query over devices and profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from fleet_server.http import PageRequest
+from fleet_server.models import Deployment, Device, Profile, Variant
+
+
+def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
+    """One device of a fleet."""
+    found = session.get(Device, device_id)
+    return found if found is not None and found.fleet_id == fleet_id else None
+
+
+def devices_page(
+    session: Session, fleet_id: str, request: PageRequest, *, profile: str | None, online: bool | None
+) -> Sequence[tuple[Device, str | None]]:
+    """Devices with the names of their profiles, by id: one more than asked for, when there are more."""
+    query = (
+        select(Device, Profile.name)
+        .outerjoin(Profile, Profile.id == Device.profile_id)
+        .where(Device.fleet_id == fleet_id)
+        .order_by(Device.id)
+        .limit(request.limit + 1)
+    )
+    if request.after is not None:
+        query = query.where(Device.id > request.after)
+    if profile is not None:
+        query = query.where(Profile.name == profile)
+    if online is not None:
+        query = query.where(Device.online.is_(online))
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = None) -> Sequence[Device]:
+    """Every device of a fleet, or those of the given ids, by id."""
+    query = select(Device).where(Device.fleet_id == fleet_id).order_by(Device.id)
+    if ids is None:
+        return session.scalars(query).all()
+    found: list[Device] = []
+    for start in range(0, len(ids), 500):
+        found += session.scalars(query.where(Device.id.in_(ids[start : start + 500]))).all()
+    return found
+
+
+def profile(session: Session, fleet_id: str, name: str) -> Profile | None:
+    """One profile by name."""
+    return session.scalar(select(Profile).where(Profile.fleet_id == fleet_id, Profile.name == name))
+
+
+def profiles(session: Session, fleet_id: str) -> Sequence[Profile]:
+    """Every profile, by name."""
+    return session.scalars(select(Profile).where(Profile.fleet_id == fleet_id).order_by(Profile.name)).all()
+
+
+def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[Profile]:
+    """Profiles by name: one more than asked for, when there are more."""
+    query = select(Profile).where(Profile.fleet_id == fleet_id).order_by(Profile.name).limit(request.limit + 1)
+    if request.after is not None:
+        query = query.where(Profile.name > request.after)
+    return session.scalars(query).all()
+
+
+def devices_of_profile(session: Session, profile_id: str) -> int:
+    """How many devices have a profile."""
+    return session.scalar(select(func.count()).select_from(Device).where(Device.profile_id == profile_id)) or 0
+
+
+def variants_of_profile(session: Session, profile_id: str) -> int:
+    """How many variants were built for a profile."""
+    return session.scalar(select(func.count()).select_from(Variant).where(Variant.profile_id == profile_id)) or 0
+
+
+def has_deployments(session: Session, device_id: str) -> bool:
+    """Whether a device ever had a part in a rollout."""
+    return session.scalar(select(Deployment.id).where(Deployment.device_id == device_id).limit(1)) is not None

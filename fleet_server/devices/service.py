@@ -1,0 +1,256 @@
+"""Rules of devices and profiles. Each function works in its caller's transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from agent.protocol.messages import Presence, Reported
+from agent.protocol.topics import check_device_id
+from fleet_server import audit
+from fleet_server.devices import repository
+from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
+from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
+from fleet_server.errors import ConflictError, NotFoundError
+from fleet_server.models import Device, Profile
+from fleet_server.models.access import DEFAULT_FLEET
+
+
+@dataclass(frozen=True)
+class ReportOutcome:
+    """What became of a report: `accepted` is false for one older than what is known."""
+
+    device: Device
+    accepted: bool
+
+
+def record_report(session: Session, device_id: str, reported: Reported, now: dt.datetime) -> ReportOutcome:
+    """Store what a device says is true on it; an unknown device is registered.
+
+    A report of the same boot with a sequence no higher than the last is stale and changes nothing.
+    """
+    check_device_id(device_id)
+    device = session.get(Device, device_id)
+    if device is None:
+        device = Device(id=device_id, fleet_id=DEFAULT_FLEET, facts={}, tags={}, online=True, reported_sequence=0)
+        session.add(device)
+        audit.record(
+            session, fleet_id=DEFAULT_FLEET, actor=device_id, action="device.register", subject=f"device/{device_id}"
+        )
+        session.flush()
+    elif device.boot_id == reported.boot_id and reported.sequence <= device.reported_sequence:
+        return ReportOutcome(device, accepted=False)
+    device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
+    device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
+    device.facts = msgspec.to_builtins(reported.facts)
+    device.serving = msgspec.to_builtins(reported.serving)
+    device.reported_deployments = msgspec.to_builtins(reported.deployments)
+    _rematch(device, _named(session, device.fleet_id))
+    return ReportOutcome(device, accepted=True)
+
+
+def record_presence(session: Session, device_id: str, presence: Presence, now: dt.datetime) -> Device | None:
+    """Store whether a device is connected; None when it is not known yet (its report will register it).
+
+    The offline message of an earlier boot, which a broker may deliver late, changes nothing.
+    """
+    device = session.get(Device, device_id)
+    if device is None:
+        return None
+    if not presence.online and device.boot_id not in {None, presence.boot_id}:
+        return device
+    device.online, device.last_seen_at = presence.online, now
+    return device
+
+
+def get_device(session: Session, fleet_id: str, device_id: str) -> Device:
+    """One device.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+    """
+    device = repository.device(session, fleet_id, device_id)
+    if device is None:
+        raise NotFoundError("device", device_id, remedy="an agent registers itself when it first connects")
+    return device
+
+
+def select_devices(
+    session: Session,
+    fleet_id: str,
+    *,
+    all_of_them: bool,
+    devices: Sequence[str],
+    profiles: Sequence[str],
+    tags: dict[str, str],
+) -> list[Device]:
+    """The devices that meet everything that is given, by id.
+
+    Raises:
+        NotFoundError: naming the devices or the profile that do not exist.
+    """
+    wanted_profiles = {get_profile(session, fleet_id, name).id for name in profiles}
+    found = repository.all_devices(session, fleet_id, None if not devices else sorted(set(devices)))
+    unknown = sorted(set(devices) - {device.id for device in found})
+    if unknown:
+        raise NotFoundError("device", ", ".join(unknown[:10]), remedy="list them with `shoal device list`")
+    if not (all_of_them or devices or profiles or tags):
+        return []
+    return [
+        device
+        for device in found
+        if (not profiles or device.profile_id in wanted_profiles)
+        and tags.items() <= effective_tags(device.facts, device.tags).items()
+    ]
+
+
+def update_device(session: Session, fleet_id: str, device_id: str, change: DeviceUpdate, *, actor: str) -> Device:
+    """Change a device's tags or pin its profile.
+
+    Raises:
+        NotFoundError: for an unknown device or profile.
+    """
+    device = get_device(session, fleet_id, device_id)
+    if change.tags is not None:
+        device.tags = dict(change.tags)
+    if "profile" in change.model_fields_set:
+        device.profile_pinned = change.profile is not None
+        if change.profile is not None:
+            device.profile_id = get_profile(session, fleet_id, change.profile).id
+    _rematch(device, _named(session, fleet_id))
+    audit.record(
+        session,
+        fleet_id=fleet_id,
+        actor=actor,
+        action="device.update",
+        subject=f"device/{device_id}",
+        detail=change.model_dump(exclude_unset=True),
+    )
+    return device
+
+
+def delete_device(session: Session, fleet_id: str, device_id: str, *, actor: str) -> None:
+    """Forget a device that is offline and never had a part in a rollout.
+
+    Raises:
+        ConflictError: when it is online (it would register itself again) or history names it.
+    """
+    device = get_device(session, fleet_id, device_id)
+    if device.online:
+        raise ConflictError("device_online", f"device {device_id!r} is online: stop its agent first")
+    if repository.has_deployments(session, device_id):
+        raise ConflictError("device_in_use", f"device {device_id!r} has deployments, which keep their history")
+    session.delete(device)
+    audit.record(session, fleet_id=fleet_id, actor=actor, action="device.forget", subject=f"device/{device_id}")
+
+
+def get_profile(session: Session, fleet_id: str, name: str) -> Profile:
+    """One profile by name.
+
+    Raises:
+        NotFoundError: saying which there are.
+    """
+    profile = repository.profile(session, fleet_id, name)
+    if profile is None:
+        names = ", ".join(one.name for one in repository.profiles(session, fleet_id)[:20])
+        raise NotFoundError("profile", name, remedy=f"there are: {names}" if names else "create it first")
+    return profile
+
+
+def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, actor: str) -> Profile:
+    """Add a profile, and let every device that is not pinned match again.
+
+    Raises:
+        ConflictError: when the name is taken by another specification.
+    """
+    spec = wanted.model_dump(mode="json", exclude={"name"})
+    existing = repository.profile(session, fleet_id, wanted.name)
+    if existing is not None:
+        if existing.spec == spec:
+            return existing
+        raise ConflictError("profile_exists", f"profile {wanted.name!r} is there already, with another specification")
+    profile = Profile(fleet_id=fleet_id, name=wanted.name, spec=spec)
+    session.add(profile)
+    session.flush()
+    _rematch_all(session, fleet_id)
+    audit.record(
+        session, fleet_id=fleet_id, actor=actor, action="profile.create", subject=f"profile/{wanted.name}", detail=spec
+    )
+    return profile
+
+
+def delete_profile(session: Session, fleet_id: str, name: str, *, actor: str) -> None:
+    """Remove a profile no variant was built for; its devices match again.
+
+    Raises:
+        ConflictError: when a variant was built for it.
+    """
+    profile = get_profile(session, fleet_id, name)
+    variants = repository.variants_of_profile(session, profile.id)
+    if variants:
+        raise ConflictError("profile_in_use", f"profile {name!r} has {variants} variants, which keep their history")
+    for device in repository.all_devices(session, fleet_id):
+        if device.profile_id == profile.id:
+            device.profile_id, device.profile_pinned = None, False
+    session.flush()
+    session.delete(profile)
+    session.flush()
+    _rematch_all(session, fleet_id)
+    audit.record(session, fleet_id=fleet_id, actor=actor, action="profile.delete", subject=f"profile/{name}")
+
+
+def profile_view(profile: Profile, devices: int | None = None) -> ProfileView:
+    """The HTTP shape of a profile."""
+    return ProfileView(
+        id=profile.id,
+        name=profile.name,
+        spec=ProfileSpec.model_validate(profile.spec),
+        devices=devices,
+        created_at=profile.created_at,
+    )
+
+
+def device_view(device: Device, profile_name: str | None) -> DeviceView:
+    """The HTTP shape of a device."""
+    return DeviceView(
+        id=device.id,
+        profile=profile_name,
+        profile_pinned=device.profile_pinned,
+        online=device.online,
+        last_seen_at=device.last_seen_at,
+        tags=effective_tags(device.facts, device.tags),
+        facts=device.facts,
+        serving=[ServingView.model_validate(one) for one in device.serving],
+        desired_revision=device.desired_revision,
+        reported_revision=device.reported_revision,
+        created_at=device.created_at,
+    )
+
+
+def profile_name(session: Session, device: Device) -> str | None:
+    """The name of a device's profile."""
+    found = session.get(Profile, device.profile_id) if device.profile_id else None
+    return found.name if found else None
+
+
+def _named(session: Session, fleet_id: str) -> list[NamedProfile]:
+    return [
+        NamedProfile(profile.id, profile.name, ProfileSpec.model_validate(profile.spec))
+        for profile in repository.profiles(session, fleet_id)
+    ]
+
+
+def _rematch(device: Device, profiles: list[NamedProfile]) -> None:
+    if not device.profile_pinned:
+        best = best_profile(device.facts, device.tags, profiles)
+        device.profile_id = best.id if best else None
+
+
+def _rematch_all(session: Session, fleet_id: str) -> None:
+    profiles = _named(session, fleet_id)
+    for device in repository.all_devices(session, fleet_id):
+        _rematch(device, profiles)

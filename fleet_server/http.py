@@ -1,0 +1,109 @@
+"""What every endpoint shares: sessions, the caller's fleet, and keyset paging. It knows HTTP and no subject.
+
+A writing session commits when the endpoint function ends and before the answer is sent (FastAPI's `scope="function"`),
+so that a client that has its answer can rely on it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Query, Request
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from fleet_server.db import Database
+from fleet_server.errors import InvalidError
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.schemas import PAGE_LIMIT, Page
+from fleet_server.settings import Settings
+
+CURSOR_CHARS = 512
+RowT = TypeVar("RowT")
+ViewT = TypeVar("ViewT", bound=BaseModel)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _read_session(request: Request) -> Iterator[Session]:
+    with _database(request).read() as session:
+        yield session
+
+
+def _write_session(request: Request) -> Iterator[Session]:
+    with _database(request).write() as session:
+        yield session
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _fleet_id() -> str:
+    return DEFAULT_FLEET
+
+
+def _actor() -> str:
+    return "admin"
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """Which page was asked for: rows after the key `after`, at most `limit` of them."""
+
+    after: str | None
+    limit: int
+
+
+def encode_cursor(key: str) -> str:
+    """The opaque cursor of a row's key."""
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> str:
+    """The key in a cursor.
+
+    Raises:
+        InvalidError: when the cursor is none of ours.
+    """
+    try:
+        return base64.b64decode(
+            cursor[:CURSOR_CHARS] + "=" * (-len(cursor[:CURSOR_CHARS]) % 4), altchars=b"-_", validate=True
+        ).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidError(
+            "bad_cursor", "cursor: not one this server gave; begin again without it", field="cursor"
+        ) from None
+
+
+def _paging(
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="Rows a page.")] = 50,
+) -> PageRequest:
+    return PageRequest(after=decode_cursor(cursor) if cursor else None, limit=limit)
+
+
+def page(
+    rows: Sequence[RowT], request: PageRequest, view: Callable[[RowT], ViewT], *, key: Callable[[RowT], str]
+) -> Page[ViewT]:
+    """Make a page of rows that were queried with `limit + 1`: the extra one only says that there are more."""
+    shown = rows[: request.limit]
+    cursor = encode_cursor(key(shown[-1])) if len(rows) > request.limit else None
+    return Page[Any](items=[view(row) for row in shown], next_cursor=cursor)
+
+
+ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
+Db = Annotated[Database, Depends(_database)]
+AppSettings = Annotated[Settings, Depends(_settings)]
+FleetId = Annotated[str, Depends(_fleet_id)]
+Actor = Annotated[str, Depends(_actor)]
+Paging = Annotated[PageRequest, Depends(_paging)]

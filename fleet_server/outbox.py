@@ -1,0 +1,42 @@
+"""The outbox: messages written in the transaction of the change that caused them, deleted when the broker has them.
+
+A newer message of a retained topic makes the older ones pointless, so they go when it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from fleet_server.models import OutboxMessage
+
+
+@dataclass(frozen=True)
+class PendingMessage:
+    """A message that the broker has not acknowledged."""
+
+    id: str
+    topic: str
+    payload: bytes
+    retain: bool
+
+
+def enqueue(session: Session, *, fleet_id: str, topic: str, payload: bytes, retain: bool) -> None:
+    """Add a message to the present transaction; a retained one replaces those waiting for its topic."""
+    if retain:
+        session.execute(delete(OutboxMessage).where(OutboxMessage.topic == topic, OutboxMessage.retain.is_(True)))
+    session.add(OutboxMessage(fleet_id=fleet_id, topic=topic, payload=payload, retain=retain))
+
+
+def pending(session: Session, *, limit: int) -> list[PendingMessage]:
+    """The oldest messages, in the order they were written."""
+    rows = session.scalars(select(OutboxMessage).order_by(OutboxMessage.id).limit(limit))
+    return [PendingMessage(row.id, row.topic, row.payload, row.retain) for row in rows]
+
+
+def acknowledge(session: Session, ids: Iterable[str]) -> None:
+    """Forget messages that the broker has."""
+    session.execute(delete(OutboxMessage).where(OutboxMessage.id.in_(list(ids))))
