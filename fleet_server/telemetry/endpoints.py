@@ -1,0 +1,69 @@
+"""HTTP of telemetry."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from fleet_server.http import FleetId, Paging, ReadSession, page
+from fleet_server.models import HostWindowRow
+from fleet_server.schemas import Page
+from fleet_server.telemetry import repository, service
+from fleet_server.telemetry.schemas import HostTelemetry, ModelTelemetry
+
+router = APIRouter(tags=["telemetry"])
+
+
+@router.get("/telemetry/models", summary="What versions did on devices")
+def model_telemetry(
+    session: ReadSession,
+    fleet_id: FleetId,
+    model: Annotated[str | None, Query(description="Only this model.")] = None,
+    version: Annotated[str | None, Query(description="Only this version.")] = None,
+    device: Annotated[str | None, Query(description="Only this device.")] = None,
+    since: Annotated[dt.datetime | None, Query(description="Windows that ended at or after this time.")] = None,
+    until: Annotated[dt.datetime | None, Query(description="Windows that ended before this time.")] = None,
+    by: Annotated[Literal["device", "version"], Query(description="One row a device, or one over all.")] = "device",
+) -> Page[ModelTelemetry]:
+    """Requests, errors, latency percentiles, and, where programs sent labels, accuracy, recall and F1."""
+    rows = service.summarize(
+        session,
+        fleet_id,
+        model=model,
+        version=version,
+        device_id=device,
+        since=_aware(since),
+        until=_aware(until),
+        by_device=by == "device",
+    )
+    return Page[ModelTelemetry](items=rows, next_cursor=None)
+
+
+@router.get("/telemetry/hosts", summary="How devices themselves were")
+def host_telemetry(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: Paging,
+    device: Annotated[str | None, Query(description="Only this device.")] = None,
+) -> Page[HostTelemetry]:
+    """CPU, memory, temperature and disk at the end of each window, newest first."""
+    rows = repository.host_windows(session, fleet_id, paging, device)
+    return page(rows, paging, _host, key=lambda row: row.id)
+
+
+def _host(row: HostWindowRow) -> HostTelemetry:
+    return HostTelemetry(
+        device_id=row.device_id,
+        at=row.ended_at,
+        cpu_percent=row.cpu_percent,
+        memory_used_mb=row.memory_used_mb,
+        agent_rss_mb=row.agent_rss_mb,
+        temperature_c=row.temperature_c,
+        disk_free_mb=row.disk_free_mb,
+    )
+
+
+def _aware(time: dt.datetime | None) -> dt.datetime | None:
+    return time.replace(tzinfo=dt.UTC) if time is not None and time.tzinfo is None else time
