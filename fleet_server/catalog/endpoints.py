@@ -1,0 +1,176 @@
+"""HTTP of uploads, models, versions, variants and artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, status
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from fleet_server.catalog import repository, service
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.schemas import ModelView, UploadView, VariantState, VariantView, VersionCreate, VersionView
+from fleet_server.catalog.service import Inspector
+from fleet_server.errors import InvalidError, NotFoundError, TooLargeError, UnavailableError
+from fleet_server.http import Actor, AppSettings, Db, FleetId, Paging, ReadSession, page
+from fleet_server.schemas import Digest, Name, Page
+from fleet_server.settings import Settings
+
+router = APIRouter()
+
+
+def _store(request: Request) -> ArtifactStore:
+    store: ArtifactStore = request.app.state.artifacts
+    return store
+
+
+def _inspector(request: Request) -> Inspector:
+    inspector: Inspector = request.app.state.inspector
+    return inspector
+
+
+Store = Annotated[ArtifactStore, Depends(_store)]
+VersionInspector = Annotated[Inspector, Depends(_inspector)]
+
+
+@router.post("/uploads", tags=["models"], summary="Upload a file", status_code=status.HTTP_201_CREATED)
+async def upload(
+    request: Request,
+    database: Db,
+    store: Store,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    sha256: Annotated[Digest | None, Query(description="Refuse the upload when its digest is another.")] = None,
+) -> UploadView:
+    """The raw bytes as the body. An upload that no version names is thrown away after a day."""
+    folder = settings.state_dir / "uploads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        path = Path(work) / "upload"
+        with _upload_problems():
+            await _receive(request, path, settings, sha256)
+        return await run_in_threadpool(service.add_upload, database, store, fleet_id, path)
+
+
+async def _receive(request: Request, path: Path, settings: Settings, sha256: str | None) -> None:
+    limit = settings.upload_max_mb * 1024 * 1024
+    too_large = TooLargeError(
+        "upload_too_large", f"an upload may have {settings.upload_max_mb} MiB (SHOAL_UPLOAD_MAX_MB)"
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    seen, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise too_large
+            seen.update(piece)
+            await run_in_threadpool(file.write, piece)
+    if size == 0:
+        raise InvalidError("upload_empty", "the body is empty: send the file's bytes", field="body")
+    if sha256 is not None and seen.hexdigest() != sha256:
+        raise InvalidError(
+            "upload_damaged", "sha256: the bytes that came have another digest: send again", field="sha256"
+        )
+
+
+@contextlib.contextmanager
+def _upload_problems() -> Iterator[None]:
+    try:
+        yield
+    except ClientDisconnect:
+        raise InvalidError("upload_incomplete", "the connection ended before the whole file had come") from None
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UnavailableError("disk_full", "the server's disk is full: free some of its state folder") from None
+        raise
+
+
+@router.get("/models", tags=["models"], summary="List models")
+def list_models(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ModelView]:
+    """Every model, by name."""
+    rows = repository.models_page(session, fleet_id, paging)
+    return page(rows, paging, lambda row: service.model_view(session, row), key=lambda row: row.name)
+
+
+@router.get("/models/{model}", tags=["models"], summary="Show a model")
+def show_model(session: ReadSession, fleet_id: FleetId, model: str) -> ModelView:
+    """One model with the name of its newest version."""
+    return service.model_view(session, service.get_model(session, fleet_id, model))
+
+
+@router.post(
+    "/models/{model}/versions", tags=["models"], summary="Create a version", status_code=status.HTTP_201_CREATED
+)
+def create_version(
+    database: Db,
+    store: Store,
+    inspector: VersionInspector,
+    fleet_id: FleetId,
+    actor: Actor,
+    model: Name,
+    wanted: VersionCreate,
+) -> VersionView:
+    """Files are uploaded before and named here by digest. They are loaded, compared and tried on the data sets first.
+
+    A version that is refused leaves nothing behind.
+    """
+    return service.create_version(
+        database, store, inspector, fleet_id=fleet_id, model_name=model, wanted=wanted, actor=actor
+    )
+
+
+@router.get("/models/{model}/versions", tags=["models"], summary="List versions")
+def list_versions(session: ReadSession, fleet_id: FleetId, paging: Paging, model: str) -> Page[VersionView]:
+    """A model's versions, newest first."""
+    found = service.get_model(session, fleet_id, model)
+    rows = repository.versions_page(session, found.id, paging)
+    return page(rows, paging, lambda row: service.version_view(session, found, row), key=lambda row: row.id)
+
+
+@router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version")
+def show_version(session: ReadSession, fleet_id: FleetId, model: str, version: str) -> VersionView:
+    """One version: its files, tensors, data sets and what the check at upload found."""
+    return service.version_view(session, *service.get_version(session, fleet_id, model, version))
+
+
+@router.get("/variants", tags=["variants"], summary="List variants")
+def list_variants(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: Paging,
+    version: Annotated[str | None, Query(description="Only of this `model@version`.")] = None,
+    profile: Annotated[str | None, Query(description="Only for this profile.")] = None,
+    state: Annotated[VariantState | None, Query(description="Only those in this state.")] = None,
+) -> Page[VariantView]:
+    """Variants, newest first, with what was measured and what the gate said."""
+    version_id = service.resolve_version(session, fleet_id, version).id if version else None
+    rows = repository.variants_page(session, fleet_id, paging, version_id=version_id, profile=profile, state=state)
+    return page(rows, paging, lambda row: service.variant_view(session, row), key=lambda row: row[0].id)
+
+
+@router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant")
+def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: str) -> VariantView:
+    """One variant: every candidate that was tried, its measurements, its lineage, the gate's checks."""
+    return service.get_variant(session, fleet_id, variant_id)
+
+
+@router.get("/artifacts/{digest}", tags=["variants"], summary="Download an artifact", response_class=StreamingResponse)
+def download_artifact(session: ReadSession, store: Store, fleet_id: FleetId, digest: Digest) -> StreamingResponse:
+    """The bytes of an artifact or a source form."""
+    blob = repository.blob(session, fleet_id, digest)
+    if blob is None:
+        raise NotFoundError("artifact", digest)
+    pieces = (bytes(piece) for piece in store.stream(digest))
+    headers = {"Content-Length": str(blob.size)}
+    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)

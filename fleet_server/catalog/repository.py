@@ -1,0 +1,117 @@
+"""Every query over models, versions, source forms, variants and blobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from fleet_server.http import PageRequest
+from fleet_server.models import Blob, ConversionJob, Model, Profile, SourceForm, Variant, Version
+
+VariantRow = tuple[Variant, Model, Version, Profile]
+
+
+def blob(session: Session, fleet_id: str, digest: str) -> Blob | None:
+    """An upload."""
+    return session.get(Blob, (fleet_id, digest))
+
+
+def stale_blobs(session: Session, before: dt.datetime) -> Sequence[Blob]:
+    """Blobs that were there before a time."""
+    return session.scalars(select(Blob).where(Blob.created_at < before)).all()
+
+
+def is_referenced(session: Session, digest: str) -> bool:
+    """Whether any version or variant names the digest."""
+    queries = (
+        select(SourceForm.id).where(SourceForm.digest == digest),
+        select(Version.id).where(or_(Version.calibration_digest == digest, Version.evaluation_digest == digest)),
+        select(Variant.id).where(Variant.digest == digest),
+    )
+    return any(session.scalar(query.limit(1)) is not None for query in queries)
+
+
+def model(session: Session, fleet_id: str, name: str) -> Model | None:
+    """A model by name."""
+    return session.scalar(select(Model).where(Model.fleet_id == fleet_id, Model.name == name))
+
+
+def models_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[Model]:
+    """Models by name: one more than asked for, when there are more."""
+    query = select(Model).where(Model.fleet_id == fleet_id).order_by(Model.name).limit(request.limit + 1)
+    return session.scalars(query if request.after is None else query.where(Model.name > request.after)).all()
+
+
+def version(session: Session, model_id: str, name: str) -> Version | None:
+    """A version by name."""
+    return session.scalar(select(Version).where(Version.model_id == model_id, Version.name == name))
+
+
+def latest_version(session: Session, model_id: str) -> Version | None:
+    """The newest version of a model."""
+    return session.scalar(select(Version).where(Version.model_id == model_id).order_by(Version.id.desc()).limit(1))
+
+
+def versions_page(session: Session, model_id: str, request: PageRequest) -> Sequence[Version]:
+    """Versions, newest first: one more than asked for, when there are more."""
+    query = select(Version).where(Version.model_id == model_id).order_by(Version.id.desc()).limit(request.limit + 1)
+    return session.scalars(query if request.after is None else query.where(Version.id < request.after)).all()
+
+
+def source_forms(session: Session, version_id: str) -> Sequence[SourceForm]:
+    """The files of a version."""
+    return session.scalars(
+        select(SourceForm).where(SourceForm.version_id == version_id).order_by(SourceForm.format)
+    ).all()
+
+
+def variant_row(session: Session, fleet_id: str, variant_id: str) -> VariantRow | None:
+    """A variant with its model, version and profile."""
+    row = session.execute(_variants(fleet_id).where(Variant.id == variant_id)).first()
+    return None if row is None else (row[0], row[1], row[2], row[3])
+
+
+def variants_page(
+    session: Session,
+    fleet_id: str,
+    request: PageRequest,
+    *,
+    version_id: str | None,
+    profile: str | None,
+    state: str | None,
+) -> Sequence[VariantRow]:
+    """Variants, newest first: one more than asked for, when there are more."""
+    query = _variants(fleet_id).order_by(Variant.id.desc()).limit(request.limit + 1)
+    if request.after is not None:
+        query = query.where(Variant.id < request.after)
+    if version_id is not None:
+        query = query.where(Variant.version_id == version_id)
+    if profile is not None:
+        query = query.where(Profile.name == profile)
+    if state is not None:
+        query = query.where(Variant.state == state)
+    return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+
+
+def variant_of(session: Session, version_id: str, profile_id: str) -> Variant | None:
+    """The variant of a version for a profile."""
+    return session.scalar(select(Variant).where(Variant.version_id == version_id, Variant.profile_id == profile_id))
+
+
+def latest_job(session: Session, variant_id: str) -> ConversionJob | None:
+    """The newest job of a variant."""
+    query = select(ConversionJob).where(ConversionJob.variant_id == variant_id).order_by(ConversionJob.id.desc())
+    return session.scalar(query.limit(1))
+
+
+def _variants(fleet_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a Select of four entities)
+    return (
+        select(Variant, Model, Version, Profile)
+        .join(Version, Version.id == Variant.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(Variant.fleet_id == fleet_id)
+    )

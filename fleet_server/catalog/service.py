@@ -1,0 +1,306 @@
+"""Rules of models, versions and variants as records; building variants is `fleet_server.conversions`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy.orm import Session
+
+from fleet_server import audit
+from fleet_server.catalog import repository
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.schemas import (
+    GateSpec,
+    GateVerdict,
+    JobView,
+    ModelView,
+    SourceFormView,
+    TensorView,
+    UploadView,
+    VariantState,
+    VariantView,
+    VersionCreate,
+    VersionView,
+)
+from fleet_server.db import Database, utc_now
+from fleet_server.errors import ConflictError, InvalidError, NotFoundError
+from fleet_server.models import Blob, Model, SourceForm, Variant, Version
+from fleet_server.schemas import Failure
+
+UPLOAD_LIFETIME = dt.timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class InspectionRecord:
+    """What the check of a version found, as it is stored."""
+
+    inputs: list[Any]
+    outputs: list[Any]
+    inspection: dict[str, Any]
+
+
+class Inspector(Protocol):
+    """Checks the files of a version before anything of it is written."""
+
+    def inspect(self, wanted: VersionCreate) -> InspectionRecord:
+        """Check that files load, agree and fit their data.
+
+        Raises:
+            InvalidError: naming the field at fault and the remedy.
+        """
+        ...
+
+
+def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Path) -> UploadView:
+    """Keep an uploaded file's bytes under their digest."""
+    digest, size = store.put_file(path)
+    with database.write() as session:
+        blob = repository.blob(session, fleet_id, digest)
+        if blob is None:
+            session.add(Blob(fleet_id=fleet_id, digest=digest, size=size))
+        else:
+            blob.created_at = utc_now()
+    # Somebody may have thrown the same bytes away between the two steps above; the row now protects them.
+    store.put_file(path)
+    return UploadView(digest=digest, size=size)
+
+
+def discard_uploads(database: Database, store: ArtifactStore, fleet_id: str, digests: Iterable[str]) -> None:
+    """Throw away uploads that no version or variant names."""
+    for digest in sorted(set(digests)):
+        with database.write() as session:
+            blob = repository.blob(session, fleet_id, digest)
+            if blob is not None and not repository.is_referenced(session, digest):
+                session.delete(blob)
+                session.flush()
+                store.delete(digest)
+
+
+def sweep_uploads(database: Database, store: ArtifactStore, now: dt.datetime) -> None:
+    """Throw away uploads of yesterday that nothing names."""
+    with database.read() as session:
+        stale = [(blob.fleet_id, blob.digest) for blob in repository.stale_blobs(session, now - UPLOAD_LIFETIME)]
+    for fleet_id, digest in stale:
+        discard_uploads(database, store, fleet_id, [digest])
+
+
+def create_version(
+    database: Database,
+    store: ArtifactStore,
+    inspector: Inspector,
+    *,
+    fleet_id: str,
+    model_name: str,
+    wanted: VersionCreate,
+    actor: str,
+) -> VersionView:
+    """Check an uploaded version and add it; the same version sent again is answered as it is.
+
+    Raises:
+        NotFoundError: for a digest that was not uploaded.
+        InvalidError: when the check refuses it; its uploads are thrown away.
+        ConflictError: when the name is taken by other content: versions are immutable.
+    """
+    with database.read() as session:
+        existing = _existing(session, fleet_id, model_name, wanted)
+        if existing is not None:
+            return existing
+        _check_uploads(session, fleet_id, wanted)
+    digests = [source.digest for source in wanted.sources] + [d for d in (wanted.calibration, wanted.evaluation) if d]
+    try:
+        found = inspector.inspect(wanted)
+    except InvalidError:
+        discard_uploads(database, store, fleet_id, digests)
+        raise
+    with database.write() as session:
+        existing = _existing(session, fleet_id, model_name, wanted)
+        if existing is not None:
+            return existing
+        _check_uploads(session, fleet_id, wanted)
+        model = repository.model(session, fleet_id, model_name)
+        if model is None:
+            model = Model(fleet_id=fleet_id, name=model_name)
+            session.add(model)
+            session.flush()
+        version = Version(
+            fleet_id=fleet_id,
+            model_id=model.id,
+            name=wanted.name,
+            inputs=found.inputs,
+            outputs=found.outputs,
+            labels=list(wanted.labels),
+            calibration_digest=wanted.calibration,
+            evaluation_digest=wanted.evaluation,
+            gate=wanted.gate.model_dump(mode="json"),
+            inspection=found.inspection,
+        )
+        session.add(version)
+        session.flush()
+        for source in wanted.sources:
+            blob = repository.blob(session, fleet_id, source.digest)
+            size = blob.size if blob else 0
+            session.add(
+                SourceForm(
+                    fleet_id=fleet_id,
+                    version_id=version.id,
+                    format=source.format.value,
+                    digest=source.digest,
+                    size=size,
+                )
+            )
+        session.flush()
+        reference = f"{model_name}@{wanted.name}"
+        audit.record(session, fleet_id=fleet_id, actor=actor, action="version.create", subject=f"version/{reference}")
+        return version_view(session, model, version)
+
+
+def get_model(session: Session, fleet_id: str, name: str) -> Model:
+    """One model.
+
+    Raises:
+        NotFoundError: when there is none of that name.
+    """
+    model = repository.model(session, fleet_id, name)
+    if model is None:
+        raise NotFoundError("model", name, remedy="list them with `shoal model list`")
+    return model
+
+
+def get_version(session: Session, fleet_id: str, model_name: str, name: str) -> tuple[Model, Version]:
+    """One version with its model.
+
+    Raises:
+        NotFoundError: when either is not there.
+    """
+    model = get_model(session, fleet_id, model_name)
+    version = repository.version(session, model.id, name)
+    if version is None:
+        latest = repository.latest_version(session, model.id)
+        remedy = f"the newest is {model_name}@{latest.name}" if latest else "push one with `shoal model push`"
+        raise NotFoundError("version", f"{model_name}@{name}", remedy=remedy)
+    return model, version
+
+
+def resolve_version(session: Session, fleet_id: str, reference: str) -> Version:
+    """The version that `model@version` names.
+
+    Raises:
+        InvalidError: when it is not written so.
+        NotFoundError: when it is not there.
+    """
+    model_name, _, name = reference.partition("@")
+    if not model_name or not name:
+        raise InvalidError("bad_version", f"version: {reference!r} is not `model@version`", field="version")
+    return get_version(session, fleet_id, model_name, name)[1]
+
+
+def ready_variant(session: Session, version_id: str, profile_id: str) -> Variant | None:
+    """The variant of a version for a profile that the gate let pass, if there is one."""
+    variant = repository.variant_of(session, version_id, profile_id)
+    return variant if variant is not None and variant.state == VariantState.READY else None
+
+
+def get_variant(session: Session, fleet_id: str, variant_id: str) -> VariantView:
+    """One variant.
+
+    Raises:
+        NotFoundError: when it is not there.
+    """
+    row = repository.variant_row(session, fleet_id, variant_id)
+    if row is None:
+        raise NotFoundError("variant", variant_id, remedy="list them with `shoal variant list`")
+    return variant_view(session, row)
+
+
+def model_view(session: Session, model: Model) -> ModelView:
+    """The HTTP shape of a model."""
+    latest = repository.latest_version(session, model.id)
+    return ModelView(
+        id=model.id, name=model.name, latest_version=latest.name if latest else None, created_at=model.created_at
+    )
+
+
+def version_view(session: Session, model: Model, version: Version) -> VersionView:
+    """The HTTP shape of a version."""
+    forms = repository.source_forms(session, version.id)
+    return VersionView(
+        id=version.id,
+        model=model.name,
+        name=version.name,
+        reference=f"{model.name}@{version.name}",
+        sources=[SourceFormView.model_validate(form) for form in forms],
+        inputs=[TensorView.model_validate(tensor) for tensor in version.inputs],
+        outputs=[TensorView.model_validate(tensor) for tensor in version.outputs],
+        labels=version.labels,
+        calibration=version.calibration_digest,
+        evaluation=version.evaluation_digest,
+        gate=GateSpec.model_validate(version.gate),
+        inspection=version.inspection,
+        created_at=version.created_at,
+    )
+
+
+def variant_view(session: Session, row: repository.VariantRow) -> VariantView:
+    """The HTTP shape of a variant."""
+    variant, model, version, profile = row
+    job = repository.latest_job(session, variant.id)
+    return VariantView(
+        id=variant.id,
+        model=model.name,
+        version=version.name,
+        profile=profile.name,
+        state=VariantState(variant.state),
+        runtime=variant.profile_spec["runtime"],
+        precision=variant.precision,
+        digest=variant.digest,
+        size=variant.size,
+        measurements=variant.measurements,
+        candidates=variant.candidates,
+        lineage=variant.lineage,
+        gate=GateVerdict.model_validate(variant.gate) if variant.gate else None,
+        failure=Failure.model_validate(variant.failure) if variant.failure else None,
+        job=JobView.model_validate(job) if job else None,
+        created_at=variant.created_at,
+        updated_at=variant.updated_at,
+    )
+
+
+def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionCreate) -> VersionView | None:
+    model = repository.model(session, fleet_id, model_name)
+    version = repository.version(session, model.id, wanted.name) if model else None
+    if model is None or version is None:
+        return None
+    forms = {(form.format, form.digest) for form in repository.source_forms(session, version.id)}
+    same = (
+        forms == {(source.format.value, source.digest) for source in wanted.sources}
+        and version.calibration_digest == wanted.calibration
+        and version.evaluation_digest == wanted.evaluation
+        and version.labels == list(wanted.labels)
+        and version.gate == wanted.gate.model_dump(mode="json")
+    )
+    if not same:
+        raise ConflictError(
+            "version_exists",
+            f"{model_name}@{wanted.name} is there already with other content, and versions are immutable: "
+            "push under another version name",
+        )
+    return version_view(session, model, version)
+
+
+def _check_uploads(session: Session, fleet_id: str, wanted: VersionCreate) -> None:
+    formats = [source.format for source in wanted.sources]
+    if len(set(formats)) != len(formats):
+        raise InvalidError("duplicate_format", "sources: a version holds one file a format", field="sources")
+    named = [(f"sources.{i}.digest", source.digest) for i, source in enumerate(wanted.sources)]
+    named += [("calibration", wanted.calibration or ""), ("evaluation", wanted.evaluation or "")]
+    for field, digest in named:
+        if digest and repository.blob(session, fleet_id, digest) is None:
+            raise InvalidError(
+                "upload_not_found",
+                f"{field}: {digest[:12]}… was not uploaded, or is gone: upload it first",
+                field=field,
+            )
