@@ -1,0 +1,46 @@
+"""Every query over conversion jobs."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy import and_, or_, select
+from sqlalchemy.orm import Session
+
+from fleet_server.models import ConversionJob, Deployment, Variant, Version
+
+
+def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
+    """The oldest job that waits, or whose runner went silent; locked for this transaction."""
+    lost = and_(ConversionJob.state == "running", ConversionJob.lease_until < now)
+    query = (
+        select(ConversionJob)
+        .where(or_(ConversionJob.state == "queued", lost))
+        .order_by(ConversionJob.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalar(query)
+
+
+def baseline_variant(session: Session, version: Version, profile_id: str) -> tuple[Variant, Version] | None:
+    """The variant the newest earlier version with a ready one has for a profile; one that was deployed comes first."""
+    query = (
+        select(Variant, Version)
+        .join(Version, Version.id == Variant.version_id)
+        .where(
+            Version.model_id == version.model_id,
+            Version.id < version.id,
+            Variant.profile_id == profile_id,
+            Variant.state == "ready",
+        )
+        .order_by(Version.id.desc())
+    )
+    deployed = select(Deployment.id).where(Deployment.variant_id == Variant.id, Deployment.phase == "active")
+    row = session.execute(query.where(deployed.exists()).limit(1)).first() or session.execute(query.limit(1)).first()
+    return None if row is None else (row[0], row[1])
+
+
+def is_deployed(session: Session, variant_id: str) -> bool:
+    """Whether a deployment names the variant."""
+    return session.scalar(select(Deployment.id).where(Deployment.variant_id == variant_id).limit(1)) is not None

@@ -1,0 +1,203 @@
+"""Runs conversion jobs: threads that claim a row, run it in a child process, and write down what came of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from agent.protocol.manifest import ModelFormat
+from converters.job import BaselineArtifact, BuildJob, BuildResult, JobError, Progress, SourceFile
+from fleet_server.catalog import repository as catalog
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.service import sweep_uploads
+from fleet_server.conversions import service
+from fleet_server.conversions.files import WorkFolder, work_folder
+from fleet_server.conversions.process import Bounds, CancelledError, ConversionFailedError, run_job
+from fleet_server.conversions.service import ClaimedJob
+from fleet_server.db import Database, new_id, utc_now
+from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.models import Profile, Variant, Version
+from fleet_server.settings import Settings
+
+log = logging.getLogger(__name__)
+IDLE_S = 0.3
+HEARTBEAT_S = 1.0
+SWEEP_S = 3600.0
+
+
+class Executor(Protocol):
+    """Where a build runs: a child process here; another machine's could be put in its place."""
+
+    def build(
+        self,
+        job: BuildJob,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None],
+        keep_going: Callable[[], bool],
+    ) -> BuildResult:
+        """Run a build in a working folder; raises as `fleet_server.conversions.process.run_job` does."""
+        ...
+
+
+class ProcessExecutor:
+    """A bounded child process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bounds = Bounds(settings.conversion_timeout_s, settings.conversion_memory_mb)
+
+    def build(
+        self,
+        job: BuildJob,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None],
+        keep_going: Callable[[], bool],
+    ) -> BuildResult:
+        """Run a build; see `Executor`."""
+        return run_job(job, folder, BuildResult, self._bounds, on_progress=on_progress, keep_going=keep_going)
+
+
+class ConversionScheduler:
+    """The threads of this server that build variants."""
+
+    def __init__(
+        self, database: Database, artifacts: ArtifactStore, settings: Settings, executor: Executor | None = None
+    ) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._settings = settings
+        self._executor = executor or ProcessExecutor(settings)
+        self._owner = new_id()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._swept_at = 0.0
+
+    def start(self) -> None:
+        """Begin to claim jobs."""
+        for number in range(self._settings.conversion_workers):
+            thread = threading.Thread(target=self._loop, name=f"conversion-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Kill running builds and give their jobs back."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._sweep()
+                with self._database.write() as session:
+                    claimed = service.claim(session, self._owner, utc_now())
+                if claimed is None:
+                    self._stopping.wait(IDLE_S)
+                else:
+                    self._run(claimed)
+            except Exception:
+                log.exception("a conversion thread failed; it goes on")
+                self._stopping.wait(5.0)
+
+    def _sweep(self) -> None:
+        if time.monotonic() - self._swept_at > SWEEP_S or self._swept_at == 0.0:
+            self._swept_at = time.monotonic()
+            sweep_uploads(self._database, self._artifacts, utc_now())
+
+    def _run(self, claimed: ClaimedJob) -> None:
+        beat = _Heartbeat(self._database, claimed)
+        try:
+            with work_folder(self._settings, self._artifacts) as folder:
+                job = self._job(claimed, folder)
+                result = self._executor.build(
+                    job,
+                    folder.path,
+                    on_progress=beat.progress,
+                    keep_going=lambda: beat.keep() and not self._stopping.is_set(),
+                )
+                self._complete(claimed, folder, result)
+        except CancelledError:
+            with self._database.write() as session:
+                service.release(session, claimed)
+        except ConversionFailedError as failed:
+            self._fail(claimed, failed.error)
+        except Exception as error:
+            log.exception("building variant %s failed", claimed.variant_id)
+            self._fail(claimed, JobError("internal", f"{type(error).__name__}: {error}"[:1000]))
+
+    def _job(self, claimed: ClaimedJob, folder: WorkFolder) -> BuildJob:
+        with self._database.read() as session:
+            variant = session.get_one(Variant, claimed.variant_id)
+            version = session.get_one(Version, variant.version_id)
+            profile = session.get_one(Profile, variant.profile_id)
+            forms = catalog.source_forms(session, version.id)
+            baseline = service.baseline_of(session, version, variant.profile_id)
+        target = service.build_target(profile.name, ProfileSpec.model_validate(variant.profile_spec))
+        compared = None
+        if baseline is not None:
+            name, manifest = baseline
+            compared = BaselineArtifact(
+                version=name,
+                path=folder.fetch(manifest.digest, f".{manifest.format.value}"),
+                format=manifest.format,
+                inputs=manifest.inputs,
+                outputs=manifest.outputs,
+            )
+        return BuildJob(
+            sources=tuple(
+                SourceFile(ModelFormat(form.format), form.digest, folder.fetch(form.digest, f".{form.format}"))
+                for form in forms
+            ),
+            target=target,
+            calibration=folder.data(version.calibration_digest),
+            evaluation=folder.data(version.evaluation_digest),
+            baseline=compared,
+            onnx2tf_python=str(self._settings.onnx2tf_python) if self._settings.onnx2tf_python else None,
+        )
+
+    def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
+        """Store the artifact first, then the rows that name it; an artifact nothing names is thrown away."""
+        chosen = result.candidates[result.chosen] if result.chosen is not None else None
+        digest = None
+        if chosen is not None and chosen.path is not None:
+            digest, _ = self._artifacts.put_file(folder.path / Path(chosen.path).name)
+        with self._database.write() as session:
+            if not service.heartbeat(session, claimed, utc_now(), 1.0, "gate"):
+                return
+            state = service.complete(session, claimed, result, utc_now())
+            fleet_id = session.get_one(Variant, claimed.variant_id).fleet_id
+            if digest is not None and not catalog.is_referenced(session, digest):
+                self._artifacts.delete(digest)
+        log.info("variant %s of fleet %s is %s", claimed.variant_id, fleet_id, state.value)
+
+    def _fail(self, claimed: ClaimedJob, error: JobError) -> None:
+        with self._database.write() as session:
+            service.fail(session, claimed, error, utc_now())
+
+
+class _Heartbeat:
+    """Writes progress and lease to the row, at most every second."""
+
+    def __init__(self, database: Database, claimed: ClaimedJob) -> None:
+        self._database = database
+        self._claimed = claimed
+        self._newest = Progress(0.0, "starting")
+        self._written_at = 0.0
+        self._held = True
+
+    def progress(self, newest: Progress) -> None:
+        self._newest = newest
+
+    def keep(self) -> bool:
+        """Whether the job is still ours."""
+        if time.monotonic() - self._written_at > HEARTBEAT_S:
+            self._written_at = time.monotonic()
+            with self._database.write() as session:
+                newest = self._newest
+                self._held = service.heartbeat(session, self._claimed, utc_now(), newest.fraction, newest.step)
+        return self._held

@@ -1,0 +1,208 @@
+"""Rules of building variants: asking for them, claiming jobs, and writing down what came of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest, RuntimeName
+from converters.job import BuildResult, Candidate, JobError, Target
+from fleet_server import audit
+from fleet_server.catalog import repository as catalog
+from fleet_server.catalog.schemas import GateSpec, VariantBuild, VariantState
+from fleet_server.catalog.service import resolve_version
+from fleet_server.conversions import repository
+from fleet_server.conversions.gate import judge
+from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.devices.service import get_profile
+from fleet_server.errors import ConflictError
+from fleet_server.models import Blob, ConversionJob, Model, Profile, Variant, Version
+
+LEASE_S = 15.0
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job this process runs now."""
+
+    job_id: str
+    variant_id: str
+    owner: str
+
+
+def request_builds(session: Session, fleet_id: str, wanted: VariantBuild, *, actor: str) -> list[str]:
+    """Ask for a version's variants; returns their ids in the order of the profiles.
+
+    Raises:
+        NotFoundError: for an unknown version or profile.
+        ConflictError: when `rebuild` would replace an artifact that devices run.
+    """
+    version = resolve_version(session, fleet_id, wanted.version)
+    profiles = [get_profile(session, fleet_id, name) for name in dict.fromkeys(wanted.profiles)]
+    return [_request_build(session, version, profile, wanted, actor=actor) for profile in profiles]
+
+
+def _request_build(session: Session, version: Version, profile: Profile, wanted: VariantBuild, *, actor: str) -> str:
+    variant = catalog.variant_of(session, version.id, profile.id)
+    if variant is None:
+        variant = Variant(fleet_id=version.fleet_id, version_id=version.id, profile_id=profile.id, candidates=[])
+        session.add(variant)
+    elif variant.state in {VariantState.QUEUED, VariantState.BUILDING}:
+        return variant.id
+    elif variant.state == VariantState.READY and not wanted.rebuild:
+        return variant.id
+    elif repository.is_deployed(session, variant.id):
+        raise ConflictError(
+            "variant_deployed",
+            f"the variant of {wanted.version} for {profile.name!r} was rolled out and stays as it is: push a new version",
+        )
+    variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
+    variant.failure, variant.gate = None, None
+    session.flush()
+    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id))
+    audit.record(
+        session,
+        fleet_id=version.fleet_id,
+        actor=actor,
+        action="variant.build",
+        subject=f"variant/{variant.id}",
+        detail={"version": wanted.version, "profile": profile.name},
+    )
+    session.flush()
+    return variant.id
+
+
+def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
+    """Take the next job; one whose runners died too often fails instead."""
+    job = repository.next_job(session, now)
+    if job is None:
+        return None
+    if job.attempts >= ATTEMPTS:
+        detail = f"its worker died {ATTEMPTS} times: see the server's log, then build it again"
+        fail(session, ClaimedJob(job.id, job.variant_id, owner), JobError("gave_up", detail), now)
+        return None
+    job.state, job.lease_owner, job.lease_until = "running", owner, now + dt.timedelta(seconds=LEASE_S)
+    job.attempts += 1
+    job.started_at, job.progress, job.step = now, 0.0, "starting"
+    session.get_one(Variant, job.variant_id).state = VariantState.BUILDING.value
+    return ClaimedJob(job.id, job.variant_id, owner)
+
+
+def heartbeat(session: Session, claimed: ClaimedJob, now: dt.datetime, fraction: float, step: str) -> bool:
+    """Keep the lease and say how far the job is; false when somebody else has taken it."""
+    job = session.get_one(ConversionJob, claimed.job_id)
+    if job.lease_owner != claimed.owner or job.state != "running":
+        return False
+    job.lease_until, job.progress, job.step = (
+        now + dt.timedelta(seconds=LEASE_S),
+        min(max(fraction, 0.0), 1.0),
+        step[:200],
+    )
+    return True
+
+
+def release(session: Session, claimed: ClaimedJob) -> None:
+    """Give a job back, because this server is stopping."""
+    job = session.get_one(ConversionJob, claimed.job_id)
+    if job.lease_owner == claimed.owner and job.state == "running":
+        job.state, job.lease_owner, job.lease_until = "queued", None, None
+        job.attempts = max(0, job.attempts - 1)
+        session.get_one(Variant, job.variant_id).state = VariantState.QUEUED.value
+
+
+def fail(session: Session, claimed: ClaimedJob, error: JobError, now: dt.datetime) -> None:
+    """Write down that a variant could not be built."""
+    _finish(session, claimed, "failed", now)
+    variant = session.get_one(Variant, claimed.variant_id)
+    variant.state = VariantState.FAILED.value
+    variant.failure = {"code": error.code, "detail": error.detail}
+
+
+def complete(session: Session, claimed: ClaimedJob, result: BuildResult, now: dt.datetime) -> VariantState:
+    """Judge what was built and write it down. The chosen artifact must be in the store already."""
+    variant = session.get_one(Variant, claimed.variant_id)
+    version = session.get_one(Version, variant.version_id)
+    spec = ProfileSpec.model_validate(variant.profile_spec)
+    variant.candidates = msgspec.to_builtins(result.candidates)
+    if result.chosen is None:
+        reasons = "; ".join(f"{one.recipe}: {one.error}" for one in result.candidates if one.error)
+        fail(session, claimed, JobError("no_candidate", f"no recipe worked: {reasons}"[:2000]), now)
+        return VariantState.FAILED
+    chosen = result.candidates[result.chosen]
+    verdict = judge(result, chosen, spec.budgets, GateSpec.model_validate(version.gate))
+    variant.gate = verdict.model_dump(mode="json")
+    variant.precision = chosen.precision.value
+    variant.measurements = msgspec.to_builtins(chosen.measurements)
+    variant.lineage = msgspec.to_builtins(chosen.lineage)
+    variant.state = (VariantState.READY if verdict.passed else VariantState.REFUSED).value
+    if verdict.passed:
+        manifest = _manifest(session, variant, version, spec, chosen)
+        variant.digest, variant.size = manifest.digest, manifest.size
+        variant.manifest = msgspec.to_builtins(manifest)
+        if catalog.blob(session, variant.fleet_id, manifest.digest) is None:
+            session.add(Blob(fleet_id=variant.fleet_id, digest=manifest.digest, size=manifest.size))
+    else:
+        variant.digest, variant.size, variant.manifest = None, chosen.measurements and chosen.measurements.size, None
+    _finish(session, claimed, "succeeded", now)
+    return VariantState(variant.state)
+
+
+def build_target(name: str, spec: ProfileSpec) -> Target:
+    """The part of a profile that conversion needs."""
+    return Target(
+        profile=name,
+        runtime=RuntimeName(spec.runtime),
+        providers=tuple(spec.providers),
+        precisions=tuple(spec.precisions),
+        threads=spec.threads,
+        max_batch=spec.max_batch,
+        objective=spec.objective,
+        accuracy_drop_points=spec.budgets.accuracy_drop_points,
+        latency_p95_ms=spec.budgets.latency_p95_ms,
+        size_mb=spec.budgets.size_mb,
+        memory_mb=spec.budgets.memory_mb,
+    )
+
+
+def _finish(session: Session, claimed: ClaimedJob, state: str, now: dt.datetime) -> None:
+    job = session.get_one(ConversionJob, claimed.job_id)
+    job.state, job.finished_at, job.lease_owner, job.lease_until = state, now, None, None
+    if state == "succeeded":
+        job.progress, job.step = 1.0, "done"
+
+
+def _manifest(session: Session, variant: Variant, version: Version, spec: ProfileSpec, chosen: Candidate) -> Manifest:
+    assert chosen.digest is not None
+    assert chosen.format is not None
+    assert chosen.measurements is not None
+    return Manifest(
+        digest=chosen.digest,
+        size=chosen.measurements.size,
+        chunk_size=LIMITS.chunk_bytes,
+        model=session.get_one(Model, version.model_id).name,
+        version=version.name,
+        variant_id=variant.id,
+        profile=session.get_one(Profile, variant.profile_id).name,
+        format=chosen.format,
+        runtime=RuntimeName(spec.runtime),
+        precision=chosen.precision,
+        inputs=chosen.inputs,
+        outputs=chosen.outputs,
+        providers=tuple(spec.providers),
+        threads=spec.threads,
+        max_batch=chosen.max_batch,
+        labels=tuple(version.labels),
+    )
+
+
+def baseline_of(session: Session, version: Version, profile_id: str) -> tuple[str, Manifest] | None:
+    """The version and manifest that a new variant is compared with, when there is one."""
+    found = repository.baseline_variant(session, version, profile_id)
+    if found is None or found[0].manifest is None:
+        return None
+    return found[1].name, msgspec.convert(found[0].manifest, Manifest)
