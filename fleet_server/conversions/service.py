@@ -52,14 +52,12 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     if variant is None:
         variant = Variant(fleet_id=version.fleet_id, version_id=version.id, profile_id=profile.id, candidates=[])
         session.add(variant)
-    elif variant.state in {VariantState.QUEUED, VariantState.BUILDING}:
-        return variant.id
-    elif variant.state == VariantState.READY and not wanted.rebuild:
+    elif variant.state in _settled(rebuild=wanted.rebuild):
         return variant.id
     elif repository.is_deployed(session, variant.id):
         raise ConflictError(
             "variant_deployed",
-            f"the variant of {wanted.version} for {profile.name!r} was rolled out and stays as it is: push a new version",
+            f"the variant of {wanted.version} for {profile.name!r} was rolled out and stays: push a new version",
         )
     variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
     variant.failure, variant.gate = None, None
@@ -75,6 +73,12 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     )
     session.flush()
     return variant.id
+
+
+def _settled(*, rebuild: bool) -> set[str]:
+    """States in which asking again changes nothing."""
+    working = {VariantState.QUEUED.value, VariantState.BUILDING.value}
+    return working if rebuild else working | {VariantState.READY.value}
 
 
 def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
@@ -147,7 +151,8 @@ def complete(session: Session, claimed: ClaimedJob, result: BuildResult, now: dt
         if catalog.blob(session, variant.fleet_id, manifest.digest) is None:
             session.add(Blob(fleet_id=variant.fleet_id, digest=manifest.digest, size=manifest.size))
     else:
-        variant.digest, variant.size, variant.manifest = None, chosen.measurements and chosen.measurements.size, None
+        variant.digest, variant.manifest = None, None
+        variant.size = chosen.measurements.size if chosen.measurements else None
     _finish(session, claimed, "succeeded", now)
     return VariantState(variant.state)
 

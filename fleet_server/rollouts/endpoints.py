@@ -1,0 +1,92 @@
+"""HTTP of rollouts and deployments."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, status
+
+from fleet_server.http import Actor, AppSettings, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.rollouts import repository, service
+from fleet_server.rollouts.schemas import DeploymentView, RolloutAbort, RolloutCreate, RolloutState, RolloutView
+from fleet_server.schemas import Page
+
+router = APIRouter(tags=["rollouts"])
+
+
+@router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED)
+def create_rollout(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: RolloutCreate
+) -> RolloutView:
+    """It starts at once: the first stage's devices are told before this answers."""
+    return service.rollout_view(session, service.create(session, settings, fleet_id, wanted, actor=actor))
+
+
+@router.get("/rollouts", summary="List rollouts")
+def list_rollouts(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: Paging,
+    state: Annotated[RolloutState | None, Query(description="Only those in this state.")] = None,
+    model: Annotated[str | None, Query(description="Only those of this model.")] = None,
+) -> Page[RolloutView]:
+    """Rollouts, newest first."""
+    rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model)
+    return page(rows, paging, lambda row: service.rollout_view(session, row), key=lambda row: row.id)
+
+
+@router.get("/rollouts/{rollout_id}", summary="Show a rollout")
+def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: str) -> RolloutView:
+    """One rollout: where its devices are, and every judgement with its reason."""
+    return service.rollout_view(session, service.get_rollout(session, fleet_id, rollout_id))
+
+
+@router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments")
+def rollout_deployments(
+    session: ReadSession, fleet_id: FleetId, paging: Paging, rollout_id: str
+) -> Page[DeploymentView]:
+    """One row a device, newest first; a reverted device has a second row that took it back."""
+    service.get_rollout(session, fleet_id, rollout_id)
+    rows = repository.deployments_page(session, fleet_id, paging, rollout_id=rollout_id)
+    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+
+
+@router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout")
+def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: str) -> RolloutView:
+    """No further stage is sent; devices that were told go on."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    service.pause(session, rollout, "asked to pause", actor=actor)
+    return service.rollout_view(session, rollout)
+
+
+@router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout")
+def resume_rollout(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: str
+) -> RolloutView:
+    """Goes on with the stage it was in."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    service.resume(session, settings, rollout, actor=actor)
+    return service.rollout_view(session, rollout)
+
+
+@router.post("/rollouts/{rollout_id}/abort", summary="Abort a rollout")
+def abort_rollout(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: str, how: RolloutAbort
+) -> RolloutView:
+    """Ends it; with `revert`, devices go back to what they ran before, and one that succeeded can be reverted too."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    service.abort(session, settings, rollout, revert=how.revert, actor=actor)
+    return service.rollout_view(session, rollout)
+
+
+@router.get("/deployments", summary="List deployments")
+def list_deployments(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: Paging,
+    device: Annotated[str | None, Query(description="Only this device's.")] = None,
+    model: Annotated[str | None, Query(description="Only of this model.")] = None,
+) -> Page[DeploymentView]:
+    """What devices were told to run, newest first."""
+    rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model)
+    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)

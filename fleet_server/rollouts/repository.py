@@ -1,0 +1,142 @@
+"""Every query over rollouts and deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from fleet_server.http import PageRequest
+from fleet_server.models import Deployment, Device, Lease, Model, Profile, Rollout, Variant, Version
+from fleet_server.rollouts.schemas import RolloutState
+
+OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
+SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
+DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
+
+
+def rollout(session: Session, fleet_id: str, rollout_id: str) -> Rollout | None:
+    """One rollout."""
+    return session.scalar(select(Rollout).where(Rollout.fleet_id == fleet_id, Rollout.id == rollout_id))
+
+
+def rollouts_page(
+    session: Session, fleet_id: str, request: PageRequest, *, state: str | None, model: str | None
+) -> Sequence[Rollout]:
+    """Rollouts, newest first: one more than asked for, when there are more."""
+    query = select(Rollout).where(Rollout.fleet_id == fleet_id).order_by(Rollout.id.desc()).limit(request.limit + 1)
+    if request.after is not None:
+        query = query.where(Rollout.id < request.after)
+    if state is not None:
+        query = query.where(Rollout.state == state)
+    if model is not None:
+        query = query.join(Version, Version.id == Rollout.version_id).join(Model, Model.id == Version.model_id)
+        query = query.where(Model.name == model)
+    return session.scalars(query).all()
+
+
+def open_rollouts(session: Session) -> Sequence[str]:
+    """Ids of rollouts the engine has something to do with."""
+    states = (RolloutState.RUNNING.value, RolloutState.REVERTING.value)
+    return session.scalars(select(Rollout.id).where(Rollout.state.in_(states)).order_by(Rollout.id)).all()
+
+
+def deployments(session: Session, rollout_id: str) -> Sequence[Deployment]:
+    """Every deployment of a rollout, reverts too."""
+    return session.scalars(select(Deployment).where(Deployment.rollout_id == rollout_id).order_by(Deployment.id)).all()
+
+
+def deployments_page(
+    session: Session,
+    fleet_id: str,
+    request: PageRequest,
+    *,
+    rollout_id: str | None = None,
+    device_id: str | None = None,
+    model: str | None = None,
+) -> Sequence[DeploymentRow]:
+    """Deployments, newest first: one more than asked for, when there are more."""
+    query = (
+        select(Deployment, Variant, Version, Model, Profile)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .join(Version, Version.id == Deployment.version_id)
+        .join(Model, Model.id == Deployment.model_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(Deployment.fleet_id == fleet_id)
+        .order_by(Deployment.id.desc())
+        .limit(request.limit + 1)
+    )
+    if request.after is not None:
+        query = query.where(Deployment.id < request.after)
+    if rollout_id is not None:
+        query = query.where(Deployment.rollout_id == rollout_id)
+    if device_id is not None:
+        query = query.where(Deployment.device_id == device_id)
+    if model is not None:
+        query = query.where(Model.name == model)
+    return [(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(query)]
+
+
+def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:
+    """How many of a rollout's forward deployments are in each phase."""
+    query = (
+        select(Deployment.phase, func.count())
+        .where(Deployment.rollout_id == rollout_id, Deployment.revert_of == "")
+        .group_by(Deployment.phase)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def unsettled(session: Session, model_id: str, device_ids: Sequence[str]) -> Sequence[Deployment]:
+    """Deployments of a model on these devices that an open rollout has not settled."""
+    found: list[Deployment] = []
+    for start in range(0, len(device_ids), 500):
+        query = (
+            select(Deployment)
+            .join(Rollout, Rollout.id == Deployment.rollout_id)
+            .where(
+                Deployment.model_id == model_id,
+                Deployment.device_id.in_(device_ids[start : start + 500]),
+                Deployment.phase.not_in(SETTLED_PHASES),
+                Rollout.state.in_(OPEN_STATES),
+            )
+        )
+        found += session.scalars(query).all()
+    return found
+
+
+def desired(session: Session, device_id: str, model_id: str | None = None) -> Sequence[Deployment]:
+    """What a device ought to run: at most one deployment a model."""
+    query = select(Deployment).where(Deployment.device_id == device_id, Deployment.desired.is_(True))
+    if model_id is not None:
+        query = query.where(Deployment.model_id == model_id)
+    return session.scalars(query.order_by(Deployment.id)).all()
+
+
+def clear_desired(session: Session, device_id: str, model_id: str) -> None:
+    """Let no deployment of a model be desired on a device."""
+    session.execute(
+        update(Deployment)
+        .where(Deployment.device_id == device_id, Deployment.model_id == model_id, Deployment.desired.is_(True))
+        .values(desired=False)
+    )
+
+
+def deployments_by_id(session: Session, device_id: str, ids: Sequence[str]) -> Sequence[Deployment]:
+    """Those of these deployments that are the device's."""
+    return session.scalars(select(Deployment).where(Deployment.device_id == device_id, Deployment.id.in_(ids))).all()
+
+
+def online(session: Session, device_ids: Sequence[str]) -> set[str]:
+    """Which of these devices are connected."""
+    found: set[str] = set()
+    for start in range(0, len(device_ids), 500):
+        part = device_ids[start : start + 500]
+        found |= set(session.scalars(select(Device.id).where(Device.id.in_(part), Device.online.is_(True))))
+    return found
+
+
+def lease(session: Session, name: str) -> Lease | None:
+    """A lease, locked for this transaction."""
+    return session.scalar(select(Lease).where(Lease.name == name).with_for_update())

@@ -1,0 +1,403 @@
+"""Rules of rollouts and deployments. Each function works in its caller's transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from agent.protocol.codec import encode
+from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported
+from agent.protocol.topics import DeviceTopic, device_topic
+from agent.protocol.version import SPOKEN
+from fleet_server import audit, outbox
+from fleet_server.catalog.service import ready_variant, resolve_version
+from fleet_server.db import utc_now
+from fleet_server.devices.service import select_devices
+from fleet_server.errors import ConflictError, InvalidError, NotFoundError
+from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
+from fleet_server.rollouts import repository
+from fleet_server.rollouts.policy import RolloutTransitionError, assign_stages, check_transition
+from fleet_server.rollouts.schemas import (
+    DeploymentView,
+    RolloutCounts,
+    RolloutCreate,
+    RolloutState,
+    RolloutStrategy,
+    RolloutTarget,
+    RolloutView,
+    StageVerdict,
+)
+from fleet_server.schemas import Failure
+from fleet_server.settings import Settings
+
+SCHEDULED = "scheduled"
+_NAMED = 20
+
+
+def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: str) -> Rollout:
+    """Start a rollout.
+
+    Raises:
+        NotFoundError: for an unknown version, device or profile.
+        InvalidError: when the target selects no device.
+        ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout.
+    """
+    version = resolve_version(session, fleet_id, wanted.version)
+    target = wanted.target
+    devices = select_devices(
+        session,
+        fleet_id,
+        all_of_them=target.all,
+        devices=target.devices,
+        profiles=target.profiles,
+        tags=target.tags,
+    )
+    if not devices:
+        raise InvalidError(
+            "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
+        )
+    variants = _variants(session, version, devices, wanted.version)
+    _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
+    names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
+    stages = assign_stages([(device.id, names[str(device.profile_id)]) for device in devices], wanted.strategy)
+    rollout = Rollout(
+        fleet_id=fleet_id,
+        name=wanted.name or wanted.version,
+        version_id=version.id,
+        state=RolloutState.RUNNING.value,
+        target=target.model_dump(mode="json"),
+        strategy=wanted.strategy.model_dump(mode="json"),
+        stage=0,
+        stage_started_at=utc_now(),
+        verdicts=[],
+    )
+    session.add(rollout)
+    session.flush()
+    for device in devices:
+        _add_deployment(session, rollout, device, version, variants[str(device.profile_id)], stages[device.id])
+    session.flush()
+    add_verdict(rollout, "start", f"{len(devices)} devices in {len(wanted.strategy.stages)} stages")
+    audit.record(
+        session,
+        fleet_id=fleet_id,
+        actor=actor,
+        action="rollout.create",
+        subject=f"rollout/{rollout.id}",
+        detail=wanted.model_dump(mode="json"),
+    )
+    send_stage(session, settings, rollout)
+    return rollout
+
+
+def _variants(session: Session, version: Version, devices: Sequence[Device], reference: str) -> dict[str, Variant]:
+    strangers = [device.id for device in devices if device.profile_id is None]
+    if strangers:
+        raise ConflictError(
+            "device_without_profile",
+            f"no profile matches {_list(strangers)}: create one, pin the devices, or leave them out",
+        )
+    found, missing = {}, []
+    for profile_id in sorted({str(device.profile_id) for device in devices}):
+        variant = ready_variant(session, version.id, profile_id)
+        if variant is None:
+            missing.append(session.get_one(Profile, profile_id).name)
+        else:
+            found[profile_id] = variant
+    if missing:
+        raise ConflictError(
+            "no_variant_for_profile",
+            f"{reference} has no variant that passed the gate for {_list(sorted(missing))}: "
+            f"see `shoal variant list --version {reference}`, and build it with `shoal variant build`",
+        )
+    return found
+
+
+def _settle_busy(session: Session, version: Version, devices: Sequence[Device], *, supersede: bool) -> None:
+    busy = repository.unsettled(session, version.model_id, [device.id for device in devices])
+    if not busy:
+        return
+    if not supersede:
+        ids = sorted({deployment.device_id for deployment in busy})
+        rollouts = sorted({deployment.rollout_id for deployment in busy})
+        raise ConflictError(
+            "device_busy",
+            f"{_list(ids)} still in rollout {_list(rollouts)}: wait, abort it, or supersede it (on_busy=supersede)",
+        )
+    for deployment in busy:
+        deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
+        deployment.failure = {"code": "superseded", "detail": "a newer rollout of the model took the device over"}
+    session.flush()
+
+
+def _add_deployment(
+    session: Session, rollout: Rollout, device: Device, version: Version, variant: Variant, stage: int
+) -> None:
+    current = repository.desired(session, device.id, version.model_id)
+    session.add(
+        Deployment(
+            fleet_id=rollout.fleet_id,
+            rollout_id=rollout.id,
+            device_id=device.id,
+            model_id=version.model_id,
+            version_id=version.id,
+            variant_id=variant.id,
+            previous_id=_working(session, current[0]) if current else None,
+            stage=stage,
+        )
+    )
+
+
+def _working(session: Session, deployment: Deployment) -> str | None:
+    """The deployment a device would go back to: the newest before that served."""
+    seen: Deployment | None = deployment
+    while seen is not None and seen.phase != Phase.ACTIVE.value:
+        seen = session.get(Deployment, seen.previous_id) if seen.previous_id else None
+    return seen.id if seen else None
+
+
+def send_stage(session: Session, settings: Settings, rollout: Rollout) -> None:
+    """Make the deployments of the present stage what their devices ought to run."""
+    for deployment in repository.deployments(session, rollout.id):
+        if deployment.phase == SCHEDULED and deployment.stage <= rollout.stage and not deployment.revert_of:
+            _desire(session, settings, deployment)
+
+
+def _desire(session: Session, settings: Settings, deployment: Deployment) -> None:
+    repository.clear_desired(session, deployment.device_id, deployment.model_id)
+    deployment.desired, deployment.phase, deployment.sent_at = True, Phase.PENDING.value, utc_now()
+    session.flush()
+    queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+
+
+def queue_desired(session: Session, settings: Settings, device: Device, *, resend: bool = False) -> None:
+    """Write the device's desired state to the outbox: with a new revision, or as it is when only sent again."""
+    if not resend:
+        device.desired_revision += 1
+    state = DesiredState(
+        protocol=SPOKEN,
+        fleet=device.fleet_id,
+        revision=device.desired_revision,
+        deployments=tuple(
+            DesiredDeployment(
+                deployment_id=deployment.id, manifest=manifest_of(session, deployment), probation_s=settings.probation_s
+            )
+            for deployment in repository.desired(session, device.id)
+        ),
+        telemetry_interval_s=settings.telemetry_interval_s,
+    )
+    outbox.enqueue(
+        session,
+        fleet_id=device.fleet_id,
+        topic=device_topic(device.id, DeviceTopic.DESIRED),
+        payload=encode(state),
+        retain=True,
+    )
+
+
+def manifest_of(session: Session, deployment: Deployment) -> Manifest:
+    """What a deployment runs."""
+    variant = session.get_one(Variant, deployment.variant_id)
+    return msgspec.convert(variant.manifest, Manifest)
+
+
+def apply_report(session: Session, device: Device, reported: Reported, now: dt.datetime) -> None:
+    """Bring the device's deployments to where the device says they are."""
+    reports = {report.deployment_id: report for report in reported.deployments}
+    serving = {one.deployment_id for one in reported.serving}
+    for deployment in repository.deployments_by_id(session, device.id, list(reports)):
+        _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+
+
+def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *, serves: bool) -> None:
+    current = None if deployment.phase == SCHEDULED else Phase(deployment.phase)
+    if current is None or not _reaches(current, report.phase):
+        return
+    deployment.phase = report.phase.value
+    deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
+    deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
+    if report.failure is not None:
+        deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
+    if serves and deployment.serving_at is None:
+        deployment.serving_at = now
+    if report.phase in SETTLED and current not in SETTLED:
+        deployment.settled_at = now
+
+
+def _reaches(current: Phase, wanted: Phase) -> bool:
+    """Whether the table leads from one phase to the other, over phases whose reports were coalesced."""
+    seen, frontier = {current}, [current]
+    while frontier:
+        for following in TRANSITIONS[frontier.pop()]:
+            if following not in seen:
+                seen.add(following)
+                frontier.append(following)
+    return wanted in seen
+
+
+def pause(session: Session, rollout: Rollout, reason: str, *, actor: str) -> None:
+    """Send no further stage; what was sent goes on."""
+    _move(session, rollout, RolloutState.PAUSED, "pause", reason, actor=actor)
+
+
+def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: str) -> None:
+    """Go on with a paused rollout."""
+    _move(session, rollout, RolloutState.RUNNING, "resume", "asked to go on", actor=actor)
+    send_stage(session, settings, rollout)
+
+
+def abort(session: Session, settings: Settings, rollout: Rollout, *, revert: bool, actor: str) -> None:
+    """End a rollout; with `revert` take its devices back to what they ran before."""
+    if revert:
+        start_revert(session, settings, rollout, "aborted with revert", actor=actor)
+        return
+    _drop_scheduled(session, rollout, "the rollout was aborted")
+    _move(session, rollout, RolloutState.STOPPED, "abort", "devices that have the version keep it", actor=actor)
+
+
+def start_revert(session: Session, settings: Settings, rollout: Rollout, reason: str, *, actor: str) -> None:
+    """Take every device that was sent the version back to what it ran before, or take the model off it."""
+    _move(session, rollout, RolloutState.REVERTING, "revert", reason, actor=actor)
+    _drop_scheduled(session, rollout, "the rollout was reverted")
+    for deployment in repository.deployments(session, rollout.id):
+        if not deployment.desired or deployment.revert_of:
+            continue
+        previous = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+        if previous is None:
+            deployment.desired = False
+            session.flush()
+            queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+            continue
+        back = Deployment(
+            fleet_id=rollout.fleet_id,
+            rollout_id=rollout.id,
+            device_id=deployment.device_id,
+            model_id=deployment.model_id,
+            version_id=previous.version_id,
+            variant_id=previous.variant_id,
+            previous_id=previous.previous_id,
+            revert_of=deployment.id,
+            stage=deployment.stage,
+        )
+        session.add(back)
+        session.flush()
+        _desire(session, settings, back)
+
+
+def _drop_scheduled(session: Session, rollout: Rollout, detail: str) -> None:
+    for deployment in repository.deployments(session, rollout.id):
+        if deployment.phase == SCHEDULED:
+            deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
+            deployment.failure = {"code": "superseded", "detail": detail}
+    session.flush()
+
+
+def finish(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str) -> None:
+    """End a rollout."""
+    _move(session, rollout, state, decision, reason, actor="server")
+
+
+def _move(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str, *, actor: str) -> None:
+    try:
+        rollout.state = check_transition(RolloutState(rollout.state), state).value
+    except RolloutTransitionError as error:
+        raise ConflictError("bad_transition", f"{error}: see `shoal rollout show {rollout.id}`") from None
+    if state in {RolloutState.SUCCEEDED, RolloutState.STOPPED, RolloutState.REVERTED}:
+        rollout.finished_at = utc_now()
+    add_verdict(rollout, decision, reason)
+    audit.record(
+        session,
+        fleet_id=rollout.fleet_id,
+        actor=actor,
+        action=f"rollout.{decision}",
+        subject=f"rollout/{rollout.id}",
+        detail={"reason": reason},
+    )
+
+
+def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
+    """Append a judgement; a new list, so that the ORM sees the change."""
+    verdict = StageVerdict(at=utc_now(), stage=rollout.stage, decision=decision, reason=reason)
+    rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
+
+
+def get_rollout(session: Session, fleet_id: str, rollout_id: str) -> Rollout:
+    """One rollout.
+
+    Raises:
+        NotFoundError: when it is not there.
+    """
+    rollout = repository.rollout(session, fleet_id, rollout_id)
+    if rollout is None:
+        raise NotFoundError("rollout", rollout_id, remedy="list them with `shoal rollout list`")
+    return rollout
+
+
+def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
+    """The HTTP shape of a rollout."""
+    version = session.get_one(Version, rollout.version_id)
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    phases = repository.phase_counts(session, rollout.id)
+    ended = sum(phases.get(phase, 0) for phase in ("failed", "rolled_back"))
+    counts = RolloutCounts(
+        total=sum(phases.values()),
+        scheduled=phases.get(SCHEDULED, 0),
+        active=phases.get("active", 0),
+        failed=ended,
+        superseded=phases.get("superseded", 0),
+        in_progress=sum(phases.values())
+        - ended
+        - sum(phases.get(phase, 0) for phase in (SCHEDULED, "active", "superseded")),
+    )
+    return RolloutView(
+        id=rollout.id,
+        name=rollout.name,
+        model=session.get_one(Model, version.model_id).name,
+        version=version.name,
+        state=RolloutState(rollout.state),
+        stage=rollout.stage,
+        stages=len(strategy.stages),
+        target=RolloutTarget.model_validate(rollout.target),
+        strategy=strategy,
+        counts=counts,
+        verdicts=[StageVerdict.model_validate(verdict) for verdict in rollout.verdicts],
+        created_at=rollout.created_at,
+        finished_at=rollout.finished_at,
+    )
+
+
+def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
+    """The HTTP shape of a deployment."""
+    deployment, variant, version, model, profile = row
+    took = None
+    if deployment.serving_at is not None and deployment.sent_at is not None:
+        took = (deployment.serving_at - deployment.sent_at).total_seconds()
+    return DeploymentView(
+        id=deployment.id,
+        rollout_id=deployment.rollout_id,
+        device_id=deployment.device_id,
+        model=model.name,
+        version=version.name,
+        variant_id=variant.id,
+        profile=profile.name,
+        stage=deployment.stage,
+        phase=deployment.phase,
+        desired=deployment.desired,
+        failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
+        artifact_bytes=variant.size or 0,
+        received_bytes=deployment.received_bytes,
+        deploy_s=took,
+        created_at=deployment.created_at,
+        sent_at=deployment.sent_at,
+        settled_at=deployment.settled_at,
+    )
+
+
+def _list(names: Iterable[str]) -> str:
+    shown = list(names)
+    rest = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(shown[:_NAMED]) + rest
