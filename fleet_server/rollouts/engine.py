@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
+from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -107,7 +108,7 @@ def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
             pass
 
 
-def _finish_revert(session: Session, rollout: Rollout, deployments: list[Deployment]) -> None:
+def _finish_revert(session: Session, rollout: Rollout, deployments: Sequence[Deployment]) -> None:
     backs = [deployment for deployment in deployments if deployment.revert_of]
     if all(back.phase in repository.SETTLED_PHASES for back in backs):
         good = sum(back.phase == "active" for back in backs)
@@ -115,7 +116,7 @@ def _finish_revert(session: Session, rollout: Rollout, deployments: list[Deploym
         service.finish(session, rollout, RolloutState.REVERTED, "reverted", reason)
 
 
-def _snapshot(session: Session, rollout: Rollout, deployments: list[Deployment]) -> Snapshot:
+def _snapshot(session: Session, rollout: Rollout, deployments: Sequence[Deployment]) -> Snapshot:
     sent = [one for one in deployments if one.phase != service.SCHEDULED and one.sent_at and not one.revert_of]
     settled = [one for one in sent if one.phase in repository.SETTLED_PHASES]
     waiting = [one.device_id for one in sent if one.phase not in repository.SETTLED_PHASES]

@@ -1,0 +1,227 @@
+"""Wires the parts of the fleet server and starts them with the HTTP application."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import Response
+
+from fleet_server import migrations
+from fleet_server.access import endpoints as access
+from fleet_server.access.endpoints import require_admin
+from fleet_server.catalog import endpoints as catalog
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.conversions import endpoints as conversions
+from fleet_server.conversions.inspector import ProcessInspector
+from fleet_server.conversions.scheduler import ConversionScheduler
+from fleet_server.db import Database
+from fleet_server.devices import endpoints as devices
+from fleet_server.errors import FleetError
+from fleet_server.gateway.service import Gateway
+from fleet_server.models import Fleet
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.rollouts import endpoints as rollouts
+from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.settings import Settings, is_loopback
+from fleet_server.telemetry import endpoints as telemetry
+
+log = logging.getLogger(__name__)
+DESCRIPTION = """\
+Shoal takes one trained model and makes a fleet of unlike devices run it well.
+
+1. **Devices** register themselves and report facts; **profiles** name kinds of device by a match over those facts.
+2. Push a **model version**: upload its files and data sets, then create the version with their digests.
+3. Build its **variants**, one a profile: converted, measured, and judged by the gate.
+4. Create a **rollout**: devices get the variant of their profile in stages, judged by what they report.
+5. Read **telemetry**: latency, errors and accuracy as the devices had them.
+
+Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
+fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`.
+"""
+TAGS = [
+    {"name": "devices", "description": "Machines with an agent: what they are, and what runs on them."},
+    {"name": "profiles", "description": "Kinds of device: a match over facts, a runtime, precisions, budgets."},
+    {"name": "models", "description": "Named models, their immutable versions, and uploads."},
+    {"name": "variants", "description": "Versions converted for profiles, with measurements and the gate's verdict."},
+    {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
+    {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "audit", "description": "What was done, and by whom."},
+    {"name": "health", "description": "Whether this server works."},
+]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The HTTP application; its lifespan starts and stops every other part."""
+    app = FastAPI(
+        title="Shoal fleet server",
+        version="1",
+        summary="Convert, gate, roll out and watch models on a fleet of unlike devices.",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=_lifespan,
+        license_info={"name": "Apache-2.0"},
+    )
+    app.state.settings = settings
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(require_admin)])
+    for subject in (devices, catalog, conversions, rollouts, telemetry, access):
+        api.include_router(subject.router)
+    app.include_router(api)
+    app.include_router(_health)
+    app.add_exception_handler(FleetError, _fleet_problem)
+    app.add_exception_handler(RequestValidationError, _validation_problem)
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(Exception, _unexpected_problem)
+    app.middleware("http")(_request_id)
+    if is_loopback(settings.host):
+        # Without this, a web page could reach the API through a name that resolves to loopback.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "testserver"])
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    stack = ExitStack()
+    try:
+        await run_in_threadpool(_start, app, stack)
+        yield
+    finally:
+        await run_in_threadpool(stack.close)
+
+
+def _start(app: FastAPI, stack: ExitStack) -> None:
+    """Start part after part; the stack undoes what was started, in reverse, also when a later one fails."""
+    settings: Settings = app.state.settings
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    migrations.upgrade(settings.effective_database_url)
+    database = Database(settings.effective_database_url)
+    stack.callback(database.dispose)
+    with database.write() as session:
+        if session.get(Fleet, DEFAULT_FLEET) is None:
+            session.add(Fleet(id=DEFAULT_FLEET))
+    artifacts = ArtifactStore.open(settings.artifacts_url, folder=settings.state_dir / "artifacts")
+    gateway = Gateway(settings, database, artifacts)
+    parts = (gateway, ConversionScheduler(database, artifacts, settings), RolloutEngine(database, settings))
+    app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
+    app.state.inspector = ProcessInspector(artifacts, settings)
+    for part in parts:
+        stack.callback(part.stop)
+        part.start()
+
+
+_health = APIRouter(tags=["health"])
+
+
+@_health.get("/healthz", summary="Whether the process lives")
+def healthz() -> dict[str, str]:
+    """Answers as long as the process does."""
+    return {"status": "ok"}
+
+
+@_health.get("/readyz", summary="Whether the server can work")
+def readyz(request: Request) -> JSONResponse:
+    """503 lists what does not answer: `database`, `broker` or `artifacts`."""
+    state = request.app.state
+
+    def database() -> None:
+        with state.database.read() as session:
+            session.get(Fleet, DEFAULT_FLEET)
+
+    def broker() -> None:
+        if not state.gateway.connected:
+            raise ConnectionError
+
+    missing = [
+        name
+        for name, check in (("database", database), ("broker", broker), ("artifacts", state.artifacts.check))
+        if not _works(check)
+    ]
+    return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
+
+
+def _works(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except Exception as error:  # noqa: BLE001 (whatever it is, the part does not work)
+        log.warning("not ready: %s", error)
+        return False
+    return True
+
+
+async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    request.state.request_id = uuid.uuid4().hex
+    response = await call_next(request)
+    response.headers["X-Request-Id"] = request.state.request_id
+    return response
+
+
+def _problem(
+    request: Request,
+    *,
+    status: int,
+    title: str,
+    code: str,
+    detail: str,
+    problems: list[dict[str, str]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": getattr(request.state, "request_id", ""),
+        "problems": problems or [],
+    }
+    return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
+
+
+def _fleet_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FleetError)
+    return _problem(
+        request,
+        status=error.status,
+        title=error.title,
+        code=error.code,
+        detail=error.detail,
+        problems=[{"field": one.field, "detail": one.detail} for one in error.problems],
+        headers={"WWW-Authenticate": "Bearer"} if error.status == 401 else None,
+    )
+
+
+def _validation_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for one in error.errors()[:20]:
+        place = [str(part) for part in one["loc"] if part not in {"body", "query", "path"}]
+        problems.append({"field": ".".join(place) or "body", "detail": one["msg"].removeprefix("Value error, ")})
+    detail = "; ".join(f"{one['field']}: {one['detail']}" for one in problems[:5])
+    return _problem(
+        request, status=422, title="The request is not valid", code="invalid", detail=detail, problems=problems
+    )
+
+
+def _http_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    title = str(error.detail)
+    detail = f"{request.method} {request.url.path}: {title}; see /docs for what there is"
+    code = title.lower().replace(" ", "_")
+    return _problem(
+        request, status=error.status_code, title=title, code=code, detail=detail, headers=dict(error.headers or {})
+    )
+
+
+def _unexpected_problem(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = "something unexpected happened; the server's log has it under this request_id"
+    return _problem(request, status=500, title="The server failed", code="internal", detail=detail)

@@ -1,0 +1,59 @@
+"""`shoal-server`: the fleet server without the rest of the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def main() -> None:
+    """Run the server with the settings in `SHOAL_*` variables."""
+    sys.exit(run({}))
+
+
+def run(options: dict[str, Any]) -> int:
+    """Run until interrupted.
+
+    Args:
+        options: settings that were given on the command line; they win over the environment.
+
+    Returns:
+        An exit status: 0, 1 when it could not start, 2 for settings that are not usable.
+    """
+    import logging
+
+    import uvicorn
+
+    from fleet_server.app import create_app
+    from fleet_server.settings import Settings
+
+    try:
+        settings = Settings(**options)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
+        return 2
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log = logging.getLogger("shoal")
+    log.info("REST API: http://%s:%d/api/v1, its pages: /docs", settings.host, settings.port)
+    log.info("devices connect to %s; state is in %s", settings.effective_broker_url, settings.state_dir)
+    if settings.admin_token is None:
+        log.warning("the API has no token: everybody on this machine may use it (SHOAL_ADMIN_TOKEN)")
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    return 0 if server.started else 1

@@ -1,0 +1,112 @@
+"""From a device's message to the services: each in one transaction. Whatever the bytes, nothing escapes but the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from agent.protocol.codec import decode, encode
+from agent.protocol.errors import WireError
+from agent.protocol.messages import Need, Presence, Reported, TelemetryAck, TelemetryBatch
+from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
+from fleet_server import outbox
+from fleet_server.db import Database, utc_now
+from fleet_server.devices import service as devices
+from fleet_server.gateway.mqtt import Message
+from fleet_server.models import Device
+from fleet_server.rollouts import repository as rollouts_repository
+from fleet_server.rollouts import service as rollouts
+from fleet_server.settings import Settings
+from fleet_server.telemetry import service as telemetry
+
+log = logging.getLogger(__name__)
+COMPLAIN_EVERY_S = 60.0
+
+
+class Handlers:
+    """Handles messages from devices.
+
+    Args:
+        database: where everything goes.
+        settings: what devices are told.
+        on_need: takes a device's need, when the device is entitled to the artifact.
+    """
+
+    def __init__(self, database: Database, settings: Settings, on_need: Callable[[str, Need, int], None]) -> None:
+        self._database = database
+        self._settings = settings
+        self._on_need = on_need
+        self._complained: dict[str, float] = {}
+
+    def handle(self, message: Message) -> None:
+        """Handle one message."""
+        try:
+            topic = parse_device_topic(message.topic)
+            self._dispatch(topic, message.payload)
+        except WireError as error:
+            self._complain(message.topic, error)
+
+    def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
+        match topic.leaf:
+            case DeviceTopic.REPORTED:
+                self._reported(topic.device_id, decode(payload, Reported))
+            case DeviceTopic.PRESENCE:
+                if payload:
+                    self._presence(topic.device_id, decode(payload, Presence))
+            case DeviceTopic.TELEMETRY:
+                self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
+            case DeviceTopic.NEED:
+                self._need(topic.device_id, decode(payload, Need))
+            case _:
+                pass
+
+    def _reported(self, device_id: str, reported: Reported) -> None:
+        now = utc_now()
+        with self._database.write() as session:
+            outcome = devices.record_report(session, device_id, reported, now)
+            if not outcome.accepted:
+                return
+            rollouts.apply_report(session, outcome.device, reported, now)
+            if reported.revision < outcome.device.desired_revision:
+                rollouts.queue_desired(session, self._settings, outcome.device, resend=True)
+            elif reported.revision > outcome.device.desired_revision:
+                # The server's database is older than what the device has seen: go past it, or it would not listen.
+                outcome.device.desired_revision = reported.revision
+                rollouts.queue_desired(session, self._settings, outcome.device)
+
+    def _presence(self, device_id: str, presence: Presence) -> None:
+        with self._database.write() as session:
+            devices.record_presence(session, device_id, presence, utc_now())
+
+    def _telemetry(self, device_id: str, batch: TelemetryBatch) -> None:
+        with self._database.write() as session:
+            if not telemetry.store_batch(session, device_id, batch, utc_now()):
+                return
+            device = session.get_one(Device, device_id)
+            outbox.enqueue(
+                session,
+                fleet_id=device.fleet_id,
+                topic=device_topic(device_id, DeviceTopic.TELEMETRY_ACK),
+                payload=encode(TelemetryAck(spool_id=batch.spool_id, sequences=(batch.sequence,))),
+                retain=False,
+            )
+
+    def _need(self, device_id: str, need: Need) -> None:
+        """A device is sent only artifacts that it ought to run."""
+        with self._database.read() as session:
+            for deployment in rollouts_repository.desired(session, device_id):
+                manifest = rollouts.manifest_of(session, deployment)
+                if manifest.digest == need.digest:
+                    self._on_need(device_id, need, manifest.chunks)
+                    return
+        log.info("device %s asked for chunks of %s, which it is not to run", device_id, need.digest[:12])
+
+    def _complain(self, topic: str, error: WireError) -> None:
+        """Once a minute a topic: a device that is out of order must not fill the log."""
+        now = time.monotonic()
+        if now - self._complained.get(topic, -COMPLAIN_EVERY_S) >= COMPLAIN_EVERY_S:
+            if len(self._complained) > 10_000:
+                self._complained.clear()
+            self._complained[topic] = now
+            log.warning("refused a message on %s: %s", topic[:200], error)

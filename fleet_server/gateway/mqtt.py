@@ -1,0 +1,162 @@
+"""The server's MQTT link: the one import of MQTT here. Callbacks only enqueue; nothing waits inside them.
+
+MQTT 5 with a session that outlives the connection. The library reconnects by itself with a growing delay.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from fleet_server.errors import InvalidError
+
+log = logging.getLogger(__name__)
+SESSION_EXPIRY_S = 3600
+INBOX_LIMIT = 20_000
+IN_FLIGHT = 200
+
+
+@dataclass(frozen=True)
+class Message:
+    """What came in."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The link is up (again), and subscribed."""
+
+
+class MqttLink:
+    """One connection to the broker.
+
+    Args:
+        url: `mqtt://[user:password@]host:port` or `mqtts://…`.
+        client_id: of the session.
+        filters: subscribed at every connect, QoS 1.
+        inbox: where messages and `Connected` go.
+    """
+
+    def __init__(
+        self, url: str, client_id: str, filters: Sequence[str], inbox: queue.Queue[Message | Connected | None]
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+            raise InvalidError("bad_broker_url", f"broker_url: {url!r} is not mqtt://host:port or mqtts://host:port")
+        self._address = (parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
+        self._filters = list(filters)
+        self._inbox = inbox
+        self._slots = threading.BoundedSemaphore(IN_FLIGHT)
+        self._waiting: dict[int, Callable[[], None] | None] = {}
+        self._early: set[int] = set()
+        self._lock = threading.Lock()
+        self.dropped = 0
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        client.max_queued_messages_set(0)
+        client.max_inflight_messages_set(IN_FLIGHT)
+        client.reconnect_delay_set(min_delay=1, max_delay=30)
+        if parts.username:
+            client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+        if parts.scheme == "mqtts":
+            client.tls_set()
+        client.on_socket_open = _no_delay
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        self._client = client
+
+    def start(self) -> None:
+        """Connect in the background, and keep connecting."""
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        self._client.connect_async(*self._address, keepalive=20, clean_start=False, properties=properties)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect in order."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._client.is_connected()
+
+    def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, acknowledged: Callable[[], None] | None = None
+    ) -> bool:
+        """Send at QoS 1, when there is room in flight and a connection.
+
+        Args:
+            topic: where to.
+            payload: the bytes.
+            retain: whether the broker keeps it for who subscribes later.
+            acknowledged: called from the link's thread when the broker has the message; it must only enqueue.
+
+        Returns:
+            Whether it was handed over; when not, try again later.
+        """
+        if not self.connected or not self._slots.acquire(timeout=5):
+            return False
+        info = self._client.publish(topic, payload, qos=1, retain=retain)
+        if info.rc not in {paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_NO_CONN}:
+            self._slots.release()
+            return False
+        # The library holds a lock of its own while it calls `_on_publish`: ours is never held while calling it.
+        with self._lock:
+            early = info.mid in self._early
+            self._early.discard(info.mid)
+            if not early:
+                self._waiting[info.mid] = acknowledged
+        if early:
+            self._settle(acknowledged)
+        return True
+
+    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            log.warning("the broker refused the connection: %s", reason)
+            return
+        client.subscribe([(topic, 1) for topic in self._filters])
+        self._put(Connected())
+
+    def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self._put(Message(message.topic, bytes(message.payload)))
+
+    def _on_publish(self, _client: paho.Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
+        with self._lock:
+            if mid not in self._waiting:
+                self._early.add(mid)  # acknowledged before `publish` had noted it
+                return
+            callback = self._waiting.pop(mid)
+        self._settle(callback)
+
+    def _settle(self, callback: Callable[[], None] | None) -> None:
+        self._slots.release()
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception("noting an acknowledged message failed")
+
+    def _put(self, item: Message | Connected) -> None:
+        try:
+            self._inbox.put_nowait(item)
+        except queue.Full:
+            self.dropped += 1  # devices say again what matters
+
+
+def _no_delay(_client: Any, _data: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,162 @@
+"""The gateway: the threads between the broker and the services."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from agent.protocol.limits import LIMITS
+from agent.protocol.messages import ChunkRange, Need
+from agent.protocol.topics import FROM_DEVICE, broadcast_topic, every_shard_filter, repair_topic
+from fleet_server import outbox
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.db import Database
+from fleet_server.errors import FleetError
+from fleet_server.gateway.broker import EmbeddedBroker
+from fleet_server.gateway.handlers import Handlers
+from fleet_server.gateway.mqtt import INBOX_LIMIT, Connected, Message, MqttLink
+from fleet_server.gateway.streamer import Send, Streamer
+from fleet_server.settings import Settings
+
+log = logging.getLogger(__name__)
+OUTBOX_POLL_S = 0.1
+OUTBOX_BATCH = 200
+STREAM_POLL_S = 0.02
+STREAM_BUDGET = 64
+CLIENT_ID = "shoal-server"
+
+
+class Gateway:
+    """Starts and stops the broker (when it is embedded), the link, and the threads that serve it."""
+
+    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._broker = EmbeddedBroker(settings) if settings.broker_url is None else None
+        self._inbox: queue.Queue[Message | Connected | None] = queue.Queue(INBOX_LIMIT)
+        self._link = MqttLink(
+            settings.effective_broker_url,
+            CLIENT_ID,
+            [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE)],
+            self._inbox,
+        )
+        self._streamer = Streamer()
+        self._streamer_lock = threading.Lock()
+        self._handlers = Handlers(database, settings, self._hear)
+        self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._link.connected
+
+    def start(self) -> None:
+        """Start everything; the broker first.
+
+        Raises:
+            UnavailableError: when the embedded broker can't start.
+        """
+        if self._broker is not None:
+            self._broker.start()
+        self._link.start()
+        for name, step in (
+            ("gateway-handler", self._handle_one),
+            ("gateway-outbox", self._publish_pending),
+            ("gateway-streamer", self._stream),
+        ):
+            thread = threading.Thread(target=self._forever, args=(name, step), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop everything; the broker last."""
+        self._stopping.set()
+        self._inbox.put(None)
+        for thread in self._threads:
+            thread.join(10)
+        self._link.stop()
+        if self._broker is not None:
+            self._broker.stop()
+
+    def _forever(self, name: str, step: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
+            try:
+                step()
+            except Exception:
+                log.exception("%s failed; it goes on", name)
+                self._stopping.wait(1.0)
+
+    def _handle_one(self) -> None:
+        item = self._inbox.get()
+        if isinstance(item, Message):
+            self._handlers.handle(item)
+
+    def _publish_pending(self) -> None:
+        """Send what the outbox holds, oldest first; rows go when the broker has acknowledged them."""
+        if not self._link.connected:
+            self._stopping.wait(OUTBOX_POLL_S)
+            return
+        with self._database.read() as session:
+            messages = outbox.pending(session, limit=OUTBOX_BATCH)
+        sent = set()
+        for message in messages:
+            if self._link.publish(
+                message.topic,
+                message.payload,
+                retain=message.retain,
+                acknowledged=lambda key=message.id: self._acknowledged.put(key),  # type: ignore[misc]
+            ):
+                sent.add(message.id)
+        self._forget_acknowledged(sent)
+        if not messages:
+            self._stopping.wait(OUTBOX_POLL_S)
+
+    def _forget_acknowledged(self, sent: set[str]) -> None:
+        """Wait a moment for what was sent; what stays is sent again, which is harmless."""
+        done = []
+        deadline = time.monotonic() + 5.0
+        while sent and time.monotonic() < deadline and self._link.connected:
+            try:
+                key = self._acknowledged.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            done.append(key)
+            sent.discard(key)
+        if done:
+            with self._database.write() as session:
+                outbox.acknowledge(session, done)
+
+    def _hear(self, device_id: str, need: Need, chunks: int) -> None:
+        """Spans beyond the artifact's end are cut off before anything is made of them."""
+        inside = tuple(
+            ChunkRange(span.first, min(span.last, chunks - 1)) for span in need.missing if span.first < chunks
+        )
+        bounded = Need(digest=need.digest, deployment_id=need.deployment_id, missing=inside, window=need.window)
+        with self._streamer_lock:
+            self._streamer.hear(device_id, bounded, time.monotonic())
+
+    def _stream(self) -> None:
+        with self._streamer_lock:
+            sends = list(self._streamer.next(time.monotonic(), STREAM_BUDGET))
+        for send in sends:
+            self._send_chunk(send)
+        if not sends:
+            self._stopping.wait(STREAM_POLL_S)
+
+    def _send_chunk(self, send: Send) -> None:
+        size = LIMITS.chunk_bytes
+        try:
+            payload = self._artifacts.read_range(send.digest, send.chunk * size, size)
+        except FleetError as error:
+            log.warning("can't read chunk %d of %s: %s", send.chunk, send.digest[:12], error)
+            return
+        if send.device_id is None:
+            topic = broadcast_topic(send.digest, send.chunk)
+        else:
+            topic = repair_topic(send.device_id, send.digest, send.chunk)
+        self._link.publish(topic, payload)
