@@ -38,12 +38,15 @@ class TensorSpec(msgspec.Struct, frozen=True):
         dtype: a numpy name: `float32`, `int64`, `uint8`, …
         shape: -1 for a free dimension.
         file_name: the tensor's name inside the artifact when a converter renamed it; None when it did not.
+        permutation: how the source's axes are transposed to get the file's (numpy's `transpose`), when a converter
+            changed their order; None when it did not.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file_name: str | None = None
+    permutation: tuple[int, ...] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -80,7 +80,7 @@ class MqttLink:
 
     def start(self) -> None:
         """Connect in the background, and keep connecting."""
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
         self._client.connect_async(*self._address, keepalive=20, clean_start=False, properties=properties)
         self._client.loop_start()

@@ -90,7 +90,7 @@ class Streamer:
         everyone = live or list(stream.listeners.values())
         limit = min(self._allowed(stream, listener, now) for listener in everyone)
         wanted = sorted({chunk for one in stream.listeners.values() for chunk in one.missing})
-        sends = []
+        sends: list[Send] = []
         for chunk in wanted:
             if len(sends) >= limit:
                 break

@@ -1,0 +1,87 @@
+"""What every runtime does, and what it may raise. Converters measure with these, so devices run what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Manifest, TensorSpec
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, Array]
+
+
+class RuntimeLoadError(Exception):
+    """An artifact could not be loaded or warmed up.
+
+    Attributes:
+        code: `runtime_missing`, `load_failed`, `warmup_failed` or `provider_unavailable`.
+        detail: a sentence with the remedy.
+    """
+
+    def __init__(self, code: WireErrorCode, detail: str) -> None:
+        super().__init__(f"{code.value}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+class Runtime(Protocol):
+    """A loaded artifact.
+
+    Attributes:
+        version: runtime and version, such as `onnxruntime 1.32.0`.
+        provider: the execution provider that really runs it.
+    """
+
+    version: str
+    provider: str
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """One inference.
+
+        Args:
+            inputs: arrays by source name, with the dtypes and shapes of the manifest.
+
+        Returns:
+            Arrays by source name.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+def warm_up_inputs(manifest: Manifest, batch: int = 1) -> Tensors:
+    """Zeros of the manifest's shapes; free dimensions are 1, the first one `batch`."""
+    return {
+        spec.name: np.zeros(
+            [size if size >= 0 else (batch if axis == 0 else 1) for axis, size in enumerate(spec.shape)],
+            dtype=np.dtype(spec.dtype),
+        )
+        for spec in manifest.inputs
+    }
+
+
+def to_file(spec: TensorSpec, array: Array) -> Array:
+    """A source tensor with the axes the artifact wants."""
+    return np.ascontiguousarray(array.transpose(spec.permutation)) if spec.permutation else array
+
+
+def to_source(spec: TensorSpec, array: Array) -> Array:
+    """An artifact's tensor with the axes of the source."""
+    return array.transpose(np.argsort(spec.permutation)) if spec.permutation else array
+
+
+def check_file(path: Path) -> None:
+    """Refuse a path with nothing at it.
+
+    Raises:
+        RuntimeLoadError: `load_failed`.
+    """
+    if not path.is_file():
+        raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, f"there is no artifact at {path}")

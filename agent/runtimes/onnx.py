@@ -1,0 +1,80 @@
+"""ONNX Runtime. A provider is believed only when the session says it has it and an inference on it worked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Manifest
+from agent.runtimes.base import RuntimeLoadError, Tensors, to_file, to_source, warm_up_inputs
+
+log = logging.getLogger(__name__)
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "acl": "ACLExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+_SHORT = {long: short for short, long in PROVIDERS.items()}
+
+
+class OnnxRuntime:
+    """An ONNX artifact, loaded. See `agent.runtimes.base.Runtime`."""
+
+    def __init__(self, manifest: Manifest, path: Path) -> None:
+        self._manifest = manifest
+        self.version = f"onnxruntime {onnxruntime.__version__}"
+        self._session, self.provider = _open(manifest, path)
+        self._inputs = [(spec, spec.file_name or spec.name) for spec in manifest.inputs]
+        self._outputs = [(spec, spec.file_name or spec.name) for spec in manifest.outputs]
+        self._names = [name for _, name in self._outputs]
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """One inference; see `agent.runtimes.base.Runtime`."""
+        feed = {name: to_file(spec, inputs[spec.name]) for spec, name in self._inputs}
+        values = self._session.run(self._names, feed)
+        return {spec.name: to_source(spec, value) for (spec, _), value in zip(self._outputs, values, strict=True)}
+
+    def close(self) -> None:
+        """Let the session go."""
+        self._session = None
+
+
+def candidates(wanted: tuple[str, ...], available: list[str]) -> list[str]:
+    """ONNX Runtime's names of the wanted providers that this build has, in order, and the CPU at the end."""
+    named = [PROVIDERS.get(name.lower(), name) for name in wanted]
+    return list(dict.fromkeys([*(name for name in named if name in available), CPU]))
+
+
+def _open(manifest: Manifest, path: Path) -> tuple[Any, str]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = manifest.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    problems = []
+    for provider in candidates(manifest.providers, onnxruntime.get_available_providers()):
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            if session.get_providers()[0] != provider:
+                problems.append(f"{provider} was not taken by the session")
+                continue
+            feed = warm_up_inputs(manifest)
+            session.run(None, {spec.file_name or spec.name: to_file(spec, feed[spec.name]) for spec in manifest.inputs})
+        except Exception as error:  # noqa: BLE001 (the library raises bare C++ exceptions of many kinds)
+            problems.append(f"{provider}: {str(error)[:300]}")
+            continue
+        if problems:
+            log.warning("runs on %s, because: %s", provider, "; ".join(problems))
+        return session, _SHORT.get(provider, provider)
+    raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, "; ".join(problems))

@@ -1,0 +1,232 @@
+"""The local inference API over HTTP/1.1: asyncio streams parsed by httptools. Routes of the Open Inference Protocol v2."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import httptools
+import msgspec
+
+from agent import __version__
+from agent.serving.models import LoadedModel, QueueFullError, Registry
+from agent.serving.oip import BadRequestError, decode_request, encode_response, metadata
+
+log = logging.getLogger(__name__)
+BODY_LIMIT = 64 * 1024 * 1024
+HEADERS_LIMIT = 64
+REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
+    500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+
+
+@dataclass
+class _Request:
+    method: str = ""
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    keep_alive: bool = True
+
+
+@dataclass
+class _Answer:
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _json(value: Any, status: int = 200) -> _Answer:
+    return _Answer(status, msgspec.json.encode(value), {"Content-Type": "application/json"})
+
+
+def _error(status: int, message: str) -> _Answer:
+    return _json({"error": message}, status)
+
+
+class Connection(asyncio.Protocol):
+    """One client. Pipelined requests are answered in their order."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._request = _Request()
+        self._waiting: asyncio.Queue[_Request | None] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has come."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+        self._api.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The client has gone."""
+        self._waiting.put_nowait(None)
+        self._api.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of requests."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._close()
+        except (httptools.HttpParserError, _TooLargeError) as error:
+            status = 413 if isinstance(error, _TooLargeError) else 400
+            self._write(_error(status, str(error) or "not an HTTP request"), keep_alive=False)
+            self._close()
+
+    def on_message_begin(self) -> None:
+        self._request = _Request()
+
+    def on_url(self, url: bytes) -> None:
+        self._request.path += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._request.headers) >= HEADERS_LIMIT:
+            raise _TooLargeError(f"more than {HEADERS_LIMIT} headers")
+        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if name.lower() == b"expect" and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        if len(self._request.body) + len(body) > BODY_LIMIT:
+            raise _TooLargeError(f"a body may have {BODY_LIMIT} bytes")
+        self._request.body += body
+
+    def on_message_complete(self) -> None:
+        self._request.method = self._parser.get_method().decode()
+        self._request.keep_alive = self._parser.should_keep_alive()
+        self._waiting.put_nowait(self._request)
+
+    async def _serve(self) -> None:
+        while (request := await self._waiting.get()) is not None:
+            try:
+                answer = await self._api.answer(request)
+            except Exception as error:
+                log.exception("answering %s failed", request.path)
+                answer = _error(500, f"{type(error).__name__}: {error}")
+            self._write(answer, keep_alive=request.keep_alive and not self._api.draining)
+            if not request.keep_alive or self._api.draining:
+                self._close()
+                return
+
+    def _write(self, answer: _Answer, *, keep_alive: bool) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, '')}", f"Content-Length: {len(answer.body)}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
+        self._transport.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + answer.body)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _TooLargeError(Exception):
+    """A request has more of something than is read."""
+
+
+class Api:
+    """The routes."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.draining = False
+        self.connections: set[Connection] = set()
+
+    async def answer(self, request: _Request) -> _Answer:
+        """One request's answer."""
+        parts = [part for part in request.path.partition("?")[0].split("/") if part]
+        if parts[:1] != ["v2"]:
+            return _error(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
+        match [request.method, *parts[1:]]:
+            case ["GET"]:
+                extensions = ["binary_tensor_data", "feedback"]
+                return _json({"name": "shoal-agent", "version": __version__, "extensions": extensions})
+            case ["GET", "health", "live" | "ready"]:
+                return _Answer(200)
+            case ["POST", "repository", "index"]:
+                return _json([self._index(name) for name in self._registry.names()])
+            case [_, "models", name, "versions", version, *rest]:
+                return await self._model(request, name, version, rest)
+            case [_, "models", name, *rest]:
+                return await self._model(request, name, None, rest)
+            case _:
+                return _error(404, f"there is no {request.method} {request.path[:200]!r}")
+
+    def _index(self, name: str) -> dict[str, str]:
+        model = self._registry.serving(name)
+        return {"name": name, "version": model.manifest.version if model else "", "state": "READY", "reason": ""}
+
+    async def _model(self, request: _Request, name: str, version: str | None, rest: list[str]) -> _Answer:
+        model = self._registry.serving(name)
+        if model is None or (version is not None and version != model.manifest.version):
+            running = ", ".join(self._registry.names()) or "none"
+            wanted = name if version is None else f"{name} in version {version}"
+            return _error(404, f"model {wanted[:200]!r} does not run here; models that do: {running}")
+        match [request.method, *rest]:
+            case ["GET"]:
+                return _json(metadata(model.manifest))
+            case ["GET", "ready"]:
+                return _Answer(200)
+            case ["GET", "config"]:
+                return _json({"name": name, "max_batch_size": model.manifest.max_batch})
+            case ["POST", "infer"]:
+                return await self._infer(request, model)
+            case ["POST", "feedback"]:
+                return self._feedback(request, name)
+            case _:
+                return _error(405, f"{request.method} {request.path[:200]!r} is not offered")
+
+    async def _infer(self, request: _Request, model: LoadedModel) -> _Answer:
+        length = request.headers.get("inference-header-content-length", "")
+        try:
+            wanted = decode_request(bytes(request.body), int(length) if length.isdigit() else None, model.manifest)
+        except BadRequestError as error:
+            model.recorder.rejected()
+            return _error(400, str(error))
+        try:
+            outputs = await model.infer(wanted.inputs, wanted.request_id)
+        except QueueFullError:
+            return _error(503, "too many requests wait for this model: send fewer, or later")
+        except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
+            return _error(500, f"the model failed: {str(error)[:500]}")
+        body, header_length = encode_response(wanted, outputs, model.manifest)
+        if header_length is None:
+            return _Answer(200, body, {"Content-Type": "application/json"})
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(header_length),
+        }
+        return _Answer(200, body, headers)
+
+    def _feedback(self, request: _Request, name: str) -> _Answer:
+        """Count true labels: `{"labels": [{"id": request id, "label": class index, or one a row}]}`."""
+        try:
+            said = msgspec.json.decode(request.body, type=_Feedback)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return _error(400, f"feedback: {error}")
+        matched, unknown = 0, 0
+        for one in said.labels:
+            labels = one.label if isinstance(one.label, list) else [one.label]
+            found = next((n for m in self._registry.versions_of(name) if (n := m.feedback(one.id, labels))), 0)
+            matched += found
+            unknown += found == 0
+        return _json({"matched_rows": matched, "unknown_ids": unknown})
+
+
+class _Label(msgspec.Struct):
+    id: str
+    label: int | list[int]
+
+
+class _Feedback(msgspec.Struct):
+    labels: list[_Label]

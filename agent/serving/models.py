@@ -1,0 +1,235 @@
+"""The loaded models of the worker: hot swap, micro-batching, feedback. It knows no HTTP.
+
+Requests wait in a queue; a thread drains what waits into one batch, so that a lone request never waits for company. The
+thread belongs to one loaded artifact: requests that began on an artifact end on it, whatever is activated meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.protocol.manifest import Manifest
+from agent.runtimes.base import Runtime, Tensors
+from agent.telemetry.recorder import Recorder
+
+log = logging.getLogger(__name__)
+QUEUE_LIMIT = 1024
+REMEMBERED_ROWS = 65_536
+
+
+class QueueFullError(Exception):
+    """More requests wait than the device will ever answer in time."""
+
+
+@dataclass
+class _Pending:
+    inputs: Tensors
+    rows: int
+    request_id: str
+    came_at: float
+    done: Callable[[Tensors | Exception], None]
+
+
+class LoadedModel:
+    """One artifact, its thread, its counts, and the predictions that feedback may still name."""
+
+    def __init__(self, manifest: Manifest, deployment_id: str, runtime: Runtime) -> None:
+        self.manifest = manifest
+        self.runtime = runtime
+        self.recorder = Recorder(manifest, deployment_id, runtime.provider)
+        self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE_LIMIT)
+        self._predictions: OrderedDict[str, list[int]] = OrderedDict()
+        self._remembered = 0
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
+        self._thread.start()
+
+    async def infer(self, inputs: Tensors, request_id: str) -> Tensors:
+        """One request.
+
+        Args:
+            inputs: checked against the manifest.
+            request_id: the client's; feedback names it.
+
+        Raises:
+            QueueFullError: when too many wait.
+            Exception: whatever the runtime raises.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Tensors] = loop.create_future()
+
+        def done(result: Tensors | Exception) -> None:
+            loop.call_soon_threadsafe(_resolve, future, result)
+
+        rows = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
+        try:
+            self._queue.put_nowait(_Pending(inputs, rows, request_id, time.perf_counter(), done))
+        except queue.Full:
+            self.recorder.rejected()
+            raise QueueFullError from None
+        return await future
+
+    def feedback(self, request_id: str, labels: list[int]) -> int:
+        """Count true labels of an earlier request; returns how many rows were matched (0 for an unknown id)."""
+        with self._lock:
+            predictions = self._predictions.pop(request_id, None)
+            if predictions is None:
+                return 0
+            self._remembered -= len(predictions)
+        for label, predicted in zip(labels, predictions, strict=False):
+            self.recorder.labelled(label, predicted)
+        return min(len(labels), len(predictions))
+
+    def close(self) -> None:
+        """Answer what waits, then let the artifact go."""
+        self._queue.put(None)
+        self._thread.join(60)
+        self.runtime.close()
+
+    def _loop(self) -> None:
+        carried: _Pending | None = None
+        while True:
+            first = carried or self._queue.get()
+            if first is None:
+                return
+            batch, carried, ended = self._drain(first)
+            self._answer(batch)
+            if ended:
+                return
+
+    def _drain(self, first: _Pending) -> tuple[list[_Pending], _Pending | None, bool]:
+        """What waits and fits into one batch with the first; the next that did not fit; whether the end was seen."""
+        batch, rows = [first], first.rows
+        while rows < self.manifest.max_batch:
+            try:
+                following = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                return batch, None, True
+            if rows + following.rows > self.manifest.max_batch or not _alike(first.inputs, following.inputs):
+                return batch, following, False
+            batch.append(following)
+            rows += following.rows
+        return batch, None, False
+
+    def _answer(self, batch: list[_Pending]) -> None:
+        if len(batch) == 1:
+            self._answer_one(batch[0])
+            return
+        try:
+            stacked = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
+            outputs = self.runtime.run(stacked)
+            rows = sum(one.rows for one in batch)
+            if any(value.ndim == 0 or value.shape[0] != rows for value in outputs.values()):
+                raise ValueError("an output has no row for each input row")  # noqa: TRY301
+        except Exception:  # noqa: BLE001 (one bad request must not fail its neighbours: each is tried alone)
+            for one in batch:
+                self._answer_one(one)
+            return
+        start = 0
+        for one in batch:
+            self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
+            start += one.rows
+
+    def _answer_one(self, one: _Pending) -> None:
+        try:
+            outputs = self.runtime.run(one.inputs)
+        except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
+            self.recorder.answered(time.perf_counter() - one.came_at, one.rows, failed=True)
+            one.done(error)
+            return
+        self._finish(one, outputs)
+
+    def _finish(self, one: _Pending, outputs: Tensors) -> None:
+        if one.request_id:
+            self._remember(one, outputs)
+        self.recorder.answered(time.perf_counter() - one.came_at, one.rows)
+        one.done(outputs)
+
+    def _remember(self, one: _Pending, outputs: Tensors) -> None:
+        """Keep the winning class of each row, where the first output holds a score for each class."""
+        scores = outputs[self.manifest.outputs[0].name]
+        if scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
+            return
+        answers = [int(index) for index in scores.argmax(axis=1)]
+        with self._lock:
+            self._remembered += len(answers) - len(self._predictions.pop(one.request_id, ()))
+            self._predictions[one.request_id] = answers
+            while self._remembered > REMEMBERED_ROWS:
+                self._remembered -= len(self._predictions.popitem(last=False)[1])
+
+
+def _alike(one: Tensors, other: Tensors) -> bool:
+    return all(
+        array.ndim > 0 and other[name].ndim == array.ndim and other[name].shape[1:] == array.shape[1:]
+        for name, array in one.items()
+    )
+
+
+def _resolve(future: asyncio.Future[Tensors], result: Tensors | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+class Registry:
+    """Which artifacts are loaded, and which of them answers each model's requests."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str], LoadedModel] = {}
+        self._serving: dict[str, LoadedModel] = {}
+
+    def add(self, model: LoadedModel) -> None:
+        """Keep a loaded artifact beside what serves; one that is there already is closed and replaced."""
+        key = (model.manifest.model, model.manifest.digest)
+        old = self._loaded.get(key)
+        self._loaded[key] = model
+        if old is not None:
+            if self._serving.get(key[0]) is old:
+                self._serving[key[0]] = model
+            threading.Thread(target=old.close, daemon=True).start()
+
+    def activate(self, model: str, digest: str) -> bool:
+        """Let a loaded artifact answer from now on; false when it is not loaded."""
+        loaded = self._loaded.get((model, digest))
+        if loaded is None:
+            return False
+        self._serving[model] = loaded
+        return True
+
+    def remove(self, model: str, digest: str) -> LoadedModel | None:
+        """Take an artifact out; its caller closes it."""
+        loaded = self._loaded.pop((model, digest), None)
+        if loaded is not None and self._serving.get(model) is loaded:
+            del self._serving[model]
+        return loaded
+
+    def serving(self, model: str) -> LoadedModel | None:
+        """What answers a model's requests."""
+        return self._serving.get(model)
+
+    def names(self) -> list[str]:
+        """Models that have something serving."""
+        return sorted(self._serving)
+
+    def all(self) -> list[LoadedModel]:
+        """Everything that is loaded."""
+        return list(self._loaded.values())
+
+    def versions_of(self, model: str) -> list[LoadedModel]:
+        """Everything loaded of a model, what serves first: feedback may name a request the old one answered."""
+        mine = [loaded for (name, _), loaded in self._loaded.items() if name == model]
+        return sorted(mine, key=lambda loaded: loaded is not self._serving.get(model))

@@ -1,0 +1,166 @@
+"""The inference worker: a process that loads models and answers requests. It knows no MQTT and keeps nothing on disk.
+
+Started by the supervisor, told what to do over the inherited socket (`agent.serving.ipc`), ends when that stream ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from agent.protocol.errors import WireErrorCode
+from agent.runtimes import open_runtime
+from agent.runtimes.base import RuntimeLoadError
+from agent.serving.framing import pack, read_frame
+from agent.serving.http import Api, Connection
+from agent.serving.ipc import (
+    Activate,
+    Activated,
+    Collect,
+    FromWorker,
+    Load,
+    Loaded,
+    Ready,
+    Shutdown,
+    ToWorker,
+    Unload,
+    Window,
+)
+from agent.serving.models import LoadedModel, Registry
+
+log = logging.getLogger("agent.worker")
+NICE = 19
+DRAIN_S = 10.0
+
+
+def main() -> None:
+    """Serve until the supervisor's stream ends."""
+    parser = argparse.ArgumentParser(prog="agent.serving.worker", description="Started by shoal-agent, not by people.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--unix-socket", default="")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(Worker(options.listen, options.unix_socket).run(socket.socket(fileno=options.fd)))
+
+
+class Worker:
+    """The process's parts."""
+
+    def __init__(self, listen: str, unix_path: str) -> None:
+        host, _, port = listen.rpartition(":")
+        self._address = (host or "127.0.0.1", int(port))
+        self._unix_path = unix_path
+        self._registry = Registry()
+        self._api = Api(self._registry)
+        self._writer: asyncio.StreamWriter | None = None
+        self._stop = asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    async def run(self, sock: socket.socket) -> None:
+        """Serve until told to stop or left alone."""
+        loop = asyncio.get_running_loop()
+        reader, self._writer = await asyncio.open_connection(sock=sock)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
+        servers = [await loop.create_server(lambda: Connection(self._api), *self._address, backlog=512)]
+        if self._unix_path:
+            Path(self._unix_path).unlink(missing_ok=True)
+            servers.append(await loop.create_unix_server(lambda: Connection(self._api), self._unix_path))
+        port = servers[0].sockets[0].getsockname()[1]
+        self._send(Ready(url=f"http://{self._address[0]}:{port}", unix_path=self._unix_path))
+        listening = asyncio.create_task(self._listen(reader))
+        await self._stop.wait()
+        listening.cancel()
+        self._api.draining = True
+        for server in servers:
+            server.close()
+        await asyncio.wait_for(self._drain(), DRAIN_S)
+
+    async def _drain(self) -> None:
+        for model in self._registry.all():
+            await asyncio.to_thread(model.close)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        decoder = msgspec.msgpack.Decoder(ToWorker)
+        while (message := await read_frame(reader, decoder)) is not None:
+            match message:
+                case Load():
+                    job = asyncio.create_task(self._load(message))
+                    self._jobs.add(job)
+                    job.add_done_callback(self._jobs.discard)
+                case Activate():
+                    ok = self._registry.activate(message.model, message.digest)
+                    self._send(Activated(message.request_id, ok))
+                case Unload():
+                    model = self._registry.remove(message.model, message.digest)
+                    if model is not None:
+                        threading.Thread(target=model.close, daemon=True).start()
+                case Collect():
+                    windows = tuple(model.recorder.collect() for model in self._registry.all())
+                    used = psutil.Process().memory_info().rss / 2**20
+                    self._send(Window(message.request_id, windows, used))
+                case Shutdown():
+                    break
+        self._stop.set()
+
+    async def _load(self, message: Load) -> None:
+        started = time.monotonic()
+        try:
+            model = await _in_nice_thread(lambda: _open(message))
+        except RuntimeLoadError as error:
+            self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
+            return
+        except Exception as error:
+            log.exception("loading failed")
+            detail = f"{type(error).__name__}: {str(error)[:500]}"
+            self._send(Loaded(message.request_id, code=WireErrorCode.LOAD_FAILED, detail=detail))
+            return
+        self._registry.add(model)
+        took = time.monotonic() - started
+        self._send(Loaded(message.request_id, model.runtime.version, model.runtime.provider, took))
+
+    def _send(self, message: FromWorker) -> None:
+        assert self._writer is not None
+        self._writer.write(pack(message))
+
+
+def _open(message: Load) -> LoadedModel:
+    runtime = open_runtime(message.manifest, Path(message.path))
+    return LoadedModel(message.manifest, message.deployment_id, runtime)
+
+
+async def _in_nice_thread(function: Callable[[], LoadedModel]) -> LoadedModel:
+    """Run a load in a thread of its own that yields to those which answer requests."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[LoadedModel] = loop.create_future()
+
+    def work() -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        try:
+            model = function()
+        except Exception as error:  # noqa: BLE001 (carried over to the caller)
+            loop.call_soon_threadsafe(future.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(future.set_result, model)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await future
+
+
+if __name__ == "__main__":
+    main()
