@@ -114,4 +114,5 @@ def _decode(array: Array, detail: dict[str, Any], wanted: np.dtype[Any]) -> Arra
     if array.dtype.kind in "iu" and wanted.kind == "f" and scale:
         decoded: Array = ((array.astype(np.float32) - zero) * scale).astype(wanted)
         return decoded
-    return array if array.dtype == wanted else array.astype(wanted)
+    same: Array = array if array.dtype == wanted else array.astype(wanted)
+    return same

@@ -1,4 +1,4 @@
-"""The local inference API over HTTP/1.1: asyncio streams parsed by httptools. Routes of the Open Inference Protocol v2."""
+"""The local inference API over HTTP/1.1, parsed by httptools: the routes of the Open Inference Protocol v2."""
 
 from __future__ import annotations
 
@@ -83,12 +83,15 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def on_message_begin(self) -> None:
+        """A request begins."""
         self._request = _Request()
 
     def on_url(self, url: bytes) -> None:
+        """A part of its path."""
         self._request.path += url.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
         if len(self._request.headers) >= HEADERS_LIMIT:
             raise _TooLargeError(f"more than {HEADERS_LIMIT} headers")
         self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -96,11 +99,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
+        """A part of its body."""
         if len(self._request.body) + len(body) > BODY_LIMIT:
             raise _TooLargeError(f"a body may have {BODY_LIMIT} bytes")
         self._request.body += body
 
     def on_message_complete(self) -> None:
+        """It is whole."""
         self._request.method = self._parser.get_method().decode()
         self._request.keep_alive = self._parser.should_keep_alive()
         self._waiting.put_nowait(self._request)

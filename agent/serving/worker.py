@@ -23,7 +23,7 @@ import psutil
 
 from agent.protocol.errors import WireErrorCode
 from agent.runtimes import open_runtime
-from agent.runtimes.base import RuntimeLoadError
+from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.framing import pack, read_frame
 from agent.serving.http import Api, Connection
 from agent.serving.ipc import (
@@ -78,7 +78,8 @@ class Worker:
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
         servers = [await loop.create_server(lambda: Connection(self._api), *self._address, backlog=512)]
         if self._unix_path:
-            Path(self._unix_path).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._unix_path)  # noqa: PTH108 (asynchronous code)
             servers.append(await loop.create_unix_server(lambda: Connection(self._api), self._unix_path))
         port = servers[0].sockets[0].getsockname()[1]
         self._send(Ready(url=f"http://{self._address[0]}:{port}", unix_path=self._unix_path))
@@ -120,7 +121,7 @@ class Worker:
     async def _load(self, message: Load) -> None:
         started = time.monotonic()
         try:
-            model = await _in_nice_thread(lambda: _open(message))
+            runtime = await _in_nice_thread(lambda: open_runtime(message.manifest, Path(message.path)))
         except RuntimeLoadError as error:
             self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
             return
@@ -129,34 +130,30 @@ class Worker:
             detail = f"{type(error).__name__}: {str(error)[:500]}"
             self._send(Loaded(message.request_id, code=WireErrorCode.LOAD_FAILED, detail=detail))
             return
-        self._registry.add(model)
+        # Made here, not in the loading thread: its thread would inherit that one's niceness.
+        self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime))
         took = time.monotonic() - started
-        self._send(Loaded(message.request_id, model.runtime.version, model.runtime.provider, took))
+        self._send(Loaded(message.request_id, runtime.version, runtime.provider, took))
 
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
         self._writer.write(pack(message))
 
 
-def _open(message: Load) -> LoadedModel:
-    runtime = open_runtime(message.manifest, Path(message.path))
-    return LoadedModel(message.manifest, message.deployment_id, runtime)
-
-
-async def _in_nice_thread(function: Callable[[], LoadedModel]) -> LoadedModel:
+async def _in_nice_thread(function: Callable[[], Runtime]) -> Runtime:
     """Run a load in a thread of its own that yields to those which answer requests."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[LoadedModel] = loop.create_future()
+    future: asyncio.Future[Runtime] = loop.create_future()
 
     def work() -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            model = function()
+            runtime = function()
         except Exception as error:  # noqa: BLE001 (carried over to the caller)
             loop.call_soon_threadsafe(future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(future.set_result, model)
+            loop.call_soon_threadsafe(future.set_result, runtime)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await future
