@@ -1,4 +1,4 @@
-"""What this machine is: measured, not configured. Parsers are pure; runtimes are looked up without importing them here."""
+"""What this machine is: measured, not configured. Parsers are pure; runtimes are not imported here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,30 @@ from agent import __version__
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
 
 CPU_FEATURES = frozenset(
-    "sse4_2 avx avx2 avx512f avx512bw avx512_vnni avx_vnni amx_int8 amx_bf16 avx512_bf16 f16c fma "
-    "neon asimd asimddp asimdhp fphp i8mm bf16 sve sve2 sme".split()
+    [
+        "sse4_2",
+        "avx",
+        "avx2",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx_vnni",
+        "amx_int8",
+        "amx_bf16",
+        "avx512_bf16",
+        "f16c",
+        "fma",
+        "neon",
+        "asimd",
+        "asimddp",
+        "asimdhp",
+        "fphp",
+        "i8mm",
+        "bf16",
+        "sve",
+        "sve2",
+        "sme",
+    ]
 )
 PACKAGES = {
     "onnx": ("onnxruntime", "onnxruntime-gpu"),

@@ -105,8 +105,10 @@ def _encode(array: Array, detail: dict[str, Any]) -> Array:
     scale, zero = detail["quantization"]
     if wanted.kind in "iu" and array.dtype.kind == "f" and scale:
         info = np.iinfo(wanted)
-        return np.clip(np.rint(array / scale + zero), info.min, info.max).astype(wanted)
-    return array.astype(wanted)
+        encoded: Array = np.clip(np.rint(array / scale + zero), info.min, info.max).astype(wanted)
+        return encoded
+    plain: Array = array.astype(wanted)
+    return plain
 
 
 def _decode(array: Array, detail: dict[str, Any], wanted: np.dtype[Any]) -> Array:

@@ -1,0 +1,79 @@
+"""`shoal-agent`: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from agent import __version__
+from agent.config import load_config
+from agent.errors import AgentError
+
+
+def main() -> None:
+    """Run the daemon, or print this machine's facts."""
+    options = _parser().parse_args()
+    try:
+        sys.exit(_facts(options) if options.command == "facts" else _run(options))
+    except AgentError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shoal-agent",
+        description="Runs on a device: gets models from the fleet server over MQTT and serves them on a local API.",
+    )
+    parser.add_argument("--version", action="version", version=f"shoal-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    run = commands.add_parser("run", help="run the daemon (the default)", description="Run the daemon.")
+    facts = commands.add_parser(
+        "facts", help="print what is measured of this machine", description="Print what is measured of this machine."
+    )
+    facts.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print")
+    for one in (parser, run, facts):
+        one.add_argument(
+            "--config",
+            type=Path,
+            default=None if one is parser else argparse.SUPPRESS,
+            help="configuration file (TOML); SHOAL_AGENT_<KEY> variables win over it",
+        )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent.supervisor import Supervisor
+
+    config = load_config(options.config, os.environ)
+    logging.basicConfig(
+        level=config.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+    )
+    supervisor = Supervisor(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    supervisor.run()
+    return 0
+
+
+def _facts(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from agent.hardware import measure
+
+    config = load_config(options.config, {"SHOAL_AGENT_STATE_DIR": "/tmp", **os.environ})  # noqa: S108 (only measured)
+    facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
+    if options.output == "json":
+        print(msgspec.json.format(msgspec.json.encode(facts)).decode())  # noqa: T201
+        return 0
+    for name, value in msgspec.to_builtins(facts).items():
+        print(f"{name:<14} {value}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""The agent's main process: takes events from one queue, asks the updater what follows, and carries it out.
+
+It owns the threads' lives and the shutdown. It loads no runtime: what runs models is the worker.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from agent.config import Config
+from agent.hardware import measure
+from agent.mqtt import LinkUp, MqttLink, MqttMessage
+from agent.protocol.codec import decode, encode
+from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.messages import (
+    DeploymentReport,
+    DesiredState,
+    ModelWindow,
+    Presence,
+    Reported,
+    ServingReport,
+    TelemetryAck,
+    TelemetryBatch,
+)
+from agent.protocol.topics import DeviceTopic, ParsedChunkTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.version import SPOKEN
+from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
+from agent.telemetry.host import measure_host
+from agent.telemetry.spool import Spool
+from agent.update.download import DownloadProgress
+from agent.update.journal import Journal
+from agent.update.store import ArtifactStore
+from agent.update.updater import (
+    ActivateArtifact,
+    BeginProbation,
+    Download,
+    Effect,
+    LoadArtifact,
+    Record,
+    StopDownload,
+    UnloadArtifact,
+    Updater,
+    Verify,
+)
+from agent.worker_process import WorkerDied, WorkerProcess
+
+log = logging.getLogger("agent")
+TICK_S = 0.1
+REPORT_EVERY_S = 300.0
+TELEMETRY_RESEND_S = 15.0
+TELEMETRY_BATCHES = 20
+PROBATION_ERROR_SHARE = 0.2
+WORKER_RESTART_MAX_S = 30.0
+
+
+class Supervisor:
+    """The daemon."""
+
+    def __init__(self, config: Config) -> None:
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self._config = config
+        self._events: queue.Queue[Any] = queue.Queue()
+        self._boot_id = uuid.uuid4().hex
+        self._sequence = 0
+        self._store = ArtifactStore(config.state_dir / "artifacts")
+        self._journal = Journal(config.state_dir / "journal.db")
+        self._spool = Spool(config.state_dir / "spool.db")
+        self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
+        self._facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
+        self._link = MqttLink(config, self._boot_id, self._events.put)
+        self._worker = WorkerProcess(config, self._events.put)
+        self._downloads: dict[str, DownloadProgress] = {}
+        self._loads: dict[int, str] = {}
+        self._collects: dict[int, float] = {}
+        self._request_id = 0
+        self._serving: dict[str, ServingReport] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._probations: dict[str, tuple[float, int, int]] = {}  # until, requests, errors
+        self._report_at = 0.0
+        self._worker_at: float | None = None
+        self._worker_delay = 0.5
+        self._collect_at = time.monotonic() + self._interval()
+        self._window_started = time.time()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ask the main loop to end; may be called from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Work until asked to stop."""
+        log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
+        self._worker.start()
+        self._carry_out(self._updater.recover())
+        self._link.start()
+        try:
+            while not self._stopping:
+                try:
+                    event = self._events.get(timeout=TICK_S)
+                except queue.Empty:
+                    event = None
+                self._guarded(lambda event=event: self._handle(event))  # type: ignore[misc]
+                self._guarded(self._tick)
+        finally:
+            self._link.stop()
+            self._worker.stop()
+            self._journal.close()
+            self._spool.close()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception:
+            log.exception("an event could not be handled; the agent goes on")
+
+    def _handle(self, event: Any) -> None:
+        match event:
+            case MqttMessage():
+                self._message(event)
+            case LinkUp():
+                self._link.publish(
+                    DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
+                )
+                self._report_at = 0.0
+                for download in self._downloads.values():
+                    download.say_now(time.monotonic())
+                self._report(force=True)
+            case WorkerDied() if event.generation == self._worker.generation:
+                self._worker_died()
+            case (generation, message) if generation == self._worker.generation:
+                self._worker_said(message)
+            case _:
+                pass
+
+    # -- what the server says
+
+    def _message(self, message: MqttMessage) -> None:
+        try:
+            if "/b/" in message.topic:
+                self._chunk(parse_chunk_topic(message.topic), message.payload)
+                return
+            leaf = parse_device_topic(message.topic).leaf
+            if leaf is DeviceTopic.DESIRED and message.payload:
+                self._desired(decode(message.payload, DesiredState))
+            elif leaf is DeviceTopic.TELEMETRY_ACK:
+                self._spool.acknowledge(decode(message.payload, TelemetryAck))
+        except WireError as error:
+            log.warning("refused a message on %s: %s", message.topic, error)
+
+    def _desired(self, state: DesiredState) -> None:
+        self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
+        self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
+        effects = self._updater.desired(state)
+        self._carry_out(effects)
+        self._journal.keep_number("revision", self._updater.revision)
+        self._report(force=True)
+
+    def _chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
+        for download in list(self._downloads.values()):
+            if download.part.manifest.digest != topic.digest:
+                continue
+            record = self._updater.records[download.deployment_id]
+            try:
+                complete = download.chunk(topic.chunk, payload, time.monotonic())
+            except OSError as error:
+                self._storage_failed(record, error)
+                continue
+            record.received_bytes = download.received_bytes
+            if complete:
+                self._end_download(record.deployment_id)
+                self._carry_out(self._updater.downloaded(record.deployment_id))
+
+    # -- what the worker says
+
+    def _worker_said(self, message: FromWorker) -> None:
+        match message:
+            case Ready():
+                log.info("the local inference API is at %s", message.url)
+                self._worker_delay = 0.5
+                self._carry_out(self._updater.worker_ready())
+            case Loaded():
+                self._load_answered(message)
+            case Window():
+                self._window(message)
+            case Activated():
+                pass
+
+    def _load_answered(self, message: Loaded) -> None:
+        deployment_id = self._loads.pop(message.request_id, None)
+        if deployment_id is None or deployment_id not in self._updater.records:
+            return
+        if message.code is None:
+            self._loaded[deployment_id] = message
+            self._carry_out(self._updater.loaded(deployment_id))
+        else:
+            self._carry_out(self._updater.failed(deployment_id, message.code, message.detail))
+
+    def _worker_died(self) -> None:
+        status = self._worker.reap()
+        log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._worker_delay)
+        self._loads.clear()
+        self._collects.clear()
+        self._serving.clear()
+        self._probations.clear()
+        self._carry_out(self._updater.worker_crashed())
+        self._worker_at = time.monotonic() + self._worker_delay
+        self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
+
+    def _window(self, message: Window) -> None:
+        ended = time.time()
+        for model in message.models:
+            self._watch(model)
+        started = self._collects.pop(message.request_id, ended)
+        host = measure_host(self._config.state_dir, message.rss_mb)
+        self._spool.add(
+            lambda spool_id, sequence: TelemetryBatch(
+                SPOKEN, spool_id, sequence, started, ended, tuple(m for m in message.models if _did_something(m)), host
+            )
+        )
+        self._send_telemetry()
+
+    def _watch(self, model: ModelWindow) -> None:
+        if model.deployment_id in self._probations:
+            until, requests, errors = self._probations[model.deployment_id]
+            self._probations[model.deployment_id] = (until, requests + model.requests, errors + model.errors)
+
+    # -- carrying out
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        self._save()
+        for effect in effects:
+            self._carry_out_one(effect)
+        self._save()
+
+    def _save(self) -> None:
+        """The journal is written before anything is done."""
+        if self._updater.changed:
+            self._journal.save({key: self._updater.records[key] for key in self._updater.changed})
+            for key in self._updater.changed:
+                record = self._updater.records[key]
+                log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
+            self._updater.changed.clear()
+            forgotten = self._updater.forgettable()
+            self._journal.forget(forgotten)
+            for key in forgotten:
+                del self._updater.records[key]
+            self._store.collect_garbage(self._updater.kept_digests())
+            self._report_at = 0.0
+
+    def _carry_out_one(self, effect: Effect) -> None:
+        record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
+        match effect:
+            case UnloadArtifact():
+                self._worker.send(Unload(effect.model, effect.digest))
+                serving = self._serving.get(effect.model)
+                if serving is not None and serving.digest == effect.digest:
+                    del self._serving[effect.model]
+            case Download() if record is not None:
+                self._begin_download(record)
+            case StopDownload():
+                self._end_download(effect.deployment_id)
+            case Verify() if record is not None:
+                good = self._store.verify(record.manifest.digest) or self._finish_part(record)
+                self._carry_out(self._updater.verified(record.deployment_id, good=good))
+            case LoadArtifact() if record is not None:
+                self._load(record)
+            case ActivateArtifact() if record is not None:
+                self._activate(record)
+            case BeginProbation():
+                self._probations[effect.deployment_id] = (time.monotonic() + effect.seconds, 0, 0)
+            case _:
+                pass
+
+    def _begin_download(self, record: Record) -> None:
+        if self._store.has(record.manifest.digest):
+            self._carry_out(self._updater.downloaded(record.deployment_id))
+            return
+        try:
+            part = self._store.open_part(record.manifest)
+        except OSError as error:
+            self._storage_failed(record, error)
+            return
+        now = time.monotonic()
+        self._downloads[record.deployment_id] = DownloadProgress(
+            record.deployment_id, part, record.deadline_s, now, record.received_bytes
+        )
+        self._link.listen_to_broadcast(record.manifest.digest)
+        if part.missing == 0:
+            self._end_download(record.deployment_id)
+            self._carry_out(self._updater.downloaded(record.deployment_id))
+
+    def _end_download(self, deployment_id: str) -> None:
+        download = self._downloads.pop(deployment_id, None)
+        if download is not None:
+            download.part.close()
+            digest = download.part.manifest.digest
+            if all(other.part.manifest.digest != digest for other in self._downloads.values()):
+                self._link.stop_listening(digest)
+
+    def _finish_part(self, record: Record) -> bool:
+        try:
+            part = self._store.open_part(record.manifest)
+            if part.missing:
+                part.close()
+                return False
+            return part.finish()
+        except OSError as error:
+            self._storage_failed(record, error)
+            return False
+
+    def _storage_failed(self, record: Record, error: OSError) -> None:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
+        detail = f"{self._config.state_dir} can't be written: {error.strerror}; free some space or mend the disk"
+        self._carry_out(self._updater.failed(record.deployment_id, code, detail))
+
+    def _load(self, record: Record) -> None:
+        digest = record.manifest.digest
+        if not self._store.verify(digest):
+            detail = "the artifact on this device's disk is damaged and was removed: roll it out again"
+            self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.DIGEST_MISMATCH, detail))
+            return
+        self._request_id += 1
+        self._loads[self._request_id] = record.deployment_id
+        self._worker.send(Load(self._request_id, record.deployment_id, record.manifest, str(self._store.path(digest))))
+
+    def _activate(self, record: Record) -> None:
+        manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
+        if loaded is None:
+            return
+        self._request_id += 1
+        self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
+        self._serving[manifest.model] = ServingReport(
+            manifest.model,
+            manifest.version,
+            manifest.digest,
+            record.deployment_id,
+            loaded.runtime,
+            loaded.provider,
+            loaded.load_s,
+        )
+        self._report_at = 0.0
+
+    # -- time
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._worker_at is not None and now >= self._worker_at:
+            self._worker_at = None
+            self._worker.start()
+        for download in list(self._downloads.values()):
+            self._tick_download(download, now)
+        for deployment_id, (until, requests, errors) in list(self._probations.items()):
+            problem = None
+            if requests >= 5 and errors > requests * PROBATION_ERROR_SHARE:
+                problem = f"{errors} of {requests} requests failed while the version was watched"
+            if problem or now >= until:
+                del self._probations[deployment_id]
+                self._carry_out(self._updater.probation_over(deployment_id, problem=problem))
+        if now >= self._collect_at:
+            self._collect_at = now + (min(1.0, self._interval()) if self._probations else self._interval())
+            self._request_id += 1
+            self._collects[self._request_id] = self._window_started
+            self._window_started = time.time()
+            self._worker.send(Collect(self._request_id))
+        self._report(force=False)
+
+    def _tick_download(self, download: DownloadProgress, now: float) -> None:
+        if download.overdue(now):
+            detail = "no new byte came for as long as the deployment allows"
+            code = WireErrorCode.DOWNLOAD_STALLED
+            self._carry_out(self._updater.failed(download.deployment_id, code, detail))
+            return
+        if self._link.connected:
+            need = download.need(now)
+            if need is not None:
+                self._link.publish(DeviceTopic.NEED, encode(need))
+
+    def _interval(self) -> float:
+        return self._journal.number("telemetry_interval_s", 10.0)
+
+    def _send_telemetry(self) -> None:
+        if self._link.connected:
+            due = self._spool.due(time.time(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
+            for _, payload in due:
+                self._link.publish(DeviceTopic.TELEMETRY, payload)
+
+    def _report(self, *, force: bool) -> None:
+        """Say what is true, when it changed."""
+        now = time.monotonic()
+        changed = self._report_at == 0.0
+        if not (force or changed or now - self._report_at > REPORT_EVERY_S) or not self._link.connected:
+            return
+        self._report_at = now
+        self._sequence += 1
+        reported = Reported(
+            protocol=SPOKEN,
+            boot_id=self._boot_id,
+            sequence=self._sequence,
+            revision=self._updater.revision,
+            facts=self._facts,
+            deployments=tuple(self._deployment_report(record) for record in self._updater.records.values()),
+            serving=tuple(self._serving.values()),
+            sent_at=time.time(),
+        )
+        self._link.publish(DeviceTopic.REPORTED, encode(reported))
+
+    def _deployment_report(self, record: Record) -> DeploymentReport:
+        download = self._downloads.get(record.deployment_id)
+        failure = record.failure if record.phase in ENDED and record.phase is not Phase.SUPERSEDED else None
+        return DeploymentReport(
+            deployment_id=record.deployment_id,
+            model=record.manifest.model,
+            version=record.manifest.version,
+            digest=record.manifest.digest,
+            phase=record.phase,
+            received_bytes=record.received_bytes,
+            missing_chunks=download.part.missing if download else 0,
+            failure=failure,
+            attempts=record.attempts,
+        )
+
+
+def _did_something(model: ModelWindow) -> bool:
+    return bool(model.requests or model.rejected or model.confusion)

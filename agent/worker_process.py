@@ -1,0 +1,88 @@
+"""The inference worker as the supervisor sees it: a child process, its channel, and its restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from agent.config import Config
+from agent.serving.framing import FrameChannel
+from agent.serving.ipc import FromWorker, Shutdown, ToWorker
+
+# Measured: these keep the worker's memory flat over swaps.
+MEMORY_SETTINGS = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+}
+STOP_S = 12.0
+
+
+class WorkerDied:
+    """The worker's stream has ended."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+
+
+class WorkerProcess:
+    """Starts workers, one at a time; each has a generation, so that late words of a dead one are known as such."""
+
+    def __init__(self, config: Config, put: Callable[[Any], None]) -> None:
+        self._config = config
+        self._put = put
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: FrameChannel | None = None
+        self.generation = 0
+
+    def start(self) -> None:
+        """Start a fresh worker."""
+        self.generation += 1
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
+        command += ["--listen", self._config.listen]
+        if self._config.unix_socket:
+            command += ["--unix-socket", self._config.unix_socket]
+        environment = {**MEMORY_SETTINGS, **os.environ}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._channel = FrameChannel(ours, FromWorker)
+        threading.Thread(target=self._read, args=(self._channel, self.generation), daemon=True).start()
+
+    def send(self, message: ToWorker) -> bool:
+        """Tell the worker something; false when it is gone."""
+        return self._channel is not None and self._channel.send(message)
+
+    def reap(self) -> int | None:
+        """Make sure a worker that ended its stream is gone; its exit status."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        if self._process.poll() is None:
+            self._process.kill()
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Let it answer what has begun, then end it."""
+        self.generation += 1
+        if self._process is None or self._channel is None:
+            return
+        self._channel.send(Shutdown())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_S)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._channel.close()
+
+    def _read(self, channel: FrameChannel, generation: int) -> None:
+        while (message := channel.receive()) is not None:
+            self._put((generation, message))
+        self._put(WorkerDied(generation))
