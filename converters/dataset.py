@@ -1,0 +1,112 @@
+"""Data sets: `.npz` files with an array for each input and labels as `y`. Bounded, and never unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.protocol.manifest import TensorSpec
+from converters.errors import ConversionError
+
+Array = npt.NDArray[Any]
+LABELS = "y"
+ONLY_INPUT = "x"
+BYTES_LIMIT = 4 << 30
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows of inputs, and perhaps labels.
+
+    Attributes:
+        inputs: by source name; the first axis counts rows.
+        labels: (rows,) int64 class indices; None when there are none.
+        rows: how many.
+    """
+
+    inputs: dict[str, Array]
+    labels: npt.NDArray[np.int64] | None
+    rows: int
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Rows in order, `size` at a time; the last may be shorter."""
+        for start in range(0, self.rows, size):
+            yield {name: np.ascontiguousarray(array[start : start + size]) for name, array in self.inputs.items()}
+
+
+def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Dataset:
+    """Read a data set for a model's inputs.
+
+    Args:
+        path: of the `.npz`.
+        specs: the model's inputs.
+        field: `calibration` or `evaluation`, for errors.
+
+    Raises:
+        ConversionError: saying which array is missing or does not fit, what it is and what it ought to be.
+    """
+    arrays = _read(path, field)
+    inputs = {}
+    for spec in specs:
+        key = spec.name if spec.name in arrays else ONLY_INPUT if len(specs) == 1 else spec.name
+        if key not in arrays:
+            raise ConversionError(
+                "bad_data", f"{field}: it has arrays {sorted(arrays)}, but none for the input {spec.name!r}", field
+            )
+        inputs[spec.name] = _fit(arrays[key], spec, field)
+    lengths = {name: len(array) for name, array in inputs.items()}
+    rows = next(iter(lengths.values()))
+    if len(set(lengths.values())) != 1 or rows == 0:
+        raise ConversionError("bad_data", f"{field}: every array needs the same number of rows, not {lengths}", field)
+    return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows)
+
+
+def _read(path: Path, field: str) -> dict[str, Array]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > BYTES_LIMIT:
+            raise ConversionError("bad_data", f"{field}: unpacked it has {size} bytes, at most {BYTES_LIMIT}", field)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        detail = f"{field}: not a readable .npz of plain arrays ({str(error)[:200]}); write it with numpy.savez"
+        raise ConversionError("bad_data", detail, field) from None
+
+
+def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
+    wanted = list(spec.shape[1:])
+    fits = array.ndim == len(spec.shape) and all(
+        size in {-1, got} for size, got in zip(wanted, array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ConversionError(
+            "bad_data",
+            f"{field}: {spec.name!r} has shape {list(array.shape)}, but the model takes [rows, "
+            f"{', '.join('any' if size < 0 else str(size) for size in wanted)}]",
+            field,
+        )
+    dtype = np.dtype(spec.dtype)
+    if array.dtype != dtype:
+        if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+            detail = f"{field}: {spec.name!r} holds {array.dtype}, but the model takes {dtype}: convert it first"
+            raise ConversionError("bad_data", detail, field)
+        array = array.astype(dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ConversionError("bad_data", f"{field}: {spec.name!r} holds NaN or infinity: remove those rows", field)
+    return array
+
+
+def _labels(array: Array | None, rows: int, field: str) -> npt.NDArray[np.int64] | None:
+    if array is None:
+        return None
+    if array.shape != (rows,) or array.dtype.kind not in "iu" or (array.size and array.min() < 0):
+        detail = f"{field}: labels `y` must be {rows} class indices, not {array.dtype} of shape {list(array.shape)}"
+        raise ConversionError("bad_data", detail, field)
+    return array.astype(np.int64)

@@ -1,0 +1,136 @@
+"""Runs files on data and scores them, with the runtimes that devices use."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from agent.protocol.manifest import Manifest
+from agent.runtimes import open_runtime
+from agent.runtimes.base import Runtime, RuntimeLoadError
+from converters.dataset import Dataset
+from converters.errors import ConversionError
+from converters.job import ClassScore, Measurements
+
+LATENCY_RUNS = 200
+LATENCY_SECONDS = 3.0
+WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file's answers on a data set, and its measurements without what needs another run to compare with."""
+
+    first_output: npt.NDArray[Any]
+    outputs: dict[str, npt.NDArray[Any]]
+    provider: str
+    latency_p50_ms: float
+    latency_p95_ms: float
+    memory_mb: float
+
+
+def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
+    """Answer every row, then time single rows.
+
+    Raises:
+        ConversionError: when the file does not load or does not take the data.
+    """
+    before = psutil.Process().memory_info().rss
+    try:
+        runtime = open_runtime(manifest, path)
+    except RuntimeLoadError as error:
+        raise ConversionError("bad_model", f"sources: {error.detail}", "sources") from None
+    try:
+        pieces: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in manifest.outputs}
+        for batch in data.batches(manifest.max_batch):
+            for name, value in runtime.run(batch).items():
+                pieces[name].append(value if value.ndim else value[None])
+        outputs = {name: np.concatenate(parts) for name, parts in pieces.items()}
+        memory = (psutil.Process().memory_info().rss - before) / 2**20
+        p50, p95 = _latency(runtime, data)
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError("bad_model", f"sources: running it on the data failed: {str(error)[:400]}") from error
+    finally:
+        runtime.close()
+    first = outputs[manifest.outputs[0].name]
+    return Run(first, outputs, runtime.provider, p50, p95, max(memory, 0.0))
+
+
+def _latency(runtime: Runtime, data: Dataset) -> tuple[float, float]:
+    rows = [{name: array[i : i + 1] for name, array in data.inputs.items()} for i in range(min(16, data.rows))]
+    for row in rows[:WARM_UP]:
+        runtime.run(row)
+    times = []
+    deadline = time.perf_counter() + LATENCY_SECONDS
+    for index in range(LATENCY_RUNS):
+        started = time.perf_counter()
+        runtime.run(rows[index % len(rows)])
+        times.append(time.perf_counter() - started)
+        if time.perf_counter() > deadline and index >= 20:
+            break
+    p50, p95 = np.percentile(times, (50, 95)) * 1000
+    return float(p50), float(p95)
+
+
+def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The class a model chose for each row.
+
+    (rows, classes) scores: the largest. (rows,) or (rows, 1): class 1 above 0.5, as of a probability. Anything longer
+    counts as scores over its flattened axes.
+    """
+    flat = output.reshape(len(output), -1)
+    if flat.shape[1] == 1:
+        binary: npt.NDArray[np.int64] = (flat[:, 0] > 0.5).astype(np.int64)
+        return binary
+    return flat.argmax(axis=1).astype(np.int64)
+
+
+def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
+    """Score a run against labels (when there are any) and against the source's run."""
+    mine, theirs = answers(run.first_output), answers(source.first_output)
+    differences = [
+        float(np.abs(value.astype(np.float64) - source.outputs[name].astype(np.float64)).max(initial=0.0))
+        for name, value in run.outputs.items()
+        if name in source.outputs and value.shape == source.outputs[name].shape
+    ]
+    classes, accuracy = (), None
+    if data.labels is not None:
+        classes, accuracy = class_scores(data.labels, mine), float((mine == data.labels).mean())
+    return Measurements(
+        size=size,
+        samples=data.rows,
+        accuracy=accuracy,
+        macro_precision=_mean([one.precision or 0.0 for one in classes]),
+        macro_recall=_mean([one.recall or 0.0 for one in classes]),
+        macro_f1=_mean([one.f1 or 0.0 for one in classes]),
+        classes=classes,
+        agreement=float((mine == theirs).mean()) if len(mine) == len(theirs) else 0.0,
+        max_difference=max(differences, default=0.0),
+        latency_p50_ms=run.latency_p50_ms,
+        latency_p95_ms=run.latency_p95_ms,
+        memory_mb=run.memory_mb,
+        provider=run.provider,
+    )
+
+
+def class_scores(labels: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> tuple[ClassScore, ...]:
+    """Precision, recall and F1 of every class that has a label."""
+    found = []
+    for label in np.unique(labels):
+        hits = int(((chosen == label) & (labels == label)).sum())
+        guessed, support = int((chosen == label).sum()), int((labels == label).sum())
+        precision = hits / guessed if guessed else None
+        found.append(ClassScore(int(label), precision, hits / support, 2 * hits / (guessed + support), support))
+    return tuple(found)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,100 @@
+"""What a file takes and gives: tensor specs of ONNX and TFLite files, and manifests to open them with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from converters.errors import ConversionError
+from converters.job import Target
+
+_ONNX_DTYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64",
+}  # fmt: skip
+
+Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+def onnx_specs(model: Any) -> Specs:
+    """Inputs and outputs of a parsed ONNX model."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = tuple(_onnx_spec(value) for value in model.graph.input if value.name not in constants)
+    return inputs, tuple(_onnx_spec(value) for value in model.graph.output)
+
+
+def _onnx_spec(value: Any) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _ONNX_DTYPES:
+        detail = f"sources: {value.name!r} is no plain tensor of numbers: only those can be served"
+        raise ConversionError("bad_model", detail, "sources")
+    shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+    return TensorSpec(value.name, _ONNX_DTYPES[tensor.elem_type], shape)
+
+
+def tflite_specs(path: Path, names: Specs | None) -> Specs:
+    """Inputs and outputs of a TFLite file, under the names (and dtypes) of the source they pair with in order.
+
+    Args:
+        path: of the file.
+        names: the source's specs; None where the file is the source.
+
+    Raises:
+        ConversionError: when it does not load, or has another number of tensors than the source.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(model_path=str(path), num_threads=1)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        detail = f"sources: LiteRT can't load the TFLite file: {str(error)[:300]}; export it again"
+        raise ConversionError("bad_model", detail, "sources") from None
+    found = []
+    for side, details in enumerate((interpreter.get_input_details(), interpreter.get_output_details())):
+        sources = names[side] if names else (None,) * len(details)
+        if len(sources) != len(details):
+            detail = f"sources: the TFLite form has {len(details)} tensors where the other form has {len(sources)}"
+            raise ConversionError("forms_disagree", detail, "sources")
+        found.append(tuple(_tflite_spec(detail, source) for detail, source in zip(details, sources, strict=True)))
+    return found[0], found[1]
+
+
+def _tflite_spec(detail: dict[str, Any], source: TensorSpec | None) -> TensorSpec:
+    signature = [int(size) for size in detail.get("shape_signature", detail["shape"])]
+    shape = tuple(signature if len(signature) == len(detail["shape"]) else map(int, detail["shape"]))
+    dtype = source.dtype if source else detail["dtype"].__name__
+    name = source.name if source else detail["name"]
+    return TensorSpec(name, dtype, shape, file_name=detail["name"])
+
+
+def manifest_for(
+    path: Path, specs: Specs, file_format: ModelFormat, target: Target, *, precision: Precision = Precision.FP32
+) -> Manifest:
+    """A manifest to open a file with here, as a device would."""
+    runtime = RuntimeName.ONNX if file_format is ModelFormat.ONNX else RuntimeName.LITERT
+    return Manifest(
+        digest="0" * 64,
+        size=path.stat().st_size,
+        chunk_size=LIMITS.chunk_bytes,
+        model="model",
+        version="0",
+        variant_id="",
+        profile=target.profile,
+        format=file_format,
+        runtime=runtime,
+        precision=precision,
+        inputs=specs[0],
+        outputs=specs[1],
+        providers=target.providers,
+        threads=target.threads,
+        max_batch=max_batch(specs, target.max_batch),
+    )
+
+
+def max_batch(specs: Specs, wanted: int) -> int:
+    """The largest batch of a file: 1 unless the first axis of every input and output is free."""
+    free = all(spec.shape and spec.shape[0] == -1 for side in specs for spec in side)
+    return wanted if free else 1

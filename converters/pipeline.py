@@ -1,0 +1,342 @@
+"""The two jobs: inspect an uploaded version, and build a variant."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.protocol.manifest import ModelFormat, RuntimeName
+from converters.dataset import Dataset, load_dataset
+from converters.errors import ConversionError
+from converters.evaluate import Run, answers, measure, run_file
+from converters.job import (
+    BaselineArtifact,
+    BuildJob,
+    BuildResult,
+    Candidate,
+    DataFile,
+    Inspection,
+    InspectJob,
+    Job,
+    Lineage,
+    Measurements,
+    SourceFile,
+    Target,
+)
+from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs
+from converters.planner import plan
+from converters.step import Recipe, run_recipe, tool_versions
+
+ProgressCall = Callable[[float, str], None]
+SAMPLE_ROWS = 16
+RELATIVE_TOLERANCE = 1e-2
+WEIGHTS_LIMIT = 4 << 30
+_ANY = Target("inspection", RuntimeName.ONNX, ("cpu",), ())
+
+
+def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildResult:
+    """Do a job in a working folder.
+
+    Raises:
+        ConversionError: when it can't be done, with the remedy.
+    """
+    return inspect(job, progress) if isinstance(job, InspectJob) else build(job, folder, progress)
+
+
+def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
+    """Check an uploaded version: its files load, agree with each other, and fit its data."""
+    progress(0.1, "load")
+    specs, operators, parameters = _source_specs(job.sources)
+    main = _main_source(job.sources)
+    data = {
+        field: load_dataset(Path(file.path), specs[main.format][0], field)
+        for field, file in (("calibration", job.calibration), ("evaluation", job.evaluation))
+        if file is not None
+    }
+    evaluation = data.get("evaluation")
+    if evaluation is not None and evaluation.labels is not None and job.classes is not None:
+        highest = int(evaluation.labels.max())
+        if highest >= job.classes:
+            detail = f"evaluation: label {highest} has no name: {job.classes} class names were given"
+            raise ConversionError("bad_data", detail, "evaluation")
+    progress(0.4, "run")
+    sample = _sample(data, specs[main.format])
+    first = run_file(manifest_for(Path(main.path), specs[main.format], main.format, _ANY), Path(main.path), sample)
+    _check_labels(first, evaluation)
+    agreement = {}
+    for source in job.sources:
+        if source is not main:
+            progress(0.7, "compare forms")
+            agreement[source.format.value] = _compare(source, specs[source.format], sample, first)
+    return Inspection(
+        inputs=specs[main.format][0],
+        outputs=specs[main.format][1],
+        agreement=agreement,
+        calibration_samples=data["calibration"].rows if "calibration" in data else 0,
+        evaluation_samples=evaluation.rows if evaluation else 0,
+        operators=operators,
+        parameters=parameters,
+    )
+
+
+def _main_source(sources: tuple[SourceFile, ...]) -> SourceFile:
+    return next((one for one in sources if one.format is ModelFormat.ONNX), sources[0])
+
+
+def _source_specs(sources: tuple[SourceFile, ...]) -> tuple[dict[ModelFormat, Specs], dict[str, int], int]:
+    specs: dict[ModelFormat, Specs] = {}
+    operators: dict[str, int] = {}
+    parameters = 0
+    for source in sorted(sources, key=lambda one: one.format is not ModelFormat.ONNX):
+        if source.format is ModelFormat.ONNX:
+            model = _parse_onnx(Path(source.path))
+            specs[source.format] = onnx_specs(model)
+            operators = dict(Counter(node.op_type for node in model.graph.node))
+            parameters = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+        else:
+            content = Path(source.path).read_bytes()[:8]
+            if content[4:8] != b"TFL3":
+                detail = "sources: not a TFLite file (its mark TFL3 is missing): export it again"
+                raise ConversionError("bad_model", detail, "sources")
+            specs[source.format] = tflite_specs(Path(source.path), specs.get(ModelFormat.ONNX))
+    return specs, operators, parameters
+
+
+def _parse_onnx(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    start = path.read_bytes()[:8]
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        detail = (
+            "sources: this is a PyTorch or pickle file, which can run code: push net.py:build with safetensors weights"
+        )
+        raise ConversionError("bad_model", detail, "sources")
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        detail = f"sources: not a readable ONNX file ({str(error)[:120]}): it may be cut short; export it again"
+        raise ConversionError("bad_model", detail, "sources") from None
+    if not model.graph.node or not model.graph.output:
+        raise ConversionError("bad_model", "sources: not an ONNX model: it has no graph; export it again", "sources")
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            detail = "sources: its weights lie in another file: save it as one (onnx.save without external data)"
+            raise ConversionError("bad_model", detail, "sources")
+        if any(size < 0 for size in tensor.dims) or int(np.prod(tensor.dims, dtype=np.float64)) * 4 > WEIGHTS_LIMIT:
+            raise ConversionError("bad_model", f"sources: the weight {tensor.name!r} is too large", "sources")
+    return model
+
+
+def _sample(data: dict[str, Dataset], specs: Specs) -> Dataset:
+    """Real rows where there are any; seeded random ones otherwise."""
+    real = data.get("evaluation") or data.get("calibration")
+    if real is not None:
+        rows = min(real.rows, SAMPLE_ROWS)
+        return Dataset({name: array[:rows] for name, array in real.inputs.items()}, None, rows)
+    rng = np.random.default_rng(0)
+    inputs = {}
+    rows = 1 if max_batch(specs, 2) == 1 else SAMPLE_ROWS
+    for spec in specs[0]:
+        shape = [rows if axis == 0 else max(size, 1) for axis, size in enumerate(spec.shape)]
+        dtype = np.dtype(spec.dtype)
+        inputs[spec.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
+    return Dataset(inputs, None, rows)
+
+
+def _check_labels(first: Run, evaluation: Dataset | None) -> None:
+    if evaluation is None or evaluation.labels is None:
+        return
+    classes = max(2, first.first_output.reshape(len(first.first_output), -1).shape[1])
+    highest = int(evaluation.labels.max())
+    if highest >= classes:
+        detail = f"evaluation: label {highest} is outside the model's {classes} classes"
+        raise ConversionError("bad_data", detail, "evaluation")
+
+
+def _compare(source: SourceFile, specs: Specs, sample: Dataset, first: Run) -> float:
+    """The largest difference of a form from the main one; forms of different nets are refused."""
+    other = run_file(manifest_for(Path(source.path), specs, source.format, _ANY), Path(source.path), sample)
+    largest = 0.0
+    for name, value in first.outputs.items():
+        mine = other.outputs[name]
+        if mine.shape != value.shape:
+            detail = (
+                f"sources: output {name!r} has shape {list(mine.shape)} in one form and {list(value.shape)} in another"
+            )
+            raise ConversionError("forms_disagree", detail, "sources")
+        difference = float(np.abs(mine.astype(np.float64) - value.astype(np.float64)).max(initial=0.0))
+        scale = float(np.abs(value.astype(np.float64)).max(initial=0.0)) or 1.0
+        if difference > RELATIVE_TOLERANCE * scale:
+            detail = (
+                f"sources: the {source.format.value} form differs by {difference:.3g} on real inputs in {name!r}: "
+                "the forms are not of the same net; export both from the same weights"
+            )
+            raise ConversionError("forms_disagree", detail, "sources")
+        largest = max(largest, difference)
+    return largest
+
+
+def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
+    """Build, measure and choose a variant."""
+    progress(0.02, "evaluate source")
+    specs, _, _ = _source_specs(job.sources)
+    main = _main_source(job.sources)
+    inputs = specs[main.format][0]
+    calibration = _data(job.calibration, inputs, "calibration")
+    evaluation = _data(job.evaluation, inputs, "evaluation")
+    data = evaluation or _sample({"calibration": calibration} if calibration else {}, specs[main.format])
+    path = Path(main.path)
+    source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data)
+    source = measure(source_run, source_run, data, path.stat().st_size)
+    recipes = plan(job.target)
+    candidates = []
+    for index, recipe in enumerate(recipes):
+        progress(0.1 + 0.8 * index / len(recipes), recipe.name)
+        candidate = _candidate(recipe, job, specs, calibration, data, source_run, folder)
+        candidates.append(_judged(candidate, job.target, source, evaluated=evaluation is not None))
+    progress(0.92, "baseline")
+    baseline = _baseline(job.baseline, job.target, data, source_run) if evaluation is not None else None
+    progress(1.0, "choose")
+    return BuildResult(
+        source=source,
+        candidates=tuple(candidates),
+        chosen=choose(candidates, job.target),
+        baseline=baseline,
+        baseline_version=job.baseline.version if baseline and job.baseline else None,
+    )
+
+
+def _data(file: DataFile | None, inputs: Any, field: str) -> Dataset | None:
+    return load_dataset(Path(file.path), inputs, field) if file is not None else None
+
+
+def _candidate(
+    recipe: Recipe,
+    job: BuildJob,
+    specs: dict[ModelFormat, Specs],
+    calibration: Dataset | None,
+    data: Dataset,
+    source_run: Run,
+    folder: Path,
+) -> Candidate:
+    source = next((one for one in job.sources if one.format is recipe.source), None)
+    target = folder / f"{recipe.name}.{recipe.result.value}"
+    try:
+        if source is None:
+            raise ConversionError("no_source_form", _missing_form(recipe.source))
+        if recipe.needs_calibration and calibration is None:
+            detail = "static int8 needs calibration data: push the version with a calibration set"
+            raise ConversionError("no_calibration", detail, "calibration")
+        record = run_recipe(recipe, Path(source.path), target, calibration)
+        result_specs = specs[recipe.source]
+        if recipe.result is ModelFormat.TFLITE:
+            result_specs = tflite_specs(target, specs.get(ModelFormat.ONNX) or specs[ModelFormat.TFLITE])
+        manifest = manifest_for(target, result_specs, recipe.result, job.target, precision=recipe.precision)
+        measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
+    except ConversionError as error:
+        return Candidate(recipe.name, recipe.precision, error=error.detail)
+    except Exception as error:  # noqa: BLE001 (quantizers raise anything; another recipe may work)
+        return Candidate(recipe.name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
+    lineage = Lineage(
+        source_digest=source.digest,
+        source_format=source.format,
+        calibration_digest=job.calibration.digest if recipe.needs_calibration and job.calibration else None,
+        evaluation_digest=job.evaluation.digest if job.evaluation else None,
+        passes=(record,),
+        tools=tool_versions(recipe.tools),
+    )
+    if job.evaluation is None:
+        measured = _without_samples(measured)
+    return Candidate(
+        recipe.name,
+        recipe.precision,
+        path=target.name,
+        digest=hashlib.sha256(target.read_bytes()).hexdigest(),
+        format=recipe.result,
+        inputs=result_specs[0],
+        outputs=result_specs[1],
+        max_batch=manifest.max_batch,
+        measurements=measured,
+        lineage=lineage,
+    )
+
+
+def _missing_form(source: ModelFormat) -> str:
+    if source is ModelFormat.TFLITE:
+        return (
+            "the version has no TFLite form: push it with one (`shoal model push` of a torch net writes it where "
+            "litert-torch is installed, or name a .tflite file)"
+        )
+    return "the version has no ONNX form: push it with one"
+
+
+def _without_samples(measured: Measurements) -> Measurements:
+    import msgspec
+
+    return msgspec.structs.replace(measured, samples=0, accuracy=None)
+
+
+def _judged(candidate: Candidate, target: Target, source: Measurements, *, evaluated: bool) -> Candidate:
+    import msgspec
+
+    measured = candidate.measurements
+    if measured is None or not evaluated:
+        return candidate
+    return msgspec.structs.replace(candidate, within_budgets=excess(measured, target, source) <= 0)
+
+
+def excess(measured: Measurements, target: Target, source: Measurements) -> float:
+    """How far the worst measurement is beyond its bound, as a share of the bound; 0 or less: within all."""
+    if measured.accuracy is not None and source.accuracy is not None:
+        drop = (source.accuracy - measured.accuracy) * 100
+    else:
+        drop = (1 - measured.agreement) * 100
+    bounds = (
+        (drop, target.accuracy_drop_points),
+        (measured.latency_p95_ms, target.latency_p95_ms),
+        (measured.size / 1e6, target.size_mb),
+        (measured.memory_mb, target.memory_mb),
+    )
+    worst = 0.0
+    for value, bound in bounds:
+        if bound is not None:
+            worst = max(worst, float("inf") if value is None else (value - bound) / max(bound, 1e-9))
+    return worst
+
+
+def choose(candidates: list[Candidate], target: Target) -> int | None:
+    """The best candidate by the target's objective among those within budgets; else the most accurate one."""
+    built = [(index, one, one.measurements) for index, one in enumerate(candidates) if one.measurements is not None]
+    if not built:
+        return None
+    within = [entry for entry in built if entry[1].within_budgets]
+    if not within:
+        return max(built, key=lambda entry: (entry[2].accuracy or 0.0, entry[2].agreement))[0]
+    keys: dict[str, Callable[[Measurements], tuple[float, ...]]] = {
+        "latency": lambda one: (one.latency_p50_ms, one.size),
+        "size": lambda one: (one.size, one.latency_p50_ms),
+        "accuracy": lambda one: (-(one.accuracy or one.agreement), one.latency_p50_ms),
+    }
+    return min(within, key=lambda entry: keys[target.objective](entry[2]))[0]
+
+
+def _baseline(baseline: BaselineArtifact | None, target: Target, data: Dataset, source: Run) -> Measurements | None:
+    """An earlier version's artifact on this version's data; None where it can't take that data."""
+    if baseline is None:
+        return None
+    path, specs = Path(baseline.path), (baseline.inputs, baseline.outputs)
+    try:
+        if {spec.name for spec in baseline.inputs} != set(data.inputs) and len(data.inputs) == 1:
+            data = Dataset({baseline.inputs[0].name: next(iter(data.inputs.values()))}, data.labels, data.rows)
+        done = run_file(manifest_for(path, specs, baseline.format, target), path, data)
+        if answers(done.first_output).shape != answers(source.first_output).shape:
+            return None
+        return measure(done, source, data, path.stat().st_size)
+    except (ConversionError, KeyError):
+        return None

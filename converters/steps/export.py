@@ -1,0 +1,109 @@
+"""From a torch net to source forms, on the pusher's own machine: this runs the user's code, which no server may."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.errors import ConversionError
+
+TOLERANCE = 1e-4
+
+
+def load_net(spec: str, weights: Path | None) -> Any:
+    """Build the net that `net.py:build` names and fill in its weights.
+
+    Args:
+        spec: a Python file and a function in it without parameters that returns a `torch.nn.Module`.
+        weights: safetensors; None for the net as it is built.
+
+    Raises:
+        ConversionError: naming what is missing or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConversionError("bad_net", f"there is no file {file!r}: give it as net.py:function")
+    module_spec = importlib.util.spec_from_file_location("shoal_pushed_net", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules["shoal_pushed_net"] = module
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise ConversionError("bad_net", f"{file} has no function {name!r}")
+    net = getattr(module, name)()
+    if weights is not None:
+        try:
+            state = load_file(str(weights))
+        except (SafetensorError, OSError) as error:
+            raise ConversionError("bad_weights", f"--weights: {weights} is not readable safetensors: {error}") from None
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as error:
+            raise ConversionError("bad_weights", f"--weights: they do not fit the net: {error}") from None
+    return net.eval()
+
+
+def export_onnx(net: Any, examples: list[npt.NDArray[Any]], path: Path, names: list[str]) -> None:
+    """Write the net as one ONNX file with a free batch dimension, and check it against the net.
+
+    Args:
+        net: in evaluation mode.
+        examples: one array an input; the first axis counts rows.
+        path: where to.
+        names: of the inputs.
+
+    Raises:
+        ConversionError: when the file answers otherwise than the net.
+    """
+    import onnxruntime
+    import torch
+
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array[:2])) for array in examples)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            net,
+            tensors,
+            dynamo=True,
+            input_names=names,
+            dynamic_shapes=tuple({0: batch} for _ in tensors),
+            verbose=False,
+        )
+        program.save(str(path), external_data=False)
+        expected = net(*tensors)
+    first = (expected[0] if isinstance(expected, (tuple, list)) else expected).numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), tensors, strict=True)}
+    found = session.run(None, feed)[0]
+    if found.shape != first.shape or not np.allclose(found, first, rtol=1e-3, atol=TOLERANCE):
+        raise ConversionError(
+            "export_differs", "the exported ONNX file answers otherwise than the net: report this net"
+        )
+
+
+def can_export_tflite() -> bool:
+    """Whether litert-torch is installed here."""
+    return importlib.util.find_spec("litert_torch") is not None
+
+
+def export_tflite(net: Any, examples: list[npt.NDArray[Any]], path: Path) -> None:
+    """Write the net as a TFLite file for batches of one."""
+    import litert_torch
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = litert_torch.convert(net, tuple(torch.from_numpy(np.ascontiguousarray(a[:1])) for a in examples))
+        model.export(str(path))
