@@ -101,7 +101,8 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
         for name, value in run.outputs.items()
         if name in source.outputs and value.shape == source.outputs[name].shape
     ]
-    classes, accuracy = (), None
+    classes: tuple[ClassScore, ...] = ()
+    accuracy = None
     if data.labels is not None:
         classes, accuracy = class_scores(data.labels, mine), float((mine == data.labels).mean())
     return Measurements(

@@ -57,3 +57,7 @@ def run(options: dict[str, Any]) -> int:
     server = uvicorn.Server(config)
     server.run()
     return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`shoal`: the command line. It talks to the REST API only, but for `shoal server run` and `shoal up`, which start it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleet_server.cli.devices import device, profile
+from fleet_server.cli.models import model, variant
+from fleet_server.cli.rollouts import audit, rollout, telemetry
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Convert a model for every kind of device, prove it there, roll it out, watch it.",
+)
+server = typer.Typer(no_args_is_help=True, help="The fleet server on this machine.")
+for name, group in (
+    ("device", device),
+    ("profile", profile),
+    ("model", model),
+    ("variant", variant),
+    ("rollout", rollout),
+    ("telemetry", telemetry),
+    ("audit", audit),
+    ("server", server),
+):
+    app.add_typer(group, name=name)
+
+
+@app.callback()
+def connection(
+    context: typer.Context,
+    url: Annotated[str, typer.Option(envvar="SHOAL_URL", help="The fleet server's address.")] = "http://127.0.0.1:7470",
+    token: Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="Its token, where it wants one.")] = None,
+) -> None:
+    """Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."""
+    context.obj = {"url": url, "token": token}
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from agent import __version__
+
+    typer.echo(f"shoal {__version__}")
+
+
+@server.command("run")
+def run_server(
+    state_dir: Annotated[Path | None, typer.Option(help="Folder for database, artifacts and working files.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the REST API.")] = None,
+    broker_url: Annotated[str | None, typer.Option(help="An external broker: mqtt://host:port.")] = None,
+    broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="postgresql+psycopg://…; SQLite when absent.")] = None,
+) -> None:
+    """Run the fleet server until Ctrl-C; every setting is also a SHOAL_<NAME> variable."""
+    from fleet_server.cli.server_main import run
+
+    given: dict[str, Any] = {
+        "state_dir": state_dir,
+        "host": host,
+        "port": port,
+        "broker_url": broker_url,
+        "broker_port": broker_port,
+        "database_url": database_url,
+    }
+    raise typer.Exit(run({key: value for key, value in given.items() if value is not None}))
+
+
+@app.command()
+def up(
+    agents: Annotated[int, typer.Option(help="How many agents to start.", min=0, max=50)] = 3,
+    state: Annotated[Path, typer.Option(help="Folder for everything they keep.")] = Path(".shoal"),
+    port: Annotated[
+        int, typer.Option(help="Port of the REST API; the broker takes the next, agents those from +100.")
+    ] = 7470,
+) -> None:
+    """Run a server, its broker and some agents on this machine until Ctrl-C."""
+    from fleet_server.cli.up import run_all
+
+    raise typer.Exit(run_all(agents=agents, state=state, port=port))
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,226 @@
+"""`shoal model` and `shoal variant`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from fleet_server.cli.output import Json, Output, OutputOption, client, errors, fail, show_object, show_rows
+from fleet_server.sdk import Client
+
+model = typer.Typer(no_args_is_help=True, help="Models: push versions, see what there is.")
+variant = typer.Typer(no_args_is_help=True, help="Variants: versions converted for profiles, measured and gated.")
+FORMATS = {".onnx": "onnx", ".tflite": "tflite"}
+UNSAFE = {".pt", ".pt2", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+@model.command("push")
+def push(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="What to call it, such as mnist@1.")],
+    sources: Annotated[list[str], typer.Argument(help="model.onnx and/or model.tflite, or net.py:function.")],
+    weights: Annotated[Path | None, typer.Option(help="Safetensors for net.py:function.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Rows for static int8, as .npz.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Held-out rows with labels `y`, as .npz.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(help="Lowest accuracy the gate lets pass, 0 to 1.")] = None,
+    max_regression: Annotated[
+        float, typer.Option(help="Points of accuracy it may lose against the version before.")
+    ] = 2.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Push a version of a model: its files and its data sets.
+
+    A torch net is exported on this machine: net.py runs here, with your rights, and the server never sees it.
+    Example: shoal model push mnist@1 net.py:build --weights w.safetensors --evaluation e.npz
+    """
+    name, _, version = reference.partition("@")
+    if not name or not version:
+        raise fail(f"{reference!r} is not MODEL@VERSION", 2)
+    with client(context) as api, tempfile.TemporaryDirectory() as folder:
+        files = _forms(sources, weights, evaluation or calibration, Path(folder))
+        body: dict[str, Any] = {
+            "name": version,
+            "sources": [{"format": form, "digest": _upload(api, path)} for form, path in files.items()],
+            "calibration": _upload(api, calibration) if calibration else None,
+            "evaluation": _upload(api, evaluation) if evaluation else None,
+            "labels": labels.read_text().split("\n")[:-1] if labels else [],
+            "gate": {"min_accuracy": min_accuracy, "max_regression_points": max_regression},
+        }
+        with errors.status("the server checks the version"):
+            created = api.post(f"/models/{name}/versions", body, timeout_s=600)
+        if output is Output.TABLE:
+            errors.print(f"{created['reference']} is there; build variants with `shoal variant build {reference}`")
+        show_object(created, output)
+
+
+def _forms(sources: list[str], weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
+    """The files to upload, by format: those that were named, or exports of the net that was."""
+    if len(sources) == 1 and ".py:" in sources[0]:
+        return _export(sources[0], weights, data, folder)
+    found = {}
+    for source in sources:
+        path = Path(source)
+        if path.suffix in UNSAFE:
+            raise fail(
+                f"{source}: such files can run code when loaded; push net.py:function --weights w.safetensors", 2
+            )
+        if path.suffix not in FORMATS:
+            raise fail(f"{source}: give .onnx, .tflite, or net.py:function", 2)
+        if not path.is_file():
+            raise fail(f"{source}: there is no such file", 2)
+        found[FORMATS[path.suffix]] = path
+    return found
+
+
+def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
+    import numpy as np
+
+    from converters.errors import ConversionError
+    from converters.steps import export
+
+    if data is None:
+        raise fail("a torch net needs example rows: give --evaluation or --calibration", 2)
+    try:
+        with np.load(data, allow_pickle=False) as arrays:
+            names = [name for name in arrays.files if name != "y"]
+            examples = [arrays[name][:2] for name in names]
+        net = export.load_net(spec, weights)
+        forms = {"onnx": folder / "model.onnx"}
+        with errors.status("exporting ONNX"):
+            export.export_onnx(net, examples, forms["onnx"], names)
+        if export.can_export_tflite():
+            forms["tflite"] = folder / "model.tflite"
+            with errors.status("exporting TFLite"):
+                export.export_tflite(net, examples, forms["tflite"])
+        else:
+            errors.print("litert-torch is not installed here: no TFLite form (pip install 'shoal[convert-tflite]')")
+    except (ConversionError, ValueError, OSError) as error:
+        raise fail(str(error)) from None
+    return forms
+
+
+def _upload(api: Client, path: Path) -> str:
+    if not path.is_file():
+        raise fail(f"{path}: there is no such file", 2)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(f"uploading {path.name}", total=path.stat().st_size)
+        return api.upload(path, lambda size: progress.advance(task, size))
+
+
+@model.command("list")
+def list_models(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List models."""
+    with client(context) as api:
+        columns = [("model", lambda row: row["name"]), ("latest version", lambda row: row["latest_version"])]
+        show_rows(
+            api.items("/models"), output, columns, empty="there is no model yet; push one with `shoal model push`"
+        )
+
+
+@model.command("show")
+def show_model(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL[@VERSION]", help="A model, or one version of it.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show a model's versions, or one version."""
+    name, _, version = reference.partition("@")
+    with client(context) as api:
+        if version:
+            show_object(api.get(f"/models/{name}/versions/{version}"), output)
+            return
+        columns = [
+            ("version", lambda row: row["reference"]),
+            ("forms", lambda row: ", ".join(form["format"] for form in row["sources"])),
+            ("created", lambda row: row["created_at"][:19]),
+        ]
+        show_rows(api.items(f"/models/{name}/versions"), output, columns, empty="it has no version")
+
+
+@variant.command("build")
+def build(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version to convert.")],
+    profiles: Annotated[list[str], typer.Option("--profile", help="A profile to build for; repeat.")],
+    rebuild: Annotated[bool, typer.Option(help="Also build again what is ready.")] = False,  # noqa: FBT002
+    wait: Annotated[bool, typer.Option(help="Wait until they are built.")] = True,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Build a version's variants; exit 1 when the gate refuses one or one can't be built."""
+    with client(context) as api:
+        asked = api.post("/variants", {"version": reference, "profiles": profiles, "rebuild": rebuild})
+        variants = _await(api, [one["id"] for one in asked]) if wait else asked
+        _show_variants(variants, output)
+        bad = [one for one in variants if one["state"] in {"refused", "failed"}]
+        for one in bad if output is Output.TABLE else []:
+            errors.print(f"[red]{one['state']}[/] {one['profile']}: {_reason(one)}")
+        if bad:
+            raise typer.Exit(1)
+
+
+def _await(api: Client, ids: list[str]) -> list[Json]:
+    variants: list[Json] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        tasks = [progress.add_task("", total=1.0, step="") for _ in ids]
+        for variants in api.wait_for_variants(ids):
+            for task, one in zip(tasks, variants, strict=True):
+                job = one["job"] or {"progress": 0, "step": ""}
+                progress.update(task, description=one["profile"], completed=job["progress"], step=job["step"])
+    return variants
+
+
+@variant.command("list")
+def list_variants(
+    context: typer.Context,
+    version: Annotated[str | None, typer.Option(metavar="MODEL@VERSION", help="Only of this version.")] = None,
+    profile_name: Annotated[str | None, typer.Option("--profile", help="Only for this profile.")] = None,
+    state: Annotated[str | None, typer.Option(help="queued, building, ready, refused or failed.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List variants with what was measured."""
+    with client(context) as api:
+        _show_variants(list(api.items("/variants", version=version, profile=profile_name, state=state)), output)
+
+
+@variant.command("show")
+def show_variant(
+    context: typer.Context,
+    variant_id: Annotated[str, typer.Argument(help="Its id.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one variant: candidates, measurements, lineage and the gate's checks."""
+    with client(context) as api:
+        show_object(api.get(f"/variants/{variant_id}"), output)
+
+
+def _show_variants(variants: list[Json], output: Output) -> None:
+    def measured(name: str, row: Json) -> object:
+        return (row["measurements"] or {}).get(name)
+
+    show_rows(
+        variants,
+        output,
+        [
+            ("version", lambda row: f"{row['model']}@{row['version']}"),
+            ("profile", lambda row: row["profile"]),
+            ("state", lambda row: row["state"]),
+            ("precision", lambda row: row["precision"]),
+            ("MB", lambda row: row["size"] / 1e6 if row["size"] else None),
+            ("accuracy", lambda row: measured("accuracy", row)),
+            ("p95 ms", lambda row: measured("latency_p95_ms", row)),
+        ],
+        empty="there is no such variant; build one with `shoal variant build`",
+    )
+
+
+def _reason(one: Json) -> str:
+    if one["failure"]:
+        return str(one["failure"]["detail"])
+    return "; ".join(check["detail"] for check in (one["gate"] or {"checks": []})["checks"] if not check["holds"])

@@ -1,0 +1,110 @@
+"""How the command line prints: tables for people, JSON for machines, one clear sentence for errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fleet_server.sdk import ApiError, AuthError, Client, ConflictError, NotFoundError
+
+Json = dict[str, Any]
+
+
+class Output(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print: for people or for machines.")]
+errors = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def client(context: typer.Context) -> Iterator[Client]:
+    """The client for the URL and token the user gave; its errors become exit codes."""
+    url, token = context.obj["url"], context.obj["token"]
+    with Client(url, token) as found, exit_codes():
+        yield found
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """1 failed, 3 not authenticated, 4 not found, 5 conflict; the sentence goes to standard error."""
+    try:
+        yield
+    except ApiError as error:
+        errors.print(f"[red]error:[/] {_escaped(error.detail)}")
+        for problem in error.problems:
+            if problem["detail"] not in error.detail:
+                errors.print(f"  {_escaped(problem['field'])}: {_escaped(problem['detail'])}")
+        code = {AuthError: 3, NotFoundError: 4, ConflictError: 5}.get(type(error), 1)
+        raise typer.Exit(code) from None
+
+
+def show_rows(
+    rows: Iterable[Json], output: Output, columns: Sequence[tuple[str, Callable[[Json], object]]], *, empty: str
+) -> None:
+    """A list: a table that fits the terminal, or a JSON array."""
+    found = list(rows)
+    if output is Output.JSON:
+        print_json(found)
+        return
+    if not found:
+        errors.print(empty)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, _ in columns:
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(*[_cell(value(row)) for _, value in columns])
+    Console().print(table)
+
+
+def show_object(value: Json, output: Output) -> None:
+    """One thing: its fields a line each, or a JSON object."""
+    if output is Output.JSON:
+        print_json(value)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, one in value.items():
+        table.add_row(name.replace("_", " "), _cell(one))
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def fail(message: str, code: int = 1) -> typer.Exit:
+    """An error that was found here: its sentence is printed, its exit is to be raised."""
+    errors.print(f"[red]error:[/] {_escaped(message)}")
+    return typer.Exit(code)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (dict, list)):
+        return _escaped(json.dumps(value)) if value else "–"
+    return _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,271 @@
+"""`shoal rollout`, `shoal telemetry` and `shoal audit`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn
+
+from fleet_server.cli.devices import pairs
+from fleet_server.cli.output import Json, Output, OutputOption, client, errors, fail, print_json, show_object, show_rows
+from fleet_server.sdk import Client
+
+rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")
+telemetry = typer.Typer(
+    no_args_is_help=True, help="Telemetry: what models and devices did, as the devices measured it."
+)
+audit = typer.Typer(no_args_is_help=True, help="Audit: what was done, and by whom.")
+RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="The rollout's id.")]
+_STAGE = re.compile(r"^(\d+(?:\.\d+)?)%(?::(\d+(?:\.\d+)?)(s|m|h))?$")
+_RULE = re.compile(r"^([a-z0-9_]+)>(\d+(?:\.\d+)?)(?::(\d+))?$")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@rollout.command("create")
+def create(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version to roll out.")],
+    everything: Annotated[bool, typer.Option("--all", help="To the whole fleet.")] = False,  # noqa: FBT002
+    device: Annotated[list[str], typer.Option(help="To this device; repeat.")] = [],  # noqa: B006
+    profile: Annotated[list[str], typer.Option(help="To devices of this profile; repeat.")] = [],  # noqa: B006
+    tag: Annotated[list[str], typer.Option(help="To devices with this key=value; repeat.")] = [],  # noqa: B006
+    stages: Annotated[
+        str | None, typer.Option(help='Cumulative shares, each with how long to watch, such as "10%:60s,100%".')
+    ] = None,
+    stop_when: Annotated[
+        list[str], typer.Option(help='"metric>number[:samples]", such as "failed_percent>5"; repeat.')
+    ] = [],  # noqa: B006
+    on_stop: Annotated[str | None, typer.Option(help="What a stop rule does: pause or revert.")] = None,
+    on_busy: Annotated[str, typer.Option(help="Devices of another open rollout: refuse or supersede.")] = "refuse",
+    name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it stands still.")] = False,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Roll a version out; every profile of the devices needs a variant that passed the gate.
+
+    Example: shoal rollout create mnist@2 --all --stages "10%:60s,100%" --stop-when "failed_percent>5" --watch
+    """
+    strategy: dict[str, Any] = {}
+    if stages:
+        strategy["stages"] = [_stage(part) for part in stages.split(",")]
+    if stop_when:
+        strategy["stop_when"] = [_rule(part) for part in stop_when]
+    if on_stop:
+        strategy["on_stop"] = on_stop
+    target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag")}
+    body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
+    with client(context) as api:
+        created = api.post("/rollouts", body)
+        if watch_it:
+            created = _follow(api, created["id"])
+        show_object(_brief(created) if output is Output.TABLE else created, output)
+        if watch_it and created["state"] != "succeeded":
+            raise typer.Exit(1)
+
+
+def _stage(text: str) -> Json:
+    found = _STAGE.match(text.strip())
+    if not found:
+        raise fail(f"--stages: {text!r} is not a share such as 10% or 10%:60s", 2)
+    return {"percent": float(found[1]), "soak_s": float(found[2] or 0) * _SECONDS[found[3] or "s"]}
+
+
+def _rule(text: str) -> Json:
+    found = _RULE.match(text.replace(" ", ""))
+    if not found:
+        raise fail(f"--stop-when: {text!r} is not metric>number or metric>number:samples", 2)
+    return {"metric": found[1], "above": float(found[2]), "min_samples": int(found[3] or 1)}
+
+
+@rollout.command("list")
+def list_rollouts(
+    context: typer.Context,
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this model.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List rollouts, newest first."""
+    with client(context) as api:
+        show_rows(
+            api.items("/rollouts", state=state, model=model),
+            output,
+            [
+                ("id", lambda row: row["id"]),
+                ("version", lambda row: f"{row['model']}@{row['version']}"),
+                ("state", lambda row: row["state"]),
+                ("stage", lambda row: f"{row['stage'] + 1}/{row['stages']}"),
+                ("active", lambda row: f"{row['counts']['active']}/{row['counts']['total']}"),
+            ],
+            empty="there is no rollout yet; create one with `shoal rollout create`",
+        )
+
+
+@rollout.command("show")
+def show(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Show a rollout: every judgement with its reason, and where each device is."""
+    with client(context) as api:
+        found = api.get(f"/rollouts/{rollout_id}")
+        deployments = list(api.items(f"/rollouts/{rollout_id}/deployments"))
+        if output is Output.JSON:
+            print_json({"rollout": found, "deployments": deployments})
+            return
+        show_object(_brief(found), output)
+        _show_deployments(deployments)
+
+
+@rollout.command("watch")
+def watch(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Follow a rollout until it stands still; exit 1 unless it succeeded."""
+    with client(context) as api:
+        found = _follow(api, rollout_id)
+        show_object(_brief(found) if output is Output.TABLE else found, output)
+        if found["state"] != "succeeded":
+            raise typer.Exit(1)
+
+
+@rollout.command("pause")
+def pause(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Send no further stage; devices that were told go on."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{rollout_id}/pause")), output)
+
+
+@rollout.command("resume")
+def resume(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Go on with a paused rollout."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{rollout_id}/resume")), output)
+
+
+@rollout.command("abort")
+def abort(
+    context: typer.Context,
+    rollout_id: RolloutArgument,
+    revert: Annotated[bool, typer.Option(help="Also take devices back to what they ran before.")] = False,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """End a rollout."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{rollout_id}/abort", {"revert": revert})), output)
+
+
+@telemetry.command("models")
+def model_telemetry(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only this version.")] = None,
+    device: Annotated[str | None, typer.Option(help="Only this device.")] = None,
+    by: Annotated[str, typer.Option(help="A row for each device, or version.")] = "device",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """What versions did on devices: requests, errors, latency, and accuracy where programs sent labels."""
+    with client(context) as api:
+        show_rows(
+            api.items("/telemetry/models", model=model, version=version, device=device, by=by),
+            output,
+            [
+                ("device", lambda row: row["device_id"]),
+                ("version", lambda row: f"{row['model']}@{row['version']}"),
+                ("requests", lambda row: row["requests"]),
+                ("errors", lambda row: row["errors"]),
+                ("p50 ms", lambda row: row["latency_p50_ms"]),
+                ("p95 ms", lambda row: row["latency_p95_ms"]),
+                ("accuracy", lambda row: row["accuracy"]),
+                ("F1", lambda row: row["macro_f1"]),
+            ],
+            empty="no device has reported a request yet",
+        )
+
+
+@telemetry.command("hosts")
+def host_telemetry(
+    context: typer.Context,
+    device: Annotated[str | None, typer.Option(help="Only this device.")] = None,
+    limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=500)] = 20,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """How devices themselves were, newest first."""
+    with client(context) as api:
+        show_rows(
+            api.get("/telemetry/hosts", device=device, limit=limit)["items"],
+            output,
+            [
+                ("device", lambda row: row["device_id"]),
+                ("at", lambda row: row["at"][:19]),
+                ("CPU %", lambda row: row["cpu_percent"]),
+                ("agent MiB", lambda row: row["agent_rss_mb"]),
+                ("°C", lambda row: row["temperature_c"]),
+                ("disk free MiB", lambda row: row["disk_free_mb"]),
+            ],
+            empty="no device has reported yet",
+        )
+
+
+@audit.command("list")
+def list_audit(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=500)] = 50,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """What was done, newest first."""
+    with client(context) as api:
+        show_rows(
+            api.get("/audit-events", limit=limit)["items"],
+            output,
+            [
+                ("at", lambda row: row["at"][:19]),
+                ("actor", lambda row: row["actor"]),
+                ("action", lambda row: row["action"]),
+                ("subject", lambda row: row["subject"]),
+            ],
+            empty="nothing was done yet",
+        )
+
+
+def _follow(api: Client, rollout_id: str) -> Json:
+    found: Json = {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} devices"),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("rollout", total=None)
+        for found in api.watch_rollout(rollout_id):
+            counts = found["counts"]
+            done = counts["active"] + counts["failed"] + counts["superseded"]
+            text = f"{found['state']}, stage {found['stage'] + 1}/{found['stages']}"
+            progress.update(task, description=text, completed=done, total=counts["total"])
+    return found
+
+
+def _brief(found: Json) -> Json:
+    verdicts = [
+        f"{one['at'][:19]} stage {one['stage'] + 1} {one['decision']}: {one['reason']}" for one in found["verdicts"]
+    ]
+    return {
+        "id": found["id"],
+        "version": f"{found['model']}@{found['version']}",
+        "state": found["state"],
+        "stage": f"{found['stage'] + 1} of {found['stages']}",
+        "devices": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["counts"].items() if count),
+        "verdicts": "\n".join(verdicts),
+    }
+
+
+def _show_deployments(deployments: list[Json]) -> None:
+    show_rows(
+        deployments,
+        Output.TABLE,
+        [
+            ("device", lambda row: row["device_id"]),
+            ("profile", lambda row: row["profile"]),
+            ("stage", lambda row: row["stage"] + 1),
+            ("phase", lambda row: row["phase"]),
+            ("seconds", lambda row: row["deploy_s"]),
+            ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
+        ],
+        empty="it has no deployment",
+    )

@@ -1,0 +1,81 @@
+"""`shoal up`: a server, its broker and some agents as child processes of one command."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fleet_server.cli.output import errors
+
+PR_SET_PDEATHSIG = 1
+STOP_S = 15.0
+_LIBC = ctypes.CDLL(None)
+
+
+def run_all(*, agents: int, state: Path, port: int) -> int:
+    """Start everything, wait for Ctrl-C or the end of one, stop everything.
+
+    Returns:
+        0 after Ctrl-C, 1 when a process ended by itself.
+    """
+    state = state.absolute()
+    (state / "logs").mkdir(parents=True, exist_ok=True)
+    settings = {
+        "SHOAL_STATE_DIR": str(state / "server"),
+        "SHOAL_PORT": str(port),
+        "SHOAL_BROKER_PORT": str(port + 1),
+    }
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: stopping.append(got))
+    children = {"server": _start(state, "server", ["-m", "fleet_server.cli.server_main"], settings)}
+    errors.print(f"REST API [bold]http://127.0.0.1:{port}[/] (docs at /docs), broker mqtt://127.0.0.1:{port + 1}")
+    for index in range(1, agents + 1):
+        name, listen = f"agent-{index}", f"127.0.0.1:{port + 100 + index}"
+        variables = {
+            "SHOAL_AGENT_DEVICE_ID": name,
+            "SHOAL_AGENT_STATE_DIR": str(state / name),
+            "SHOAL_AGENT_BROKER": f"mqtt://127.0.0.1:{port + 1}",
+            "SHOAL_AGENT_LISTEN": listen,
+        }
+        children[name] = _start(state, name, ["-m", "agent.main", "run"], variables)
+        errors.print(f"{name} serves at http://{listen}/v2")
+    errors.print(f"logs are in {state / 'logs'}; Ctrl-C stops all")
+    failed = ""
+    while not stopping and not failed:
+        time.sleep(0.2)
+        failed = next((name for name, child in children.items() if child.poll() is not None), "")
+    if failed:
+        errors.print(f"[red]{failed} ended by itself[/]; its log is {state / 'logs' / failed}.log")
+    for child in reversed(children.values()):
+        child.terminate()
+    deadline = time.monotonic() + STOP_S
+    for child in children.values():
+        try:
+            child.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    return 1 if failed else 0
+
+
+def _start(state: Path, name: str, arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (state / "logs" / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **variables},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
+        )
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

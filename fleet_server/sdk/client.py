@@ -1,0 +1,118 @@
+"""The client: REST calls as methods. Answers are the API's JSON objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from fleet_server.sdk.errors import UnreachableError, error_for
+
+Json = dict[str, Any]
+BUILDING = frozenset({"queued", "building"})
+ROLLING = frozenset({"running", "reverting"})
+PIECE = 1 << 20
+RETRIES = 3
+
+
+class Client:
+    """Talks to a fleet server.
+
+    Args:
+        url: such as `http://127.0.0.1:7470`.
+        token: bearer token, where the server wants one.
+        timeout_s: of one request; uploads and new versions may take longer.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **parameters: Any) -> Json:
+        """One object; tried again when the connection fails."""
+        for attempt in range(RETRIES):
+            try:
+                return self._call("GET", path, params={k: v for k, v in parameters.items() if v is not None})
+            except UnreachableError:
+                if attempt == RETRIES - 1:
+                    raise
+                time.sleep(0.5 * (attempt + 1))
+        raise AssertionError("unreachable")
+
+    def items(self, path: str, **parameters: Any) -> Iterator[Json]:
+        """Every row of a list, page by page."""
+        cursor = None
+        while True:
+            page = self.get(path, cursor=cursor, limit=200, **parameters)
+            yield from page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+    def post(self, path: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
+        """Create something, or act on it."""
+        options = {"timeout": timeout_s} if timeout_s else {}
+        return self._call("POST", path, json=body, **options)
+
+    def patch(self, path: str, body: Any) -> Json:
+        """Change something."""
+        return self._call("PATCH", path, json=body)
+
+    def delete(self, path: str) -> None:
+        """Remove something."""
+        self._call("DELETE", path)
+
+    def upload(self, path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+        """Upload a file as a stream; returns its digest."""
+
+        def pieces() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while piece := file.read(PIECE):
+                    yield piece
+                    on_bytes(len(piece))
+
+        headers = {"Content-Length": str(path.stat().st_size)}
+        digest: str = self._call("POST", "/uploads", content=pieces(), headers=headers, timeout=3600)["digest"]
+        return digest
+
+    def wait_for_variants(self, ids: list[str], *, poll_s: float = 0.5) -> Iterator[list[Json]]:
+        """The variants, again and again, until none is being built."""
+        while True:
+            variants = [self.get(f"/variants/{one}") for one in ids]
+            yield variants
+            if all(variant["state"] not in BUILDING for variant in variants):
+                return
+            time.sleep(poll_s)
+
+    def watch_rollout(self, rollout_id: str, *, poll_s: float = 0.5) -> Iterator[Json]:
+        """The rollout, again and again, until it stands still."""
+        while True:
+            rollout = self.get(f"/rollouts/{rollout_id}")
+            yield rollout
+            if rollout["state"] not in ROLLING:
+                return
+            time.sleep(poll_s)
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            detail = f"no fleet server answers at {self._url} ({error}): start it, or set SHOAL_URL"
+            raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {"detail": f"the server answered {answer.status_code}: {answer.text[:200]}"}
+        raise error_for(answer.status_code, problem)
