@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving delivery footprint
+BENCHES := convert serving
 
 .PHONY: help
 help: ## list the targets
@@ -18,10 +18,6 @@ $(STAMP): pyproject.toml constraints.txt deploy/dev/setup-venv.sh
 .PHONY: setup
 setup: $(STAMP) ## make the environment: .venv, and Mosquitto where it is absent
 	@deploy/dev/setup-mosquitto.sh "$(VENV)"
-
-.PHONY: setup-onnx2tf
-setup-onnx2tf: setup ## make the second environment that converts ONNX-only versions to LiteRT (about 2 GB)
-	@deploy/dev/setup-onnx2tf.sh
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
@@ -51,8 +47,6 @@ format: setup ## format and mend what ruff can mend
 .PHONY: $(addprefix bench-,$(BENCHES))
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
 bench-serving: setup ## the local inference API against its floor and a peer
-bench-delivery: setup ## bytes and time to bring one artifact to many devices
-bench-footprint: setup ## memory and start-up of the agent
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 

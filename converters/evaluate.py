@@ -90,7 +90,8 @@ def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if flat.shape[1] == 1:
         binary: npt.NDArray[np.int64] = (flat[:, 0] > 0.5).astype(np.int64)
         return binary
-    return flat.argmax(axis=1).astype(np.int64)
+    chosen: npt.NDArray[np.int64] = flat.argmax(axis=1).astype(np.int64)
+    return chosen
 
 
 def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:

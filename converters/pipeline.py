@@ -227,12 +227,12 @@ def _candidate(
 ) -> Candidate:
     source = next((one for one in job.sources if one.format is recipe.source), None)
     target = folder / f"{recipe.name}.{recipe.result.value}"
+    if source is None:
+        return Candidate(recipe.name, recipe.precision, error=_missing_form(recipe.source))
+    if recipe.needs_calibration and calibration is None:
+        detail = "static int8 needs calibration data: push the version with a calibration set"
+        return Candidate(recipe.name, recipe.precision, error=detail)
     try:
-        if source is None:
-            raise ConversionError("no_source_form", _missing_form(recipe.source))
-        if recipe.needs_calibration and calibration is None:
-            detail = "static int8 needs calibration data: push the version with a calibration set"
-            raise ConversionError("no_calibration", detail, "calibration")
         record = run_recipe(recipe, Path(source.path), target, calibration)
         result_specs = specs[recipe.source]
         if recipe.result is ModelFormat.TFLITE:

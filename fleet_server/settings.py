@@ -50,9 +50,6 @@ class Settings(BaseSettings):
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )
     inspect_timeout_s: float = Field(120.0, gt=0, description="Checking an uploaded version may take so long.")
-    onnx2tf_python: Path | None = Field(
-        None, description="Python of the environment with onnx2tf, for ONNX-only versions on LiteRT profiles."
-    )
     telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch.")
     probation_s: float = Field(5.0, ge=0, description="How long a device watches a new version before it counts.")
     engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged.")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,29 @@ import numpy.typing as npt
 from converters.errors import ConversionError
 
 TOLERANCE = 1e-4
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print, from C++ too, off the terminal; after an exception its end is shown."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        try:
+            os.dup2(chatter.fileno(), 1)
+            os.dup2(chatter.fileno(), 2)
+            yield
+        except BaseException:
+            size = chatter.tell()
+            os.write(kept[1], os.pread(chatter.fileno(), 2000, max(0, size - 2000)))
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
 
 
 def load_net(spec: str, weights: Path | None) -> Any:

@@ -264,9 +264,9 @@ def show(shoal: Shoal, rows: list[dict[str, Any]], rollout: str) -> list[str]:
     shown = {row["id"]: row for row in items(shoal("device", "list"))}
     deployments = {row["device_id"]: row for row in items(shoal("rollout", "show", rollout))["deployments"]}  # type: ignore[call-overload]
     variants = {row["profile"]: row for row in items(shoal("variant", "list", "--version", "mnist@1"))}
-    table = Table(title="mnist@1 on the fleet, as the server heard it")
-    for column in ("device", "profile", "ran on", "MB", "MQTT MB", "deploy s", "acc %", "recall", "F1", "p50/p95 ms"):
-        table.add_column(column, justify="left" if column in {"device", "profile", "ran on"} else "right")
+    table = Table(title="mnist@1 on the fleet, as the server heard it", box=None, pad_edge=False)
+    for column in ("device\nprofile", "ran on", "MB", "MQTT\nMB", "s", "acc %", "recall", "F1", "p50/p95\nms"):
+        table.add_column(column, justify="left" if column in {"device\nprofile", "ran on"} else "right")
     missing = []
     accuracies = {}
     for row in sorted(rows, key=lambda row: str(row["device_id"])):
@@ -274,15 +274,14 @@ def show(shoal: Shoal, rows: list[dict[str, Any]], rollout: str) -> list[str]:
         deployment, serving = deployments[device], shown[device]["serving"][0]
         accuracies[deployment["profile"]] = row["accuracy"]
         table.add_row(
-            device,
-            deployment["profile"],
-            f"{serving['runtime']} {serving['provider']}",
+            f"{device}\n{deployment['profile']}",
+            f"{serving['runtime']} {serving['provider']}".replace(" ", "\n", 1),
             f"{deployment['artifact_bytes'] / 1e6:.3f}",
             f"{deployment['received_bytes'] / 1e6:.3f}",
             f"{deployment['deploy_s']:.1f}",
             f"{row['accuracy'] * 100:.2f}",
-            f"{row['macro_recall']:.4f}",
-            f"{row['macro_f1']:.4f}",
+            f"{row['macro_recall']:.3f}",
+            f"{row['macro_f1']:.3f}",
             f"{row['latency_p50_ms']:.2f}/{row['latency_p95_ms']:.2f}",
         )
         if row["requests"] < IMAGES or row["errors"]:

@@ -1,4 +1,4 @@
-"""`shoal`: the command line. It talks to the REST API only, but for `shoal server run` and `shoal up`, which start it."""
+"""`shoal`: the command line. It talks to the REST API only; `shoal server run` and `shoal up` start it."""
 
 from __future__ import annotations
 

@@ -91,11 +91,13 @@ def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) ->
             examples = [arrays[name][:2] for name in names]
         net = export.load_net(spec, weights)
         forms = {"onnx": folder / "model.onnx"}
-        with errors.status("exporting ONNX"):
+        errors.print("exporting ONNX …")
+        with export.quiet():
             export.export_onnx(net, examples, forms["onnx"], names)
         if export.can_export_tflite():
             forms["tflite"] = folder / "model.tflite"
-            with errors.status("exporting TFLite"):
+            errors.print("exporting TFLite …")
+            with export.quiet():
                 export.export_tflite(net, examples, forms["tflite"])
         else:
             errors.print("litert-torch is not installed here: no TFLite form (pip install 'shoal[convert-tflite]')")

@@ -157,7 +157,6 @@ class ConversionScheduler:
             calibration=folder.data(version.calibration_digest),
             evaluation=folder.data(version.evaluation_digest),
             baseline=compared,
-            onnx2tf_python=str(self._settings.onnx2tf_python) if self._settings.onnx2tf_python else None,
         )
 
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:

@@ -42,7 +42,8 @@ class Client:
         """One object; tried again when the connection fails."""
         for attempt in range(RETRIES):
             try:
-                return self._call("GET", path, params={k: v for k, v in parameters.items() if v is not None})
+                found: Json = self._call("GET", path, params={k: v for k, v in parameters.items() if v is not None})
+                return found
             except UnreachableError:
                 if attempt == RETRIES - 1:
                     raise
@@ -66,7 +67,8 @@ class Client:
 
     def patch(self, path: str, body: Any) -> Json:
         """Change something."""
-        return self._call("PATCH", path, json=body)
+        changed: Json = self._call("PATCH", path, json=body)
+        return changed
 
     def delete(self, path: str) -> None:
         """Remove something."""
