@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 
@@ -40,10 +40,10 @@ class Client:
 
     def get(self, path: str, **parameters: Any) -> Json:
         """One object; tried again when the connection fails."""
+        wanted = {key: value for key, value in parameters.items() if value is not None}
         for attempt in range(RETRIES):
             try:
-                found: Json = self._call("GET", path, params={k: v for k, v in parameters.items() if v is not None})
-                return found
+                return cast("Json", self._call("GET", path, params=wanted))
             except UnreachableError:
                 if attempt == RETRIES - 1:
                     raise

@@ -1,0 +1,128 @@
+"""The updater: what follows from each event, without any I/O."""
+
+from __future__ import annotations
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.lifecycle import Phase
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.messages import DesiredDeployment, DesiredState
+from agent.protocol.version import SPOKEN
+from agent.update.updater import (
+    ATTEMPTS,
+    ActivateArtifact,
+    BeginProbation,
+    Download,
+    LoadArtifact,
+    StopDownload,
+    UnloadArtifact,
+    Updater,
+    Verify,
+)
+
+
+def manifest(digest: str, model: str = "m", version: str = "1") -> Manifest:
+    return Manifest(
+        digest * 64, 10, 4, model, version, "v", "p", ModelFormat.ONNX, RuntimeName.ONNX, Precision.FP32,
+        (TensorSpec("x", "float32", (-1, 2)),), (TensorSpec("y", "float32", (-1, 2)),),
+    )  # fmt: skip
+
+
+def desired(revision: int, *deployments: tuple[str, str]) -> DesiredState:
+    wanted = tuple(DesiredDeployment(key, manifest(digest)) for key, digest in deployments)
+    return DesiredState(SPOKEN, "default", revision, wanted)
+
+
+def activated(updater: Updater, key: str) -> None:
+    updater.downloaded(key)
+    updater.verified(key, good=True)
+    updater.loaded(key)
+    updater.probation_over(key, problem=None)
+
+
+def test_a_deployment_goes_from_desired_to_active() -> None:
+    updater = Updater({}, 0)
+    assert updater.desired(desired(1, ("d1", "a"))) == [Download("d1")]
+    assert updater.downloaded("d1") == [Verify("d1")]
+    assert updater.verified("d1", good=True) == [LoadArtifact("d1")]
+    assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", 5.0)]
+    assert updater.probation_over("d1", problem=None) == []
+    assert updater.records["d1"].phase is Phase.ACTIVE
+
+
+def test_an_older_or_repeated_revision_changes_nothing() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(2, ("d1", "a")))
+    assert updater.desired(desired(2, ("d9", "b"))) == []
+    assert updater.desired(desired(1, ("d9", "b"))) == []
+    assert updater.desired(desired(3, ("d1", "a"))) == []
+    assert list(updater.records) == ["d1"]
+
+
+def test_the_old_version_serves_until_the_new_one_has_proved_itself() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    updater.desired(desired(2, ("d2", "b")))
+    assert updater.records["d1"].phase is Phase.ACTIVE
+    updater.downloaded("d2")
+    updater.verified("d2", good=True)
+    updater.loaded("d2")
+    assert updater.probation_over("d2", problem=None) == [UnloadArtifact("m", "a" * 64)]
+    assert updater.records["d1"].phase is Phase.SUPERSEDED
+
+
+def test_a_bad_probation_goes_back_by_itself() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    updater.desired(desired(2, ("d2", "b")))
+    updater.downloaded("d2")
+    updater.verified("d2", good=True)
+    updater.loaded("d2")
+    assert updater.probation_over("d2", problem="3 of 5 failed") == [
+        ActivateArtifact("d1"),
+        UnloadArtifact("m", "b" * 64),
+    ]
+    assert updater.records["d2"].phase is Phase.ROLLED_BACK
+    assert updater.records["d1"].phase is Phase.ACTIVE
+
+
+def test_wrong_bytes_are_fetched_again_once() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    updater.downloaded("d1")
+    assert updater.verified("d1", good=False) == [Download("d1")]
+    updater.downloaded("d1")
+    assert updater.verified("d1", good=False) == []
+    failure = updater.records["d1"].failure
+    assert failure is not None
+    assert failure.code is WireErrorCode.DIGEST_MISMATCH
+
+
+def test_a_reboot_loop_ends() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    for _ in range(ATTEMPTS - 1):
+        assert updater.recover() == [Download("d1")]
+    assert updater.recover() == []
+    assert updater.records["d1"].phase is Phase.FAILED
+
+
+def test_a_model_that_is_not_listed_is_taken_off() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    assert updater.desired(desired(2)) == [StopDownload("d1"), UnloadArtifact("m", "a" * 64)]
+
+
+def test_a_worker_that_dies_while_a_version_is_watched_takes_it_back() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    updater.desired(desired(2, ("d2", "b")))
+    updater.downloaded("d2")
+    updater.verified("d2", good=True)
+    updater.loaded("d2")
+    updater.worker_crashed()
+    assert updater.records["d2"].phase is Phase.ROLLED_BACK
+    assert updater.worker_ready() == [LoadArtifact("d1")]

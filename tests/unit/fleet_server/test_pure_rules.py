@@ -1,0 +1,125 @@
+"""The server's pure rules: matching, stages, stop rules, scores, the streamer."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.protocol.messages import ChunkRange, Need
+from fleet_server.devices.matching import NamedProfile, best_profile, matches
+from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.gateway.streamer import GATHER_S, RESEND_S, Streamer
+from fleet_server.rollouts.policy import Action, Measure, Snapshot, assign_stages, decide
+from fleet_server.rollouts.schemas import RolloutStrategy, Stage, StopMetric, StopRule
+from fleet_server.telemetry.metrics import scores
+
+FACTS = {
+    "arch": "aarch64",
+    "cpu_features": ["asimddp", "neon"],
+    "memory_mb": 3800,
+    "runtimes": [{"name": "onnx", "version": "1.32.0", "providers": ["cpu"]}],
+    "accelerators": [{"kind": "cuda", "name": "Orin"}],
+    "tags": {"site": "plant7"},
+}
+
+
+@pytest.mark.parametrize(
+    ("match", "holds"),
+    [
+        ({}, True),
+        ({"arch": "aarch64"}, True),
+        ({"arch": "x86_64"}, False),
+        ({"arch": ["x86_64", "aarch64"]}, True),
+        ({"cpu_features": "asimddp"}, True),
+        ({"cpu_features": "avx2"}, False),
+        ({"memory_mb": {"min": 2048}}, True),
+        ({"memory_mb": {"min": 8000}}, False),
+        ({"tags.site": "plant7"}, True),
+        ({"runtimes.onnx.version": "1.32.0"}, True),
+        ({"accelerators.kind": "cuda"}, True),
+        ({"accelerators.kind": "edgetpu"}, False),
+        ({"nothing.there": 1}, False),
+    ],
+)
+def test_matching(match: dict, holds: bool) -> None:
+    assert matches(FACTS, ProfileSpec.model_validate({"match": match, "runtime": "onnx"})) is holds
+
+
+def test_a_device_without_the_runtime_never_matches() -> None:
+    assert not matches(FACTS, ProfileSpec.model_validate({"match": {}, "runtime": "litert"}))
+
+
+def test_the_most_specific_profile_wins_and_people_overlay_tags() -> None:
+    def named(name: str, match: dict) -> NamedProfile:
+        return NamedProfile(name, name, ProfileSpec.model_validate({"match": match, "runtime": "onnx"}))
+
+    profiles = [named("any", {}), named("jetson", {"arch": "aarch64", "tags.site": "plant8"})]
+    assert best_profile(FACTS, {}, profiles) is profiles[0]
+    assert best_profile(FACTS, {"site": "plant8"}, profiles) is profiles[1]
+
+
+def test_stages_round_up_and_mix_profiles() -> None:
+    strategy = RolloutStrategy(stages=[Stage(percent=20), Stage(percent=100)])
+    devices = [(f"a{i}", "arm") for i in range(5)] + [(f"b{i}", "x86") for i in range(5)]
+    stages = assign_stages(devices, strategy)
+    assert sorted(device for device, stage in stages.items() if stage == 0) == ["a0", "b0"]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "action"),
+    [
+        (Snapshot(0, sent=2, settled=1, failed=0, offline=1, settled_for_s=None), Action.WAIT),
+        (Snapshot(0, sent=2, settled=2, failed=0, offline=0, settled_for_s=1), Action.WAIT),
+        (Snapshot(0, sent=2, settled=2, failed=0, offline=0, settled_for_s=11), Action.ADVANCE),
+        (Snapshot(1, sent=4, settled=4, failed=0, offline=0, settled_for_s=0), Action.SUCCEED),
+        (Snapshot(0, sent=2, settled=1, failed=1, offline=0, settled_for_s=None), Action.REVERT),
+        (
+            Snapshot(0, 2, 2, 0, 0, 11, {StopMetric.ERROR_PERCENT: Measure(50, 99)}),
+            Action.ADVANCE,
+        ),
+        (
+            Snapshot(0, 2, 2, 0, 0, 11, {StopMetric.ERROR_PERCENT: Measure(50, 100)}),
+            Action.REVERT,
+        ),
+    ],
+)
+def test_decisions(snapshot: Snapshot, action: Action) -> None:
+    strategy = RolloutStrategy(
+        stages=[Stage(percent=50, soak_s=10), Stage(percent=100)],
+        stop_when=[
+            StopRule(metric=StopMetric.FAILED_PERCENT, above=5),
+            StopRule(metric=StopMetric.ERROR_PERCENT, above=1, min_samples=100),
+        ],
+    )
+    assert decide(strategy, snapshot).action is action
+
+
+def test_scores_by_hand() -> None:
+    found = scores([(0, 0, 8), (0, 1, 2), (1, 1, 5), (1, 0, 5)])
+    assert found.accuracy == 13 / 20
+    assert found.macro_recall == pytest.approx((0.8 + 0.5) / 2)
+    assert found.macro_precision == pytest.approx((8 / 13 + 5 / 7) / 2)
+    assert found.macro_f1 == pytest.approx((16 / 23 + 10 / 17) / 2)
+    assert scores([]).accuracy is None
+
+
+def need(first: int, last: int) -> Need:
+    return Need("a" * 64, "d", (ChunkRange(first, last),), 4)
+
+
+def test_the_streamer_gathers_then_broadcasts_what_two_lack_within_the_window() -> None:
+    streamer = Streamer()
+    streamer.hear("one", need(0, 9), 0.0)
+    streamer.hear("two", need(2, 9), 0.1)
+    assert list(streamer.next(GATHER_S / 2, 100)) == []
+    sends = list(streamer.next(GATHER_S, 100))
+    assert [(send.chunk, send.device_id) for send in sends] == [(0, "one"), (1, "one"), (2, None), (3, None)]
+    assert list(streamer.next(GATHER_S + 0.01, 100)) == []
+
+
+def test_the_streamer_sends_again_what_did_not_come() -> None:
+    streamer = Streamer()
+    streamer.hear("one", need(0, 1), 0.0)
+    assert len(list(streamer.next(GATHER_S, 100))) == 2
+    later = GATHER_S + RESEND_S + 0.1
+    streamer.hear("one", need(1, 1), later)
+    assert [send.chunk for send in streamer.next(later, 100)] == [1]
