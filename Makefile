@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving
+BENCHES := convert
 
 .PHONY: help
 help: ## list the targets
@@ -46,7 +46,6 @@ format: setup ## format and mend what ruff can mend
 # One benchmark a file; each prints one JSON line last.
 .PHONY: $(addprefix bench-,$(BENCHES))
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
-bench-serving: setup ## the local inference API against its floor and a peer
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 
