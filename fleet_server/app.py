@@ -75,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     api = APIRouter(prefix="/api/v1", dependencies=[Depends(require_admin)])
     for subject in (devices, catalog, conversions, rollouts, telemetry, access):
         api.include_router(subject.router)
+    api.include_router(rollouts.device_router)
     app.include_router(api)
     app.include_router(_health)
     app.add_exception_handler(FleetError, _fleet_problem)

@@ -144,6 +144,20 @@ def show_version(session: ReadSession, fleet_id: FleetId, model: str, version: s
     return service.version_view(session, *service.get_version(session, fleet_id, model, version))
 
 
+@router.delete(
+    "/models/{model}/versions/{version}",
+    tags=["models"],
+    summary="Delete a version",
+    status_code=status.HTTP_204_NO_CONTENT,
+)
+def delete_version(database: Db, store: Store, fleet_id: FleetId, actor: Actor, model: str, version: str) -> None:
+    """Only one that was never rolled out: its variants and files go with it, and the model with its last version.
+
+    A variant that is being built is given up.
+    """
+    service.delete_version(database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor)
+
+
 @router.get("/variants", tags=["variants"], summary="List variants")
 def list_variants(
     session: ReadSession,

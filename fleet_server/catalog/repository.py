@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from sqlalchemy import or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from fleet_server.http import PageRequest
-from fleet_server.models import Blob, ConversionJob, Model, Profile, SourceForm, Variant, Version
+from fleet_server.models import Blob, ConversionJob, Deployment, Model, Profile, Rollout, SourceForm, Variant, Version
 
 VariantRow = tuple[Variant, Model, Version, Profile]
 
@@ -105,6 +105,32 @@ def latest_job(session: Session, variant_id: str) -> ConversionJob | None:
     """The newest job of a variant."""
     query = select(ConversionJob).where(ConversionJob.variant_id == variant_id).order_by(ConversionJob.id.desc())
     return session.scalar(query.limit(1))
+
+
+def is_rolled_out(session: Session, version_id: str) -> bool:
+    """Whether a rollout or a deployment names a version."""
+    queries = (
+        select(Rollout.id).where(Rollout.version_id == version_id),
+        select(Deployment.id).where(Deployment.version_id == version_id),
+    )
+    return any(session.scalar(query.limit(1)) is not None for query in queries)
+
+
+def delete_version(session: Session, version: Version) -> set[str]:
+    """Remove a version with its variants and their jobs; returns the digests they named."""
+    variants = select(Variant.id).where(Variant.version_id == version.id)
+    digests = [
+        *session.scalars(select(SourceForm.digest).where(SourceForm.version_id == version.id)),
+        *session.scalars(select(Variant.digest).where(Variant.version_id == version.id)),
+        version.calibration_digest,
+        version.evaluation_digest,
+    ]
+    session.execute(delete(ConversionJob).where(ConversionJob.variant_id.in_(variants)))
+    session.execute(delete(Variant).where(Variant.version_id == version.id))
+    session.execute(delete(SourceForm).where(SourceForm.version_id == version.id))
+    session.delete(version)
+    session.flush()
+    return {digest for digest in digests if digest}
 
 
 def _variants(fleet_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a Select of four entities)

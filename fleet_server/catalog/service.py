@@ -158,6 +158,29 @@ def create_version(
         return version_view(session, model, version)
 
 
+def delete_version(
+    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: str
+) -> None:
+    """Remove a version that was never rolled out: its variants, its files, and its model when it was the last.
+
+    Raises:
+        NotFoundError: when it is not there.
+        ConflictError: when a rollout names it.
+    """
+    with database.write() as session:
+        model, version = get_version(session, fleet_id, model_name, name)
+        if repository.is_rolled_out(session, version.id):
+            raise ConflictError(
+                "version_in_use", f"{model_name}@{name} was rolled out, and rollouts keep their history: it stays"
+            )
+        digests = repository.delete_version(session, version)
+        if repository.latest_version(session, model.id) is None:
+            session.delete(model)
+        subject = f"version/{model_name}@{name}"
+        audit.record(session, fleet_id=fleet_id, actor=actor, action="version.delete", subject=subject)
+    discard_uploads(database, store, fleet_id, digests)
+
+
 def get_model(session: Session, fleet_id: str, name: str) -> Model:
     """One model.
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli.output import Output, OutputOption, client, fail, show_object, show_rows
+from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, fail, show_object, show_rows
 
 device = typer.Typer(no_args_is_help=True, help="Devices: what they are, and what runs on them.")
 profile = typer.Typer(no_args_is_help=True, help="Profiles: kinds of device, by a match over their facts.")
@@ -80,6 +80,21 @@ def tag_device(
         show_object(api.patch(f"/devices/{device_id}", {"tags": pairs(tags, "tags")}), output)
 
 
+@device.command("forget")
+def forget_device(
+    context: typer.Context,
+    device_id: Annotated[str, typer.Argument(metavar="ID", help="The device's id.")],
+    yes: YesOption = False,  # noqa: FBT002
+) -> None:
+    """Hide a device that is offline for good, and end its part in every rollout.
+
+    Its history stays. When its agent connects again, it is back with its tags.
+    """
+    confirm(f"forget device {device_id}?", yes=yes)
+    with client(context) as api:
+        api.delete(f"/devices/{device_id}")
+
+
 @profile.command("list")
 def list_profiles(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
     """List profiles."""
@@ -135,8 +150,9 @@ def create_profile(
 
 
 @profile.command("delete")
-def delete_profile(context: typer.Context, name: NameArgument) -> None:
+def delete_profile(context: typer.Context, name: NameArgument, yes: YesOption = False) -> None:  # noqa: FBT002
     """Delete a profile that no variant was built for."""
+    confirm(f"delete profile {name}?", yes=yes)
     with client(context) as api:
         api.delete(f"/profiles/{name}")
 

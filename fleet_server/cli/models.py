@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
-from fleet_server.cli.output import Json, Output, OutputOption, client, errors, fail, show_object, show_rows
+from fleet_server.cli.output import (
+    Json,
+    Output,
+    OutputOption,
+    YesOption,
+    client,
+    confirm,
+    errors,
+    fail,
+    show_object,
+    show_rows,
+)
 from fleet_server.sdk import Client
 
 model = typer.Typer(no_args_is_help=True, help="Models: push versions, see what there is.")
@@ -143,6 +154,21 @@ def show_model(
             ("created", lambda row: row["created_at"][:19]),
         ]
         show_rows(api.items(f"/models/{name}/versions"), output, columns, empty="it has no version")
+
+
+@model.command("delete")
+def delete_version(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version to delete.")],
+    yes: YesOption = False,  # noqa: FBT002
+) -> None:
+    """Delete a version that was never rolled out, with its variants and files."""
+    name, _, version = reference.partition("@")
+    if not name or not version:
+        raise fail(f"{reference!r} is not MODEL@VERSION", 2)
+    confirm(f"delete {reference}, its variants and its files?", yes=yes)
+    with client(context) as api:
+        api.delete(f"/models/{name}/versions/{version}")
 
 
 @variant.command("build")

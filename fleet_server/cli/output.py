@@ -26,6 +26,7 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print: for people or for machines.")]
+YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
 errors = Console(stderr=True, highlight=False)
 
 
@@ -51,6 +52,16 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that can't be undone; where nobody can answer, `--yes` is needed."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise fail(f"{question} Say --yes: nobody is here to ask", 2)
+    if not typer.confirm(question, err=True):
+        raise fail("nothing was changed")
+
+
 def show_rows(
     rows: Iterable[Json], output: Output, columns: Sequence[tuple[str, Callable[[Json], object]]], *, empty: str
 ) -> None:
@@ -62,12 +73,17 @@ def show_rows(
     if not found:
         errors.print(empty)
         return
+    Console().print(rows_table(found, columns))
+
+
+def rows_table(rows: Iterable[Json], columns: Sequence[tuple[str, Callable[[Json], object]]]) -> Table:
+    """The table of a list."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, _ in columns:
         table.add_column(name, overflow="fold")
-    for row in found:
+    for row in rows:
         table.add_row(*[_cell(value(row)) for _, value in columns])
-    Console().print(table)
+    return table
 
 
 def show_object(value: Json, output: Output) -> None:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 
 from fleet_server.cli.devices import pairs
-from fleet_server.cli.output import Json, Output, OutputOption, client, errors, fail, print_json, show_object, show_rows
+from fleet_server.cli.output import (
+    Json,
+    Output,
+    OutputOption,
+    client,
+    errors,
+    fail,
+    print_json,
+    rows_table,
+    show_object,
+    show_rows,
+)
 from fleet_server.sdk import Client
 
 rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")
@@ -20,6 +34,8 @@ audit = typer.Typer(no_args_is_help=True, help="Audit: what was done, and by who
 RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="The rollout's id.")]
 _STAGE = re.compile(r"^(\d+(?:\.\d+)?)%(?::(\d+(?:\.\d+)?)(s|m|h))?$")
 _RULE = re.compile(r"^([a-z0-9_]+)>(\d+(?:\.\d+)?)(?::(\d+))?$")
+COUNTED = ("active", "in_progress", "scheduled", "failed", "superseded")
+WATCHED = 20  # rows of devices a person can follow
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -112,7 +128,7 @@ def show(context: typer.Context, rollout_id: RolloutArgument, output: OutputOpti
             print_json({"rollout": found, "deployments": deployments})
             return
         show_object(_brief(found), output)
-        _show_deployments(deployments)
+        show_rows(deployments, output, DEPLOYMENT_COLUMNS, empty="it has no deployment")
 
 
 @rollout.command("watch")
@@ -225,20 +241,37 @@ def list_audit(
 
 
 def _follow(api: Client, rollout_id: str) -> Json:
+    """Follow a rollout: a live table of its devices on a terminal, else a line for every change."""
     found: Json = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} devices"),
-    )
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("rollout", total=None)
+    said = ""
+    with Live(console=errors, transient=True, auto_refresh=False, screen=False) as live:
         for found in api.watch_rollout(rollout_id):
-            counts = found["counts"]
-            done = counts["active"] + counts["failed"] + counts["superseded"]
-            text = f"{found['state']}, stage {found['stage'] + 1}/{found['stages']}"
-            progress.update(task, description=text, completed=done, total=counts["total"])
+            line = _standing(found)
+            if errors.is_terminal:
+                deployments = api.get(f"/rollouts/{rollout_id}/deployments", limit=500)["items"]
+                live.update(_picture(found, line, deployments), refresh=True)
+            elif line != said:
+                errors.print(line)
+            said = line
     return found
+
+
+def _standing(found: Json) -> str:
+    counts = ", ".join(f"{found['counts'][name]} {name.replace('_', ' ')}" for name in COUNTED if found["counts"][name])
+    return f"{found['state']}, stage {found['stage'] + 1} of {found['stages']}: {counts}"
+
+
+def _picture(found: Json, line: str, deployments: list[Json]) -> RenderableType:
+    """What stands still comes last: on a big fleet a person wants to see what moves and what failed."""
+    order = {"failed": 0, "rolled_back": 0, "scheduled": 2, "active": 3, "superseded": 3}
+    shown = sorted(deployments, key=lambda row: (order.get(row["phase"], 1), row["device_id"]))[:WATCHED]
+    counts = found["counts"]
+    done = counts["active"] + counts["failed"] + counts["superseded"]
+    parts: list[RenderableType] = [line, ProgressBar(total=max(counts["total"], 1), completed=done, width=60)]
+    parts.append(rows_table(shown, DEPLOYMENT_COLUMNS))
+    if counts["total"] > len(shown):
+        parts.append(f"… and {counts['total'] - len(shown)} more")
+    return Group(*parts)
 
 
 def _brief(found: Json) -> Json:
@@ -255,17 +288,19 @@ def _brief(found: Json) -> Json:
     }
 
 
-def _show_deployments(deployments: list[Json]) -> None:
-    show_rows(
-        deployments,
-        Output.TABLE,
-        [
-            ("device", lambda row: row["device_id"]),
-            ("profile", lambda row: row["profile"]),
-            ("stage", lambda row: row["stage"] + 1),
-            ("phase", lambda row: row["phase"]),
-            ("seconds", lambda row: row["deploy_s"]),
-            ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
-        ],
-        empty="it has no deployment",
-    )
+def _progress(row: Json) -> str | None:
+    """How much of the artifact has come, while it is coming."""
+    if row["phase"] != "downloading" or not row["artifact_bytes"]:
+        return None
+    return f"{min(100, 100 * row['received_bytes'] // row['artifact_bytes'])} %"
+
+
+DEPLOYMENT_COLUMNS: list[tuple[str, Callable[[Json], object]]] = [
+    ("device", lambda row: row["device_id"]),
+    ("profile", lambda row: row["profile"]),
+    ("stage", lambda row: row["stage"] + 1),
+    ("phase", lambda row: row["phase"]),
+    ("got", _progress),
+    ("seconds", lambda row: row["deploy_s"]),
+    ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
+]

@@ -166,13 +166,12 @@ class ConversionScheduler:
         if chosen is not None and chosen.path is not None:
             digest, _ = self._artifacts.put_file(folder.path / Path(chosen.path).name)
         with self._database.write() as session:
-            if not service.heartbeat(session, claimed, utc_now(), 1.0, "gate"):
-                return
-            state = service.complete(session, claimed, result, utc_now())
-            fleet_id = session.get_one(Variant, claimed.variant_id).fleet_id
+            held = service.heartbeat(session, claimed, utc_now(), 1.0, "gate")
+            state = service.complete(session, claimed, result, utc_now()).value if held else "no longer wanted"
+            session.flush()
             if digest is not None and not catalog.is_referenced(session, digest):
                 self._artifacts.delete(digest)
-        log.info("variant %s of fleet %s is %s", claimed.variant_id, fleet_id, state.value)
+        log.info("variant %s is %s", claimed.variant_id, state)
 
     def _fail(self, claimed: ClaimedJob, error: JobError) -> None:
         with self._database.write() as session:

@@ -88,6 +88,7 @@ def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
         return None
     if job.attempts >= ATTEMPTS:
         detail = f"its worker died {ATTEMPTS} times: see the server's log, then build it again"
+        job.state, job.lease_owner = "running", owner
         fail(session, ClaimedJob(job.id, job.variant_id, owner), JobError("gave_up", detail), now)
         return None
     job.state, job.lease_owner, job.lease_until = "running", owner, now + dt.timedelta(seconds=LEASE_S)
@@ -98,10 +99,10 @@ def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
 
 
 def heartbeat(session: Session, claimed: ClaimedJob, now: dt.datetime, fraction: float, step: str) -> bool:
-    """Keep the lease and say how far the job is; false when somebody else has taken it."""
-    job = session.get_one(ConversionJob, claimed.job_id)
-    if job.lease_owner != claimed.owner or job.state != "running":
+    """Keep the lease and say how far the job is; false when somebody else has taken it, or deleted its version."""
+    if not holds(session, claimed):
         return False
+    job = session.get_one(ConversionJob, claimed.job_id)
     job.lease_until, job.progress, job.step = (
         now + dt.timedelta(seconds=LEASE_S),
         min(max(fraction, 0.0), 1.0),
@@ -110,17 +111,25 @@ def heartbeat(session: Session, claimed: ClaimedJob, now: dt.datetime, fraction:
     return True
 
 
+def holds(session: Session, claimed: ClaimedJob) -> bool:
+    """Whether a job is still there, running, and claimed by this owner."""
+    job = session.get(ConversionJob, claimed.job_id)
+    return job is not None and job.lease_owner == claimed.owner and job.state == "running"
+
+
 def release(session: Session, claimed: ClaimedJob) -> None:
     """Give a job back, because this server is stopping."""
-    job = session.get_one(ConversionJob, claimed.job_id)
-    if job.lease_owner == claimed.owner and job.state == "running":
+    if holds(session, claimed):
+        job = session.get_one(ConversionJob, claimed.job_id)
         job.state, job.lease_owner, job.lease_until = "queued", None, None
         job.attempts = max(0, job.attempts - 1)
         session.get_one(Variant, job.variant_id).state = VariantState.QUEUED.value
 
 
 def fail(session: Session, claimed: ClaimedJob, error: JobError, now: dt.datetime) -> None:
-    """Write down that a variant could not be built."""
+    """Write down that a variant could not be built, where it is still ours to say."""
+    if not holds(session, claimed):
+        return
     _finish(session, claimed, "failed", now)
     variant = session.get_one(Variant, claimed.variant_id)
     variant.state = VariantState.FAILED.value

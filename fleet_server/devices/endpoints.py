@@ -43,14 +43,6 @@ def change_device(
     return service.device_view(device, service.profile_name(session, device))
 
 
-@router.delete(
-    "/devices/{device_id}", tags=["devices"], summary="Forget a device", status_code=status.HTTP_204_NO_CONTENT
-)
-def forget_device(session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: str) -> None:
-    """Only one that is offline and never had a part in a rollout."""
-    service.delete_device(session, fleet_id, device_id, actor=actor)
-
-
 @router.get("/profiles", tags=["profiles"], summary="List profiles")
 def list_profiles(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ProfileView]:
     """Every profile, by name."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.http import PageRequest
-from fleet_server.models import Deployment, Device, Profile, Variant
+from fleet_server.models import Device, Profile, Variant
 
 
 def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
-    """One device of a fleet."""
+    """One device of a fleet that was not forgotten."""
     found = session.get(Device, device_id)
-    return found if found is not None and found.fleet_id == fleet_id else None
+    if found is None or found.fleet_id != fleet_id or found.forgotten_at is not None:
+        return None
+    return found
 
 
 def devices_page(
@@ -24,7 +26,7 @@ def devices_page(
     query = (
         select(Device, Profile.name)
         .outerjoin(Profile, Profile.id == Device.profile_id)
-        .where(Device.fleet_id == fleet_id)
+        .where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None))
         .order_by(Device.id)
         .limit(request.limit + 1)
     )
@@ -39,7 +41,7 @@ def devices_page(
 
 def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = None) -> Sequence[Device]:
     """Every device of a fleet, or those of the given ids, by id."""
-    query = select(Device).where(Device.fleet_id == fleet_id).order_by(Device.id)
+    query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None)).order_by(Device.id)
     if ids is None:
         return session.scalars(query).all()
     found: list[Device] = []
@@ -68,7 +70,8 @@ def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Sequ
 
 def devices_of_profile(session: Session, profile_id: str) -> int:
     """How many devices have a profile."""
-    return session.scalar(select(func.count()).select_from(Device).where(Device.profile_id == profile_id)) or 0
+    query = select(func.count()).select_from(Device)
+    return session.scalar(query.where(Device.profile_id == profile_id, Device.forgotten_at.is_(None))) or 0
 
 
 def variants_of_profile(session: Session, profile_id: str) -> int:
@@ -76,6 +79,6 @@ def variants_of_profile(session: Session, profile_id: str) -> int:
     return session.scalar(select(func.count()).select_from(Variant).where(Variant.profile_id == profile_id)) or 0
 
 
-def has_deployments(session: Session, device_id: str) -> bool:
-    """Whether a device ever had a part in a rollout."""
-    return session.scalar(select(Deployment.id).where(Deployment.device_id == device_id).limit(1)) is not None
+def unpin(session: Session, profile_id: str) -> None:
+    """Let no device have a profile, forgotten ones neither."""
+    session.execute(update(Device).where(Device.profile_id == profile_id).values(profile_id=None, profile_pinned=False))

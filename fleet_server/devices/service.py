@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.messages import Presence, Reported
 from agent.protocol.topics import check_device_id
 from fleet_server import audit
+from fleet_server.db import utc_now
 from fleet_server.devices import repository
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
@@ -44,6 +45,11 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
         session.flush()
     elif device.boot_id == reported.boot_id and reported.sequence <= device.reported_sequence:
         return ReportOutcome(device, accepted=False)
+    if device.forgotten_at is not None:
+        device.forgotten_at = None
+        audit.record(
+            session, fleet_id=device.fleet_id, actor=device_id, action="device.return", subject=f"device/{device_id}"
+        )
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
     device.facts = msgspec.to_builtins(reported.facts)
@@ -133,18 +139,17 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
     return device
 
 
-def delete_device(session: Session, fleet_id: str, device_id: str, *, actor: str) -> None:
-    """Forget a device that is offline and never had a part in a rollout.
+def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: str) -> None:
+    """Hide a device that is offline. Its history stays; when it connects again it is back, with its tags.
 
     Raises:
-        ConflictError: when it is online (it would register itself again) or history names it.
+        NotFoundError: when the fleet has none of that id.
+        ConflictError: when it is online: it would be back at once.
     """
     device = get_device(session, fleet_id, device_id)
     if device.online:
         raise ConflictError("device_online", f"device {device_id!r} is online: stop its agent first")
-    if repository.has_deployments(session, device_id):
-        raise ConflictError("device_in_use", f"device {device_id!r} has deployments, which keep their history")
-    session.delete(device)
+    device.forgotten_at, device.serving = utc_now(), []
     audit.record(session, fleet_id=fleet_id, actor=actor, action="device.forget", subject=f"device/{device_id}")
 
 
@@ -193,9 +198,7 @@ def delete_profile(session: Session, fleet_id: str, name: str, *, actor: str) ->
     variants = repository.variants_of_profile(session, profile.id)
     if variants:
         raise ConflictError("profile_in_use", f"profile {name!r} has {variants} variants, which keep their history")
-    for device in repository.all_devices(session, fleet_id):
-        if device.profile_id == profile.id:
-            device.profile_id, device.profile_pinned = None, False
+    repository.unpin(session, profile.id)
     session.flush()
     session.delete(profile)
     session.flush()

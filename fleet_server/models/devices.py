@@ -48,3 +48,4 @@ class Device(Base):
     serving: Mapped[list[Any]] = mapped_column(default=list)  # ServingReport, as JSON
     desired_revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    forgotten_at: Mapped[dt.datetime | None]  # hidden since then; it is back when it connects again

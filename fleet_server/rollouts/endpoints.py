@@ -12,6 +12,7 @@ from fleet_server.rollouts.schemas import DeploymentView, RolloutAbort, RolloutC
 from fleet_server.schemas import Page
 
 router = APIRouter(tags=["rollouts"])
+device_router = APIRouter(tags=["devices"])  # what is done to a device and ends its part in rollouts
 
 
 @router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED)
@@ -90,3 +91,14 @@ def list_deployments(
     """What devices were told to run, newest first."""
     rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model)
     return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+
+
+@device_router.delete("/devices/{device_id}", summary="Forget a device", status_code=status.HTTP_204_NO_CONTENT)
+def forget_device(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, device_id: str
+) -> None:
+    """Only one that is offline. No list and no rollout sees it; its history stays.
+
+    What it was still to do in rollouts ends. When it connects again it is back, with its tags and no model.
+    """
+    service.forget_device(session, settings, fleet_id, device_id, actor=actor)

@@ -106,6 +106,12 @@ def unsettled(session: Session, model_id: str, device_ids: Sequence[str]) -> Seq
     return found
 
 
+def unsettled_of_device(session: Session, device_id: str) -> Sequence[Deployment]:
+    """Deployments of a device that have not settled, of any model and rollout."""
+    query = select(Deployment).where(Deployment.device_id == device_id, Deployment.phase.not_in(SETTLED_PHASES))
+    return session.scalars(query).all()
+
+
 def desired(session: Session, device_id: str, model_id: str | None = None) -> Sequence[Deployment]:
     """What a device ought to run: at most one deployment a model."""
     query = select(Deployment).where(Deployment.device_id == device_id, Deployment.desired.is_(True))

@@ -17,7 +17,7 @@ from agent.protocol.version import SPOKEN
 from fleet_server import audit, outbox
 from fleet_server.catalog.service import ready_variant, resolve_version
 from fleet_server.db import utc_now
-from fleet_server.devices.service import select_devices
+from fleet_server.devices import service as device_service
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
 from fleet_server.rollouts import repository
@@ -49,7 +49,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     """
     version = resolve_version(session, fleet_id, wanted.version)
     target = wanted.target
-    devices = select_devices(
+    devices = device_service.select_devices(
         session,
         fleet_id,
         all_of_them=target.all,
@@ -62,7 +62,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
     variants = _variants(session, version, devices, wanted.version)
-    _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
+    superseded = _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
     names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
     stages = assign_stages([(device.id, names[str(device.profile_id)]) for device in devices], wanted.strategy)
     rollout = Rollout(
@@ -91,6 +91,10 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         detail=wanted.model_dump(mode="json"),
     )
     send_stage(session, settings, rollout)
+    for deployment in superseded:
+        # Not in the first stage: until its own stage comes the device goes back, or it would finish what was ended.
+        if deployment.desired and not deployment.revert_of:
+            _take_back(session, settings, deployment)
     return rollout
 
 
@@ -117,11 +121,12 @@ def _variants(session: Session, version: Version, devices: Sequence[Device], ref
     return found
 
 
-def _settle_busy(session: Session, version: Version, devices: Sequence[Device], *, supersede: bool) -> None:
+def _settle_busy(
+    session: Session, version: Version, devices: Sequence[Device], *, supersede: bool
+) -> Sequence[Deployment]:
+    """End what other open rollouts have not settled on these devices, or refuse; returns what was ended."""
     busy = repository.unsettled(session, version.model_id, [device.id for device in devices])
-    if not busy:
-        return
-    if not supersede:
+    if busy and not supersede:
         ids = sorted({deployment.device_id for deployment in busy})
         rollouts = sorted({deployment.rollout_id for deployment in busy})
         raise ConflictError(
@@ -132,6 +137,7 @@ def _settle_busy(session: Session, version: Version, devices: Sequence[Device], 
         deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
         deployment.failure = {"code": "superseded", "detail": "a newer rollout of the model took the device over"}
     session.flush()
+    return busy
 
 
 def _add_deployment(
@@ -153,9 +159,9 @@ def _add_deployment(
 
 
 def _working(session: Session, deployment: Deployment) -> str | None:
-    """The deployment a device would go back to: the newest before that served."""
+    """The deployment a device would go back to: the newest before that served, or that takes it back to one."""
     seen: Deployment | None = deployment
-    while seen is not None and seen.phase != Phase.ACTIVE.value:
+    while seen is not None and seen.phase != Phase.ACTIVE.value and not seen.revert_of:
         seen = session.get(Deployment, seen.previous_id) if seen.previous_id else None
     return seen.id if seen else None
 
@@ -266,26 +272,48 @@ def start_revert(session: Session, settings: Settings, rollout: Rollout, reason:
     for deployment in repository.deployments(session, rollout.id):
         if not deployment.desired or deployment.revert_of:
             continue
-        previous = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
-        if previous is None:
-            deployment.desired = False
-            session.flush()
-            queue_desired(session, settings, session.get_one(Device, deployment.device_id))
-            continue
-        back = Deployment(
-            fleet_id=rollout.fleet_id,
-            rollout_id=rollout.id,
-            device_id=deployment.device_id,
-            model_id=deployment.model_id,
-            version_id=previous.version_id,
-            variant_id=previous.variant_id,
-            previous_id=previous.previous_id,
-            revert_of=deployment.id,
-            stage=deployment.stage,
-        )
-        session.add(back)
+        _take_back(session, settings, deployment)
+
+
+def _take_back(session: Session, settings: Settings, deployment: Deployment) -> None:
+    """Send a device to what it ran before a deployment; where there was nothing, take the model off it."""
+    previous = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+    if previous is None:
+        deployment.desired = False
         session.flush()
-        _desire(session, settings, back)
+        queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+        return
+    back = Deployment(
+        fleet_id=deployment.fleet_id,
+        rollout_id=deployment.rollout_id,
+        device_id=deployment.device_id,
+        model_id=deployment.model_id,
+        version_id=previous.version_id,
+        variant_id=previous.variant_id,
+        previous_id=previous.previous_id,
+        revert_of=deployment.id,
+        stage=deployment.stage,
+    )
+    session.add(back)
+    session.flush()
+    _desire(session, settings, back)
+
+
+def forget_device(session: Session, settings: Settings, fleet_id: str, device_id: str, *, actor: str) -> None:
+    """Forget a device and end its part in every rollout, so that none waits for it.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+        ConflictError: when it is online.
+    """
+    device_service.forget_device(session, fleet_id, device_id, actor=actor)
+    for deployment in repository.unsettled_of_device(session, device_id):
+        deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
+        deployment.failure = {"code": "device_forgotten", "detail": "the device was forgotten"}
+    for deployment in repository.desired(session, device_id):
+        deployment.desired = False
+    session.flush()
+    queue_desired(session, settings, session.get_one(Device, device_id))
 
 
 def _drop_scheduled(session: Session, rollout: Rollout, detail: str) -> None:
