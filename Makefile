@@ -19,6 +19,14 @@ $(STAMP): pyproject.toml constraints.txt deploy/dev/setup-venv.sh
 setup: $(STAMP) ## make the environment: .venv, and Mosquitto where it is absent
 	@deploy/dev/setup-mosquitto.sh "$(VENV)"
 
+ONNX2TF := .venv-onnx2tf
+$(ONNX2TF)/.installed: deploy/dev/setup-onnx2tf.sh deploy/dev/constraints-onnx2tf.txt
+	@deploy/dev/setup-onnx2tf.sh "$(PYTHON)" "$(ONNX2TF)"
+	@touch $@
+
+.PHONY: setup-onnx2tf
+setup-onnx2tf: $(ONNX2TF)/.installed ## the environment that lets the server make LiteRT variants of ONNX alone (2.6 GB)
+
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
 	@KEEP=$(KEEP) $(BIN)/python -m deploy.demo.demo

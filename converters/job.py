@@ -118,6 +118,8 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         calibration: for static int8; the evaluation set is never used for that.
         evaluation: held-out, labelled; without one, agreement with the source stands for accuracy.
         baseline: of an earlier version, when there is one.
+        onnx2tf_python: interpreter of an environment with onnx2tf; None where there is none, and an ONNX form alone
+            makes no LiteRT variant.
     """
 
     sources: tuple[SourceFile, ...]
@@ -125,6 +127,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     calibration: DataFile | None = None
     evaluation: DataFile | None = None
     baseline: BaselineArtifact | None = None
+    onnx2tf_python: str | None = None
 
 
 class ClassScore(msgspec.Struct, frozen=True):

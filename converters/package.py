@@ -35,11 +35,11 @@ def _onnx_spec(value: Any) -> TensorSpec:
 
 
 def tflite_specs(path: Path, names: Specs | None) -> Specs:
-    """Inputs and outputs of a TFLite file, under the names (and dtypes) of the source they pair with in order.
+    """Inputs and outputs of a TFLite file, under the names, dtypes and axes of the source they pair with.
 
     Args:
         path: of the file.
-        names: the source's specs; None where the file is the source.
+        names: the source's specs; None where the file is the source. A `permutation` in them is of the file's axes.
 
     Raises:
         ConversionError: when it does not load, or has another number of tensors than the source.
@@ -52,22 +52,47 @@ def tflite_specs(path: Path, names: Specs | None) -> Specs:
     except (ValueError, RuntimeError) as error:
         detail = f"sources: LiteRT can't load the TFLite file: {str(error)[:300]}; export it again"
         raise ConversionError("bad_model", detail, "sources") from None
+    signature = _signature(interpreter)
     found = []
     for side, details in enumerate((interpreter.get_input_details(), interpreter.get_output_details())):
-        sources = names[side] if names else (None,) * len(details)
-        if len(sources) != len(details):
-            detail = f"sources: the TFLite form has {len(details)} tensors where the other form has {len(sources)}"
+        if names is None:
+            found.append(tuple(_tflite_spec(detail, None) for detail in details))
+            continue
+        if len(names[side]) != len(details):
+            detail = f"sources: the TFLite form has {len(details)} tensors where the other form has {len(names[side])}"
             raise ConversionError("forms_disagree", detail, "sources")
-        found.append(tuple(_tflite_spec(detail, source) for detail, source in zip(details, sources, strict=True)))
+        found.append(_paired(details, names[side], signature[side]))
     return found[0], found[1]
+
+
+def _signature(interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Tensor indices by the names of the file's first signature: of inputs, and of outputs."""
+    signatures = interpreter.get_signature_list()
+    if not signatures:
+        return {}, {}
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    sides = (runner.get_input_details(), runner.get_output_details())
+    return tuple({name: detail["index"] for name, detail in side.items()} for side in sides)  # type: ignore[return-value]
+
+
+def _paired(
+    details: list[dict[str, Any]], sources: tuple[TensorSpec, ...], signature: dict[str, int]
+) -> tuple[TensorSpec, ...]:
+    """By the signature's names where they are the source's, else in order, as exporters of torch nets keep it."""
+    if set(signature) == {source.name for source in sources}:
+        by_index = {detail["index"]: detail for detail in details}
+        return tuple(_tflite_spec(by_index[signature[source.name]], source) for source in sources)
+    return tuple(_tflite_spec(detail, source) for detail, source in zip(details, sources, strict=True))
 
 
 def _tflite_spec(detail: dict[str, Any], source: TensorSpec | None) -> TensorSpec:
     signature = [int(size) for size in detail.get("shape_signature", detail["shape"])]
     shape = tuple(signature if len(signature) == len(detail["shape"]) else map(int, detail["shape"]))
-    dtype = source.dtype if source else detail["dtype"].__name__
-    name = source.name if source else detail["name"]
-    return TensorSpec(name, dtype, shape, file_name=detail["name"])
+    if source is None:
+        return TensorSpec(detail["name"], detail["dtype"].__name__, shape, file_name=detail["name"])
+    if source.permutation:
+        shape = tuple(shape[source.permutation.index(axis)] for axis in range(len(shape)))
+    return TensorSpec(source.name, source.dtype, shape, file_name=detail["name"], permutation=source.permutation)
 
 
 def manifest_for(

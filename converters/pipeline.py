@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from agent.protocol.manifest import ModelFormat, RuntimeName
-from converters.dataset import Dataset, load_dataset
+from converters.dataset import Array, Dataset, load_dataset
 from converters.errors import ConversionError
 from converters.evaluate import Run, answers, measure, run_file
 from converters.job import (
@@ -25,12 +27,26 @@ from converters.job import (
     Job,
     Lineage,
     Measurements,
+    PassRecord,
     SourceFile,
     Target,
 )
 from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs
 from converters.planner import plan
 from converters.step import Recipe, run_recipe, tool_versions
+from converters.steps import onnx_to_litert
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where recipes of a format begin: a file, what it takes and gives, and how it came to be."""
+
+    source: SourceFile
+    path: Path
+    specs: Specs
+    passes: tuple[PassRecord, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+
 
 ProgressCall = Callable[[float, str], None]
 SAMPLE_ROWS = 16
@@ -162,22 +178,30 @@ def _check_labels(first: Run, evaluation: Dataset | None) -> None:
 def _compare(source: SourceFile, specs: Specs, sample: Dataset, first: Run) -> float:
     """The largest difference of a form from the main one; forms of different nets are refused."""
     other = run_file(manifest_for(Path(source.path), specs, source.format, _ANY), Path(source.path), sample)
+    try:
+        return _largest_difference(other.outputs, first.outputs)
+    except _DisagreeError as error:
+        detail = f"sources: the {source.format.value} form {error}: export both from the same weights"
+        raise ConversionError("forms_disagree", detail, "sources") from None
+
+
+class _DisagreeError(Exception):
+    """Two files do not answer alike; says where and by how much."""
+
+
+def _largest_difference(mine: dict[str, Array], theirs: dict[str, Array]) -> float:
     largest = 0.0
-    for name, value in first.outputs.items():
-        mine = other.outputs[name]
-        if mine.shape != value.shape:
-            detail = (
-                f"sources: output {name!r} has shape {list(mine.shape)} in one form and {list(value.shape)} in another"
+    for name, value in theirs.items():
+        if mine[name].shape != value.shape:
+            raise _DisagreeError(
+                f"answers {name!r} with shape {list(mine[name].shape)} where the other answers {list(value.shape)}"
             )
-            raise ConversionError("forms_disagree", detail, "sources")
-        difference = float(np.abs(mine.astype(np.float64) - value.astype(np.float64)).max(initial=0.0))
-        scale = float(np.abs(value.astype(np.float64)).max(initial=0.0)) or 1.0
-        if difference > RELATIVE_TOLERANCE * scale:
-            detail = (
-                f"sources: the {source.format.value} form differs by {difference:.3g} on real inputs in {name!r}: "
-                "the forms are not of the same net; export both from the same weights"
-            )
-            raise ConversionError("forms_disagree", detail, "sources")
+        exact = value.astype(np.float64)
+        difference = float(np.abs(mine[name].astype(np.float64) - exact).max(initial=0.0))
+        scale = float(np.abs(exact).max(initial=0.0)) or 1.0
+        # Written so that NaN disagrees.
+        if not difference <= RELATIVE_TOLERANCE * scale:
+            raise _DisagreeError(f"differs by {difference:.3g} on real inputs in {name!r}, so it is not the same net")
         largest = max(largest, difference)
     return largest
 
@@ -195,10 +219,16 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data)
     source = measure(source_run, source_run, data, path.stat().st_size)
     recipes = plan(job.target)
+    starts: dict[ModelFormat, Start | str] = {
+        one.format: Start(one, Path(one.path), specs[one.format]) for one in job.sources
+    }
+    if any(recipe.source not in starts for recipe in recipes):
+        progress(0.05, "convert to LiteRT")
+        starts[ModelFormat.TFLITE] = _litert_start(job, starts.get(ModelFormat.ONNX), data, source_run, folder)
     candidates = []
     for index, recipe in enumerate(recipes):
         progress(0.1 + 0.8 * index / len(recipes), recipe.name)
-        candidate = _candidate(recipe, job, specs, calibration, data, source_run, folder)
+        candidate = _candidate(recipe, job, starts.get(recipe.source), calibration, data, source_run, folder)
         candidates.append(_judged(candidate, job.target, source, evaluated=evaluation is not None))
     progress(0.92, "baseline")
     baseline = _baseline(job.baseline, job.target, data, source_run) if evaluation is not None else None
@@ -219,24 +249,24 @@ def _data(file: DataFile | None, inputs: Any, field: str) -> Dataset | None:
 def _candidate(
     recipe: Recipe,
     job: BuildJob,
-    specs: dict[ModelFormat, Specs],
+    start: Start | str | None,
     calibration: Dataset | None,
     data: Dataset,
     source_run: Run,
     folder: Path,
 ) -> Candidate:
-    source = next((one for one in job.sources if one.format is recipe.source), None)
     target = folder / f"{recipe.name}.{recipe.result.value}"
-    if source is None:
-        return Candidate(recipe.name, recipe.precision, error=_missing_form(recipe.source))
+    if not isinstance(start, Start):
+        detail = start or "the version has no ONNX form: push it with one"
+        return Candidate(recipe.name, recipe.precision, error=detail)
     if recipe.needs_calibration and calibration is None:
         detail = "static int8 needs calibration data: push the version with a calibration set"
         return Candidate(recipe.name, recipe.precision, error=detail)
     try:
-        record = run_recipe(recipe, Path(source.path), target, calibration)
-        result_specs = specs[recipe.source]
+        record = run_recipe(recipe, start.path, target, calibration)
+        result_specs = start.specs
         if recipe.result is ModelFormat.TFLITE:
-            result_specs = tflite_specs(target, specs.get(ModelFormat.ONNX) or specs[ModelFormat.TFLITE])
+            result_specs = tflite_specs(target, start.specs)
         manifest = manifest_for(target, result_specs, recipe.result, job.target, precision=recipe.precision)
         measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
     except ConversionError as error:
@@ -244,12 +274,12 @@ def _candidate(
     except Exception as error:  # noqa: BLE001 (quantizers raise anything; another recipe may work)
         return Candidate(recipe.name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
     lineage = Lineage(
-        source_digest=source.digest,
-        source_format=source.format,
+        source_digest=start.source.digest,
+        source_format=start.source.format,
         calibration_digest=job.calibration.digest if recipe.needs_calibration and job.calibration else None,
         evaluation_digest=job.evaluation.digest if job.evaluation else None,
-        passes=(record,),
-        tools=tool_versions(recipe.tools),
+        passes=(*start.passes, record),
+        tools={**start.tools, **tool_versions(recipe.tools)},
     )
     if job.evaluation is None:
         measured = _without_samples(measured)
@@ -267,24 +297,43 @@ def _candidate(
     )
 
 
-def _missing_form(source: ModelFormat) -> str:
-    if source is ModelFormat.TFLITE:
+def _litert_start(job: BuildJob, onnx: Start | str | None, data: Dataset, source_run: Run, folder: Path) -> Start | str:
+    """A TFLite form made from the ONNX one and compared with it on real rows; or why there is none."""
+    if not isinstance(onnx, Start):
+        return "the version has neither a TFLite form nor an ONNX one: push it with one"
+    if job.onnx2tf_python is None:
         return (
             "the version has no TFLite form: push it with one (`shoal model push` of a torch net writes it where "
-            "litert-torch is installed, or name a .tflite file)"
+            "litert-torch is installed, or name a .tflite file), or let the server convert ONNX (`make setup-onnx2tf`, "
+            "or SHOAL_ONNX2TF_PYTHON)"
         )
-    return "the version has no ONNX form: push it with one"
+    rows = min(data.rows, SAMPLE_ROWS)
+    sample = Dataset({name: array[:rows] for name, array in data.inputs.items()}, None, rows)
+    try:
+        made = onnx_to_litert.convert(onnx.path, folder, Path(job.onnx2tf_python), sample)
+        specs = tflite_specs(made.path, onnx.specs)
+        plain = run_file(manifest_for(made.path, specs, ModelFormat.TFLITE, _ANY), made.path, sample)
+        expected = {name: value[:rows] for name, value in source_run.outputs.items()}
+        orders = {name: onnx_to_litert.find_permutation(expected[name], plain.outputs[name]) for name in expected}
+        outputs = tuple(msgspec.structs.replace(spec, permutation=orders[spec.name]) for spec in onnx.specs[1])
+        specs = tflite_specs(made.path, (onnx.specs[0], outputs))
+        answers_now = {
+            name: value.transpose(np.argsort(orders[name] or range(value.ndim)))
+            for name, value in plain.outputs.items()
+        }
+        _largest_difference(answers_now, expected)
+    except ConversionError as error:
+        return error.detail
+    except _DisagreeError as error:
+        return f"what onnx2tf made {error}: push the version with a TFLite form of its own"
+    return Start(onnx.source, made.path, specs, made.passes, made.tools)
 
 
 def _without_samples(measured: Measurements) -> Measurements:
-    import msgspec
-
     return msgspec.structs.replace(measured, samples=0, accuracy=None)
 
 
 def _judged(candidate: Candidate, target: Target, source: Measurements, *, evaluated: bool) -> Candidate:
-    import msgspec
-
     measured = candidate.measurements
     if measured is None or not evaluated:
         return candidate

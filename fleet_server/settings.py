@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -49,11 +50,24 @@ class Settings(BaseSettings):
     conversion_memory_mb: int = Field(
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )
+    onnx2tf_python: Path | None = Field(
+        None,
+        description=(
+            "Python of an environment with onnx2tf, which makes LiteRT files of ONNX ones; .venv-onnx2tf beside the "
+            "server's own environment when absent and there."
+        ),
+    )
     inspect_timeout_s: float = Field(120.0, gt=0, description="Checking an uploaded version may take so long.")
     telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch.")
     probation_s: float = Field(5.0, ge=0, description="How long a device watches a new version before it counts.")
     engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @model_validator(mode="after")
+    def _onnx2tf_python_is_there(self) -> Self:
+        if self.onnx2tf_python is not None and not self.onnx2tf_python.exists():
+            raise ValueError(f"onnx2tf_python: there is no {self.onnx2tf_python}: make setup-onnx2tf, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _beyond_loopback_needs_a_token(self) -> Self:
@@ -62,6 +76,14 @@ class Settings(BaseSettings):
                 f"host {self.host!r} is reachable from other machines: set SHOAL_ADMIN_TOKEN, or listen on 127.0.0.1"
             )
         return self
+
+    @property
+    def effective_onnx2tf_python(self) -> Path | None:
+        """The interpreter with onnx2tf, when there is one."""
+        if self.onnx2tf_python is not None:
+            return self.onnx2tf_python
+        beside = Path(sys.prefix).parent / ".venv-onnx2tf" / "bin" / "python"
+        return beside if beside.exists() else None
 
     @property
     def effective_database_url(self) -> str:

@@ -92,3 +92,8 @@ class Manifest(msgspec.Struct, frozen=True):
     def chunks(self) -> int:
         """How many chunks the artifact has: the last may be short."""
         return -(-self.size // self.chunk_size)
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether the file takes exactly one row at a time: more are run one after another and answered together."""
+        return all(spec.shape[:1] == (1,) for spec in (*self.inputs, *self.outputs))

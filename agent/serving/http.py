@@ -11,7 +11,7 @@ import httptools
 import msgspec
 
 from agent import __version__
-from agent.serving.models import LoadedModel, QueueFullError, Registry
+from agent.serving.models import LoadedModel, QueueFullError, Registry, RetiredError
 from agent.serving.oip import BadRequestError, decode_request, encode_response, metadata
 
 log = logging.getLogger(__name__)
@@ -200,6 +200,8 @@ class Api:
             return _error(400, str(error))
         try:
             outputs = await model.infer(wanted.inputs, wanted.request_id)
+        except RetiredError:
+            return await self.answer(request)  # by what serves now: it was taken out after it was looked up
         except QueueFullError:
             return _error(503, "too many requests wait for this model: send fewer, or later")
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)

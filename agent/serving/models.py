@@ -30,6 +30,10 @@ class QueueFullError(Exception):
     """More requests wait than the device will ever answer in time."""
 
 
+class RetiredError(Exception):
+    """The artifact was taken out between being looked up and being asked: ask what serves now."""
+
+
 @dataclass
 class _Pending:
     inputs: Tensors
@@ -49,6 +53,7 @@ class LoadedModel:
         self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE_LIMIT)
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
         self._remembered = 0
+        self._retired = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
         self._thread.start()
@@ -62,6 +67,7 @@ class LoadedModel:
 
         Raises:
             QueueFullError: when too many wait.
+            RetiredError: when the artifact was taken out meanwhile.
             Exception: whatever the runtime raises.
         """
         loop = asyncio.get_running_loop()
@@ -71,11 +77,14 @@ class LoadedModel:
             loop.call_soon_threadsafe(_resolve, future, result)
 
         rows = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
-        try:
-            self._queue.put_nowait(_Pending(inputs, rows, request_id, time.perf_counter(), done))
-        except queue.Full:
-            self.recorder.rejected()
-            raise QueueFullError from None
+        with self._lock:
+            if self._retired:
+                raise RetiredError
+            try:
+                self._queue.put_nowait(_Pending(inputs, rows, request_id, time.perf_counter(), done))
+            except queue.Full:
+                self.recorder.rejected()
+                raise QueueFullError from None
         return await future
 
     def feedback(self, request_id: str, labels: list[int]) -> int:
@@ -91,6 +100,8 @@ class LoadedModel:
 
     def close(self) -> None:
         """Answer what waits, then let the artifact go."""
+        with self._lock:
+            self._retired = True
         self._queue.put(None)
         self._thread.join(60)
         self.runtime.close()
@@ -143,12 +154,21 @@ class LoadedModel:
 
     def _answer_one(self, one: _Pending) -> None:
         try:
-            outputs = self.runtime.run(one.inputs)
+            outputs = self._run(one)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
             self.recorder.answered(time.perf_counter() - one.came_at, one.rows, failed=True)
             one.done(error)
             return
         self._finish(one, outputs)
+
+    def _run(self, one: _Pending) -> Tensors:
+        if one.rows == 1 or not self.manifest.row_by_row:
+            return self.runtime.run(one.inputs)
+        rows = [
+            self.runtime.run({name: array[row : row + 1] for name, array in one.inputs.items()})
+            for row in range(one.rows)
+        ]
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _finish(self, one: _Pending, outputs: Tensors) -> None:
         if one.request_id:

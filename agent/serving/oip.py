@@ -68,10 +68,13 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
         if size is not None:
             raw = body[position : position + size]
             position += size
-        inputs[name] = _tensor(specs[name], tensor, raw)
+        inputs[name] = _tensor(specs[name], tensor, raw, any_rows=manifest.row_by_row)
     missing = sorted(set(specs) - set(inputs))
     if missing:
         raise BadRequestError(f"inputs: {', '.join(missing)} is missing")
+    if manifest.row_by_row and len({array.shape[0] for array in inputs.values()}) > 1:
+        rows = {name: array.shape[0] for name, array in inputs.items()}
+        raise BadRequestError(f"inputs: they have different numbers of rows: {rows}")
     if position != len(body):
         raise BadRequestError(f"the body has {len(body) - position} bytes that no input claims")
     return InferRequest(str(header.get("id") or ""), inputs, _wanted(header, manifest))
@@ -87,7 +90,7 @@ def _binary_size(tensor: dict[str, Any]) -> int | None:
     return size
 
 
-def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None) -> Array:
+def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None, *, any_rows: bool) -> Array:
     if tensor.get("datatype") != datatype(spec.dtype):
         raise BadRequestError(
             f"input {spec.name!r} has datatype {tensor.get('datatype')!r}, the model takes {datatype(spec.dtype)}"
@@ -95,9 +98,9 @@ def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None) -> Arra
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 31 for size in shape):
         raise BadRequestError(f"input {spec.name!r} has no usable shape: {str(shape)[:100]}")
-    fits = len(shape) == len(spec.shape) and all(w in {-1, g} for w, g in zip(spec.shape, shape, strict=True))
-    if not fits:
-        raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {list(spec.shape)} (-1: any)")
+    taken = _shape(spec, any_rows=any_rows)
+    if len(shape) != len(taken) or not all(w in {-1, g} for w, g in zip(taken, shape, strict=True)):
+        raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {taken} (-1: any)")
     try:
         if raw is not None:
             array = np.frombuffer(raw, dtype=np.dtype(spec.dtype).newbyteorder("<"))
@@ -106,6 +109,11 @@ def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None) -> Arra
         return array.reshape(shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise BadRequestError(f"input {spec.name!r}: its data does not fill shape {shape}: {error}") from None
+
+
+def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
+    """A tensor's shape as clients see it."""
+    return [-1, *spec.shape[1:]] if any_rows else list(spec.shape)
 
 
 def _wanted(header: dict[str, Any], manifest: Manifest) -> list[tuple[str, bool]]:
@@ -149,7 +157,11 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     """A model's description."""
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
-        return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(spec.shape)}
+        return {
+            "name": spec.name,
+            "datatype": datatype(spec.dtype),
+            "shape": _shape(spec, any_rows=manifest.row_by_row),
+        }
 
     return {
         "name": manifest.model,

@@ -157,6 +157,7 @@ class ConversionScheduler:
             calibration=folder.data(version.calibration_digest),
             evaluation=folder.data(version.evaluation_digest),
             baseline=compared,
+            onnx2tf_python=str(python) if (python := self._settings.effective_onnx2tf_python) else None,
         )
 
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
