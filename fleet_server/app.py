@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -30,10 +31,12 @@ from fleet_server.errors import FleetError
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.openapi import describe, operation_name, problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings, is_loopback
 from fleet_server.telemetry import endpoints as telemetry
+from fleet_server.web import add_pages
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """\
@@ -69,15 +72,20 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan,
-        license_info={"name": "Apache-2.0"},
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=operation_name,
     )
     app.state.settings = settings
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(require_admin)])
+    api = APIRouter(prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(401, 422, 500))
     for subject in (devices, catalog, conversions, rollouts, telemetry, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     app.include_router(api)
     app.include_router(_health)
+    add_pages(app)
+    describe(app)
     app.add_exception_handler(FleetError, _fleet_problem)
     app.add_exception_handler(RequestValidationError, _validation_problem)
     app.add_exception_handler(HTTPException, _http_problem)
@@ -122,13 +130,25 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
 _health = APIRouter(tags=["health"])
 
 
+class Readiness(BaseModel):
+    """Whether everything answers, and what does not."""
+
+    ready: bool
+    missing: list[str] = Field(examples=[["broker"]])
+
+
 @_health.get("/healthz", summary="Whether the process lives")
 def healthz() -> dict[str, str]:
     """Answers as long as the process does."""
     return {"status": "ok"}
 
 
-@_health.get("/readyz", summary="Whether the server can work")
+@_health.get(
+    "/readyz",
+    summary="Whether the server can work",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Something does not answer"}},
+)
 def readyz(request: Request) -> JSONResponse:
     """503 lists what does not answer: `database`, `broker` or `artifacts`."""
     state = request.app.state

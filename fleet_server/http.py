@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Path, Query, Request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Database
 from fleet_server.errors import InvalidError
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.schemas import PAGE_LIMIT, Page
+from fleet_server.schemas import PAGE_LIMIT, Digest, Name, Page
 from fleet_server.settings import Settings
 
 CURSOR_CHARS = 512
@@ -107,3 +107,11 @@ AppSettings = Annotated[Settings, Depends(_settings)]
 FleetId = Annotated[str, Depends(_fleet_id)]
 Actor = Annotated[str, Depends(_actor)]
 Paging = Annotated[PageRequest, Depends(_paging)]
+DeviceId = Annotated[str, Path(description="The device's id.", examples=["camera-01"])]
+ProfileName = Annotated[str, Path(description="The profile's name.", examples=["rpi5-litert"])]
+ModelName = Annotated[str, Path(description="The model's name.", examples=["mnist"])]
+NewModelName = Annotated[Name, Path(description="The model's name; it is made when it is not there.")]
+ArtifactDigest = Annotated[Digest, Path()]
+VersionName = Annotated[str, Path(description="The version's name within its model.", examples=["2"])]
+VariantId = Annotated[str, Path(description="The variant's id.")]
+RolloutId = Annotated[str, Path(description="The rollout's id.")]

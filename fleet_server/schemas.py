@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,11 @@ class Response(BaseModel):
     model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
+def example(**fields: Any) -> ConfigDict:
+    """A model's configuration with an example of it for the API's description."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 ItemT = TypeVar("ItemT", bound=BaseModel)
 
 
@@ -32,6 +37,25 @@ class Page(Response, Generic[ItemT]):
 
     items: list[ItemT]
     next_cursor: str | None = Field(None, description="Pass as `cursor` for the next page; null on the last one.")
+
+
+class FieldProblemView(Response):
+    """One field of a request, and what is wrong with it."""
+
+    field: str
+    detail: str
+
+
+class Problem(Response):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="Stable, and safe to match on.")
+    detail: str = Field(description="A sentence for people that ends in the remedy.")
+    request_id: str = Field(description="Under which the server's log has it.")
+    problems: list[FieldProblemView] = Field(description="The fields at fault, when there are any.")
 
 
 class Failure(Response):

@@ -20,8 +20,22 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import ModelView, UploadView, VariantState, VariantView, VersionCreate, VersionView
 from fleet_server.catalog.service import Inspector
 from fleet_server.errors import InvalidError, NotFoundError, TooLargeError, UnavailableError
-from fleet_server.http import Actor, AppSettings, Db, FleetId, Paging, ReadSession, page
-from fleet_server.schemas import Digest, Name, Page
+from fleet_server.http import (
+    Actor,
+    AppSettings,
+    ArtifactDigest,
+    Db,
+    FleetId,
+    ModelName,
+    NewModelName,
+    Paging,
+    ReadSession,
+    VariantId,
+    VersionName,
+    page,
+)
+from fleet_server.openapi import problems
+from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
 router = APIRouter()
@@ -41,7 +55,19 @@ Store = Annotated[ArtifactStore, Depends(_store)]
 VersionInspector = Annotated[Inspector, Depends(_inspector)]
 
 
-@router.post("/uploads", tags=["models"], summary="Upload a file", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/uploads",
+    tags=["models"],
+    summary="Upload a file",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(413, 503),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
 async def upload(
     request: Request,
     database: Db,
@@ -103,14 +129,18 @@ def list_models(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page
     return page(rows, paging, lambda row: service.model_view(session, row), key=lambda row: row.name)
 
 
-@router.get("/models/{model}", tags=["models"], summary="Show a model")
-def show_model(session: ReadSession, fleet_id: FleetId, model: str) -> ModelView:
+@router.get("/models/{model}", tags=["models"], summary="Show a model", responses=problems(404))
+def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> ModelView:
     """One model with the name of its newest version."""
     return service.model_view(session, service.get_model(session, fleet_id, model))
 
 
 @router.post(
-    "/models/{model}/versions", tags=["models"], summary="Create a version", status_code=status.HTTP_201_CREATED
+    "/models/{model}/versions",
+    tags=["models"],
+    summary="Create a version",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(409, 503),
 )
 def create_version(
     database: Db,
@@ -118,7 +148,7 @@ def create_version(
     inspector: VersionInspector,
     fleet_id: FleetId,
     actor: Actor,
-    model: Name,
+    model: NewModelName,
     wanted: VersionCreate,
 ) -> VersionView:
     """Files are uploaded before and named here by digest. They are loaded, compared and tried on the data sets first.
@@ -130,16 +160,16 @@ def create_version(
     )
 
 
-@router.get("/models/{model}/versions", tags=["models"], summary="List versions")
-def list_versions(session: ReadSession, fleet_id: FleetId, paging: Paging, model: str) -> Page[VersionView]:
+@router.get("/models/{model}/versions", tags=["models"], summary="List versions", responses=problems(404))
+def list_versions(session: ReadSession, fleet_id: FleetId, paging: Paging, model: ModelName) -> Page[VersionView]:
     """A model's versions, newest first."""
     found = service.get_model(session, fleet_id, model)
     rows = repository.versions_page(session, found.id, paging)
     return page(rows, paging, lambda row: service.version_view(session, found, row), key=lambda row: row.id)
 
 
-@router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version")
-def show_version(session: ReadSession, fleet_id: FleetId, model: str, version: str) -> VersionView:
+@router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version", responses=problems(404))
+def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, version: VersionName) -> VersionView:
     """One version: its files, tensors, data sets and what the check at upload found."""
     return service.version_view(session, *service.get_version(session, fleet_id, model, version))
 
@@ -149,8 +179,11 @@ def show_version(session: ReadSession, fleet_id: FleetId, model: str, version: s
     tags=["models"],
     summary="Delete a version",
     status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(404, 409),
 )
-def delete_version(database: Db, store: Store, fleet_id: FleetId, actor: Actor, model: str, version: str) -> None:
+def delete_version(
+    database: Db, store: Store, fleet_id: FleetId, actor: Actor, model: ModelName, version: VersionName
+) -> None:
     """Only one that was never rolled out: its variants and files go with it, and the model with its last version.
 
     A variant that is being built is given up.
@@ -158,7 +191,7 @@ def delete_version(database: Db, store: Store, fleet_id: FleetId, actor: Actor, 
     service.delete_version(database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor)
 
 
-@router.get("/variants", tags=["variants"], summary="List variants")
+@router.get("/variants", tags=["variants"], summary="List variants", responses=problems(404))
 def list_variants(
     session: ReadSession,
     fleet_id: FleetId,
@@ -173,14 +206,28 @@ def list_variants(
     return page(rows, paging, lambda row: service.variant_view(session, row), key=lambda row: row[0].id)
 
 
-@router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant")
-def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: str) -> VariantView:
+@router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant", responses=problems(404))
+def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId) -> VariantView:
     """One variant: every candidate that was tried, its measurements, its lineage, the gate's checks."""
     return service.get_variant(session, fleet_id, variant_id)
 
 
-@router.get("/artifacts/{digest}", tags=["variants"], summary="Download an artifact", response_class=StreamingResponse)
-def download_artifact(session: ReadSession, store: Store, fleet_id: FleetId, digest: Digest) -> StreamingResponse:
+@router.get(
+    "/artifacts/{digest}",
+    tags=["variants"],
+    summary="Download an artifact",
+    response_class=StreamingResponse,
+    responses={
+        **problems(404, 503),
+        200: {
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "description": "The bytes",
+        },
+    },
+)
+def download_artifact(
+    session: ReadSession, store: Store, fleet_id: FleetId, digest: ArtifactDigest
+) -> StreamingResponse:
     """The bytes of an artifact or a source form."""
     blob = repository.blob(session, fleet_id, digest)
     if blob is None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from agent.protocol.manifest import ModelFormat
-from fleet_server.schemas import Digest, Failure, Name, Request, Response
+from fleet_server.schemas import Digest, Failure, Name, Request, Response, example
 
 
 class VariantState(StrEnum):
@@ -62,6 +62,15 @@ class GateSpec(Request):
 class VersionCreate(Request):
     """A new version of a model; the model is made when it is not there."""
 
+    model_config = example(
+        name="2",
+        sources=[{"format": "onnx", "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}],
+        calibration="60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
+        evaluation="fd61a03af4f77d870fc21e05e7e80678095c92d808cfb3b5c279ee04c74aca13",
+        labels=["cat", "dog"],
+        gate={"min_accuracy": 0.95, "max_regression_points": 1.0},
+    )
+
     name: Name
     sources: list[SourceFormCreate] = Field(min_length=1, max_length=4)
     calibration: Digest | None = Field(None, description="Data set for static int8: an .npz, uploaded before.")
@@ -107,6 +116,8 @@ class ModelView(Response):
 
 class VariantBuild(Request):
     """Build a version for profiles. A variant that is there already and ready is built again only with `rebuild`."""
+
+    model_config = example(version="mnist@2", profiles=["rpi5-litert", "gateway-onnx"])
 
     version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
     profiles: list[Name] = Field(min_length=1, max_length=100)

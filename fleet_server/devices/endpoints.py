@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, status
 
 from fleet_server.devices import repository, service
 from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileView
-from fleet_server.http import Actor, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.http import Actor, DeviceId, FleetId, Paging, ProfileName, ReadSession, WriteSession, page
+from fleet_server.openapi import problems
 from fleet_server.schemas import Page
 
 router = APIRouter()
@@ -27,16 +28,18 @@ def list_devices(
     return page(rows, paging, lambda row: service.device_view(*row), key=lambda row: row[0].id)
 
 
-@router.get("/devices/{device_id}", tags=["devices"], summary="Show a device")
-def show_device(session: ReadSession, fleet_id: FleetId, device_id: str) -> DeviceView:
+@router.get("/devices/{device_id}", tags=["devices"], summary="Show a device", responses=problems(404))
+def show_device(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) -> DeviceView:
     """One device: its facts, its profile, and what truly answers requests on it."""
     device = service.get_device(session, fleet_id, device_id)
     return service.device_view(device, service.profile_name(session, device))
 
 
-@router.patch("/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile")
+@router.patch(
+    "/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile", responses=problems(404)
+)
 def change_device(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: str, change: DeviceUpdate
+    session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId, change: DeviceUpdate
 ) -> DeviceView:
     """Fields that are absent stay as they are; `profile: null` lets the device match again."""
     device = service.update_device(session, fleet_id, device_id, change, actor=actor)
@@ -50,22 +53,32 @@ def list_profiles(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Pa
     return page(rows, paging, service.profile_view, key=lambda row: row.name)
 
 
-@router.post("/profiles", tags=["profiles"], summary="Create a profile", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/profiles",
+    tags=["profiles"],
+    summary="Create a profile",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(409),
+)
 def create_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: ProfileCreate) -> ProfileView:
     """Devices that are not pinned match again at once: the profile with most conditions that hold wins."""
     return service.profile_view(service.create_profile(session, fleet_id, wanted, actor=actor))
 
 
-@router.get("/profiles/{name}", tags=["profiles"], summary="Show a profile")
-def show_profile(session: ReadSession, fleet_id: FleetId, name: str) -> ProfileView:
+@router.get("/profiles/{name}", tags=["profiles"], summary="Show a profile", responses=problems(404))
+def show_profile(session: ReadSession, fleet_id: FleetId, name: ProfileName) -> ProfileView:
     """One profile, with how many devices have it."""
     profile = service.get_profile(session, fleet_id, name)
     return service.profile_view(profile, repository.devices_of_profile(session, profile.id))
 
 
 @router.delete(
-    "/profiles/{name}", tags=["profiles"], summary="Delete a profile", status_code=status.HTTP_204_NO_CONTENT
+    "/profiles/{name}",
+    tags=["profiles"],
+    summary="Delete a profile",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(404, 409),
 )
-def delete_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, name: str) -> None:
+def delete_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, name: ProfileName) -> None:
     """Only one that no variant was built for."""
     service.delete_profile(session, fleet_id, name, actor=actor)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from agent.protocol.manifest import Precision, RuntimeName
-from fleet_server.schemas import Name, Request, Response
+from fleet_server.schemas import Name, Request, Response, example
 
 Scalar = str | int | float | bool
 
@@ -63,6 +63,14 @@ class ProfileSpec(Request):
 class ProfileCreate(ProfileSpec):
     """A new profile."""
 
+    model_config = example(
+        name="rpi5-litert",
+        match={"arch": "aarch64", "cpu_features": "asimddp", "memory_mb": {"min": 2048}},
+        runtime="litert",
+        precisions=["fp32", "int8"],
+        budgets={"accuracy_drop_points": 0.5, "latency_p95_ms": 20},
+    )
+
     name: Name
 
 
@@ -106,6 +114,8 @@ class DeviceView(Response):
 
 class DeviceUpdate(Request):
     """What people may change of a device. A field that is absent stays as it is."""
+
+    model_config = example(tags={"site": "plant7", "line": "3"})
 
     tags: dict[Name, str] | None = Field(None, description="Replaces the tags people gave it.")
     profile: Name | None = Field(None, description="Pins the device to a profile; null lets it match again.")

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, status
 
-from fleet_server.http import Actor, AppSettings, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, RolloutId, WriteSession, page
+from fleet_server.openapi import problems
 from fleet_server.rollouts import repository, service
 from fleet_server.rollouts.schemas import DeploymentView, RolloutAbort, RolloutCreate, RolloutState, RolloutView
 from fleet_server.schemas import Page
@@ -15,7 +16,7 @@ router = APIRouter(tags=["rollouts"])
 device_router = APIRouter(tags=["devices"])  # what is done to a device and ends its part in rollouts
 
 
-@router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED)
+@router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED, responses=problems(404, 409))
 def create_rollout(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: RolloutCreate
 ) -> RolloutView:
@@ -36,15 +37,15 @@ def list_rollouts(
     return page(rows, paging, lambda row: service.rollout_view(session, row), key=lambda row: row.id)
 
 
-@router.get("/rollouts/{rollout_id}", summary="Show a rollout")
-def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: str) -> RolloutView:
+@router.get("/rollouts/{rollout_id}", summary="Show a rollout", responses=problems(404))
+def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: RolloutId) -> RolloutView:
     """One rollout: where its devices are, and every judgement with its reason."""
     return service.rollout_view(session, service.get_rollout(session, fleet_id, rollout_id))
 
 
-@router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments")
+@router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments", responses=problems(404))
 def rollout_deployments(
-    session: ReadSession, fleet_id: FleetId, paging: Paging, rollout_id: str
+    session: ReadSession, fleet_id: FleetId, paging: Paging, rollout_id: RolloutId
 ) -> Page[DeploymentView]:
     """One row a device, newest first; a reverted device has a second row that took it back."""
     service.get_rollout(session, fleet_id, rollout_id)
@@ -52,17 +53,17 @@ def rollout_deployments(
     return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
 
 
-@router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout")
-def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: str) -> RolloutView:
+@router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))
+def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId) -> RolloutView:
     """No further stage is sent; devices that were told go on."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
     service.pause(session, rollout, "asked to pause", actor=actor)
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout")
+@router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout", responses=problems(404, 409))
 def resume_rollout(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: str
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId
 ) -> RolloutView:
     """Goes on with the stage it was in."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
@@ -70,9 +71,14 @@ def resume_rollout(
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/abort", summary="Abort a rollout")
+@router.post("/rollouts/{rollout_id}/abort", summary="Abort a rollout", responses=problems(404, 409))
 def abort_rollout(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: str, how: RolloutAbort
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    rollout_id: RolloutId,
+    how: RolloutAbort,
 ) -> RolloutView:
     """Ends it; with `revert`, devices go back to what they ran before, and one that succeeded can be reverted too."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
@@ -93,9 +99,14 @@ def list_deployments(
     return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
 
 
-@device_router.delete("/devices/{device_id}", summary="Forget a device", status_code=status.HTTP_204_NO_CONTENT)
+@device_router.delete(
+    "/devices/{device_id}",
+    summary="Forget a device",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(404, 409),
+)
 def forget_device(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, device_id: str
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, device_id: DeviceId
 ) -> None:
     """Only one that is offline. No list and no rollout sees it; its history stays.
 

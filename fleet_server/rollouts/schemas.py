@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fleet_server.schemas import Failure, Name, Request, Response
+from fleet_server.schemas import Failure, Name, Request, Response, example
 
 
 class RolloutState(StrEnum):
@@ -92,6 +92,20 @@ class RolloutTarget(Request):
 class RolloutCreate(Request):
     """A new rollout; it starts at once."""
 
+    model_config = example(
+        version="mnist@2",
+        name="new weights for plant 7",
+        target={"tags": {"site": "plant7"}},
+        strategy={
+            "stages": [{"percent": 10, "soak_s": 600}, {"percent": 100}],
+            "stop_when": [
+                {"metric": "failed_percent", "above": 5},
+                {"metric": "latency_p95_ratio", "above": 1.3, "min_samples": 200},
+            ],
+            "on_stop": "revert",
+        },
+    )
+
     version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
     name: str | None = Field(None, max_length=128)
     target: RolloutTarget
@@ -141,6 +155,8 @@ class RolloutView(Response):
 
 class RolloutAbort(Request):
     """How to end a rollout."""
+
+    model_config = example(revert=True)
 
     revert: bool = Field(False, description="Also take devices back to what they ran before.")
 

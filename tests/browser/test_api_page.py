@@ -1,0 +1,57 @@
+"""The API's own page in a real browser: every operation is there, and nothing is fetched from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from fleet_server.app import create_app
+from fleet_server.settings import Settings
+from tests.fleet import LocalFleet
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
+    try:
+        fleet.start_server()
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+def test_the_page_lists_every_operation_without_the_internet(
+    fleet: LocalFleet, browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 1600})
+    requests: list[str] = []
+    problems: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{fleet.url}/docs")
+    page.wait_for_selector(".opblock")
+    document = create_app(Settings()).openapi()
+    assert page.locator(".opblock").count() == sum(len(item) for item in document["paths"].values())
+    page.locator("#operations-rollouts-create_rollout .opblock-summary-control").click()
+    page.wait_for_selector("#operations-rollouts-create_rollout .opblock-body")
+    assert "latency_p95_ratio" in page.locator("#operations-rollouts-create_rollout .opblock-body").inner_text()
+    page.screenshot(path=str(tmp_path_factory.getbasetemp() / "api-page.png"), full_page=True)
+    assert problems == []
+    assert [url for url in requests if not url.startswith((fleet.url, "data:"))] == []
+    page.close()
