@@ -103,7 +103,7 @@ class LocalFleet:
         )
         self._spawn("broker", ["/usr/sbin/mosquitto", "-c", str(config)])
 
-    def start_server(self) -> None:
+    def start_server(self, **variables: str) -> None:
         broker = (
             {"SHOAL_BROKER_URL": f"mqtt://127.0.0.1:{self.broker_port}"}
             if self.external_broker
@@ -115,6 +115,7 @@ class LocalFleet:
             "SHOAL_TELEMETRY_INTERVAL_S": "1",
             "SHOAL_PROBATION_S": "1",
             **broker,
+            **variables,
         }
         self._spawn("server", [str(BIN / "shoal-server")], environment)
         wait_until("the server", lambda: self._alive("server") and httpx.get(f"{self.url}/readyz").status_code == 200)

@@ -14,7 +14,12 @@ from fleet_server.cli.rollouts import audit, rollout, telemetry
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Convert a model for every kind of device, prove it there, roll it out, watch it.",
+    help=(
+        "Convert a model for every kind of device, prove it there, roll it out, watch it.\n\n"
+        "Try it on this machine with `shoal up`. On the way from a model to devices: `shoal profile create`, "
+        "`shoal model push`, `shoal variant build`, `shoal rollout create`, `shoal telemetry models`.\n\n"
+        "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."
+    ),
 )
 server = typer.Typer(no_args_is_help=True, help="The fleet server on this machine.")
 for name, group in (
@@ -57,7 +62,10 @@ def run_server(
     broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql+psycopg://…; SQLite when absent.")] = None,
 ) -> None:
-    """Run the fleet server until Ctrl-C; every setting is also a SHOAL_<NAME> variable."""
+    """Run the fleet server until Ctrl-C.
+
+    Every option, and more settings (docs/operations.md), can be given as a SHOAL_<NAME> variable.
+    """
     from fleet_server.cli.server_main import run
 
     given: dict[str, Any] = {

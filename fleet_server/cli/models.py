@@ -35,8 +35,12 @@ def push(
     reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="What to call it, such as mnist@1.")],
     sources: Annotated[list[str], typer.Argument(help="model.onnx and/or model.tflite, or net.py:function.")],
     weights: Annotated[Path | None, typer.Option(help="Safetensors for net.py:function.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Rows for static int8, as .npz.")] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="Held-out rows with labels `y`, as .npz.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Rows for static int8: an .npz with an array for each input.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Held-out rows, as .npz, with their class indices as `y`.")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Lowest accuracy the gate lets pass, 0 to 1.")] = None,
     max_regression: Annotated[
@@ -180,7 +184,12 @@ def build(
     wait: Annotated[bool, typer.Option(help="Wait until they are built.")] = True,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Build a version's variants; exit 1 when the gate refuses one or one can't be built."""
+    """Build a version's variants, and wait until each is judged by the gate.
+
+    Exit code 1 when the gate refuses one, or one can't be built.
+
+    Example: shoal variant build mnist@2 --profile rpi5-litert --profile gateway
+    """
     with client(context) as api:
         asked = api.post("/variants", {"version": reference, "profiles": profiles, "rebuild": rebuild})
         variants = _await(api, [one["id"] for one in asked]) if wait else asked

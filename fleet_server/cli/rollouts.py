@@ -48,18 +48,30 @@ def create(
     profile: Annotated[list[str], typer.Option(help="To devices of this profile; repeat.")] = [],  # noqa: B006
     tag: Annotated[list[str], typer.Option(help="To devices with this key=value; repeat.")] = [],  # noqa: B006
     stages: Annotated[
-        str | None, typer.Option(help='Cumulative shares, each with how long to watch, such as "10%:60s,100%".')
+        str | None, typer.Option(help="Cumulative shares, each with how long to watch. Default: 10%:60s,100%.")
     ] = None,
     stop_when: Annotated[
-        list[str], typer.Option(help='"metric>number[:samples]", such as "failed_percent>5"; repeat.')
+        list[str],
+        typer.Option(
+            help=(
+                '"metric>number[:samples]"; repeat. Metrics: failed_percent, error_percent, latency_p95_ms, '
+                "latency_p95_ratio, accuracy_drop_points. Default: failed_percent>5, error_percent>1:100."
+            )
+        ),
     ] = [],  # noqa: B006
-    on_stop: Annotated[str | None, typer.Option(help="What a stop rule does: pause or revert.")] = None,
-    on_busy: Annotated[str, typer.Option(help="Devices of another open rollout: refuse or supersede.")] = "refuse",
+    on_stop: Annotated[
+        str | None, typer.Option(help="What a stop rule does: pause or revert. Default: revert.")
+    ] = None,
+    on_busy: Annotated[
+        str, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
+    ] = "refuse",
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it stands still.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Roll a version out; every profile of the devices needs a variant that passed the gate.
+    """Roll a version out to devices, in stages.
+
+    Every profile of the devices needs a variant that passed the gate.
 
     Example: shoal rollout create mnist@2 --all --stages "10%:60s,100%" --stop-when "failed_percent>5" --watch
     """
@@ -162,7 +174,10 @@ def abort(
     revert: Annotated[bool, typer.Option(help="Also take devices back to what they ran before.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """End a rollout."""
+    """End a rollout: devices that have the version keep it, or go back.
+
+    Example: shoal rollout abort 01a2… --revert
+    """
     with client(context) as api:
         show_object(_brief(api.post(f"/rollouts/{rollout_id}/abort", {"revert": revert})), output)
 
@@ -176,7 +191,10 @@ def model_telemetry(
     by: Annotated[str, typer.Option(help="A row for each device, or version.")] = "device",
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """What versions did on devices: requests, errors, latency, and accuracy where programs sent labels."""
+    """What versions did on devices: requests, errors, latency, accuracy.
+
+    Accuracy and F1 are there where programs sent labels to the device's feedback endpoint.
+    """
     with client(context) as api:
         show_rows(
             api.items("/telemetry/models", model=model, version=version, device=device, by=by),

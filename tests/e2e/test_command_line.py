@@ -1,0 +1,118 @@
+"""`shoal` against a real server: exit codes, JSON for machines, and a whole fleet by one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.fleet import BIN, LocalFleet, free_port, wait_until, write_classifier, write_data
+
+TOKEN = "correct-horse"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A server that wants a token."""
+    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
+    try:
+        fleet.start_server(SHOAL_ADMIN_TOKEN=TOKEN)
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+def shoal(fleet: LocalFleet, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHOAL_URL": fleet.url, "SHOAL_TOKEN": token, "COLUMNS": "80", "NO_COLOR": "1"}
+    return subprocess.run(
+        [str(BIN / "shoal"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
+    assert shoal(fleet, "profile", "create", "a", "--runtime", "onnx", "--precision", "fp32").returncode == 0
+
+    invalid = shoal(fleet, "profile", "create", "b", "--runtime", "abacus")
+    assert invalid.returncode == 1
+    assert "runtime" in invalid.stderr
+    nobody = shoal(fleet, "--url", f"http://127.0.0.1:{free_port()}", "device", "list")
+    assert nobody.returncode == 1
+    assert "no fleet server answers" in nobody.stderr
+
+    assert shoal(fleet, "model", "push", "no-version", "x.onnx").returncode == 2
+    assert shoal(fleet, "device", "frobnicate").returncode == 2
+    unsafe = shoal(fleet, "model", "push", "m@1", "weights.pt2")
+    assert unsafe.returncode == 2
+    assert "safetensors" in unsafe.stderr
+    unasked = shoal(fleet, "profile", "delete", "a")
+    assert unasked.returncode == 2
+    assert "--yes" in unasked.stderr
+
+    assert shoal(fleet, "device", "list", token="wrong").returncode == 3
+    missing = shoal(fleet, "rollout", "show", "nothing")
+    assert missing.returncode == 4
+    assert "shoal rollout list" in missing.stderr
+    assert shoal(fleet, "profile", "create", "a", "--runtime", "litert").returncode == 5
+    assert "Traceback" not in invalid.stderr + nobody.stderr + missing.stderr
+
+
+def test_from_a_model_to_a_variant_and_away_again(fleet: LocalFleet, tmp_path: Path) -> None:
+    shoal(fleet, "profile", "create", "plain", "--runtime", "onnx", "--precision", "fp32")
+    write_classifier(tmp_path / "model.onnx")
+    write_data(tmp_path / "evaluation.npz", rows=50, seed=1)
+    files = (str(tmp_path / "model.onnx"), "--evaluation", str(tmp_path / "evaluation.npz"))
+    pushed = shoal(fleet, "model", "push", "m@1", *files, "-o", "json")
+    assert pushed.returncode == 0, pushed.stderr
+    assert json.loads(pushed.stdout)["reference"] == "m@1"
+    built = shoal(fleet, "variant", "build", "m@1", "--profile", "plain", "-o", "json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)[0]["state"] == "ready"
+    nobody = shoal(fleet, "rollout", "create", "m@1", "--all")
+    assert nobody.returncode == 1
+    assert "no device" in nobody.stderr
+    assert shoal(fleet, "model", "delete", "m@1", "--yes").returncode == 0
+    assert shoal(fleet, "model", "show", "m@1").returncode == 4
+
+
+def test_every_list_is_json_for_machines_and_fits_a_terminal(fleet: LocalFleet) -> None:
+    lists = (("device",), ("profile",), ("model",), ("variant",), ("rollout",), ("audit",))
+    for words in (*[(*group, "list") for group in lists], ("telemetry", "models"), ("telemetry", "hosts")):
+        assert isinstance(json.loads(shoal(fleet, *words, "-o", "json").stdout), list)
+        table = shoal(fleet, *words)
+        assert table.returncode == 0
+        assert [line for line in (table.stdout + table.stderr).splitlines() if len(line) > 80] == []
+
+
+def test_up_starts_a_whole_fleet_and_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
+    port = free_port()
+    command = [str(BIN / "shoal"), "up", "--agents", "2", "--state", str(tmp_path / "state"), "--port", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started: list[psutil.Process] = []
+    try:
+        url = f"http://127.0.0.1:{port}/api/v1/devices"
+
+        def online() -> bool:
+            return len([one for one in httpx.get(url).json()["items"] if one["online"]]) == 2
+
+        wait_until("two devices", online)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        _, left = psutil.wait_procs(started, timeout=5)
+    assert [one.name() for one in left] == []
