@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert
+BENCHES := convert serving
 
 .PHONY: help
 help: ## list the targets
@@ -54,6 +54,7 @@ format: setup ## format and mend what ruff can mend
 # One benchmark a file; each prints one JSON line last.
 .PHONY: $(addprefix bench-,$(BENCHES))
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
+bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from converters.pipeline import build
 from converters.steps import export
 from deploy.demo.data import load_mnist, to_images
 from deploy.demo.train import train
+from tests.benchmarks.common import Checks
 
 
 def main() -> None:
@@ -33,7 +33,9 @@ def main() -> None:
         np.savez(folder / "c.npz", x=to_images(data["train_x"][:512]))
         np.savez(folder / "e.npz", x=to_images(data["test_x"][:4000]), y=data["test_y"][:4000])
         found = {one.recipe: one for runtime in RuntimeName for one in candidates(folder, runtime).candidates}
-    print(json.dumps({"bench": "convert", "checks": checks(found)}))
+    checks = Checks("convert")
+    report(checks, found)
+    checks.print()
 
 
 def candidates(folder: Path, runtime: RuntimeName) -> BuildResult:
@@ -51,25 +53,17 @@ def candidates(folder: Path, runtime: RuntimeName) -> BuildResult:
         return build(job, folder, lambda *_: None)
 
 
-def checks(found: dict[str, Candidate]) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-
-    def add(name: str, value: float, goal: str, holds: bool) -> None:
-        rows.append({"name": name, "value": round(value, 4), "goal": goal, "holds": holds})
-
+def report(checks: Checks, found: dict[str, Candidate]) -> None:
     for recipe, one in found.items():
         base = found["onnx-fp32" if recipe.startswith("onnx") else "litert-fp32"].measurements
         if one.measurements is None or base is None:
-            add(f"{recipe} built", 0, f"built ({one.error})", holds=False)
+            checks.add(f"{recipe} built", None, f"built ({one.error})", holds=False)
             continue
-        size = one.measurements.size / base.size
         loss = ((base.accuracy or 0) - (one.measurements.accuracy or 0)) * 100
-        bound = 0.30 if one.precision is Precision.INT8 else 1.02
-        add(f"{recipe} size ÷ fp32", size, f"≤ {bound}", size <= bound)
-        add(f"{recipe} accuracy lost, points", loss, "≤ 0.5", loss <= 0.5)
-        ratio = one.measurements.latency_p50_ms / base.latency_p50_ms
-        add(f"{recipe} p50 ÷ fp32", ratio, "reported", holds=True)
-    return rows
+        size_bound = 0.30 if one.precision is Precision.INT8 else 1.02
+        checks.at_most(f"{recipe} size ÷ fp32", one.measurements.size / base.size, size_bound)
+        checks.at_most(f"{recipe} accuracy lost, points", loss, 0.5)
+        checks.report(f"{recipe} p50 ÷ fp32", one.measurements.latency_p50_ms / base.latency_p50_ms)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""What the benchmarks share: checks and their JSON line, nets of a wanted weight, a worker, and closed-loop clients."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.serving.framing import FrameChannel
+from agent.serving.ipc import Activate, FromWorker, Load, Loaded, Ready
+from agent.worker_process import MEMORY_SETTINGS
+
+Array = npt.NDArray[Any]
+
+
+class Checks:
+    """Rows of a benchmark: a table for people on standard error, one JSON line for machines at the end."""
+
+    def __init__(self, bench: str) -> None:
+        self._bench = bench
+        self._rows: list[dict[str, object]] = []
+
+    def at_most(self, name: str, value: float, bound: float) -> None:
+        """A value that should not be larger than a bound."""
+        self.add(name, value, f"<= {bound:g}", holds=value <= bound)
+
+    def at_least(self, name: str, value: float, bound: float) -> None:
+        """A value that should not be smaller than a bound."""
+        self.add(name, value, f">= {bound:g}", holds=value >= bound)
+
+    def report(self, name: str, value: float) -> None:
+        """A value without a goal."""
+        self.add(name, value, "reported", holds=True)
+
+    def add(self, name: str, value: float | None, goal: str, *, holds: bool) -> None:
+        """One row."""
+        shown = None if value is None else float(f"{value:.4g}")
+        self._rows.append({"name": name, "value": shown, "goal": goal, "holds": holds})
+        print(f"{'ok  ' if holds else 'MISS'} {name:<58} {shown!s:>10}  {goal}", file=sys.stderr, flush=True)
+
+    def print(self) -> None:
+        """The JSON line."""
+        print(json.dumps({"bench": self._bench, "checks": self._rows}), flush=True)
+
+
+def write_mlp(path: Path, width: int, layers: int) -> TensorSpec:
+    """A net of square matrices: width² · layers weights. Returns its input."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for layer in range(layers):
+        value = (rng.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32)
+        weights.append(numpy_helper.from_array(value, f"w{layer}"))
+        nodes.append(helper.make_node("MatMul", [f"x{layer}" if layer else "x", f"w{layer}"], [f"m{layer}"]))
+        last = layer == layers - 1
+        nodes.append(helper.make_node("Relu", [f"m{layer}"], ["y" if last else f"x{layer + 1}"]))
+    shape: list[int | str] = ["batch", width]
+    _save(path, nodes, weights, shape, shape)
+    return TensorSpec("x", "float32", (-1, width))
+
+
+def write_conv(path: Path, *, side: int, channels: int, layers: int) -> TensorSpec:
+    """A convolutional net on (rows, 3, side, side) images with 10 answers. Returns its input."""
+    rng = np.random.default_rng(0)
+    nodes, weights, before, count = [], [], "x", 3
+    for layer in range(layers):
+        value = (rng.standard_normal((channels, count, 3, 3)) / np.sqrt(count * 9)).astype(np.float32)
+        weights.append(numpy_helper.from_array(value, f"w{layer}"))
+        stride = [2, 2] if layer == 0 else [1, 1]
+        nodes.append(helper.make_node("Conv", [before, f"w{layer}"], [f"c{layer}"], strides=stride, pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        before, count = f"r{layer}", channels
+    nodes.append(helper.make_node("GlobalAveragePool", [before], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    weights.append(numpy_helper.from_array(rng.standard_normal((channels, 10)).astype(np.float32), "last"))
+    nodes.append(helper.make_node("MatMul", ["flat", "last"], ["y"]))
+    _save(path, nodes, weights, ["batch", 3, side, side], ["batch", 10])
+    return TensorSpec("x", "float32", (-1, 3, side, side))
+
+
+def _save(path: Path, nodes: list[Any], weights: list[Any], taken: list[int | str], given: list[int | str]) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, taken)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, given)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, str(path))
+
+
+def manifest(name: str, spec: TensorSpec, *, max_batch: int) -> Manifest:
+    """A manifest for a net above."""
+    output = TensorSpec("y", "float32", (-1, 10 if len(spec.shape) == 4 else spec.shape[1]))
+    return Manifest(
+        "a" * 64, 1, 1, name, "1", "v", "p", ModelFormat.ONNX, RuntimeName.ONNX, Precision.FP32, (spec,), (output,),
+        max_batch=max_batch,
+    )  # fmt: skip
+
+
+@contextmanager
+def worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[str, int]]:
+    """The agent's own inference worker, serving these nets; its TCP address."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
+    command += ["--listen", "127.0.0.1:0", "--unix-socket", str(unix_socket)]
+    environment = {**MEMORY_SETTINGS, **os.environ}
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+    theirs.close()
+    channel = FrameChannel(ours, FromWorker)
+    try:
+        ready = channel.receive()
+        assert isinstance(ready, Ready)
+        for number, (path, net) in enumerate(nets.items()):
+            channel.send(Load(number, "deployment", net, str(path)))
+            loaded = channel.receive()
+            assert isinstance(loaded, Loaded)
+            assert loaded.code is None, loaded.detail
+            channel.send(Activate(100 + number, net.model, net.digest))
+            channel.receive()
+        host, _, port = ready.url.removeprefix("http://").rpartition(":")
+        yield host, int(port)
+    finally:
+        channel.close()
+        process.wait(30)
+
+
+def oip_request(model: str, row: Array) -> bytes:
+    """A whole HTTP request of the Open Inference Protocol with binary tensors both ways."""
+    blob = row.tobytes()
+    head = {
+        "inputs": [
+            {
+                "name": "x",
+                "datatype": "FP32",
+                "shape": list(row.shape),
+                "parameters": {"binary_data_size": len(blob)},
+            }
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    header = json.dumps(head).encode()
+    return (
+        (
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(header) + len(blob)}\r\n"
+            f"Inference-Header-Content-Length: {len(header)}\r\n\r\n"
+        ).encode()
+        + header
+        + blob
+    )
+
+
+@dataclass
+class _Client:
+    sock: socket.socket
+    unsent: memoryview
+    got: bytearray
+    started: float
+
+
+def closed_loop(address: tuple[str, int] | str, request: bytes, *, clients: int, seconds: float) -> list[float]:
+    """Seconds of each answer, from `clients` connections that each ask again as soon as they are answered.
+
+    One process of its own with one selector: cheap, so that what is measured is the server.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_drive, args=(address, request, clients, seconds, sender))
+    process.start()
+    times: list[float] = receiver.recv()
+    process.join()
+    return times
+
+
+def _drive(address: tuple[str, int] | str, request: bytes, clients: int, seconds: float, sender: Any) -> None:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    selector = selectors.DefaultSelector()
+    for _ in range(clients):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.connect(address)
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        client = _Client(sock, memoryview(request), bytearray(), time.perf_counter())
+        selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE, client)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for key, _ in selector.select(1.0):
+            client = key.data
+            if client.unsent:
+                _push(selector, client)
+                continue
+            client.got += client.sock.recv(1 << 20)
+            if _whole(client.got):
+                times.append(time.perf_counter() - client.started)
+                client.got.clear()
+                client.unsent, client.started = memoryview(request), time.perf_counter()
+                _push(selector, client)
+    sender.send(times)
+
+
+def _push(selector: selectors.BaseSelector, client: _Client) -> None:
+    with suppress(BlockingIOError):
+        client.unsent = client.unsent[client.sock.send(client.unsent) :]
+    selector.modify(client.sock, selectors.EVENT_WRITE if client.unsent else selectors.EVENT_READ, client)
+
+
+def _whole(answer: bytearray) -> bool:
+    end = answer.find(b"\r\n\r\n")
+    if end < 0:
+        return False
+    head = bytes(answer[:end]).lower()
+    if not head.startswith(b"http/1.1 200"):
+        raise RuntimeError(bytes(answer[:500]).decode(errors="replace"))
+    length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+    return len(answer) >= end + 4 + length
+
+
+def quantile(times: list[float], share: float) -> float:
+    """In milliseconds."""
+    return float(np.quantile(times, share) * 1000)

@@ -1,0 +1,176 @@
+"""`make bench-serving`: what the local inference API adds to a bare `session.run`, and its throughput beside FastAPI.
+
+Every figure is measured in this run: the floor, the API and the peer take turns, and medians over the rounds count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import onnxruntime
+
+from tests.benchmarks.common import Checks, closed_loop, manifest, oip_request, quantile, worker, write_conv, write_mlp
+
+PEER = """
+import sys
+import numpy as np, onnxruntime, uvicorn
+from fastapi import FastAPI, Request, Response
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+app = FastAPI()
+@app.post("/infer")
+async def infer(request: Request) -> Response:
+    row = np.frombuffer(await request.body(), np.float32).reshape(1, -1)
+    return Response(session.run(None, {"x": row})[0].tobytes())
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a few seconds, to see that it works")
+    options = parser.parse_args()
+    rounds, seconds = (1, 0.3) if options.short else (7, 1.5)
+    checks = Checks("serving")
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        large = write_conv(folder / "large", side=112, channels=64, layers=4)
+        small = write_mlp(folder / "small", 512, 4)
+        image = rng.random((1, 3, 112, 112), dtype=np.float32)
+        row = rng.random((1, 512), dtype=np.float32)
+        nets = {
+            folder / "large": manifest("large", large, max_batch=8),
+            folder / "small": manifest("small", small, max_batch=32),
+        }
+        unix = folder / "api.sock"
+        with worker(nets, unix) as address, peer(folder) as peer_address:
+            added(checks, folder / "large", image, address, str(unix), rounds, seconds)
+            throughput(checks, folder / "small", row, address, peer_address, rounds, seconds)
+    checks.print()
+
+
+def added(
+    checks: Checks, net: Path, image: Any, address: tuple[str, int], unix: str, rounds: int, seconds: float
+) -> None:
+    """What each way adds to the floor, at one client: 150 KB in, about 5 ms of work."""
+    request = oip_request("large", image)
+    bare = session(net)
+    ways: dict[str, Callable[[], list[float]]] = {
+        "floor": lambda: bare_loop(bare, image, seconds),
+        "HTTP": lambda: closed_loop(address, request, clients=1, seconds=seconds),
+        "Unix socket": lambda: closed_loop(unix, request, clients=1, seconds=seconds),
+    }
+    found = take_turns(ways, rounds)
+    floor50, floor99 = middle(found["floor"], 0.5), middle(found["floor"], 0.99)
+    checks.report("floor p50, ms (bare session.run, 150 KB input)", floor50)
+    for way, bound50 in (("HTTP", 0.5), ("Unix socket", 0.25)):
+        checks.at_most(f"{way}: p50 added, ms", middle(found[way], 0.5) - floor50, bound50)
+        checks.at_most(f"{way}: p99 added, ms", middle(found[way], 0.99) - floor99, 1.0)
+
+
+def throughput(
+    checks: Checks,
+    net: Path,
+    row: Any,
+    address: tuple[str, int],
+    peer_address: tuple[str, int],
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Answers a second of a small model, beside FastAPI with the same model and the same clients."""
+    blob = row.tobytes()
+    peer_request = (
+        f"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(blob)}\r\n"
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode() + blob
+    request = oip_request("small", row)
+    bare = session(net)
+    checks.report("small model: floor p50, ms", middle([bare_loop(bare, row, seconds)], 0.5))
+    for clients in (1, 4, 16):
+        found = take_turns(
+            {
+                "shoal": lambda n=clients: closed_loop(address, request, clients=n, seconds=seconds),  # type: ignore[misc]
+                "fastapi": lambda n=clients: closed_loop(peer_address, peer_request, clients=n, seconds=seconds),  # type: ignore[misc]
+            },
+            rounds,
+        )
+        rate = {way: statistics.median(len(times) for times in runs) / seconds for way, runs in found.items()}
+        checks.report(f"small model: answers a second at {clients} clients", rate["shoal"])
+        goal = 4.0 if clients == 16 else 1.0
+        checks.at_least(
+            f"small model: answers a second ÷ FastAPI's, {clients} clients", rate["shoal"] / rate["fastapi"], goal
+        )
+
+
+def take_turns(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[list[float]]]:
+    """Each way once a round, so that a noisy minute hits all of them."""
+    found: dict[str, list[list[float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            found[way].append(run())
+    return found
+
+
+def middle(runs: list[list[float]], share: float) -> float:
+    """The median over rounds of a quantile, in milliseconds."""
+    return statistics.median(quantile(times, share) for times in runs)
+
+
+def session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def bare_loop(bare: Any, row: Any, seconds: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        bare.run(None, {"x": row})
+        times.append(time.perf_counter() - started)
+    return times
+
+
+@contextlib.contextmanager
+def peer(folder: Path) -> Iterator[tuple[str, int]]:
+    """FastAPI under uvicorn, raw bytes in and out, no thread hop: as fast as it is usually written."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-c", PEER, str(folder / "small"), str(port)])
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    raise RuntimeError("the peer did not start") from None
+                time.sleep(0.1)
+        yield "127.0.0.1", port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+if __name__ == "__main__":
+    main()
