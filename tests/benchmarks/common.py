@@ -56,7 +56,7 @@ class Checks:
 
     def print(self) -> None:
         """The JSON line."""
-        print(json.dumps({"bench": self._bench, "checks": self._rows}), flush=True)
+        print(json.dumps({"bench": self._bench, "checks": self._rows}, ensure_ascii=False), flush=True)
 
 
 def write_mlp(path: Path, width: int, layers: int) -> TensorSpec:
@@ -157,9 +157,10 @@ def oip_request(model: str, row: Array) -> bytes:
         "parameters": {"binary_data_output": True},
     }
     header = json.dumps(head).encode()
+    size = len(header) + len(blob)
     return (
         (
-            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(header) + len(blob)}\r\n"
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
             f"Inference-Header-Content-Length: {len(header)}\r\n\r\n"
         ).encode()
         + header
