@@ -61,7 +61,7 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
     position = length
     for tensor in header["inputs"]:
         name = tensor.get("name") if isinstance(tensor, dict) else None
-        if name not in specs:
+        if not isinstance(name, str) or name not in specs:
             raise BadRequestError(f"inputs: the model has no input {name!r}, but {', '.join(specs)}")
         size = _binary_size(tensor)
         raw = None
@@ -105,9 +105,10 @@ def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None, *, any_
         if raw is not None:
             array = np.frombuffer(raw, dtype=np.dtype(spec.dtype).newbyteorder("<"))
         else:
-            array = np.array(tensor.get("data"), dtype=np.dtype(spec.dtype)).reshape(-1)
+            with np.errstate(over="raise"):
+                array = np.array(tensor.get("data"), dtype=np.dtype(spec.dtype)).reshape(-1)
         return array.reshape(shape)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise BadRequestError(f"input {spec.name!r}: its data does not fill shape {shape}: {error}") from None
 
 

@@ -1,0 +1,136 @@
+"""Whatever the bytes, a decoder answers with a message or with its own error, and reads no more than its bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.protocol.codec import decode, encode
+from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.limits import LIMITS
+from agent.protocol.messages import (
+    ChunkRange,
+    DesiredState,
+    ModelWindow,
+    Need,
+    Presence,
+    Reported,
+    TelemetryAck,
+    TelemetryBatch,
+)
+from agent.protocol.topics import parse_chunk_topic, parse_device_topic
+from agent.serving.oip import BadRequestError, decode_request
+from tests.unit.agent.test_journal_and_spool import batch
+from tests.unit.agent.test_serving_models import manifest
+from tests.unit.agent.test_updater import desired
+
+KINDS: tuple[Any, ...] = (DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(kind=st.sampled_from(KINDS), payload=st.binary(max_size=300) | VALUES.map(msgspec.msgpack.encode))
+def test_bytes_of_nobody(kind: Any, payload: bytes) -> None:
+    with contextlib.suppress(WireError):
+        assert isinstance(decode(payload, kind), kind)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_messages_with_a_field_changed(data: st.DataObject) -> None:
+    original = json.loads(encode(desired(3, ("one", "a"), ("two", "b"))))
+    place: Any = original
+    while isinstance(place, (dict, list)) and place:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        if data.draw(st.booleans()) or not isinstance(place[key], (dict, list)) or not place[key]:
+            place[key] = data.draw(VALUES)
+            break
+        place = place[key]
+    with contextlib.suppress(WireError):
+        assert len(decode(msgspec.json.encode(original), DesiredState).deployments) <= LIMITS.deployments
+
+
+@pytest.mark.parametrize("kind", [DesiredState, Reported, Presence, Need])
+def test_depth_and_size_are_bounded(kind: Any) -> None:
+    with pytest.raises(WireError):
+        decode(b"[" * 200_000, kind)
+    with pytest.raises(WireError) as found:
+        decode(b" " * (LIMITS.message_bytes + 1), kind)
+    assert found.value.code is WireErrorCode.TOO_LARGE
+
+
+def test_counts_are_bounded() -> None:
+    spans = tuple(ChunkRange(2 * i, 2 * i) for i in range(LIMITS.missing_ranges + 1))
+    with pytest.raises(WireError, match="missing"):
+        decode(encode(Need("a" * 64, "d", spans, 32)), Need)
+    with pytest.raises(WireError, match="impossible range"):
+        decode(encode(Need("a" * 64, "d", (ChunkRange(5, 3),), 32)), Need)
+    window = ModelWindow("d", "m", "1", "a" * 64, "cpu", -1, 0, 0, 0, {}, ())
+    whole = msgspec.structs.replace(batch("s", 1), models=(window,))
+    with pytest.raises(WireError, match="negative"):
+        decode(encode(whole), TelemetryBatch)
+
+
+@settings(max_examples=200, deadline=None)
+@given(topic=st.text(max_size=200) | st.from_regex(r"shoal/v1/[0-9a-z+#/]{0,60}", fullmatch=True))
+def test_topics_of_nobody(topic: str) -> None:
+    for parse in (parse_device_topic, parse_chunk_topic):
+        try:
+            parse(topic)
+        except WireError:
+            continue
+
+
+REQUEST = {"id": "r", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]}
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_inference_requests_of_nobody(data: st.DataObject) -> None:
+    """A request is decoded into arrays of the model's own dtypes, or refused with a sentence."""
+    body: Any = json.loads(json.dumps(REQUEST))
+    field = data.draw(st.sampled_from(["inputs", "name", "datatype", "shape", "data", "parameters", "outputs", "none"]))
+    if field in {"inputs", "outputs", "parameters"}:
+        body[field] = data.draw(VALUES)
+    elif field != "none":
+        body["inputs"][0][field] = data.draw(VALUES)
+    header = json.dumps(body).encode()
+    tail = data.draw(st.binary(max_size=40))
+    length = data.draw(st.none() | st.integers(-5, len(header) + 50) | st.just(len(header)))
+    with contextlib.suppress(BadRequestError):
+        request = decode_request(header + tail, length, manifest(-1, 8))
+        assert request.inputs["x"].dtype == np.float32
+        assert request.inputs["x"].shape[1:] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "z"}, "no input 'z', but x"),
+        ({"datatype": "INT64"}, "takes FP32"),
+        ({"shape": [1, 3]}, r"takes \[-1, 2\]"),
+        ({"shape": [10**9, 2]}, "does not fill"),
+        ({"shape": [2**40, 2]}, "no usable shape"),
+        ({"shape": [-1, 2]}, "no usable shape"),
+        ({"data": [1.0]}, "does not fill"),
+        ({"data": ["a", "b"]}, "does not fill"),
+        ({"data": None, "parameters": {"binary_data_size": 8}}, "does not fill"),
+        ({"data": None, "parameters": {"binary_data_size": -1}}, "not a size"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], said: str) -> None:
+    body = {"inputs": [{**REQUEST["inputs"][0], **change}]}  # type: ignore[dict-item]
+    with pytest.raises(BadRequestError, match=said):
+        decode_request(json.dumps(body).encode(), None, manifest(-1, 8))

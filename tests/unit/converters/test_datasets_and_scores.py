@@ -1,0 +1,89 @@
+"""Data sets are read or refused with a reason; scores are those of the textbook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.protocol.manifest import TensorSpec
+from converters.dataset import load_dataset
+from converters.errors import ConversionError
+from converters.evaluate import answers, class_scores
+
+IMAGE = (TensorSpec("image", "float32", (-1, 3, 4, 4)),)
+TWO = (TensorSpec("ids", "int64", (-1, 8)), TensorSpec("mask", "int64", (-1, 8)))
+
+
+def written(folder: Path, **arrays: Any) -> Path:
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def test_by_name_and_as_x(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((5, 3, 4, 4), dtype=np.float32)
+    for arrays in ({"image": images}, {"x": images}, {"x": images.astype(np.float64)}):
+        found = load_dataset(written(tmp_path, **arrays, y=np.arange(5, dtype=np.uint8)), IMAGE, "evaluation")
+        assert found.rows == 5
+        assert found.inputs["image"].dtype == np.float32
+        assert found.labels is not None
+        assert found.labels.tolist() == [0, 1, 2, 3, 4]
+        assert [len(batch["image"]) for batch in found.batches(2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"picture": np.zeros((2, 3, 4, 4), np.float32)}, r"arrays \['picture'\], but none for the input 'image'"),
+        ({"x": np.zeros((2, 4, 4, 3), np.float32)}, r"shape \[2, 4, 4, 3\], but the model takes \[rows, 3, 4, 4\]"),
+        ({"x": np.zeros((0, 3, 4, 4), np.float32)}, "same number of rows"),
+        ({"x": np.full((2, 3, 4, 4), np.nan, np.float32)}, "NaN"),
+        ({"x": np.full((2, 3, 4, 4), 1 + 1j)}, "complex128"),
+        ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.zeros(3, np.int64)}, "2 class indices"),
+        ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.array([0, -1])}, "class indices"),
+        ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.array([0.5, 1.0])}, "class indices, not float64"),
+        ({"x": np.array([[1, 2], ["a", None]], dtype=object)}, "plain arrays"),
+    ],
+)
+def test_what_does_not_fit_is_said(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConversionError, match=said) as found:
+        load_dataset(written(tmp_path, **arrays), IMAGE, "evaluation")
+    assert found.value.field == "evaluation"
+    assert str(found.value.detail).startswith("evaluation: ")
+
+
+def test_several_inputs_need_their_names_and_as_many_rows(tmp_path: Path) -> None:
+    ids, mask = np.zeros((3, 8), np.int64), np.ones((2, 8), np.int64)
+    with pytest.raises(ConversionError, match="none for the input 'ids'"):
+        load_dataset(written(tmp_path, x=ids), TWO, "calibration")
+    with pytest.raises(ConversionError, match="same number of rows"):
+        load_dataset(written(tmp_path, ids=ids, mask=mask), TWO, "calibration")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04 cut short"])
+def test_files_of_another_kind(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(ConversionError, match=r"not a readable \.npz"):
+        load_dataset(path, IMAGE, "calibration")
+
+
+def test_answers_of_every_shape() -> None:
+    assert answers(np.array([[0.1, 0.9], [0.8, 0.2]])).tolist() == [1, 0]
+    assert answers(np.array([0.2, 0.7])).tolist() == [0, 1]
+    assert answers(np.array([[0.2], [0.7]])).tolist() == [0, 1]
+    assert answers(np.array([[[0.0, 1.0], [5.0, 2.0]]])).tolist() == [2]
+
+
+def test_scores_by_hand() -> None:
+    """Three classes: of four zeros three were found, and one was taken for a two; nobody said one."""
+    labels, chosen = np.array([0, 0, 0, 0, 1, 2, 2]), np.array([0, 0, 0, 2, 0, 2, 2])
+    zero, one, two = class_scores(labels, chosen)
+    assert (zero.precision, zero.recall, zero.support) == (0.75, 0.75, 4)
+    assert zero.f1 == 0.75
+    assert (one.precision, one.recall, one.f1, one.support) == (None, 0.0, 0.0, 1)
+    assert two.precision == pytest.approx(2 / 3)
+    assert two.recall == 1.0
+    assert two.f1 == pytest.approx(0.8)
