@@ -1,0 +1,72 @@
+"""Databases for integration tests: a SQLite file, and a throw-away PostgreSQL cluster where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_server import migrations
+from fleet_server.db import Base, Database
+from fleet_server.models import Fleet
+from fleet_server.models.access import DEFAULT_FLEET
+from tests.fleet import free_port, wait_until
+
+
+def _as_postgres(command: list[str]) -> list[str]:
+    """PostgreSQL refuses to run as root."""
+    return (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        if os.geteuid() == 0
+        else command
+    )
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A throw-away cluster on a free port of loopback."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    folder, port = Path(tempfile.mkdtemp(prefix="shoal-pg-")), free_port()
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    data = str(folder / "data")
+    subprocess.run(
+        _as_postgres([str(found[-1] / "initdb"), "-D", data, "-A", "trust", "-U", "shoal"]),
+        check=True,
+        capture_output=True,
+    )
+    server = subprocess.Popen(
+        _as_postgres([str(found[-1] / "postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [str(found[-1] / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+        wait_until("PostgreSQL", lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 60)
+        yield f"postgresql+psycopg://shoal@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database with every table and the default fleet, on SQLite and on PostgreSQL."""
+    sqlite = f"sqlite:///{tmp_path / 'shoal.db'}"
+    url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
+    migrations.upgrade(url)
+    database = Database(url)
+    with database.write() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+        session.add(Fleet(id=DEFAULT_FLEET))
+    yield database
+    database.dispose()

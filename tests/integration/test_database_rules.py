@@ -1,0 +1,173 @@
+"""Rules that only hold if the database holds them: leases, the outbox, telemetry once. On SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+
+from agent.protocol.facts import DeviceFacts
+from agent.protocol.histogram import bucket_of
+from agent.protocol.messages import HostWindow, ModelWindow, Reported, TelemetryBatch
+from agent.protocol.version import SPOKEN
+from converters.job import JobError
+from fleet_server import outbox
+from fleet_server.conversions import service as conversions
+from fleet_server.db import Database, utc_now
+from fleet_server.devices import service as devices
+from fleet_server.devices.schemas import ProfileCreate
+from fleet_server.models import ConversionJob, Model, Variant, Version
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.settings import Settings
+from fleet_server.telemetry import service as telemetry
+
+SPEC = ProfileCreate(name="p", runtime="onnx")  # type: ignore[arg-type]
+
+
+def queue_jobs(database: Database, count: int) -> None:
+    with database.write() as session:
+        profile = devices.create_profile(session, DEFAULT_FLEET, SPEC, actor="test")
+        model = Model(fleet_id=DEFAULT_FLEET, name="m")
+        session.add(model)
+        session.flush()
+        for number in range(count):
+            version = Version(
+                fleet_id=DEFAULT_FLEET, model_id=model.id, name=str(number), inputs=[], outputs=[], labels=[], gate={},
+                inspection={},
+            )  # fmt: skip
+            session.add(version)
+            session.flush()
+            variant = Variant(
+                fleet_id=DEFAULT_FLEET, version_id=version.id, profile_id=profile.id, candidates=[], state="queued",
+                profile_spec=profile.spec,
+            )  # fmt: skip
+            session.add(variant)
+            session.flush()
+            session.add(ConversionJob(fleet_id=DEFAULT_FLEET, variant_id=variant.id))
+
+
+def claim(database: Database, owner: str, now: dt.datetime | None = None) -> conversions.ClaimedJob | None:
+    with database.write() as session:
+        return conversions.claim(session, owner, now or utc_now())
+
+
+def test_no_job_is_run_by_two(database: Database) -> None:
+    queue_jobs(database, 24)
+
+    def work(owner: str) -> list[str]:
+        taken = []
+        while (claimed := claim(database, owner)) is not None:
+            taken.append(claimed.job_id)
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [job for jobs in pool.map(work, ["a", "b", "c", "d"]) for job in jobs]
+    assert len(taken) == 24
+    assert len(set(taken)) == 24
+
+
+def test_a_lost_job_is_taken_over_and_its_first_runner_has_no_more_say(database: Database) -> None:
+    queue_jobs(database, 1)
+    start = utc_now()
+    first = claim(database, "a", start)
+    assert first is not None
+    assert claim(database, "b", start) is None
+    second = claim(database, "b", start + dt.timedelta(seconds=conversions.LEASE_S + 1))
+    assert second is not None
+    assert second.job_id == first.job_id
+    with database.write() as session:
+        assert not conversions.heartbeat(session, first, utc_now(), 0.5, "late")
+        conversions.fail(session, first, JobError("late", "late"), utc_now())
+        assert conversions.heartbeat(session, second, utc_now(), 0.5, "on")
+        assert session.get_one(Variant, first.variant_id).state == "building"
+
+
+def test_a_job_that_kills_its_runners_is_given_up_with_a_reason(database: Database) -> None:
+    queue_jobs(database, 1)
+    now = utc_now()
+    for attempt in range(conversions.ATTEMPTS):
+        claimed = claim(database, f"runner {attempt}", now)
+        assert claimed is not None
+        now += dt.timedelta(seconds=conversions.LEASE_S + 1)
+    assert claim(database, "the next", now) is None
+    with database.read() as session:
+        variant = session.get_one(Variant, claimed.variant_id)
+        assert variant.state == "failed"
+        assert variant.failure is not None
+        assert variant.failure["code"] == "gave_up"
+    assert claim(database, "and another", now) is None
+
+
+def test_the_outbox_keeps_order_and_only_the_newest_of_a_retained_topic(database: Database) -> None:
+    with database.write() as session:
+        for number, (topic, retain) in enumerate([("a", True), ("b", False), ("a", True), ("b", False)]):
+            payload = str(number).encode()
+            outbox.enqueue(session, fleet_id=DEFAULT_FLEET, topic=topic, payload=payload, retain=retain)
+            session.flush()
+    with database.write() as session:
+        waiting = outbox.pending(session, limit=10)
+        assert [message.payload for message in waiting] == [b"1", b"2", b"3"]
+        outbox.acknowledge(session, [waiting[0].id])
+        assert [message.payload for message in outbox.pending(session, limit=10)] == [b"2", b"3"]
+
+
+def test_a_change_that_is_rolled_back_sends_nothing(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        outbox.enqueue(session, fleet_id=DEFAULT_FLEET, topic="a", payload=b"x", retain=False)
+        session.flush()
+        _ = 1 / 0
+    with database.read() as session:
+        assert outbox.pending(session, limit=10) == []
+
+
+def register(database: Database, device_id: str) -> None:
+    facts = DeviceFacts(
+        agent_version="1",
+        os="",
+        kernel="",
+        arch="x86_64",
+        cpu_model="",
+        cpu_cores=1,
+        cpu_features=(),
+        memory_mb=1024,
+        disk_free_mb=None,
+    )
+    reported = Reported(
+        protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=facts, deployments=(), serving=(), sent_at=0.0
+    )
+    with database.write() as session:
+        devices.record_report(session, device_id, reported, utc_now())
+
+
+def test_telemetry_that_comes_twice_counts_once(database: Database) -> None:
+    register(database, "dev-1")
+    now = utc_now()
+    latency = {bucket_of(0.004): 90, bucket_of(0.1): 10}
+    window = ModelWindow("d", "m", "1", "a" * 64, "cpu", 100, 2, 0, 100, latency, ((0, 0, 40), (0, 1, 10), (1, 1, 50)))
+    whole = TelemetryBatch(SPOKEN, "spool", 7, now.timestamp() - 10, now.timestamp(), (window,), HostWindow())
+    for batch in (whole, whole, msgspec.structs.replace(whole, sequence=8)):
+        with database.write() as session:
+            assert telemetry.store_batch(session, "dev-1", batch, now)
+    with database.write() as session:
+        assert not telemetry.store_batch(session, "nobody", whole, now)
+    with database.read() as session:
+        (found,) = telemetry.summarize(session, DEFAULT_FLEET)
+    assert (found.requests, found.errors, found.labelled) == (200, 4, 200)
+    assert found.accuracy == 0.9
+    assert found.latency_p50_ms is not None
+    assert found.latency_p95_ms is not None
+    assert 3.5 < found.latency_p50_ms < 4.6
+    assert 85 < found.latency_p95_ms < 115
+    assert found.macro_recall == 0.9
+
+
+def test_one_engine_holds_the_lease_until_it_stops(database: Database) -> None:
+    one, other = RolloutEngine(database, Settings()), RolloutEngine(database, Settings())
+    assert one._hold_lease()
+    assert not other._hold_lease()
+    assert one._hold_lease()
+    one.stop()
+    assert other._hold_lease()
