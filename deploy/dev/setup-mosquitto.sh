@@ -32,5 +32,6 @@ if [ ! -x "$work/root/usr/sbin/mosquitto" ]; then
   echo "Mosquitto could not be unpacked; ask an administrator for: apt-get install mosquitto" >&2
   exit 1
 fi
+mkdir -p "$venv"
 rm -rf "$venv/debian"
 mv "$work/root" "$venv/debian"
