@@ -1,18 +1,18 @@
-"""Wires the parts of the fleet server and starts them with the HTTP application."""
+"""Wires the parts of the fleet server: the HTTP application, and everything that runs beside it."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
@@ -27,7 +27,7 @@ from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
 from fleet_server.devices import endpoints as devices
-from fleet_server.errors import FleetError
+from fleet_server.errors import FleetError, UnavailableError
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
@@ -64,14 +64,13 @@ TAGS = [
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The HTTP application; its lifespan starts and stops every other part."""
+    """The HTTP application; it answers once it is `running`."""
     app = FastAPI(
         title="Shoal fleet server",
         version="1",
         summary="Convert, gate, roll out and watch models on a fleet of unlike devices.",
         description=DESCRIPTION,
         openapi_tags=TAGS,
-        lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,
         redoc_url=None,
@@ -97,21 +96,30 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-@asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    stack = ExitStack()
-    try:
-        await run_in_threadpool(_start, app, stack)
+@contextmanager
+def running(app: FastAPI) -> Iterator[None]:
+    """Every other part of the server, started for the application and stopped at the end.
+
+    Raises:
+        FleetError: when a part can't start; those before it are stopped again.
+    """
+    with ExitStack() as stack:
+        _start(app, stack)
         yield
-    finally:
-        await run_in_threadpool(stack.close)
 
 
 def _start(app: FastAPI, stack: ExitStack) -> None:
     """Start part after part; the stack undoes what was started, in reverse, also when a later one fails."""
     settings: Settings = app.state.settings
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    migrations.upgrade(settings.effective_database_url)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        migrations.upgrade(settings.effective_database_url)
+    except OSError as error:
+        detail = f"the state folder {settings.state_dir} can't be used ({error.strerror}): set SHOAL_STATE_DIR"
+        raise UnavailableError("state_dir", detail) from None
+    except SQLAlchemyError as error:
+        detail = f"the database does not answer ({str(error)[:300]}): see SHOAL_DATABASE_URL"
+        raise UnavailableError("database", detail) from None
     database = Database(settings.effective_database_url)
     stack.callback(database.dispose)
     with database.write() as session:

@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fleet_server.gateway.broker import find_mosquitto
+
 BIN = Path(sys.executable).parent
 ValueT = TypeVar("ValueT")
 
@@ -101,7 +103,8 @@ class LocalFleet:
             f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\n"
             "persistence false\n"
         )
-        self._spawn("broker", ["/usr/sbin/mosquitto", "-c", str(config)])
+        executable, environment = find_mosquitto("mosquitto")
+        self._spawn("broker", [str(executable), "-c", str(config)], dict(environment))
 
     def start_server(self, **variables: str) -> None:
         broker = (

@@ -35,7 +35,8 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.VERIFYING: frozenset({Phase.LOADING, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
     Phase.LOADING: frozenset({Phase.PROBATION, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
     Phase.PROBATION: frozenset({Phase.ACTIVE, Phase.ROLLED_BACK, Phase.PENDING}) | _ENDS_EARLY,
-    Phase.ACTIVE: frozenset({Phase.SUPERSEDED, Phase.ROLLED_BACK}),
+    # An active artifact that was damaged on disk is fetched again.
+    Phase.ACTIVE: frozenset({Phase.SUPERSEDED, Phase.ROLLED_BACK, Phase.PENDING}),
     Phase.FAILED: frozenset(),
     Phase.ROLLED_BACK: frozenset(),
     Phase.SUPERSEDED: frozenset(),

@@ -189,8 +189,12 @@ class Updater:
         return []
 
     def failed(self, deployment_id: str, code: WireErrorCode, detail: str) -> list[Effect]:
-        """A download or a load did not work; what served before goes on."""
+        """A download or a load did not work; what served before goes on. An active one that was damaged comes anew."""
         record = self.records[deployment_id]
+        if record.phase is Phase.ACTIVE and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
+            record.refetched = True
+            self._set(record, Phase.PENDING)
+            return self._begin(record)
         if record.phase is Phase.ACTIVE:
             self._set(record, Phase.ROLLED_BACK)
             record.failure = Failure(code, detail[:2000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -26,7 +27,8 @@ def run(options: dict[str, Any]) -> int:
 
     import uvicorn
 
-    from fleet_server.app import create_app
+    from fleet_server.app import create_app, running
+    from fleet_server.errors import FleetError
     from fleet_server.settings import Settings
 
     try:
@@ -46,8 +48,9 @@ def run(options: dict[str, Any]) -> int:
     log.info("devices connect to %s; state is in %s", settings.effective_broker_url, settings.state_dir)
     if settings.admin_token is None:
         log.warning("the API has no token: everybody on this machine may use it (SHOAL_ADMIN_TOKEN)")
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -55,7 +58,15 @@ def run(options: dict[str, Any]) -> int:
         timeout_graceful_shutdown=10,
     )
     server = uvicorn.Server(config)
-    server.run()
+    # uvicorn raises the signal that ended it once more when it is done; what runs beside it is to be stopped first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        with running(app):
+            server.run()
+    except FleetError as error:
+        log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)
+        return 1
     return 0 if server.started else 1
 
 

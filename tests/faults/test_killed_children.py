@@ -74,6 +74,16 @@ def test_a_version_whose_worker_dies_while_it_is_watched_is_taken_back(fleet: Lo
     }
 
 
+def test_an_artifact_that_was_damaged_on_the_disk_is_fetched_again(fleet: LocalFleet) -> None:
+    fleet.kill("dev-1")
+    artifacts = [path for path in (fleet.folder / "dev-1" / "artifacts").iterdir() if path.is_file()]
+    for path in artifacts:
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    fleet.start_agent("dev-1")
+    wait_until("m@1 again", lambda: version_that_answers(fleet) == "1", 30)
+    assert artifacts
+
+
 def test_a_killed_broker_is_started_again_and_devices_come_back(fleet: LocalFleet, tmp_path: Path) -> None:
     child(fleet, "server", "mosquitto").kill()
     write_classifier(tmp_path / "model.onnx", seed=3)

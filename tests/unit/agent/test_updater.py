@@ -32,6 +32,17 @@ def desired(revision: int, *deployments: tuple[str, str]) -> DesiredState:
     return DesiredState(SPOKEN, "default", revision, wanted)
 
 
+def test_an_active_artifact_that_was_damaged_is_fetched_again_once() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("one", "a")))
+    activated(updater, "one")
+    assert updater.failed("one", WireErrorCode.DIGEST_MISMATCH, "damaged") == [Download("one")]
+    activated(updater, "one")
+    assert updater.records["one"].phase is Phase.ACTIVE
+    updater.failed("one", WireErrorCode.DIGEST_MISMATCH, "damaged again")
+    assert updater.records["one"].phase is Phase.ROLLED_BACK
+
+
 def activated(updater: Updater, key: str) -> None:
     updater.downloaded(key)
     updater.verified(key, good=True)
