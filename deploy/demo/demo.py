@@ -264,9 +264,11 @@ def show(shoal: Shoal, rows: list[dict[str, Any]], rollout: str) -> list[str]:
     shown = {row["id"]: row for row in items(shoal("device", "list"))}
     deployments = {row["device_id"]: row for row in items(shoal("rollout", "show", rollout))["deployments"]}  # type: ignore[call-overload]
     variants = {row["profile"]: row for row in items(shoal("variant", "list", "--version", "mnist@1"))}
-    table = Table(title="mnist@1 on the fleet, as the server heard it", box=None, pad_edge=False)
-    for column in ("device\nprofile", "ran on", "MB", "MQTT\nMB", "s", "acc %", "recall", "F1", "p50/p95\nms"):
-        table.add_column(column, justify="left" if column in {"device\nprofile", "ran on"} else "right")
+    table = Table(title="mnist@1 on the fleet, as the server heard it", box=None, padding=(0, 1, 0, 0))
+    words = ("device\nprofile", "runtime, provider\nthat really ran")
+    numbers = ("size\nMB", "MQTT\nMB", "deploy\ns", "acc.\n%", "macro\nrecall", "macro\nF1", "p50/p95\nms")
+    for column in (*words, *numbers):
+        table.add_column(column, justify="left" if column in words else "right", no_wrap=True)
     missing = []
     accuracies = {}
     for row in sorted(rows, key=lambda row: str(row["device_id"])):
