@@ -21,6 +21,8 @@ from converters.job import ClassScore, Measurements
 LATENCY_RUNS = 200
 LATENCY_SECONDS = 3.0
 WARM_UP = 10
+TURNS = 5
+TURN_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
     return Run(first, outputs, runtime.provider, p50, p95, max(memory, 0.0))
 
 
-def _latency(runtime: Runtime, data: Dataset) -> tuple[float, float]:
+def _latency(runtime: Runtime, data: Dataset, seconds: float = LATENCY_SECONDS) -> tuple[float, float]:
     rows = [{name: array[i : i + 1] for name, array in data.inputs.items()} for i in range(min(16, data.rows))]
     for row in rows[:WARM_UP]:
         runtime.run(row)
     times = []
-    deadline = time.perf_counter() + LATENCY_SECONDS
+    deadline = time.perf_counter() + seconds
     for index in range(LATENCY_RUNS):
         started = time.perf_counter()
         runtime.run(rows[index % len(rows)])
@@ -78,6 +80,26 @@ def _latency(runtime: Runtime, data: Dataset) -> tuple[float, float]:
             break
     p50, p95 = np.percentile(times, (50, 95)) * 1000
     return float(p50), float(p95)
+
+
+def time_in_turns(files: list[tuple[Manifest, Path]], data: Dataset) -> list[tuple[float, float]]:
+    """p50 and p95 of single rows in ms: the files take turns, and medians over the rounds count.
+
+    Args:
+        files: that were run before.
+        data: rows to run.
+    """
+    runtimes = [open_runtime(manifest, path) for manifest, path in files]
+    try:
+        rounds = [[_latency(runtime, data, TURN_SECONDS) for runtime in runtimes] for _ in range(TURNS)]
+    finally:
+        for runtime in runtimes:
+            runtime.close()
+    found = []
+    for index in range(len(runtimes)):
+        p50, p95 = np.median([one[index] for one in rounds], axis=0)
+        found.append((float(p50), float(p95)))
+    return found
 
 
 def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -175,11 +175,13 @@ class Measurements(msgspec.Struct, frozen=True):
 
 
 class PassRecord(msgspec.Struct, frozen=True):
-    """One step of a conversion: its name, its parameters, and the seconds it took."""
+    """One step of a conversion: name, parameters with what it found out, seconds, and bytes before and after it."""
 
     name: str
     parameters: dict[str, str | int | float | bool | None]
     seconds: float
+    bytes_before: int = 0
+    bytes_after: int = 0
 
 
 class Lineage(msgspec.Struct, frozen=True):
@@ -218,6 +220,8 @@ class Candidate(msgspec.Struct, frozen=True):
         lineage: None when it could not be built.
         within_budgets: whether it keeps every bound of the target.
         error: why it could not be built or run.
+        on_front: whether no other candidate within budgets is as good in accuracy, latency and size and better in one.
+        fate: a sentence: why it was picked, or why not.
     """
 
     recipe: str
@@ -232,6 +236,8 @@ class Candidate(msgspec.Struct, frozen=True):
     lineage: Lineage | None = None
     within_budgets: bool = False
     error: str | None = None
+    on_front: bool = False
+    fate: str = ""
 
 
 class BuildResult(msgspec.Struct, frozen=True):

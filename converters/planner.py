@@ -1,44 +1,238 @@
-"""Which recipes are worth trying for a target: pure. A profile names precisions; measurement decides among recipes."""
+"""Which recipes are worth trying, and which result is picked: pure. Measurement decides; a rule of thumb never does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import msgspec
+
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
-from converters.job import Target
-from converters.step import Parameter, Recipe
-from converters.steps import litert, onnx_float, onnx_int8
+from converters.job import Candidate, Measurements, Target
+from converters.step import Parameter, Planned, Recipe, Step
+from converters.steps import (
+    keep,
+    litert_quantize,
+    onnx_dynamic,
+    onnx_equalize,
+    onnx_fp16,
+    onnx_static,
+    onnx_weight_only,
+)
 
 _ONNX_TOOLS = ("onnx", "onnxruntime", "onnxconverter-common", "numpy")
 _LITERT_TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "numpy")
+NOISE = 1.02  # two timings of the same file differ by so much
 
 
-def _onnx(name: str, precision: Precision, run: object, parameters: dict[str, Parameter], *, needs: bool) -> Recipe:
-    return Recipe(name, RuntimeName.ONNX, precision, ModelFormat.ONNX, needs, parameters, run, _ONNX_TOOLS)  # type: ignore[arg-type]
+def _onnx(name: str, precision: Precision, *steps: Planned, needs: bool = False) -> Recipe:
+    return Recipe(name, RuntimeName.ONNX, precision, ModelFormat.ONNX, needs, steps, _ONNX_TOOLS)
 
 
-def _litert(name: str, precision: Precision, run: object, *, needs: bool) -> Recipe:
-    return Recipe(name, RuntimeName.LITERT, precision, ModelFormat.TFLITE, needs, {}, run, _LITERT_TOOLS)  # type: ignore[arg-type]
+def _litert(name: str, precision: Precision, *steps: Planned, needs: bool = False) -> Recipe:
+    return Recipe(name, RuntimeName.LITERT, precision, ModelFormat.TFLITE, needs, steps, _LITERT_TOOLS)
 
 
+def _static(run: Step, name: str, calibration: str, activations: str = "uint8") -> tuple[Planned, Planned]:
+    parameters: dict[str, Parameter] = {"calibration": calibration, "activations": activations, "per_channel": True}
+    return Planned("onnx-prepare", onnx_static.prepare), Planned(name, run, parameters)
+
+
+def _equalized(calibration: str) -> tuple[Planned, ...]:
+    prepared, quantized = _static(onnx_static.static_int8, "onnx-static-int8", calibration)
+    return prepared, Planned("onnx-equalize", onnx_equalize.equalize), quantized
+
+
+def _dynamic(operators: str, *, per_channel: bool) -> Planned:
+    parameters: dict[str, Parameter] = {"operators": operators, "per_channel": per_channel}
+    return Planned("onnx-dynamic-int8", onnx_dynamic.dynamic_int8, parameters)
+
+
+def _blocks(bits: int) -> Planned:
+    return Planned("onnx-weight-only", onnx_weight_only.weight_only, {"bits": bits, "block": 32})
+
+
+def _edge(run: Step, recipe: str) -> Planned:
+    return Planned("litert-quantize", run, {"recipe": recipe})
+
+
+_STATIC, _MIXED = onnx_static.static_int8, onnx_static.mixed_int8
 RECIPES: tuple[Recipe, ...] = (
-    _onnx("onnx-fp32", Precision.FP32, onnx_float.keep_fp32, {}, needs=False),
-    _onnx("onnx-fp16", Precision.FP16, onnx_float.to_fp16, {"keep_io_types": True}, needs=False),
-    _onnx("onnx-static-u8s8", Precision.INT8, onnx_int8.static_int8, {"calibration": "MinMax"}, needs=True),
+    _onnx("onnx-fp32", Precision.FP32, Planned("keep", keep.keep)),
+    _onnx("onnx-fp16", Precision.FP16, Planned("onnx-fp16", onnx_fp16.to_fp16, {"keep_io_types": True})),
+    _onnx("onnx-static-u8s8", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "MinMax"), needs=True),
     _onnx(
-        "onnx-static-u8s8-percentile", Precision.INT8, onnx_int8.static_int8, {"calibration": "Percentile"}, needs=True
+        "onnx-static-u8s8-percentile", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Percentile"), needs=True
     ),
-    _onnx("onnx-dynamic", Precision.DYNAMIC_INT8, onnx_int8.dynamic_int8, {"operators": ""}, needs=False),
-    _onnx("onnx-dynamic-matmul", Precision.DYNAMIC_INT8, onnx_int8.dynamic_int8, {"operators": "MatMul"}, needs=False),
-    _litert("litert-fp32", Precision.FP32, litert.keep_fp32, needs=False),
-    _litert("litert-static-int8", Precision.INT8, litert.static_int8, needs=True),
-    _litert("litert-dynamic-int8", Precision.DYNAMIC_INT8, litert.dynamic_int8, needs=False),
+    _onnx("onnx-static-s8s8", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "MinMax", "int8"), needs=True),
+    _onnx("onnx-dynamic", Precision.DYNAMIC_INT8, _dynamic("", per_channel=False)),
+    _onnx("onnx-dynamic-matmul", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=False)),
+    _onnx("onnx-dynamic-matmul-channels", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=True)),
+    _onnx("onnx-weights-int8", Precision.WEIGHT_INT8, _blocks(8)),
+    _onnx("onnx-weights-int4", Precision.WEIGHT_INT4, _blocks(4)),
+    _litert("litert-fp32", Precision.FP32, Planned("keep", keep.keep)),
+    _litert("litert-static-int8", Precision.INT8, _edge(litert_quantize.static, "static_wi8_ai8"), needs=True),
+    _litert("litert-static-int16", Precision.INT16, _edge(litert_quantize.static, "static_wi8_ai16"), needs=True),
+    _litert(
+        "litert-dynamic-int8", Precision.DYNAMIC_INT8, _edge(litert_quantize.without_calibration, "dynamic_wi8_afp32")
+    ),
+    _litert(
+        "litert-weights-int8",
+        Precision.WEIGHT_INT8,
+        _edge(litert_quantize.without_calibration, "weight_only_wi8_afp32"),
+    ),
+    _litert(
+        "litert-weights-int4",
+        Precision.WEIGHT_INT4,
+        _edge(litert_quantize.without_calibration, "weight_only_wi4_afp32"),
+    ),
+)
+# Tried only when every plain int8 candidate loses too much.
+REPAIRS: tuple[Recipe, ...] = (
+    _onnx("onnx-equalized-u8s8", Precision.INT8, *_equalized("MinMax"), needs=True),
+    _onnx("onnx-equalized-u8s8-percentile", Precision.INT8, *_equalized("Percentile"), needs=True),
+    _onnx("onnx-mixed-u8s8", Precision.INT8, *_static(_MIXED, "onnx-mixed-int8", "MinMax"), needs=True),
+    _onnx("onnx-mixed-u8s8-percentile", Precision.INT8, *_static(_MIXED, "onnx-mixed-int8", "Percentile"), needs=True),
 )
 
 
 def plan(target: Target) -> list[Recipe]:
     """The recipes of the target's runtime and precisions, in the order of its precisions."""
+    return _of(RECIPES, target)
+
+
+def repairs(target: Target, candidates: Sequence[Candidate], source: Measurements) -> list[Recipe]:
+    """Recipes that rescale channels or leave layers in floating point, where plain int8 lost too much accuracy."""
+    int8 = [one for one in candidates if one.precision is Precision.INT8 and one.measurements is not None]
+    if not int8 or any(_lost(one.measurements, source) <= _allowed(target) for one in int8 if one.measurements):
+        return []
+    return _of(REPAIRS, target)
+
+
+def _of(recipes: tuple[Recipe, ...], target: Target) -> list[Recipe]:
     return [
         recipe
         for precision in target.precisions
-        for recipe in RECIPES
+        for recipe in recipes
         if recipe.runtime is target.runtime and recipe.precision is precision
     ]
+
+
+def _allowed(target: Target) -> float:
+    return float("inf") if target.accuracy_drop_points is None else target.accuracy_drop_points
+
+
+def _lost(measured: Measurements, source: Measurements) -> float:
+    """Accuracy lost against the source, in points; where there are no labels, answers that differ stand for it."""
+    if measured.accuracy is not None and source.accuracy is not None:
+        return (source.accuracy - measured.accuracy) * 100
+    return (1 - measured.agreement) * 100
+
+
+def excesses(measured: Measurements, target: Target, source: Measurements) -> dict[str, float]:
+    """How far each bounded measurement is beyond its bound, as a share of the bound: only those that are."""
+    bounds = (
+        ("accuracy", _lost(measured, source), target.accuracy_drop_points),
+        ("latency", measured.latency_p95_ms, target.latency_p95_ms),
+        ("size", measured.size / 1e6, target.size_mb),
+        ("memory", measured.memory_mb, target.memory_mb),
+    )
+    found = {}
+    for name, value, bound in bounds:
+        if bound is None:
+            continue
+        over = float("inf") if value is None else (value - bound) / max(bound, 1e-9)
+        if over > 1e-9:
+            found[name] = over
+    return found
+
+
+def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
+    """The best candidate by the target's objective among those within budgets; else the most accurate one."""
+    built = [(index, one, one.measurements) for index, one in enumerate(candidates) if one.measurements is not None]
+    if not built:
+        return None
+    within = [entry for entry in built if entry[1].within_budgets]
+    if not within:
+        return max(built, key=lambda entry: (entry[2].accuracy or 0.0, entry[2].agreement))[0]
+    keys: dict[str, Callable[[Measurements], tuple[float, ...]]] = {
+        "latency": lambda one: (one.latency_p50_ms, one.size),
+        "size": lambda one: (one.size, one.latency_p50_ms),
+        "accuracy": lambda one: (-(one.accuracy if one.accuracy is not None else one.agreement), one.latency_p50_ms),
+    }
+    return min(within, key=lambda entry: keys[target.objective](entry[2]))[0]
+
+
+def fates(candidates: Sequence[Candidate], chosen: int | None, target: Target, source: Measurements) -> list[Candidate]:
+    """The candidates, each with a sentence that says what became of it, and whether it is on the Pareto front.
+
+    On the front: no other within budgets is at least as good in accuracy, latency and size, and better in one.
+    """
+    front = {index for index, one in enumerate(candidates) if _on_front(one, candidates)}
+    plain = next((one.measurements for one in candidates if one.precision is Precision.FP32 and one.measurements), None)
+    return [
+        msgspec.structs.replace(
+            one, fate=_fate(index, one, candidates, chosen, target, source, plain), on_front=index in front
+        )
+        for index, one in enumerate(candidates)
+    ]
+
+
+def _fate(
+    index: int,
+    one: Candidate,
+    candidates: Sequence[Candidate],
+    chosen: int | None,
+    target: Target,
+    source: Measurements,
+    plain: Measurements | None,
+) -> str:
+    measured = one.measurements
+    if measured is None:
+        return f"not built: {one.error}"
+    over = excesses(measured, target, source)
+    if index == chosen:
+        return "picked" if not over else f"picked as the nearest to the budgets; over: {', '.join(over)}"
+    if over:
+        return "over budget: " + ", ".join(_said(name, measured, target, source) for name in over)
+    if plain is not None and target.objective == "latency" and measured.latency_p50_ms > plain.latency_p50_ms * NOISE:
+        return f"slower than fp32: {measured.latency_p50_ms / plain.latency_p50_ms:.2f} times its time"
+    if chosen is None or candidates[chosen].measurements is None:
+        return "within budgets"
+    best = candidates[chosen].measurements
+    assert best is not None
+    if target.objective == "size":
+        return f"larger than {candidates[chosen].recipe}: {measured.size / best.size:.2f} times its size"
+    if target.objective == "accuracy":
+        return f"less accurate than {candidates[chosen].recipe}, or as accurate and slower"
+    return (
+        f"slower than {candidates[chosen].recipe}: {measured.latency_p50_ms / best.latency_p50_ms:.2f} times its time"
+    )
+
+
+def _said(name: str, measured: Measurements, target: Target, source: Measurements) -> str:
+    if name == "accuracy":
+        return f"loses {_lost(measured, source):.2f} points of {target.accuracy_drop_points:g} allowed"
+    if name == "latency":
+        return f"p95 {measured.latency_p95_ms:.3g} ms of {target.latency_p95_ms:g} allowed"
+    if name == "size":
+        return f"{measured.size / 1e6:.3g} MB of {target.size_mb:g} allowed"
+    return f"{measured.memory_mb or 0:.0f} MiB of {target.memory_mb:g} allowed"
+
+
+def _on_front(one: Candidate, candidates: Sequence[Candidate]) -> bool:
+    if one.measurements is None or not one.within_budgets:
+        return False
+    mine = _merits(one.measurements)
+    return not any(
+        other is not one
+        and other.measurements is not None
+        and other.within_budgets
+        and all(theirs >= own for theirs, own in zip(_merits(other.measurements), mine, strict=True))
+        and _merits(other.measurements) != mine
+        for other in candidates
+    )
+
+
+def _merits(measured: Measurements) -> tuple[float, float, float]:
+    quality = measured.accuracy if measured.accuracy is not None else measured.agreement
+    return quality, -measured.latency_p50_ms, -float(measured.size)

@@ -1,11 +1,16 @@
-"""What a step is: a function from files to a file with declared parameters, and the record it leaves."""
+"""What a step is: a function from a file to a file with declared parameters, and the record it leaves.
+
+A recipe is a row of steps. What one step finds out that others of the same build can use (ranges of activations, the
+source's answers) lies in the build's context.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
@@ -13,6 +18,35 @@ from converters.dataset import Dataset
 from converters.job import PassRecord
 
 Parameter = str | int | float | bool | None
+
+
+@dataclass
+class Context:
+    """What the steps of one build share.
+
+    Attributes:
+        folder: for working files; gone with the build.
+        calibration: rows to calibrate on; None when there are none.
+        accuracy_drop_points: what the target may lose; steps that trade precision for accuracy stop there.
+    """
+
+    folder: Path
+    calibration: Dataset | None
+    accuracy_drop_points: float | None = 1.0
+
+
+# (source, target, context, parameters, found): makes `target` of `source`. What it finds out it leaves in `found`, for
+# the record. It raises ConversionError when it can't, with what would help.
+Step = Callable[[Path, Path, Context, dict[str, Parameter], dict[str, Parameter]], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step with its parameters."""
+
+    name: str
+    run: Step
+    parameters: dict[str, Parameter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,8 +59,7 @@ class Recipe:
         precision: of its result.
         source: format of the source form it starts from.
         needs_calibration: whether it runs on calibration data.
-        parameters: declared, and written to the lineage.
-        run: makes the file: (source path, target path, calibration data, parameters).
+        steps: in order.
         tools: distributions whose versions belong to the lineage.
     """
 
@@ -35,8 +68,7 @@ class Recipe:
     precision: Precision
     source: ModelFormat
     needs_calibration: bool
-    parameters: dict[str, Parameter]
-    run: Callable[[Path, Path, Dataset | None, dict[str, Parameter]], None]
+    steps: tuple[Planned, ...]
     tools: tuple[str, ...]
 
     @property
@@ -45,11 +77,22 @@ class Recipe:
         return ModelFormat.ONNX if self.runtime is RuntimeName.ONNX else ModelFormat.TFLITE
 
 
-def run_recipe(recipe: Recipe, source: Path, target: Path, calibration: Dataset | None) -> PassRecord:
-    """Run a recipe and record it."""
-    started = time.monotonic()
-    recipe.run(source, target, calibration, recipe.parameters)
-    return PassRecord(recipe.name, dict(recipe.parameters), round(time.monotonic() - started, 3))
+def run_recipe(recipe: Recipe, source: Path, target: Path, context: Context) -> tuple[PassRecord, ...]:
+    """Run a recipe's steps one after another; returns a record of each, with the bytes before and after it."""
+    records = []
+    with tempfile.TemporaryDirectory(dir=context.folder) as folder:
+        current = source
+        for number, step in enumerate(recipe.steps):
+            last = number == len(recipe.steps) - 1
+            following = target if last else Path(folder) / f"{number}{target.suffix}"
+            started = time.monotonic()
+            found: dict[str, Parameter] = {}
+            step.run(current, following, context, step.parameters, found)
+            seconds = round(time.monotonic() - started, 3)
+            sizes = (current.stat().st_size, following.stat().st_size)
+            records.append(PassRecord(step.name, {**step.parameters, **found}, seconds, *sizes))
+            current = following
+    return tuple(records)
 
 
 def tool_versions(names: tuple[str, ...]) -> dict[str, str]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import Response
 
 from fleet_server import migrations
 from fleet_server.access import endpoints as access
@@ -27,11 +21,12 @@ from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
 from fleet_server.devices import endpoints as devices
-from fleet_server.errors import FleetError, UnavailableError
+from fleet_server.errors import UnavailableError
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import describe, operation_name, problems
+from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings, is_loopback
@@ -49,7 +44,7 @@ Shoal takes one trained model and makes a fleet of unlike devices run it well.
 5. Read **telemetry**: latency, errors and accuracy as the devices had them.
 
 Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
-fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`.
+fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow the `Link` header (RFC 8288).
 """
 TAGS = [
     {"name": "devices", "description": "Machines with an agent: what they are, and what runs on them."},
@@ -77,7 +72,9 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=operation_name,
     )
     app.state.settings = settings
-    api = APIRouter(prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(401, 422, 500))
+    api = APIRouter(
+        prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(400, 401, 422, 500, 503)
+    )
     for subject in (devices, catalog, conversions, rollouts, telemetry, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
@@ -85,14 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_health)
     add_pages(app)
     describe(app)
-    app.add_exception_handler(FleetError, _fleet_problem)
-    app.add_exception_handler(RequestValidationError, _validation_problem)
-    app.add_exception_handler(HTTPException, _http_problem)
-    app.add_exception_handler(Exception, _unexpected_problem)
-    app.middleware("http")(_request_id)
-    if is_loopback(settings.host):
-        # Without this, a web page could reach the API through a name that resolves to loopback.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "testserver"])
+    add_problems(app, loopback_only=is_loopback(settings.host))
     return app
 
 
@@ -184,73 +174,3 @@ def _works(check: Callable[[], None]) -> bool:
         log.warning("not ready: %s", error)
         return False
     return True
-
-
-async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    request.state.request_id = uuid.uuid4().hex
-    response = await call_next(request)
-    response.headers["X-Request-Id"] = request.state.request_id
-    return response
-
-
-def _problem(
-    request: Request,
-    *,
-    status: int,
-    title: str,
-    code: str,
-    detail: str,
-    problems: list[dict[str, str]] | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": title,
-        "status": status,
-        "code": code,
-        "detail": detail,
-        "request_id": getattr(request.state, "request_id", ""),
-        "problems": problems or [],
-    }
-    return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
-
-
-def _fleet_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, FleetError)
-    return _problem(
-        request,
-        status=error.status,
-        title=error.title,
-        code=error.code,
-        detail=error.detail,
-        problems=[{"field": one.field, "detail": one.detail} for one in error.problems],
-        headers={"WWW-Authenticate": "Bearer"} if error.status == 401 else None,
-    )
-
-
-def _validation_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    problems = []
-    for one in error.errors()[:20]:
-        place = [str(part) for part in one["loc"] if part not in {"body", "query", "path"}]
-        problems.append({"field": ".".join(place) or "body", "detail": one["msg"].removeprefix("Value error, ")})
-    detail = "; ".join(f"{one['field']}: {one['detail']}" for one in problems[:5])
-    return _problem(
-        request, status=422, title="The request is not valid", code="invalid", detail=detail, problems=problems
-    )
-
-
-def _http_problem(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    title = str(error.detail)
-    detail = f"{request.method} {request.url.path}: {title}; see /docs for what there is"
-    code = title.lower().replace(" ", "_")
-    return _problem(
-        request, status=error.status_code, title=title, code=code, detail=detail, headers=dict(error.headers or {})
-    )
-
-
-def _unexpected_problem(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    detail = "something unexpected happened; the server's log has it under this request_id"
-    return _problem(request, status=500, title="The server failed", code="internal", detail=detail)

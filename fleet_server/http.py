@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
@@ -61,6 +61,7 @@ class PageRequest:
 
     after: str | None
     limit: int
+    announce: Callable[[str], None] = lambda _: None  # of the next page's cursor
 
 
 def encode_cursor(key: str) -> str:
@@ -75,20 +76,28 @@ def decode_cursor(cursor: str) -> str:
         InvalidError: when the cursor is none of ours.
     """
     try:
-        return base64.b64decode(
+        key = base64.b64decode(
             cursor[:CURSOR_CHARS] + "=" * (-len(cursor[:CURSOR_CHARS]) % 4), altchars=b"-_", validate=True
         ).decode()
     except (binascii.Error, ValueError):
-        raise InvalidError(
-            "bad_cursor", "cursor: not one this server gave; begin again without it", field="cursor"
-        ) from None
+        key = "\0"
+    if "\0" in key:
+        raise InvalidError("bad_cursor", "cursor: not one this server gave; begin again without it", field="cursor")
+    return key
 
 
 def _paging(
+    request: Request,
+    response: Response,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT, description="Rows a page.")] = 50,
 ) -> PageRequest:
-    return PageRequest(after=decode_cursor(cursor) if cursor else None, limit=limit)
+    def announce(following: str) -> None:
+        """As a path, so that it holds behind a proxy too."""
+        url = request.url.include_query_params(cursor=following)
+        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+
+    return PageRequest(decode_cursor(cursor) if cursor else None, limit, announce)
 
 
 def page(
@@ -97,6 +106,8 @@ def page(
     """Make a page of rows that were queried with `limit + 1`: the extra one only says that there are more."""
     shown = rows[: request.limit]
     cursor = encode_cursor(key(shown[-1])) if len(rows) > request.limit else None
+    if cursor is not None:
+        request.announce(cursor)
     return Page[Any](items=[view(row) for row in shown], next_cursor=cursor)
 
 

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from fleet_server.schemas import Problem
 
 _MEANINGS = {
+    400: ("Bad request", "bad_body", "the body can't be read: send JSON in UTF-8"),
     401: ("Not authenticated", "unauthorized", "send the server's token as `Authorization: Bearer …`"),
     404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
     409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
@@ -67,8 +68,22 @@ def describe(app: FastAPI) -> None:
             made["components"]["securitySchemes"] = {
                 "token": {"type": "http", "scheme": "bearer", "description": "Where the server was given a token."}
             }
+            for item in made["paths"].values():
+                _describe_links(item)
             made["security"] = [{}, {"token": []}]
             app.openapi_schema = made
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _describe_links(item: dict[str, Any]) -> None:
+    """A list's answer has a `Link` header to the next page."""
+    for operation in item.values():
+        if any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
+            header = {
+                "description": 'The next page, with `rel="next"` (RFC 8288); absent on the last one.',
+                "schema": {"type": "string"},
+                "example": '</api/v1/devices?limit=50&cursor=Y2FtZXJhLTAx>; rel="next"',
+            }
+            operation["responses"]["200"]["headers"] = {"Link": header}

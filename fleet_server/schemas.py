@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN, description="1 to 64 letters, digits, '.', '_' or '-'.")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal.")]
 PAGE_LIMIT = 500
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 class Request(BaseModel):
     """Base of what clients send: an unknown field is an error, because it is most likely a misspelt one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_real_text(cls, value: Any) -> Any:
+        """No database holds NUL in a text, and no answer half a surrogate pair."""
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, dict):
+                waiting += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                waiting += one
+            elif isinstance(one, str) and _NO_TEXT.search(one):
+                raise ValueError("a text holds a NUL character or half a surrogate pair: leave it out")
+        return value
 
 
 class Response(BaseModel):

@@ -27,7 +27,10 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
-    DYNAMIC_INT8 = "dynamic-int8"
+    DYNAMIC_INT8 = "dynamic-int8"  # 8-bit weights; activations are quantized as they come
+    INT16 = "int16"  # 8-bit weights, 16-bit activations
+    WEIGHT_INT8 = "weight-int8"  # 8-bit weights, arithmetic in floating point
+    WEIGHT_INT4 = "weight-int4"
 
 
 class TensorSpec(msgspec.Struct, frozen=True):

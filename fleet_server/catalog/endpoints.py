@@ -231,7 +231,7 @@ def download_artifact(
     """The bytes of an artifact or a source form."""
     blob = repository.blob(session, fleet_id, digest)
     if blob is None:
-        raise NotFoundError("artifact", digest)
+        raise NotFoundError("artifact", digest, remedy="`digest` of a variant or a version's source names one")
     pieces = (bytes(piece) for piece in store.stream(digest))
     headers = {"Content-Length": str(blob.size)}
     return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)

@@ -36,7 +36,7 @@ def show_device(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) ->
 
 
 @router.patch(
-    "/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile", responses=problems(404)
+    "/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile", responses=problems(404, 409)
 )
 def change_device(
     session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId, change: DeviceUpdate

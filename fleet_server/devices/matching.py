@@ -64,4 +64,15 @@ def _holds(values: list[Any], wanted: Scalar | list[Scalar] | AtLeast) -> bool:
     if isinstance(wanted, AtLeast):
         return any(isinstance(v, (int, float)) and not isinstance(v, bool) and v >= wanted.min for v in values)
     accepted = wanted if isinstance(wanted, list) else [wanted]
-    return any(value == one for value in values for one in accepted)
+    return any(_same(value, one) for value in values for one in accepted)
+
+
+def _same(value: Any, wanted: Scalar) -> bool:
+    """Equal, also where a number or a truth value is written as text: tags and command lines know only texts."""
+    if isinstance(value, str) or isinstance(wanted, str):
+        return _text(value) == _text(wanted)
+    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

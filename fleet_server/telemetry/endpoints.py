@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
+from fleet_server.errors import InvalidError
 from fleet_server.http import FleetId, Paging, ReadSession, page
 from fleet_server.models import HostWindowRow
 from fleet_server.schemas import Page
@@ -34,8 +35,8 @@ def model_telemetry(
         model=model,
         version=version,
         device_id=device,
-        since=_aware(since),
-        until=_aware(until),
+        since=_utc(since, "since"),
+        until=_utc(until, "until"),
         by_device=by == "device",
     )
     return Page[ModelTelemetry](items=rows, next_cursor=None)
@@ -65,5 +66,11 @@ def _host(row: HostWindowRow) -> HostTelemetry:
     )
 
 
-def _aware(time: dt.datetime | None) -> dt.datetime | None:
-    return time.replace(tzinfo=dt.UTC) if time is not None and time.tzinfo is None else time
+def _utc(time: dt.datetime | None, field: str) -> dt.datetime | None:
+    """In UTC, which is what a time without a zone means."""
+    try:
+        return (
+            time if time is None else (time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC))
+        )
+    except OverflowError:
+        raise InvalidError("bad_time", f"{field}: no such time; give one of the years 2 to 9998", field=field) from None

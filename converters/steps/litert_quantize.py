@@ -1,40 +1,38 @@
-"""LiteRT files from the TFLite source form: as it came, or in 8-bit integers by AI Edge Quantizer."""
+"""LiteRT in integers, by AI Edge Quantizer: static (8-bit weights, 8- or 16-bit activations), dynamic, weight-only."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from converters.dataset import Dataset
 from converters.errors import ConversionError
-from converters.step import Parameter
+from converters.step import Context, Parameter
 
 ROWS = 256
 
 
-def keep_fp32(source: Path, target: Path, _calibration: Dataset | None, _parameters: dict[str, Parameter]) -> None:
-    """The source form itself."""
-    shutil.copyfile(source, target)
-
-
-def static_int8(source: Path, target: Path, calibration: Dataset | None, _parameters: dict[str, Parameter]) -> None:
+def static(
+    source: Path, target: Path, context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
+) -> None:
     """Weights and activations, with ranges seen on calibration data."""
     from ai_edge_quantizer import quantizer, recipe
 
-    assert calibration is not None
+    assert context.calibration is not None
     worker = quantizer.Quantizer(str(source))
-    worker.load_quantization_recipe(recipe.static_wi8_ai8())
-    ranges = worker.calibrate(_samples(source, calibration), num_threads=1)
+    worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
+    ranges = worker.calibrate(_samples(source, context.calibration), num_threads=1)
     worker.quantize(ranges).export_model(str(target), overwrite=True)
 
 
-def dynamic_int8(source: Path, target: Path, _calibration: Dataset | None, _parameters: dict[str, Parameter]) -> None:
-    """Weights only; activations are quantized as they come."""
+def without_calibration(
+    source: Path, target: Path, _context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
+) -> None:
+    """Weights only; activations are quantized as they come, or stay in floating point."""
     from ai_edge_quantizer import quantizer, recipe
 
     worker = quantizer.Quantizer(str(source))
-    worker.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
     worker.quantize().export_model(str(target), overwrite=True)
 
 
@@ -51,16 +49,16 @@ def _samples(source: Path, calibration: Dataset) -> dict[str, list[dict[str, Any
     key = next(iter(signatures))
     runner = interpreter.get_signature_runner(key)
     by_tensor = {detail["index"]: name for name, detail in runner.get_input_details().items()}
-    order = [detail["index"] for detail in interpreter.get_input_details()]
-    names = [by_tensor[index] for index in order if index in by_tensor]
     details = {detail["index"]: detail for detail in interpreter.get_input_details()}
+    if set(by_tensor.values()) == set(calibration.inputs):
+        pairs = [(name, index, name) for index, name in by_tensor.items()]
+    else:
+        order = [index for index in details if index in by_tensor]
+        pairs = [(by_tensor[i], i, name) for i, name in zip(order, calibration.inputs, strict=True)]
     rows = Dataset({name: a[:ROWS] for name, a in calibration.inputs.items()}, None, min(calibration.rows, ROWS))
     return {
         key: [
-            {
-                name: row.astype(details[index]["dtype"])
-                for name, index, row in zip(names, order, batch.values(), strict=True)
-            }
+            {name: batch[ours].astype(details[index]["dtype"]) for name, index, ours in pairs}
             for batch in rows.batches(1)
         ]
     }

@@ -1,0 +1,157 @@
+"""Every error as a problem document (RFC 9457) with a stable `code`, a remedy, and the id the log has it under."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from fleet_server.errors import FleetError
+from fleet_server.settings import is_loopback
+
+log = logging.getLogger(__name__)
+SHOWN = 20
+_HOST = re.compile(r"\[?([^\[\]]+?)\]?(?::\d+)?")
+_SAID = {
+    "extra_forbidden": "there is no such field: mend its name, or leave it out",
+    "missing": "it is needed: add it",
+    "model_attributes_type": "send a JSON object, with `Content-Type: application/json`",
+    "dict_type": "send a JSON object",
+}
+
+
+def add_problems(app: FastAPI, *, loopback_only: bool) -> None:
+    """Give the application its error handlers, and every request its id.
+
+    Args:
+        app: where to add them.
+        loopback_only: refuse requests for other hosts than this one: a web page could reach the API through a name
+            that resolves to loopback.
+    """
+    app.add_exception_handler(FleetError, _fleet)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(IntegrityError, _changed_meanwhile)
+    app.add_exception_handler(DataError, _not_storable)
+    app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(Exception, _unexpected)
+
+    @app.middleware("http")
+    async def every_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        request.state.request_id = uuid.uuid4().hex
+        refusal = _refusal(request, loopback_only=loopback_only)
+        response = refusal or await call_next(request)
+        response.headers["X-Request-Id"] = request.state.request_id
+        return response
+
+
+def _refusal(request: Request, *, loopback_only: bool) -> Response | None:
+    host = _HOST.fullmatch(request.headers.get("host", ""))
+    if loopback_only and (host is None or not is_loopback(host[1].lower())):
+        detail = "this server is for its own machine only: ask for it as localhost or 127.0.0.1, or set SHOAL_HOST"
+        return _problem(request, status=400, title="Bad request", code="unknown_host", detail=detail)
+    if "\0" in request.scope["path"] or "\0" in "".join(request.query_params.values()):
+        detail = "the address holds a NUL character (%00), which no name has: leave it out"
+        return _problem(request, status=422, title="The request is not valid", code="invalid", detail=detail)
+    return None
+
+
+def _problem(
+    request: Request,
+    *,
+    status: int,
+    title: str,
+    code: str,
+    detail: str,
+    problems: list[dict[str, str]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    request_id = getattr(request.state, "request_id", "")
+    log.info("request %s: %s %r: %d %s", request_id, request.method, request.url.path, status, code)
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "request_id": request_id,
+        "problems": problems or [],
+    }
+    headers = {**(headers or {}), "X-Request-Id": request_id}
+    return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
+
+
+def _fleet(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FleetError)
+    return _problem(
+        request,
+        status=error.status,
+        title=error.title,
+        code=error.code,
+        detail=error.detail,
+        problems=[{"field": one.field, "detail": one.detail} for one in error.problems],
+        headers={"WWW-Authenticate": "Bearer"} if error.status == 401 else None,
+    )
+
+
+def _validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for one in error.errors()[:SHOWN]:
+        place = [str(part) for part in one["loc"] if part not in {"body", "query", "path"}]
+        said = _SAID.get(one["type"], one["msg"].removeprefix("Value error, "))
+        # A field's name is the client's text, and may hold what is no text.
+        field = ".".join(place).encode(errors="replace").decode() or "body"
+        problems.append({"field": field, "detail": said})
+    detail = "; ".join(f"{one['field']}: {one['detail']}" for one in problems[:5])
+    return _problem(
+        request, status=422, title="The request is not valid", code="invalid", detail=detail, problems=problems
+    )
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        detail = "the body can't be read: send JSON in UTF-8, not too deeply nested, with no endless numbers"
+        return _problem(request, status=400, title="Bad request", code="bad_body", detail=detail)
+    title = str(error.detail)
+    detail = f"{request.method} {request.url.path}: {title}; see /docs for what there is"
+    code = title.lower().replace(" ", "_")
+    return _problem(
+        request, status=error.status_code, title=title, code=code, detail=detail, headers=dict(error.headers or {})
+    )
+
+
+def _changed_meanwhile(request: Request, error: Exception) -> JSONResponse:
+    """Two requests met: the database let one of them pass."""
+    log.info("request %s lost a race: %s", request.state.request_id, error)
+    detail = "another request changed the same thing at the same time: look what is there now, then try again"
+    return _problem(request, status=409, title="Conflict", code="changed_meanwhile", detail=detail)
+
+
+def _not_storable(request: Request, error: Exception) -> JSONResponse:
+    log.info("request %s holds what the database can't: %s", request.state.request_id, error)
+    detail = "a value can't be stored (a NUL character, or a number out of range): mend it"
+    return _problem(request, status=422, title="The request is not valid", code="invalid", detail=detail)
+
+
+def _database_away(request: Request, error: Exception) -> JSONResponse:
+    log.error("request %s: the database does not answer: %s", request.state.request_id, error)
+    detail = "the database does not answer, or is busy: try again soon; the server's log says more"
+    return _problem(request, status=503, title="Not available now", code="database", detail=detail)
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    request_id = getattr(request.state, "request_id", "")
+    log.error("request %s: %s %r failed", request_id, request.method, request.url.path, exc_info=error)
+    detail = "something unexpected happened; the server's log has it under this request_id"
+    return _problem(request, status=500, title="The server failed", code="internal", detail=detail)
