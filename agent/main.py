@@ -28,17 +28,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shoal-agent",
         description="Runs on a device: gets models from the fleet server over MQTT and serves them on a local API.",
+        epilog="Without a file it uses mqtt://127.0.0.1:7471 and serves at 127.0.0.1:8470; docs/operations.md lists "
+        "every key. Example: shoal-agent run --config /etc/shoal-agent.toml",
     )
     parser.add_argument("--version", action="version", version=f"shoal-agent {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    run = commands.add_parser("run", help="run the daemon (the default)", description="Run the daemon.")
+    run = commands.add_parser(
+        "run",
+        help="run the daemon (the default)",
+        description="Run the daemon until Ctrl-C or SIGTERM.",
+        epilog="Example: SHOAL_AGENT_BROKER=mqtt://10.0.0.5:1883 shoal-agent run",
+    )
     facts = commands.add_parser(
-        "facts", help="print what is measured of this machine", description="Print what is measured of this machine."
+        "facts",
+        help="print what is measured of this machine",
+        description="Print what is measured of this machine: what a profile's `match` can name.",
+        epilog="Example: shoal-agent facts -o json",
     )
     facts.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print")
     for one in (parser, run, facts):
         one.add_argument(
             "--config",
+            metavar="FILE",
             type=Path,
             default=None if one is parser else argparse.SUPPRESS,
             help="configuration file (TOML); SHOAL_AGENT_<KEY> variables win over it",

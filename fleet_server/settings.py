@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import sys
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_API_PORT = 7470
@@ -46,7 +47,9 @@ class Settings(BaseSettings):
     )
     upload_max_mb: int = Field(2048, ge=1, description="Largest upload in MiB.")
     conversion_workers: int = Field(1, ge=0, le=64, description="Conversions run at once; 0 runs none in this process.")
-    conversion_timeout_s: float = Field(1800.0, gt=0, description="A conversion that takes longer is ended.")
+    conversion_timeout_s: float = Field(
+        1800.0, gt=0, description="A conversion that takes longer, in seconds, is ended."
+    )
     conversion_memory_mb: int = Field(
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )
@@ -57,11 +60,48 @@ class Settings(BaseSettings):
             "server's own environment when absent and there."
         ),
     )
-    inspect_timeout_s: float = Field(120.0, gt=0, description="Checking an uploaded version may take so long.")
-    telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch.")
-    probation_s: float = Field(5.0, ge=0, description="How long a device watches a new version before it counts.")
-    engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged.")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    inspect_timeout_s: float = Field(
+        120.0, gt=0, description="How long the check of an uploaded version may take, in seconds."
+    )
+    telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch, in seconds.")
+    probation_s: float = Field(
+        5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
+    )
+    engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged, in seconds.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_mqtt(cls, value: str | None) -> str | None:
+        try:
+            parts = urlsplit(value or "mqtt://host")
+            usable = parts.scheme in {"mqtt", "mqtts"} and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("it is not mqtt://host:port or mqtts://host:port")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("it is not sqlite:///FILE or postgresql+psycopg://user:password@host/name")
+        return value
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _is_a_store(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("file://", "s3://", "gs://", "az://")):
+            raise ValueError("it is not a file://, s3://, gs:// or az:// URL")
+        return value
 
     @model_validator(mode="after")
     def _onnx2tf_python_is_there(self) -> Self:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import signal
 import sys
+import textwrap
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,7 +14,37 @@ from pydantic import ValidationError
 
 def main() -> None:
     """Run the server with the settings in `SHOAL_*` variables."""
+    from agent import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="shoal-server",
+        description="Runs the fleet server until Ctrl-C: the REST API, its pages at /docs, and the devices' gateway.",
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.description = "\n".join(textwrap.wrap(str(parser.description), _width()))
+    parser.add_argument("--version", action="version", version=f"shoal-server {__version__}")
+    parser.parse_args()
     sys.exit(run({}))
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 100) - 2
+
+
+def _settings_help() -> str:
+    """Every variable with its meaning and default."""
+    from fleet_server.settings import Settings
+
+    lines = ["settings, by environment variables:"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f" [default: {field.default}]"
+        text = f"{field.description}{default}"
+        lines += [
+            f"  SHOAL_{name.upper()}",
+            *textwrap.wrap(text, _width() - 6, initial_indent=" " * 6, subsequent_indent=" " * 6),
+        ]
+    return "\n".join([*lines, "", "example: SHOAL_STATE_DIR=./state SHOAL_PORT=7470 shoal-server"])
 
 
 def run(options: dict[str, Any]) -> int:
@@ -35,11 +68,11 @@ def run(options: dict[str, Any]) -> int:
         settings = Settings(**options)
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            name = "SHOAL_" + str(problem["loc"][0]).upper() if problem["loc"] else "settings"
             print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
         return 2
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
+        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
     )
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from agent.protocol.manifest import Precision
+from fleet_server.catalog.schemas import VariantState
 from fleet_server.cli.main import app
+from fleet_server.rollouts.schemas import StopMetric
+from fleet_server.settings import Settings
+from tests.fleet import BIN
 
 ROOT = Path(__file__).parents[2]
 TREE = typer.main.get_command(app)
@@ -47,6 +54,41 @@ def test_help(path: tuple[str, ...]) -> None:
     if path:
         # The first line stands in the list of the group above: it must be whole there.
         assert len(command.get_short_help_str(200)) <= 74, "the first sentence is too long for a list"
+
+
+@pytest.mark.parametrize("command", ["shoal-server", "shoal-agent", "shoal-agent run", "shoal-agent facts"])
+def test_help_of_the_daemons(command: str) -> None:
+    name, *rest = command.split()
+    environment = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(
+        [str(BIN / name), *rest, "--help"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert shown.returncode == 0
+    assert [line for line in shown.stdout.splitlines() if len(line) > 80] == []
+    assert "xample: " in shown.stdout
+    unknown = subprocess.run(
+        [str(BIN / name), *rest, "--frobnicate"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert unknown.returncode == 2
+
+
+def test_help_names_every_setting_and_every_choice() -> None:
+    shown = subprocess.run(
+        [str(BIN / "shoal-server"), "--help"], capture_output=True, text=True, check=True, timeout=60
+    )
+    for name, field in Settings.model_fields.items():
+        assert f"SHOAL_{name.upper()}\n" in shown.stdout
+        assert field.description, name
+
+    def option(path: str, name: str) -> str:
+        return str(next(one.help for one in EVERY[tuple(path.split())].params if name in one.opts))
+
+    for value in Precision:
+        assert value in option("profile create", "--precision")
+    for metric in StopMetric:
+        assert metric in option("rollout create", "--stop-when")
+    for state in VariantState:
+        assert state in option("variant list", "--state")
 
 
 def test_commands_in_the_documents_exist() -> None:

@@ -73,18 +73,56 @@ def test_from_a_model_to_a_variant_and_away_again(fleet: LocalFleet, tmp_path: P
     shoal(fleet, "profile", "create", "plain", "--runtime", "onnx", "--precision", "fp32")
     write_classifier(tmp_path / "model.onnx")
     write_data(tmp_path / "evaluation.npz", rows=50, seed=1)
+    (tmp_path / "labels.txt").write_text("low\nmiddle\nhigh")  # no line end after the last
     files = (str(tmp_path / "model.onnx"), "--evaluation", str(tmp_path / "evaluation.npz"))
+    unread = shoal(fleet, "model", "push", "m@1", *files, "--labels", str(tmp_path / "none.txt"))
+    assert unread.returncode == 2
+    assert "--labels" in unread.stderr
+    files = (*files, "--labels", str(tmp_path / "labels.txt"))
     pushed = shoal(fleet, "model", "push", "m@1", *files, "-o", "json")
     assert pushed.returncode == 0, pushed.stderr
     assert json.loads(pushed.stdout)["reference"] == "m@1"
     built = shoal(fleet, "variant", "build", "m@1", "--profile", "plain", "-o", "json")
     assert built.returncode == 0, built.stderr
-    assert json.loads(built.stdout)[0]["state"] == "ready"
+    (variant,) = json.loads(built.stdout)
+    assert variant["state"] == "ready"
+    shown = {
+        words[0]: json.loads(shoal(fleet, *words, "-o", "json").stdout)
+        for words in (("profile", "show", "plain"), ("model", "show", "m@1"), ("variant", "show", variant["id"]))
+    }
+    assert shown["profile"]["spec"]["runtime"] == "onnx"
+    assert shown["model"]["labels"] == ["low", "middle", "high"]
+    assert shown["variant"]["digest"] == variant["digest"]
+    assert [one["name"] for one in json.loads(shoal(fleet, "model", "show", "m", "-o", "json").stdout)] == ["1"]
     nobody = shoal(fleet, "rollout", "create", "m@1", "--all")
     assert nobody.returncode == 1
     assert "no device" in nobody.stderr
     assert shoal(fleet, "model", "delete", "m@1", "--yes").returncode == 0
     assert shoal(fleet, "model", "show", "m@1").returncode == 4
+
+
+def test_a_rollout_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
+    fleet.start_agent("dev-1", line="3")
+    shoal(fleet, "profile", "create", "line", "--runtime", "onnx", "--precision", "fp32", "--match", "tags.line=3")
+    wait_until("its profile", lambda: '"line"' in shoal(fleet, "device", "list", "-o", "json").stdout)
+    write_classifier(tmp_path / "model.onnx", seed=1)
+    write_data(tmp_path / "evaluation.npz", rows=50, seed=1)
+    files = (str(tmp_path / "model.onnx"), "--evaluation", str(tmp_path / "evaluation.npz"))
+    assert shoal(fleet, "model", "push", "r@1", *files).returncode == 0
+    assert shoal(fleet, "variant", "build", "r@1", "--profile", "line").returncode == 0
+    done = shoal(fleet, "rollout", "create", "r@1", "--tag", "line=3", "--stages", "100%", "--watch", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rollout = json.loads(done.stdout)
+    assert rollout["state"] == "succeeded"
+    shown = json.loads(shoal(fleet, "rollout", "show", rollout["id"], "-o", "json").stdout)
+    assert [one["phase"] for one in shown["deployments"]] == ["active"]
+    assert json.loads(shoal(fleet, "device", "show", "dev-1", "-o", "json").stdout)["serving"][0]["model"] == "r"
+    assert json.loads(shoal(fleet, "rollout", "watch", rollout["id"], "-o", "json").stdout)["state"] == "succeeded"
+    paused = shoal(fleet, "rollout", "pause", rollout["id"])
+    assert paused.returncode == 5
+    assert "succeeded" in paused.stderr
+    assert shoal(fleet, "model", "delete", "r@1", "--yes").returncode == 5
+    assert shoal(fleet, "rollout", "create", "r@1", "--all", "--stages", "half").returncode == 2
 
 
 def test_every_list_is_json_for_machines_and_fits_a_terminal(fleet: LocalFleet) -> None:

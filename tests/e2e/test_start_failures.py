@@ -18,7 +18,12 @@ from tests.fleet import BIN, free_port
         ({"SHOAL_STATE_DIR": "/proc/nowhere"}, 1, "SHOAL_STATE_DIR"),
         ({"SHOAL_DATABASE_URL": "postgresql+psycopg://x@127.0.0.1:1/x"}, 1, "SHOAL_DATABASE_URL"),
         ({"SHOAL_HOST": "0.0.0.0"}, 2, "SHOAL_ADMIN_TOKEN"),
-        ({"SHOAL_PORT": "many"}, 2, "port"),
+        ({"SHOAL_PORT": "many"}, 2, "SHOAL_PORT"),
+        ({"SHOAL_LOG_LEVEL": "LOUD"}, 2, "SHOAL_LOG_LEVEL"),
+        ({"SHOAL_BROKER_URL": "http://broker"}, 2, "SHOAL_BROKER_URL"),
+        ({"SHOAL_BROKER_URL": "mqtt://broker:many"}, 2, "SHOAL_BROKER_URL"),
+        ({"SHOAL_DATABASE_URL": "not a database"}, 2, "SHOAL_DATABASE_URL"),
+        ({"SHOAL_ARTIFACTS_URL": "ftp://nowhere"}, 2, "SHOAL_ARTIFACTS_URL"),
         ({"SHOAL_ONNX2TF_PYTHON": "/nowhere/python"}, 2, "setup-onnx2tf"),
     ],
 )
