@@ -1,19 +1,15 @@
-"""`shoal device` and `shoal profile`."""
+"""`shoal device`."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, fail, show_object, show_rows
+from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, show_object, show_rows
+from fleet_server.cli.profiles import pairs
 
 device = typer.Typer(no_args_is_help=True, help="Devices: what they are, and what runs on them.")
-profile = typer.Typer(no_args_is_help=True, help="Profiles: kinds of device, by a match over their facts.")
-NameArgument = Annotated[str, typer.Argument(help="Its name.")]
 
 
 @device.command("list")
@@ -63,7 +59,10 @@ def pin_device(
     profile_name: Annotated[str | None, typer.Argument(help="The profile; leave it out to let it match again.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Pin a device to a profile, whatever its facts say."""
+    """Pin a device to a profile, whatever its facts say.
+
+    Example: shoal device pin camera-01 rpi5-litert
+    """
     with client(context) as api:
         show_object(api.patch(f"/devices/{device_id}", {"profile": profile_name}), output)
 
@@ -75,7 +74,10 @@ def tag_device(
     tags: Annotated[list[str], typer.Argument(help="key=value pairs; they replace those given before.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Give a device tags, for profiles and rollouts to match."""
+    """Give a device tags, for profiles and rollouts to match.
+
+    Example: shoal device tag camera-01 site=plant7 line=3
+    """
     with client(context) as api:
         show_object(api.patch(f"/devices/{device_id}", {"tags": pairs(tags, "tags")}), output)
 
@@ -93,91 +95,3 @@ def forget_device(
     confirm(f"forget device {device_id}?", yes=yes)
     with client(context) as api:
         api.delete(f"/devices/{device_id}")
-
-
-@profile.command("list")
-def list_profiles(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """List profiles."""
-    with client(context) as api:
-        show_rows(
-            api.items("/profiles"),
-            output,
-            [
-                ("profile", lambda row: row["name"]),
-                ("runtime", lambda row: row["spec"]["runtime"]),
-                ("precisions", lambda row: ", ".join(row["spec"]["precisions"])),
-                ("match", lambda row: row["spec"]["match"]),
-            ],
-            empty="there is no profile yet; create one with `shoal profile create`",
-        )
-
-
-@profile.command("show")
-def show_profile(context: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
-    """Show one profile, with how many devices have it."""
-    with client(context) as api:
-        found = api.get(f"/profiles/{name}")
-        show_object(found if output is Output.JSON else {**found, **found.pop("spec")}, output)
-
-
-@profile.command("create")
-def create_profile(
-    context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Its name; may stand in the file.")] = None,
-    file: Annotated[
-        str | None, typer.Option("-f", "--file", help="YAML or JSON of a profile; - reads it from input.")
-    ] = None,
-    runtime: Annotated[str | None, typer.Option(help="onnx or litert.")] = None,
-    match: Annotated[list[str], typer.Option(help="fact=value that must hold; repeat.")] = [],  # noqa: B006
-    precision: Annotated[list[str], typer.Option(help="fp32, fp16, int8 or dynamic-int8; repeat.")] = [],  # noqa: B006
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Create a profile from a file, from options, or from both (options win).
-
-    Example: shoal profile create rpi4 --runtime litert --match arch=aarch64 --precision int8
-    """
-    wanted: dict[str, Any] = _read_profile(file) if file else {}
-    if name:
-        wanted["name"] = name
-    if runtime:
-        wanted["runtime"] = runtime
-    if match:
-        wanted["match"] = pairs(match, "--match")
-    if precision:
-        wanted["precisions"] = precision
-    with client(context) as api:
-        show_object(api.post("/profiles", wanted), output)
-
-
-@profile.command("delete")
-def delete_profile(context: typer.Context, name: NameArgument, yes: YesOption = False) -> None:  # noqa: FBT002
-    """Delete a profile that no variant was built for."""
-    confirm(f"delete profile {name}?", yes=yes)
-    with client(context) as api:
-        api.delete(f"/profiles/{name}")
-
-
-def pairs(values: list[str], what: str) -> dict[str, str]:
-    """key=value texts as a dictionary."""
-    found = {}
-    for value in values:
-        key, equals, rest = value.partition("=")
-        if not equals or not key:
-            raise fail(f"{what}: {value!r} is not key=value", 2)
-        found[key] = rest
-    return found
-
-
-def _read_profile(file: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except OSError as error:
-        raise fail(f"-f: {file} can't be read: {error.strerror}", 2) from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise fail(f"-f: {file} is neither YAML nor JSON: {error}", 2) from None
-    if not isinstance(found, dict):
-        raise fail(f"-f: {file} does not hold one profile", 2)
-    return found

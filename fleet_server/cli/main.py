@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli.devices import device, profile
+from fleet_server.cli.convert import convert
+from fleet_server.cli.devices import device
 from fleet_server.cli.models import model, variant
+from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
 
 app = typer.Typer(
@@ -53,13 +55,22 @@ def version() -> None:
     typer.echo(f"shoal {__version__}")
 
 
+app.command("convert")(convert)
+
+
 @server.command("run")
 def run_server(
-    state_dir: Annotated[Path | None, typer.Option(help="Folder for database, artifacts and working files.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback a token is needed.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the REST API.")] = None,
-    broker_url: Annotated[str | None, typer.Option(help="An external broker: mqtt://host:port.")] = None,
-    broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for database, artifacts and working files. Default: /var/lib/shoal.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; beyond loopback a token is needed. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the REST API. Default: 7470.")] = None,
+    broker_url: Annotated[
+        str | None, typer.Option(help="An external broker: mqtt://host:port. Default: an embedded one.")
+    ] = None,
+    broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker. Default: 7471.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql+psycopg://…; SQLite when absent.")] = None,
 ) -> None:
     """Run the fleet server until Ctrl-C.

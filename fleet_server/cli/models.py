@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from fleet_server.cli.candidates import columns, plot
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -57,13 +58,13 @@ def push(
     if not name or not version:
         raise fail(f"{reference!r} is not MODEL@VERSION", 2)
     with client(context) as api, tempfile.TemporaryDirectory() as folder:
-        files = _forms(sources, weights, evaluation or calibration, Path(folder))
+        files = source_files(sources, weights, evaluation or calibration, Path(folder))
         body: dict[str, Any] = {
             "name": version,
             "sources": [{"format": form, "digest": _upload(api, path)} for form, path in files.items()],
             "calibration": _upload(api, calibration) if calibration else None,
             "evaluation": _upload(api, evaluation) if evaluation else None,
-            "labels": labels.read_text().split("\n")[:-1] if labels else [],
+            "labels": _lines(labels) if labels else [],
             "gate": {"min_accuracy": min_accuracy, "max_regression_points": max_regression},
         }
         with errors.status("the server checks the version"):
@@ -73,7 +74,15 @@ def push(
         show_object(created, output)
 
 
-def _forms(sources: list[str], weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
+def _lines(path: Path) -> list[str]:
+    """Class names, one a line, the last with or without its line end."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(f"--labels: {path} can't be read: {error}", 2) from None
+
+
+def source_files(sources: list[str], weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
     """The files to upload, by format: those that were named, or exports of the net that was."""
     if len(sources) == 1 and ".py:" in sources[0]:
         return _export(sources[0], weights, data, folder)
@@ -235,6 +244,33 @@ def show_variant(
     """Show one variant: candidates, measurements, lineage and the gate's checks."""
     with client(context) as api:
         show_object(api.get(f"/variants/{variant_id}"), output)
+
+
+@variant.command("explain")
+def explain(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version.")],
+    profile_name: Annotated[str, typer.Option("--profile", help="The profile it was built for.")],
+    picture: Annotated[
+        Path | None, typer.Option("--plot", help="Also draw accuracy against latency here (.svg, .png).")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Explain a variant: every candidate that was tried, and its fate.
+
+    A star marks the Pareto front: no other candidate within budgets is as good in accuracy, latency and size.
+    """
+    with client(context) as api:
+        found = list(api.items("/variants", version=reference, profile=profile_name))
+        if not found:
+            remedy = f"build it with `shoal variant build {reference} --profile {profile_name}`"
+            raise fail(f"{reference} has no variant for {profile_name!r}: {remedy}", 4)
+        candidates = found[0]["candidates"]
+        if picture is not None:
+            plot(candidates, picture, title=f"{reference} for {profile_name}")
+        if output is Output.TABLE and found[0]["failure"] and not candidates:
+            raise fail(found[0]["failure"]["detail"])
+        show_rows(candidates, output, columns(candidates), empty="nothing was tried yet: it is still being built")
 
 
 def _show_variants(variants: list[Json], output: Output) -> None:

@@ -79,8 +79,8 @@ def show_rows(
 def rows_table(rows: Iterable[Json], columns: Sequence[tuple[str, Callable[[Json], object]]]) -> Table:
     """The table of a list."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, _ in columns:
-        table.add_column(name, overflow="fold")
+    for number, (name, _) in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=number == 0)  # the first names the row: it stays whole
     for row in rows:
         table.add_row(*[_cell(value(row)) for _, value in columns])
     return table

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
-from fleet_server.cli.devices import pairs
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -24,6 +23,7 @@ from fleet_server.cli.output import (
     show_object,
     show_rows,
 )
+from fleet_server.cli.profiles import pairs
 from fleet_server.sdk import Client
 
 rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")

@@ -1,0 +1,138 @@
+"""`shoal convert`: what the server does to a version, here and without a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from fleet_server.cli.candidates import columns, plot, report
+from fleet_server.cli.models import source_files
+from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, rows_table
+from fleet_server.cli.profiles import read_profile
+
+MEMORY_MB = 8192
+TIMEOUT_S = 3600.0
+
+
+def convert(
+    sources: Annotated[list[str], typer.Argument(help="model.onnx and/or model.tflite, or net.py:function.")],
+    profile: Annotated[str, typer.Option(help="A shipped profile's name, or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for artifact, manifest, report and plot.")],
+    weights: Annotated[Path | None, typer.Option(help="Safetensors for net.py:function.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Rows for static int8: an .npz with an array for each input.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Held-out rows, as .npz, with their class indices as `y`.")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Convert a model for a kind of device on this machine, without a server.
+
+    Tries every recipe of the profile, measures each here, and writes the best. Exit code 1 when none keeps the budgets.
+
+    Example: shoal convert m.onnx --profile raspberry-pi-5 --evaluation e.npz --out variant
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "work").mkdir()
+        files = source_files(sources, weights, evaluation or calibration, folder)
+        spec = read_profile(profile)
+        result, verdict, manifest = _build(files, spec, calibration, evaluation, folder / "work")
+        out.mkdir(parents=True, exist_ok=True)
+        candidates = result["candidates"]
+        picture = _plot(candidates, out, f"for {spec.name}")
+        if manifest is not None:
+            chosen = candidates[result["chosen"]]
+            shutil.copyfile(folder / "work" / chosen["path"], out / f"model.{chosen['format']}")
+            (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    checks = "; ".join(f"{check['detail']} ({'holds' if check['holds'] else 'MISSED'})" for check in verdict["checks"])
+    facts = [
+        ("profile", spec.name),
+        ("measured on", "this machine, not on a device of the profile"),
+        ("gate", f"{'passed' if verdict['passed'] else 'refused'}: {checks or 'nothing to check'}"),
+    ]
+    (out / "report.md").write_text(report(f"Variant for {spec.name}", facts, candidates, picture))
+    if output is Output.JSON:
+        print_json({**result, "gate": verdict})
+    else:
+        Console().print(rows_table(candidates, columns(candidates)))
+        errors.print(f"{'passed' if verdict['passed'] else '[red]refused[/]'} by the gate; see {out / 'report.md'}")
+    if not verdict["passed"]:
+        raise typer.Exit(1)
+
+
+def _build(
+    files: dict[str, Path], spec: Any, calibration: Path | None, evaluation: Path | None, work: Path
+) -> tuple[Json, Json, Json | None]:
+    """Runs the same bounded process as the server; returns the result, the gate's verdict, and the manifest."""
+    import msgspec
+
+    from agent.protocol.manifest import ModelFormat
+    from converters.job import BuildJob, BuildResult, DataFile, Inspection, InspectJob, SourceFile
+    from converters.package import manifest_for
+    from fleet_server.catalog.artifacts import file_digest
+    from fleet_server.catalog.schemas import GateSpec
+    from fleet_server.conversions.gate import judge
+    from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
+    from fleet_server.conversions.service import build_target
+    from fleet_server.settings import Settings
+
+    def data(path: Path | None) -> DataFile | None:
+        return DataFile(file_digest(path)[0], str(path.absolute())) if path else None
+
+    for path in (calibration, evaluation):
+        if path is not None and not path.is_file():
+            raise fail(f"{path}: there is no such file", 2)
+    sources = tuple(
+        SourceFile(ModelFormat(form), file_digest(path)[0], str(path.absolute())) for form, path in files.items()
+    )
+    target = build_target(spec.name, spec)
+    python = Settings().effective_onnx2tf_python
+    job = BuildJob(sources, target, data(calibration), data(evaluation), onnx2tf_python=str(python) if python else None)
+    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
+    try:
+        with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            task = progress.add_task("converting", total=1.0, step="check the files")
+            check = InspectJob(sources, job.calibration, job.evaluation)
+            run_job(check, work, Inspection, Bounds(TIMEOUT_S, MEMORY_MB))
+            result = run_job(
+                job,
+                work,
+                BuildResult,
+                Bounds(TIMEOUT_S, MEMORY_MB),
+                on_progress=lambda now: progress.update(task, completed=now.fraction, step=now.step),
+            )
+    except ConversionFailedError as error:
+        raise fail(error.error.detail) from None
+    if result.chosen is None:
+        for one in result.candidates:
+            errors.print(f"{one.recipe}: {one.error}")
+        raise fail("no recipe worked")
+    chosen = result.candidates[result.chosen]
+    verdict = judge(result, chosen, spec.budgets, GateSpec())
+    assert chosen.path is not None
+    assert chosen.format is not None
+    plain = manifest_for(
+        work / chosen.path, (chosen.inputs, chosen.outputs), chosen.format, target, precision=chosen.precision
+    )
+    manifest = msgspec.structs.replace(plain, digest=chosen.digest or "")
+    return msgspec.to_builtins(result), verdict.model_dump(mode="json"), msgspec.to_builtins(manifest)
+
+
+def _plot(candidates: list[Json], out: Path, title: str) -> str | None:
+    """The plot's name, or None where matplotlib is not installed: the report is whole without it."""
+    try:
+        plot(candidates, out / "candidates.svg", title=title)
+    except typer.Exit:
+        sys.stderr.flush()
+        return None
+    return "candidates.svg"
