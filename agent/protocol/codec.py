@@ -75,9 +75,7 @@ def _check(message: Message) -> None:
                 _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
                 check_manifest(deployment.manifest)
         case Reported():
-            _bound(message.deployments, LIMITS.deployments * 4, "deployments")
-            _bound(message.serving, LIMITS.deployments, "serving")
-            _check_facts(message.facts)
+            _check_report(message)
         case Need():
             _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
             _bound(message.missing, LIMITS.missing_ranges, "missing")
@@ -85,22 +83,7 @@ def _check(message: Message) -> None:
             for span in message.missing:
                 _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
         case TelemetryBatch():
-            _bound(message.models, LIMITS.models_per_batch, "models")
-            for model in message.models:
-                _bound(model.latency, LIMITS.histogram_buckets, "latency")
-                _bound(model.confusion, LIMITS.confusion_cells, "confusion")
-                _require(
-                    all(0 <= b < LIMITS.histogram_buckets and 0 <= n < 1 << 53 for b, n in model.latency.items()),
-                    "latency holds an impossible bucket",
-                )
-                _require(
-                    all(min(cell) >= 0 and max(cell) < 1 << 53 for cell in model.confusion),
-                    "confusion holds a negative number",
-                )
-                _require(
-                    all(0 <= n < 1 << 53 for n in (model.requests, model.errors, model.rejected, model.items)),
-                    "a count is negative",
-                )
+            _check_batch(message)
         case Presence() | TelemetryAck():
             pass
 
@@ -129,6 +112,49 @@ def check_manifest(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def _check_report(message: Reported) -> None:
+    _bound(message.deployments, LIMITS.deployments * 4, "deployments")
+    _bound(message.serving, LIMITS.deployments, "serving")
+    _names(boot_id=message.boot_id)
+    _counts(LIMITS.counter, sequence=message.sequence, revision=message.revision)
+    for report in message.deployments:
+        _names(deployment_id=report.deployment_id)
+        _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
+        _counts(LIMITS.total, received_bytes=report.received_bytes)
+    _check_facts(message.facts)
+
+
+def _check_batch(message: TelemetryBatch) -> None:
+    _bound(message.models, LIMITS.models_per_batch, "models")
+    _names(spool_id=message.spool_id)
+    _counts(LIMITS.total, sequence=message.sequence)
+    for model in message.models:
+        _names(
+            model=model.model,
+            version=model.version,
+            digest=model.digest,
+            deployment_id=model.deployment_id,
+            provider=model.provider,
+        )
+        _counts(
+            LIMITS.total,
+            requests=model.requests,
+            errors=model.errors,
+            rejected=model.rejected,
+            items=model.items,
+        )
+        _bound(model.latency, LIMITS.histogram_buckets, "latency")
+        _bound(model.confusion, LIMITS.confusion_cells, "confusion")
+        _require(
+            all(0 <= b < LIMITS.histogram_buckets and 0 <= n < LIMITS.total for b, n in model.latency.items()),
+            "latency holds an impossible bucket",
+        )
+        _require(
+            all(min(cell) >= 0 and max(cell) < LIMITS.total for cell in model.confusion),
+            "confusion holds a negative number",
+        )
+
+
 def _check_facts(facts: DeviceFacts) -> None:
     for field in ("cpu_features", "accelerators", "runtimes", "tags"):
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
@@ -137,6 +163,17 @@ def _check_facts(facts: DeviceFacts) -> None:
             len(key) <= LIMITS.name_chars and len(value) <= LIMITS.name_chars,
             f"facts.tags: {key[:40]!r} or its value is too long",
         )
+
+
+def _names(**texts: str) -> None:
+    """Short, and without the NUL that no database holds."""
+    for field, text in texts.items():
+        _require(len(text) <= LIMITS.name_chars and "\0" not in text, f"{field} is too long, or holds a NUL character")
+
+
+def _counts(limit: int, **numbers: int) -> None:
+    for field, number in numbers.items():
+        _require(0 <= number < limit, f"{field} is negative or impossibly large")
 
 
 def _bound(values: Collection[object], limit: int, field: str) -> None:

@@ -26,6 +26,8 @@ class WireLimits:
     name_chars: int = 128
     detail_chars: int = 2000
     nesting: int = 16
+    counter: int = 1 << 30  # what counts one at a time: sequences, revisions, attempts
+    total: int = 1 << 53  # what adds up: bytes, requests
 
 
 LIMITS = WireLimits()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from fleet_server.telemetry.metrics import scores
 from fleet_server.telemetry.repository import WindowFilter
 from fleet_server.telemetry.schemas import ModelTelemetry
 
+LONGEST_WINDOW_S = 86_400.0
 CLOCK_SLACK = dt.timedelta(minutes=5)
 
 
@@ -70,7 +72,8 @@ def store_batch(session: Session, device_id: str, batch: TelemetryBatch, now: dt
 
 def _window(batch: TelemetryBatch, now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
     """The window's times; those of a clock that is ahead of ours, or impossible, are moved to end now."""
-    length = min(max(batch.ended_at - batch.started_at, 0.0), 86_400.0)
+    length = batch.ended_at - batch.started_at
+    length = min(max(length, 0.0), LONGEST_WINDOW_S) if math.isfinite(length) else 0.0
     try:
         ended = dt.datetime.fromtimestamp(batch.ended_at, dt.UTC)
     except (ValueError, OverflowError, OSError):

@@ -1,0 +1,153 @@
+"""What devices say, through the handlers, on SQLite and PostgreSQL: kept, answered, or refused; never an exception."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.protocol.codec import decode, encode
+from agent.protocol.facts import DeviceFacts
+from agent.protocol.lifecycle import Phase
+from agent.protocol.messages import (
+    DeploymentReport,
+    DesiredState,
+    HostWindow,
+    ModelWindow,
+    Presence,
+    Reported,
+    TelemetryBatch,
+)
+from agent.protocol.topics import DeviceTopic, device_topic
+from agent.protocol.version import SPOKEN
+from fleet_server import outbox
+from fleet_server.db import Database, utc_now
+from fleet_server.gateway.handlers import Handlers
+from fleet_server.gateway.mqtt import Message
+from fleet_server.models import Device
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.settings import Settings
+from fleet_server.telemetry import service as telemetry
+
+FACTS = DeviceFacts(
+    agent_version="1",
+    os="",
+    kernel="",
+    arch="x86_64",
+    cpu_model="",
+    cpu_cores=1,
+    cpu_features=(),
+    memory_mb=1024,
+    disk_free_mb=1024,
+)
+WINDOW = ModelWindow("m", "1", "a" * 64, "d", "cpu", requests=1)
+HELLO = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=FACTS)
+BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
+
+
+@pytest.fixture
+def handlers(database: Database) -> Handlers:
+    return Handlers(database, Settings(), lambda *_: None)
+
+
+def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:
+    handlers.handle(Message(device_topic(device, leaf), encode(message)))
+
+
+def report(**fields: Any) -> DeploymentReport:
+    return msgspec.structs.replace(DeploymentReport("d", "m", "1", "a" * 64, Phase.ACTIVE), **fields)
+
+
+POISON: tuple[Reported | TelemetryBatch, ...] = (
+    msgspec.structs.replace(HELLO, boot_id="\0"),
+    msgspec.structs.replace(HELLO, boot_id="x" * 500_000),
+    msgspec.structs.replace(HELLO, sequence=1 << 40),
+    msgspec.structs.replace(HELLO, sequence=-1 << 40),
+    msgspec.structs.replace(HELLO, revision=1 << 40),
+    msgspec.structs.replace(HELLO, revision=-1),
+    msgspec.structs.replace(HELLO, deployments=(report(deployment_id="\0"),)),
+    msgspec.structs.replace(HELLO, deployments=(report(received_bytes=1 << 70),)),
+    msgspec.structs.replace(HELLO, deployments=(report(missing_chunks=1 << 40),)),
+    msgspec.structs.replace(HELLO, deployments=(report(attempts=-1),)),
+    msgspec.structs.replace(BATCH, spool_id="\0"),
+    msgspec.structs.replace(BATCH, sequence=1 << 63),
+    msgspec.structs.replace(BATCH, sequence=-1),
+    msgspec.structs.replace(BATCH, models=(msgspec.structs.replace(WINDOW, model="\0"),)),
+    msgspec.structs.replace(BATCH, models=(msgspec.structs.replace(WINDOW, version="v" * 10_000),)),
+    msgspec.structs.replace(BATCH, models=(msgspec.structs.replace(WINDOW, provider="\0"),)),
+)
+
+
+def test_poison_is_refused_and_the_next_message_is_heard(handlers: Handlers, database: Database) -> None:
+    for number, poison in enumerate(POISON):
+        name = f"dev-{number}"
+        leaf = DeviceTopic.REPORTED if isinstance(poison, Reported) else DeviceTopic.TELEMETRY
+        if leaf is DeviceTopic.TELEMETRY:
+            say(handlers, DeviceTopic.REPORTED, HELLO, name)
+        say(handlers, leaf, poison, name)
+        with database.read() as session:
+            assert (session.get(Device, name) is None) == (leaf is DeviceTopic.REPORTED), poison
+            assert telemetry.summarize(session, DEFAULT_FLEET, device_id=name) == [], poison
+        say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, sequence=2), name)
+        say(handlers, DeviceTopic.TELEMETRY, BATCH, name)
+        with database.read() as session:
+            assert session.get_one(Device, name).reported_sequence == 2
+            assert len(telemetry.summarize(session, DEFAULT_FLEET, device_id=name)) == 1
+            newest = outbox.pending(session, limit=1000)[-1]
+            assert newest.topic == device_topic(name, DeviceTopic.TELEMETRY_ACK)
+
+
+CLOCKS = [
+    (0.0, 5.0),
+    (5.0, 0.0),
+    (1e300, -1e300),
+    (float("nan"), 1.0),
+    (1.0, float("nan")),
+    (float("-inf"), float("inf")),
+]
+
+
+def test_a_clock_that_is_wrong_ends_its_windows_now(handlers: Handlers, database: Database) -> None:
+    for number, (started, ended) in enumerate(CLOCKS):
+        name = f"dev-{number}"
+        before = utc_now()
+        say(handlers, DeviceTopic.REPORTED, HELLO, name)
+        batch = msgspec.structs.replace(BATCH, started_at=started, ended_at=ended)
+        say(handlers, DeviceTopic.TELEMETRY, batch, name)
+        with database.read() as session:
+            (row,) = telemetry.summarize(session, DEFAULT_FLEET, device_id=name)
+        assert before <= row.last_at <= utc_now(), (started, ended)
+        assert row.first_at >= before - dt.timedelta(days=1)
+
+
+def test_presence_of_an_unknown_device_and_an_emptied_topic_are_harmless(
+    handlers: Handlers, database: Database
+) -> None:
+    say(handlers, DeviceTopic.PRESENCE, Presence(online=True, boot_id="b"))
+    handlers.handle(Message(device_topic("dev-1", DeviceTopic.PRESENCE), b""))
+    say(handlers, DeviceTopic.TELEMETRY, BATCH)
+    with database.read() as session:
+        assert session.get(Device, "dev-1") is None
+        assert outbox.pending(session, limit=10) == []
+
+
+def test_a_late_report_of_the_same_boot_changes_nothing(handlers: Handlers, database: Database) -> None:
+    newer = msgspec.structs.replace(HELLO, sequence=5, facts=msgspec.structs.replace(FACTS, arch="aarch64"))
+    for message in (newer, msgspec.structs.replace(HELLO, sequence=4), newer):
+        say(handlers, DeviceTopic.REPORTED, message)
+    with database.read() as session:
+        assert session.get_one(Device, "dev-1").facts["arch"] == "aarch64"
+    say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, boot_id="the next"))
+    with database.read() as session:
+        assert session.get_one(Device, "dev-1").facts["arch"] == "x86_64"
+
+
+def test_a_device_that_knows_a_later_revision_than_the_database_is_gone_past(
+    handlers: Handlers, database: Database
+) -> None:
+    say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, revision=41))
+    with database.read() as session:
+        (message,) = outbox.pending(session, limit=10)
+    assert decode(message.payload, DesiredState).revision == 42
