@@ -1,4 +1,8 @@
-"""Data sets: `.npz` files with an array for each input and labels as `y`. Bounded, and never unpickled."""
+"""Data sets: `.npz` files with an array for each input and labels as `y`. Bounded, and never unpickled.
+
+An array's first axis counts rows. Where it has as many axes as the model's input, that is the input's first axis too.
+Where it has one more, each row is a whole input: for recurrent states, whose rows lie on another axis, and for scalars.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +32,33 @@ class Dataset:
         inputs: by source name; the first axis counts rows.
         labels: (rows,) int64 class indices; None when there are none.
         rows: how many.
+        whole: inputs of which a row is all that the model takes.
     """
 
     inputs: dict[str, Array]
     labels: npt.NDArray[np.int64] | None
     rows: int
+    whole: frozenset[str] = frozenset()
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Rows in order, `size` at a time; the last may be shorter."""
-        for start in range(0, self.rows, size):
-            yield {name: np.ascontiguousarray(array[start : start + size]) for name, array in self.inputs.items()}
+        """Rows in order, `size` at a time (one, where a row is a whole input); the last may be shorter."""
+        step = 1 if self.whole else size
+        for start in range(0, self.rows, step):
+            yield {
+                name: np.asarray(array[start] if name in self.whole else array[start : start + step], order="C")
+                for name, array in self.inputs.items()
+            }
+
+    def part(self, start: int, stop: int) -> Dataset:
+        """Rows from `start` up to `stop`, without labels."""
+        stop = min(stop, self.rows)
+        inputs = {name: array[start:stop] for name, array in self.inputs.items()}
+        return Dataset(inputs, None, stop - start, self.whole)
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """The shape in which the model gets one row of an input."""
+        rest: tuple[int, ...] = self.inputs[name].shape[1:]
+        return rest if name in self.whole else (1, *rest)
 
 
 def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Dataset:
@@ -53,6 +74,7 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
     """
     arrays = _read(path, field)
     inputs = {}
+    whole = set()
     for spec in specs:
         key = spec.name if spec.name in arrays else ONLY_INPUT if len(specs) == 1 else spec.name
         if key not in arrays:
@@ -60,11 +82,13 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
                 "bad_data", f"{field}: it has arrays {sorted(arrays)}, but none for the input {spec.name!r}", field
             )
         inputs[spec.name] = _fit(arrays[key], spec, field)
+        if inputs[spec.name].ndim > len(spec.shape):
+            whole.add(spec.name)
     lengths = {name: len(array) for name, array in inputs.items()}
     rows = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or rows == 0:
         raise ConversionError("bad_data", f"{field}: every array needs the same number of rows, not {lengths}", field)
-    return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows)
+    return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows, frozenset(whole))
 
 
 def _read(path: Path, field: str) -> dict[str, Array]:
@@ -81,17 +105,13 @@ def _read(path: Path, field: str) -> dict[str, Array]:
 
 
 def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
-    wanted = list(spec.shape[1:])
-    fits = array.ndim == len(spec.shape) and all(
-        size in {-1, got} for size, got in zip(wanted, array.shape[1:], strict=True)
-    )
-    if not fits:
-        raise ConversionError(
-            "bad_data",
-            f"{field}: {spec.name!r} has shape {list(array.shape)}, but the model takes [rows, "
-            f"{', '.join('any' if size < 0 else str(size) for size in wanted)}]",
-            field,
+    by_rows, whole = spec.shape[1:], spec.shape
+    if not (_agrees(array.shape[1:], by_rows) and len(spec.shape) > 0) and not _agrees(array.shape[1:], whole):
+        sizes = ["any" if size < 0 else str(size) for size in (by_rows if spec.shape else whole)]
+        detail = (
+            f"{field}: {spec.name!r} has shape {list(array.shape)}, but the model takes [{', '.join(['rows', *sizes])}]"
         )
+        raise ConversionError("bad_data", detail, field)
     dtype = np.dtype(spec.dtype)
     if array.dtype != dtype:
         if not np.can_cast(array.dtype, dtype, casting="same_kind"):
@@ -101,6 +121,10 @@ def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ConversionError("bad_data", f"{field}: {spec.name!r} holds NaN or infinity: remove those rows", field)
     return array
+
+
+def _agrees(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(size in {-1, got} for size, got in zip(wanted, shape, strict=True))
 
 
 def _labels(array: Array | None, rows: int, field: str) -> npt.NDArray[np.int64] | None:

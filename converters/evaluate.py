@@ -67,7 +67,7 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
 
 
 def _latency(runtime: Runtime, data: Dataset, seconds: float = LATENCY_SECONDS) -> tuple[float, float]:
-    rows = [{name: array[i : i + 1] for name, array in data.inputs.items()} for i in range(min(16, data.rows))]
+    rows = list(data.part(0, 16).batches(1))
     for row in rows[:WARM_UP]:
         runtime.run(row)
     times = []

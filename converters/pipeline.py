@@ -33,6 +33,7 @@ from converters.job import (
 )
 from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs
 from converters.planner import choose, excesses, fates, plan, repairs
+from converters.sources import check_tflite, parse_onnx
 from converters.step import Context, Recipe, run_recipe, tool_versions
 from converters.steps import onnx_to_litert
 
@@ -52,7 +53,6 @@ ProgressCall = Callable[[float, str], None]
 SAMPLE_ROWS = 16
 TIMED_AGAIN = 4
 RELATIVE_TOLERANCE = 1e-2
-WEIGHTS_LIMIT = 4 << 30
 _ANY = Target("inspection", RuntimeName.ONNX, ("cpu",), ())
 
 
@@ -111,51 +111,21 @@ def _source_specs(sources: tuple[SourceFile, ...]) -> tuple[dict[ModelFormat, Sp
     parameters = 0
     for source in sorted(sources, key=lambda one: one.format is not ModelFormat.ONNX):
         if source.format is ModelFormat.ONNX:
-            model = _parse_onnx(Path(source.path))
+            model = parse_onnx(Path(source.path))
             specs[source.format] = onnx_specs(model)
             operators = dict(Counter(node.op_type for node in model.graph.node))
             parameters = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
         else:
-            content = Path(source.path).read_bytes()[:8]
-            if content[4:8] != b"TFL3":
-                detail = "sources: not a TFLite file (its mark TFL3 is missing): export it again"
-                raise ConversionError("bad_model", detail, "sources")
+            check_tflite(Path(source.path))
             specs[source.format] = tflite_specs(Path(source.path), specs.get(ModelFormat.ONNX))
     return specs, operators, parameters
-
-
-def _parse_onnx(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    start = path.read_bytes()[:8]
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        detail = (
-            "sources: this is a PyTorch or pickle file, which can run code: push net.py:build with safetensors weights"
-        )
-        raise ConversionError("bad_model", detail, "sources")
-    try:
-        model = onnx.load_model(str(path), load_external_data=False)
-    except (DecodeError, ValueError, RuntimeError) as error:
-        detail = f"sources: not a readable ONNX file ({str(error)[:120]}): it may be cut short; export it again"
-        raise ConversionError("bad_model", detail, "sources") from None
-    if not model.graph.node or not model.graph.output:
-        raise ConversionError("bad_model", "sources: not an ONNX model: it has no graph; export it again", "sources")
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            detail = "sources: its weights lie in another file: save it as one (onnx.save without external data)"
-            raise ConversionError("bad_model", detail, "sources")
-        if any(size < 0 for size in tensor.dims) or int(np.prod(tensor.dims, dtype=np.float64)) * 4 > WEIGHTS_LIMIT:
-            raise ConversionError("bad_model", f"sources: the weight {tensor.name!r} is too large", "sources")
-    return model
 
 
 def _sample(data: dict[str, Dataset], specs: Specs) -> Dataset:
     """Real rows where there are any; seeded random ones otherwise."""
     real = data.get("evaluation") or data.get("calibration")
     if real is not None:
-        rows = min(real.rows, SAMPLE_ROWS)
-        return Dataset({name: array[:rows] for name, array in real.inputs.items()}, None, rows)
+        return real.part(0, SAMPLE_ROWS)
     rng = np.random.default_rng(0)
     inputs = {}
     rows = 1 if max_batch(specs, 2) == 1 else SAMPLE_ROWS
@@ -352,7 +322,7 @@ def _litert_start(job: BuildJob, onnx: Start | str | None, data: Dataset, source
             "or SHOAL_ONNX2TF_PYTHON)"
         )
     rows = min(data.rows, SAMPLE_ROWS)
-    sample = Dataset({name: array[:rows] for name, array in data.inputs.items()}, None, rows)
+    sample = data.part(0, rows)
     try:
         made = onnx_to_litert.convert(onnx.path, folder, Path(job.onnx2tf_python), sample)
         specs = tflite_specs(made.path, onnx.specs)

@@ -55,10 +55,9 @@ def _samples(source: Path, calibration: Dataset) -> dict[str, list[dict[str, Any
     else:
         order = [index for index in details if index in by_tensor]
         pairs = [(by_tensor[i], i, name) for i, name in zip(order, calibration.inputs, strict=True)]
-    rows = Dataset({name: a[:ROWS] for name, a in calibration.inputs.items()}, None, min(calibration.rows, ROWS))
     return {
         key: [
             {name: batch[ours].astype(details[index]["dtype"]) for name, index, ours in pairs}
-            for batch in rows.batches(1)
+            for batch in calibration.part(0, ROWS).batches(1)
         ]
     }

@@ -33,8 +33,7 @@ class Reader:
     """Calibration rows one at a time, as ONNX Runtime's calibrator asks for them."""
 
     def __init__(self, data: Dataset, start: int, stop: int) -> None:
-        rows = Dataset({name: array[start:stop] for name, array in data.inputs.items()}, None, stop - start)
-        self._rows = rows.batches(1)
+        self._rows = data.part(start, stop).batches(1)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next row, or None at the end."""
@@ -165,9 +164,8 @@ def _answers(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rows = min(most, context.calibration.rows)
-    part = Dataset({name: array[:rows] for name, array in context.calibration.inputs.items()}, None, rows)
-    return np.concatenate([np.atleast_1d(session.run(None, row)[0]) for row in part.batches(1)])
+    rows = context.calibration.part(0, most).batches(1)
+    return np.concatenate([np.atleast_1d(session.run(None, row)[0]) for row in rows])
 
 
 def _agreement(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:

@@ -87,3 +87,34 @@ def test_scores_by_hand() -> None:
     assert two.precision == pytest.approx(2 / 3)
     assert two.recall == 1.0
     assert two.f1 == pytest.approx(0.8)
+
+
+def test_rows_that_are_whole_inputs(tmp_path: Path) -> None:
+    """A recurrent state has its rows on the second axis, and a rate is a scalar."""
+    specs = (
+        TensorSpec("sound", "float32", (-1, 512)),
+        TensorSpec("state", "float32", (2, -1, 128)),
+        TensorSpec("rate", "int64", ()),
+    )
+    path = written(
+        tmp_path,
+        sound=np.zeros((3, 512), np.float32),
+        state=np.zeros((3, 2, 1, 128), np.float32),
+        rate=np.full(3, 16000),
+    )
+    found = load_dataset(path, specs, "evaluation")
+    assert found.whole == {"state", "rate"}
+    batches = list(found.batches(8))
+    assert len(batches) == 3
+    assert {name: array.shape for name, array in batches[0].items()} == {
+        "sound": (1, 512),
+        "state": (2, 1, 128),
+        "rate": (),
+    }
+    assert found.part(1, 9).rows == 2
+    with pytest.raises(
+        ConversionError, match=r"'state' has shape \[3, 2, 128\], but the model takes \[rows, any, 128\]"
+    ):
+        load_dataset(
+            written(tmp_path, sound=np.zeros((3, 512)), state=np.zeros((3, 2, 128)), rate=np.full(3, 1)), specs, "x"
+        )

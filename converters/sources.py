@@ -1,0 +1,135 @@
+"""Reads source forms that strangers made, with bounds, before any runtime sees them.
+
+ONNX's own checker passes a file that takes 16 GiB to run, and ONNX Runtime follows links in external data. So what can
+be seen from the parsed file is bounded here; what can't is bounded by the memory and time of the process this runs in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from converters.errors import ConversionError
+
+WEIGHTS_LIMIT = 4 << 30
+NODES_LIMIT = 100_000
+VALUES_LIMIT = 1024
+DEPTH_LIMIT = 8
+ELEMENTS_LIMIT = 1 << 30
+NAME_LIMIT = 512
+OLDEST_OPSET = 11
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft"})
+RUNS_CODE = "this is a PyTorch or pickle file, which can run code: push net.py:build with safetensors weights"
+
+
+def parse_onnx(path: Path) -> Any:
+    """An ONNX file as `onnx.ModelProto`, with everything bounded that can be seen without running it.
+
+    Raises:
+        ConversionError: `bad_model`, saying what is wrong and what would help.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise _bad(RUNS_CODE)
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise _bad(f"not a readable ONNX file ({str(error)[:120]}): it may be cut short; export it again") from None
+    if not model.graph.node or not model.graph.output:
+        raise _bad("not an ONNX model: it has no graph; export it again")
+    _check_opsets(model)
+    _check_graph(model.graph, depth=0)
+    for function in model.functions:
+        for node in function.node:
+            _check_node(node, depth=1)
+    values = [*model.graph.input, *model.graph.output]
+    if len(values) > VALUES_LIMIT:
+        raise _bad(f"it has {len(values)} inputs and outputs, at most {VALUES_LIMIT} are served")
+    for value in values:
+        _check_shape(value)
+    return model
+
+
+def check_tflite(path: Path) -> None:
+    """Refuse what can't be a TFLite file.
+
+    Raises:
+        ConversionError: `bad_model`.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[4:8] != b"TFL3":
+        raise _bad("not a TFLite file (its mark TFL3 is missing): export it again")
+
+
+def _check_opsets(model: Any) -> None:
+    for opset in model.opset_import:
+        if opset.domain not in DOMAINS:
+            known = ", ".join(sorted(domain for domain in DOMAINS if domain))
+            raise _bad(f"it needs operators of {opset.domain[:80]!r}, which devices do not have; known are {known}")
+        if opset.domain in {"", "ai.onnx"} and opset.version < OLDEST_OPSET:
+            raise _bad(f"it is of opset {opset.version}: export it with opset {OLDEST_OPSET} or newer")
+
+
+def _check_graph(graph: Any, *, depth: int) -> None:
+    if depth > DEPTH_LIMIT:
+        raise _bad(f"its subgraphs are nested deeper than {DEPTH_LIMIT}")
+    if len(graph.node) > NODES_LIMIT:
+        raise _bad(f"it has {len(graph.node)} nodes, at most {NODES_LIMIT} are read")
+    total = 0
+    for tensor in _tensors(graph):
+        total += _check_tensor(tensor)
+        if total > WEIGHTS_LIMIT:
+            raise _bad(f"its weights have more than {WEIGHTS_LIMIT} bytes")
+    for node in graph.node:
+        _check_node(node, depth=depth)
+
+
+def _check_node(node: Any, *, depth: int) -> None:
+    if any(len(name) > NAME_LIMIT for name in (node.name, node.op_type, *node.input, *node.output)):
+        raise _bad(f"a name in it is longer than {NAME_LIMIT} characters")
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            _check_tensor(attribute.t)
+        for tensor in attribute.tensors:
+            _check_tensor(tensor)
+        if attribute.HasField("g"):
+            _check_graph(attribute.g, depth=depth + 1)
+        for graph in attribute.graphs:
+            _check_graph(graph, depth=depth + 1)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+
+
+def _check_tensor(tensor: Any) -> int:
+    """Bytes of a tensor, at least."""
+    import onnx
+
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        raise _bad("its weights lie in another file: save it as one (onnx.save without external data)")
+    if any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) * 4 > WEIGHTS_LIMIT:
+        raise _bad(f"the weight {tensor.name[:80]!r} has an impossible shape: {list(tensor.dims)[:8]}")
+    return math.prod(tensor.dims)
+
+
+def _check_shape(value: Any) -> None:
+    if len(value.name) > NAME_LIMIT:
+        raise _bad(f"a name in it is longer than {NAME_LIMIT} characters")
+    sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+    if any(size < 0 for size in sizes) or math.prod(max(size, 1) for size in sizes) > ELEMENTS_LIMIT:
+        raise _bad(f"{value.name[:80]!r} has the shape {sizes[:8]}: at most {ELEMENTS_LIMIT} elements are served")
+
+
+def _bad(detail: str) -> ConversionError:
+    return ConversionError("bad_model", f"sources: {detail}", "sources")
