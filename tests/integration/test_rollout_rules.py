@@ -1,0 +1,320 @@
+"""Rollouts and deployments as rows: every way one goes, on SQLite and PostgreSQL, with devices that only report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.protocol.codec import decode
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.facts import DeviceFacts, RuntimeFacts
+from agent.protocol.lifecycle import Phase
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.messages import (
+    DeploymentReport,
+    DesiredState,
+    Failure,
+    HostWindow,
+    ModelWindow,
+    Reported,
+    TelemetryBatch,
+)
+from agent.protocol.topics import DeviceTopic, device_topic
+from agent.protocol.version import SPOKEN
+from fleet_server import outbox
+from fleet_server.db import Database, utc_now
+from fleet_server.devices import service as devices
+from fleet_server.devices.schemas import ProfileCreate
+from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoundError
+from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.rollouts import service
+from fleet_server.rollouts.engine import advance
+from fleet_server.rollouts.policy import TRANSITIONS
+from fleet_server.rollouts.schemas import RolloutCreate, RolloutState, RolloutView
+from fleet_server.settings import Settings
+from fleet_server.telemetry import service as telemetry
+
+SETTINGS = Settings()
+HALVES = {"stages": [{"percent": 50}, {"percent": 100}]}
+TENSOR = TensorSpec("x", "float32", (-1, 8))
+
+
+class World:
+    """A model with versions 1 to 3 that are ready for one profile, and four devices that have it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._sequences: dict[str, int] = {}
+        with database.write() as session:
+            profile = devices.create_profile(
+                session, DEFAULT_FLEET, ProfileCreate(name="p", runtime=RuntimeName.ONNX), actor="test"
+            )
+            model = Model(fleet_id=DEFAULT_FLEET, name="m")
+            session.add(model)
+            session.flush()
+            for number in "123":
+                version = Version(fleet_id=DEFAULT_FLEET, model_id=model.id, name=number, inputs=[], outputs=[])
+                session.add(version)
+                session.flush()
+                variant = Variant(
+                    fleet_id=DEFAULT_FLEET,
+                    version_id=version.id,
+                    profile_id=profile.id,
+                    profile_spec=profile.spec,
+                    state="ready",
+                    measurements={"accuracy": 0.9},
+                )
+                session.add(variant)
+                session.flush()
+                manifest = Manifest(
+                    digest=number * 64, size=1, chunk_size=1, model="m", version=number, variant_id=variant.id,
+                    profile="p", format=ModelFormat.ONNX, runtime=RuntimeName.ONNX, precision=Precision.FP32,
+                    inputs=(TENSOR,), outputs=(TENSOR,),
+                )  # fmt: skip
+                variant.digest, variant.size, variant.manifest = manifest.digest, 1, msgspec.to_builtins(manifest)
+        for name in "abcd":
+            self.report(name)
+
+    def report(self, device: str, *deployments: DeploymentReport) -> None:
+        """What the device says; once said to have a profile's runtime, it has that profile."""
+        self._sequences[device] = self._sequences.get(device, 0) + 1
+        facts = DeviceFacts(
+            agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(),
+            memory_mb=1, disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
+        )  # fmt: skip
+        reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments)
+        with self.database.write() as session:
+            outcome = devices.record_report(session, device, reported, utc_now())
+            service.apply_report(session, outcome.device, reported, utc_now())
+
+    def create(self, version: str, **fields: Any) -> str:
+        wanted = RolloutCreate.model_validate({"version": f"m@{version}", "target": {"all": True}, **fields})
+        with self.database.write() as session:
+            return service.create(session, SETTINGS, DEFAULT_FLEET, wanted, actor="test").id
+
+    def desired(self, device: str) -> dict[str, str]:
+        """Version by deployment id, as the newest message for the device says."""
+        topic = device_topic(device, DeviceTopic.DESIRED)
+        with self.database.read() as session:
+            messages = [one for one in outbox.pending(session, limit=1000) if one.topic == topic]
+        if not messages:
+            return {}
+        assert len(messages) == 1
+        state = decode(messages[0].payload, DesiredState)
+        return {one.deployment_id: one.manifest.version for one in state.deployments}
+
+    def goes(self, device: str, phase: Phase, version: str | None = None) -> None:
+        """The device reports a phase of the one deployment it was sent."""
+        ((deployment, sent),) = self.desired(device).items()
+        assert version is None or sent == version
+        failure = Failure(WireErrorCode.LOAD_FAILED, "it does not load") if phase is Phase.FAILED else None
+        self.report(device, DeploymentReport(deployment, "m", sent, sent * 64, phase, failure=failure))
+
+    def tick(self, rollout: str) -> RolloutView:
+        with self.database.write() as session:
+            advance(session, SETTINGS, session.get_one(Rollout, rollout))
+        return self.view(rollout)
+
+    def view(self, rollout: str) -> RolloutView:
+        with self.database.read() as session:
+            return service.rollout_view(session, session.get_one(Rollout, rollout))
+
+    def act(self, rollout: str, action: Callable[..., None], *arguments: Any, **options: Any) -> RolloutView:
+        with self.database.write() as session:
+            action(session, *arguments, session.get_one(Rollout, rollout), **options)
+        return self.view(rollout)
+
+    def phases(self, rollout: str) -> dict[str, str]:
+        with self.database.read() as session:
+            rows = session.query(Deployment).filter_by(rollout_id=rollout, revert_of="").all()
+            return {row.device_id: row.phase for row in rows}
+
+    def run(self, version: str) -> str:
+        """A rollout that every device took."""
+        rollout = self.create(version, strategy={"stages": [{"percent": 100}]})
+        for device in "abcd":
+            self.goes(device, Phase.ACTIVE, version)
+        assert self.tick(rollout).state == "succeeded"
+        return rollout
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    return World(database)
+
+
+def decisions(view: RolloutView) -> list[str]:
+    return [verdict.decision for verdict in view.verdicts]
+
+
+def test_stage_after_stage_to_the_end(world: World) -> None:
+    rollout = world.create("1", strategy=HALVES)
+    first = {device for device in "abcd" if world.desired(device)}
+    assert len(first) == 2
+    assert world.phases(rollout) == {device: "pending" if device in first else "scheduled" for device in "abcd"}
+    for device in sorted(first):
+        assert world.tick(rollout).stage == 0
+        world.goes(device, Phase.DOWNLOADING, "1")
+        world.goes(device, Phase.ACTIVE)
+    assert world.tick(rollout).stage == 1
+    for device in set("abcd") - first:
+        world.goes(device, Phase.ACTIVE, "1")
+    done = world.tick(rollout)
+    assert (done.state, done.counts.active, done.counts.total) == ("succeeded", 4, 4)
+    assert decisions(done) == ["start", "advance", "succeed"]
+    assert done.finished_at is not None
+
+
+def test_a_failed_device_takes_the_others_back_to_what_they_ran(world: World) -> None:
+    world.run("1")
+    rollout = world.create("2", strategy=HALVES)
+    first, second = sorted(device for device in "abcd" if list(world.desired(device).values()) == ["2"])
+    world.goes(first, Phase.ACTIVE)
+    world.goes(second, Phase.FAILED)
+    reverting = world.tick(rollout)
+    assert reverting.state == "reverting"
+    assert "failed_percent is 50, above 5" in reverting.verdicts[-1].reason
+    assert set(world.phases(rollout).values()) == {"active", "failed", "superseded"}
+    assert world.tick(rollout).state == "reverting", "it waits for the devices"
+    for device in "abcd":
+        assert list(world.desired(device).values()) == ["1"], device
+    for device in (first, second):
+        world.goes(device, Phase.ACTIVE, "1")
+    reverted = world.tick(rollout)
+    assert (reverted.state, reverted.counts.failed, reverted.counts.active) == ("reverted", 1, 1)
+    assert decisions(reverted) == ["start", "revert", "reverted"]
+
+
+def test_where_nothing_ran_before_the_model_is_taken_off(world: World) -> None:
+    rollout = world.create("1", strategy={**HALVES, "on_stop": "revert"})
+    first = [device for device in "abcd" if world.desired(device)]
+    for device in first:
+        world.goes(device, Phase.FAILED)
+    assert world.tick(rollout).state == "reverting"
+    assert [world.desired(device) for device in first] == [{}, {}]
+    assert world.tick(rollout).state == "reverted"
+
+
+def test_a_stop_rule_may_pause_and_a_person_goes_on(world: World) -> None:
+    rollout = world.create("1", strategy={**HALVES, "on_stop": "pause"})
+    first, second = [device for device in "abcd" if world.desired(device)]
+    world.goes(first, Phase.ACTIVE)
+    world.goes(second, Phase.FAILED)
+    assert world.tick(rollout).state == "paused"
+    assert world.tick(rollout).state == "paused", "a tick leaves a paused one alone"
+    world.act(rollout, lambda session, row: service.resume(session, SETTINGS, row, actor="test"))
+    assert world.tick(rollout).state == "paused", "the rule still holds"
+    stopped = world.act(rollout, lambda session, row: service.abort(session, SETTINGS, row, revert=False, actor="test"))
+    assert (stopped.state, stopped.counts.active, stopped.counts.superseded) == ("stopped", 1, 2)
+    assert list(world.desired(first).values()) == ["1"], "who has it keeps it"
+
+
+def test_a_paused_rollout_sends_no_further_stage(world: World) -> None:
+    rollout = world.create("1", strategy=HALVES)
+    first = [device for device in "abcd" if world.desired(device)]
+    world.act(rollout, lambda session, row: service.pause(session, row, "asked to pause", actor="test"))
+    for device in first:
+        world.goes(device, Phase.ACTIVE)
+    assert world.tick(rollout).stage == 0
+    world.act(rollout, lambda session, row: service.resume(session, SETTINGS, row, actor="test"))
+    assert world.tick(rollout).stage == 1
+
+
+def test_a_rollout_that_succeeded_can_still_be_taken_back(world: World) -> None:
+    world.run("1")
+    second = world.run("2")
+    world.act(second, lambda session, row: service.abort(session, SETTINGS, row, revert=True, actor="test"))
+    for device in "abcd":
+        world.goes(device, Phase.ACTIVE, "1")
+    assert world.tick(second).state == "reverted"
+    third = world.create("3")
+    world.act(third, lambda session, row: service.abort(session, SETTINGS, row, revert=True, actor="test"))
+    assert all(list(world.desired(device).values()) == ["1"] for device in "abcd"), "what truly ran, not what was tried"
+
+
+def test_errors_in_telemetry_stop_a_rollout(world: World) -> None:
+    rule = {"metric": "error_percent", "above": 1, "min_samples": 100}
+    rollout = world.create("1", strategy={"stages": [{"percent": 100, "soak_s": 3600}], "stop_when": [rule]})
+    for device in "abcd":
+        world.goes(device, Phase.ACTIVE)
+    (deployment,) = world.desired("a")
+
+    def measured(sequence: int, requests: int, errors: int) -> None:
+        window = ModelWindow("m", "1", "1" * 64, deployment, "cpu", requests=requests, errors=errors)
+        now = utc_now()
+        batch = TelemetryBatch(SPOKEN, "s", sequence, now.timestamp() - 1, now.timestamp(), (window,), HostWindow())
+        with world.database.write() as session:
+            telemetry.store_batch(session, "a", batch, now)
+
+    measured(1, 99, 99)
+    assert world.tick(rollout).state == "running", "too few to judge"
+    measured(2, 1, 0)
+    stopped = world.tick(rollout)
+    assert stopped.state == "reverting"
+    assert "error_percent is 99, above 1, over 100 samples" in stopped.verdicts[-1].reason
+
+
+def test_reports_that_were_coalesced_are_believed_and_impossible_ones_are_not(world: World) -> None:
+    rollout = world.create("1", strategy={"stages": [{"percent": 100}]})
+    world.goes("a", Phase.PROBATION)
+    world.goes("a", Phase.ROLLED_BACK)
+    world.goes("a", Phase.ACTIVE)
+    assert world.phases(rollout)["a"] == "rolled_back", "an end is an end"
+    (others,) = world.desired("b")
+    world.report("c", DeploymentReport(others, "m", "1", "1" * 64, Phase.FAILED))
+    assert world.phases(rollout)["b"] == "pending", "a device speaks for itself only"
+    world.report("d", DeploymentReport("unknown", "m", "1", "1" * 64, Phase.FAILED))
+    assert world.phases(rollout)["d"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "code"),
+    [
+        ({"version": "m@9"}, NotFoundError, "version_not_found"),
+        ({"target": {"devices": ["a", "nobody"]}}, NotFoundError, "device_not_found"),
+        ({"target": {"profiles": ["nowhere"]}}, NotFoundError, "profile_not_found"),
+        ({"target": {"tags": {"site": "nowhere"}}}, InvalidError, "no_device"),
+        ({"target": {"devices": ["a", "stranger"]}}, ConflictError, "device_without_profile"),
+        ({"version": "m@3"}, ConflictError, "no_variant_for_profile"),
+        ({}, ConflictError, "device_busy"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    world: World, fields: dict[str, Any], error: type[FleetError], code: str
+) -> None:
+    busy = world.create("1", target={"devices": ["a"]})
+    with world.database.write() as session:
+        session.add(Device(id="stranger", fleet_id=DEFAULT_FLEET))
+        version = session.query(Version).filter_by(name="3").one()
+        session.query(Variant).filter_by(version_id=version.id).one().state = "refused"
+    wanted = {"target": {"devices": ["b"]} if "version" in fields else {"devices": ["a"]}, **fields}
+    with pytest.raises(error) as raised:
+        world.create(str(wanted.pop("version", "m@2")).removeprefix("m@"), **wanted)
+    assert raised.value.code == code
+    with world.database.read() as session:
+        assert [row.id for row in session.query(Rollout)] == [busy]
+        assert session.query(Deployment).count() == 1
+
+
+def test_states_go_only_where_the_table_leads(world: World) -> None:
+    rollout = world.run("1")
+
+    def finish(state: RolloutState, wanted: RolloutState) -> None:
+        with world.database.write() as session:
+            session.get_one(Rollout, rollout).state = state.value
+            service.finish(session, session.get_one(Rollout, rollout), wanted, "test", "test")
+
+    for state in RolloutState:
+        for wanted in RolloutState:
+            if wanted in TRANSITIONS[state]:
+                finish(state, wanted)
+                assert world.view(rollout).state == wanted
+            else:
+                before = world.view(rollout)
+                with pytest.raises(ConflictError, match=f"{state.value}.*{wanted.value}"):
+                    finish(state, wanted)
+                assert world.view(rollout) == before
