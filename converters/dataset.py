@@ -106,8 +106,9 @@ def _read(path: Path, field: str) -> dict[str, Array]:
 
 def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
     by_rows, whole = spec.shape[1:], spec.shape
-    if not (_agrees(array.shape[1:], by_rows) and len(spec.shape) > 0) and not _agrees(array.shape[1:], whole):
-        sizes = ["any" if size < 0 else str(size) for size in (by_rows if spec.shape else whole)]
+    counts_rows = spec.shape[:1] in {(-1,), (1,)}
+    if not (counts_rows and _agrees(array.shape[1:], by_rows)) and not _agrees(array.shape[1:], whole):
+        sizes = ["any" if size < 0 else str(size) for size in (by_rows if counts_rows else whole)]
         detail = (
             f"{field}: {spec.name!r} has shape {list(array.shape)}, but the model takes [{', '.join(['rows', *sizes])}]"
         )

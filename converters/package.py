@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from converters.dataset import Dataset
 from converters.errors import ConversionError
 from converters.job import Target
 
@@ -92,7 +95,18 @@ def _tflite_spec(detail: dict[str, Any], source: TensorSpec | None) -> TensorSpe
         return TensorSpec(detail["name"], detail["dtype"].__name__, shape, file_name=detail["name"])
     if source.permutation:
         shape = tuple(shape[source.permutation.index(axis)] for axis in range(len(shape)))
-    return TensorSpec(source.name, source.dtype, shape, file_name=detail["name"], permutation=source.permutation)
+    return msgspec.structs.replace(source, shape=shape, file_name=detail["name"])
+
+
+def with_examples(specs: Specs, data: Dataset) -> Specs:
+    """Specs whose inputs carry the shape of a row of the data, and the value of a scalar."""
+    inputs = []
+    for spec in specs[0]:
+        if spec.name in data.inputs:
+            value = float(data.inputs[spec.name][0]) if not spec.shape else None
+            spec = msgspec.structs.replace(spec, example_shape=data.row_shape(spec.name), example_value=value)  # noqa: PLW2901
+        inputs.append(spec)
+    return tuple(inputs), specs[1]
 
 
 def manifest_for(

@@ -31,7 +31,7 @@ from converters.job import (
     SourceFile,
     Target,
 )
-from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs
+from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs, with_examples
 from converters.planner import choose, excesses, fates, plan, repairs
 from converters.sources import check_tflite, parse_onnx
 from converters.step import Context, Recipe, run_recipe, tool_versions
@@ -83,6 +83,7 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
             raise ConversionError("bad_data", detail, "evaluation")
     progress(0.4, "run")
     sample = _sample(data, specs[main.format])
+    specs = {form: with_examples(one, sample) for form, one in specs.items()}
     first = run_file(manifest_for(Path(main.path), specs[main.format], main.format, _ANY), Path(main.path), sample)
     _check_labels(first, evaluation)
     agreement = {}
@@ -186,6 +187,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     calibration = _data(job.calibration, inputs, "calibration")
     evaluation = _data(job.evaluation, inputs, "evaluation")
     data = evaluation or _sample({"calibration": calibration} if calibration else {}, specs[main.format])
+    specs = {form: with_examples(one, data) for form, one in specs.items()}
     path = Path(main.path)
     source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data)
     source = measure(source_run, source_run, data, path.stat().st_size)
@@ -321,26 +323,42 @@ def _litert_start(job: BuildJob, onnx: Start | str | None, data: Dataset, source
             "litert-torch is installed, or name a .tflite file), or let the server convert ONNX (`make setup-onnx2tf`, "
             "or SHOAL_ONNX2TF_PYTHON)"
         )
-    rows = min(data.rows, SAMPLE_ROWS)
-    sample = data.part(0, rows)
+    sample = data.part(0, min(data.rows, SAMPLE_ROWS))
     try:
         made = onnx_to_litert.convert(onnx.path, folder, Path(job.onnx2tf_python), sample)
-        specs = tflite_specs(made.path, onnx.specs)
-        plain = run_file(manifest_for(made.path, specs, ModelFormat.TFLITE, _ANY), made.path, sample)
-        expected = {name: value[:rows] for name, value in source_run.outputs.items()}
-        orders = {name: onnx_to_litert.find_permutation(expected[name], plain.outputs[name]) for name in expected}
-        outputs = tuple(msgspec.structs.replace(spec, permutation=orders[spec.name]) for spec in onnx.specs[1])
-        specs = tflite_specs(made.path, (onnx.specs[0], outputs))
-        answers_now = {
-            name: value.transpose(np.argsort(orders[name] or range(value.ndim)))
-            for name, value in plain.outputs.items()
-        }
-        _largest_difference(answers_now, expected)
     except ConversionError as error:
         return error.detail
-    except _DisagreeError as error:
-        return f"what onnx2tf made {error}: push the version with a TFLite form of its own"
+    try:
+        specs = _checked_litert(made.path, onnx.specs, sample, source_run)
+    except (ConversionError, _DisagreeError) as error:
+        return f"what onnx2tf made {error}: {onnx_to_litert.REMEDY}"
+    except Exception as error:  # noqa: BLE001 (a file that a stranger's net became may break anything; it is refused)
+        said = f"{type(error).__name__}: {str(error)[:300]}"
+        return f"what onnx2tf made could not be checked ({said}): {onnx_to_litert.REMEDY}"
     return Start(onnx.source, made.path, specs, made.passes, made.tools)
+
+
+def _checked_litert(path: Path, source: Specs, sample: Dataset, source_run: Run) -> Specs:
+    """Specs of a converted file, with the order of axes in its answers; it answers the sample as the source did.
+
+    Raises:
+        ConversionError: when it does not load or run.
+        _DisagreeError: when it answers otherwise.
+    """
+    try:
+        specs = tflite_specs(path, source)
+        plain = run_file(manifest_for(path, specs, ModelFormat.TFLITE, _ANY), path, sample)
+    except ConversionError as error:
+        said = error.detail.removeprefix("sources: ")
+        raise ConversionError("not_convertible", f"does not run in LiteRT ({said})", "sources") from None
+    expected = {name: value[: sample.rows] for name, value in source_run.outputs.items()}
+    orders = {name: onnx_to_litert.find_permutation(expected[name], plain.outputs[name]) for name in expected}
+    outputs = tuple(msgspec.structs.replace(spec, permutation=orders[spec.name]) for spec in source[1])
+    found = {
+        name: value.transpose(np.argsort(orders[name] or range(value.ndim))) for name, value in plain.outputs.items()
+    }
+    _largest_difference(found, expected)
+    return tflite_specs(path, (source[0], outputs))
 
 
 def _without_samples(measured: Measurements) -> Measurements:

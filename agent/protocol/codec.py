@@ -6,6 +6,7 @@ entries or too deep a nesting is refused with a `WireError`, and nothing else es
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -108,6 +109,13 @@ def check_manifest(manifest: Manifest) -> Manifest:
             _require(
                 all(-1 <= size < 1 << 31 for size in tensor.shape),
                 f"manifest.{side}: shape of {tensor.name[:80]!r}",
+            )
+            example = tensor.example_shape or ()
+            _require(
+                len(example) <= LIMITS.tensor_rank
+                and all(0 < size < 1 << 31 for size in example)
+                and math.prod(example) <= LIMITS.example_elements,
+                f"manifest.{side}: example_shape of {tensor.name[:80]!r}",
             )
     return manifest
 

@@ -22,6 +22,7 @@ class WireLimits:
     missing_ranges: int = 256
     tensors: int = 64
     tensor_rank: int = 16
+    example_elements: int = 1 << 28
     facts_entries: int = 256
     name_chars: int = 128
     detail_chars: int = 2000

@@ -43,6 +43,9 @@ class TensorSpec(msgspec.Struct, frozen=True):
         file_name: the tensor's name inside the artifact when a converter renamed it; None when it did not.
         permutation: how the source's axes are transposed to get the file's (numpy's `transpose`), when a converter
             changed their order; None when it did not.
+        example_shape: of one row that the model is known to take, in the source's axes; None when there was none. A
+            warm-up needs it: not every net takes free dimensions of 1.
+        example_value: of an input without axes, such as a sampling rate.
     """
 
     name: str
@@ -50,6 +53,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     file_name: str | None = None
     permutation: tuple[int, ...] | None = None
+    example_shape: tuple[int, ...] | None = None
+    example_value: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -56,15 +56,15 @@ class Runtime(Protocol):
         ...
 
 
-def warm_up_inputs(manifest: Manifest, batch: int = 1) -> Tensors:
-    """Zeros of the manifest's shapes; free dimensions are 1, the first one `batch`."""
-    return {
-        spec.name: np.zeros(
-            [size if size >= 0 else (batch if axis == 0 else 1) for axis, size in enumerate(spec.shape)],
-            dtype=np.dtype(spec.dtype),
-        )
-        for spec in manifest.inputs
-    }
+def warm_up_inputs(manifest: Manifest) -> Tensors:
+    """One row of zeros; free dimensions are those of the example where there is one, else 1."""
+    return {spec.name: _zeros(spec) for spec in manifest.inputs}
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    example = spec.example_shape if len(spec.example_shape or ()) == len(spec.shape) else None
+    sizes = [size if size >= 0 else (example[axis] if example else 1) for axis, size in enumerate(spec.shape)]
+    return np.full(sizes, spec.example_value or 0, dtype=np.dtype(spec.dtype))
 
 
 def to_file(spec: TensorSpec, array: Array) -> Array:

@@ -113,7 +113,7 @@ def test_rows_that_are_whole_inputs(tmp_path: Path) -> None:
     }
     assert found.part(1, 9).rows == 2
     with pytest.raises(
-        ConversionError, match=r"'state' has shape \[3, 2, 128\], but the model takes \[rows, any, 128\]"
+        ConversionError, match=r"'state' has shape \[3, 2, 128\], but the model takes \[rows, 2, any, 128\]"
     ):
         load_dataset(
             written(tmp_path, sound=np.zeros((3, 512)), state=np.zeros((3, 2, 128)), rate=np.full(3, 1)), specs, "x"
