@@ -34,6 +34,12 @@ def is_referenced(session: Session, digest: str) -> bool:
     return any(session.scalar(query.limit(1)) is not None for query in queries)
 
 
+def is_kept(session: Session, digest: str) -> bool:
+    """Whether the bytes have an owner: something that names them, or an upload that something may yet name."""
+    uploaded = select(Blob.digest).where(Blob.digest == digest).limit(1)
+    return session.scalar(uploaded) is not None or is_referenced(session, digest)
+
+
 def model(session: Session, fleet_id: str, name: str) -> Model | None:
     """A model by name."""
     return session.scalar(select(Model).where(Model.fleet_id == fleet_id, Model.name == name))

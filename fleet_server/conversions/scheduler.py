@@ -163,15 +163,18 @@ class ConversionScheduler:
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
         """Store the artifact first, then the rows that name it; an artifact nothing names is thrown away."""
         chosen = result.candidates[result.chosen] if result.chosen is not None else None
-        digest = None
-        if chosen is not None and chosen.path is not None:
-            digest, _ = self._artifacts.put_file(folder.path / Path(chosen.path).name)
+        built = folder.path / Path(chosen.path).name if chosen is not None and chosen.path is not None else None
+        digest = self._artifacts.put_file(built)[0] if built is not None else None
         with self._database.write() as session:
             held = service.heartbeat(session, claimed, utc_now(), 1.0, "gate")
             state = service.complete(session, claimed, result, utc_now()).value if held else "no longer wanted"
             session.flush()
-            if digest is not None and not catalog.is_referenced(session, digest):
+            kept = digest is not None and catalog.is_kept(session, digest)
+            if digest is not None and not kept:
                 self._artifacts.delete(digest)
+        if built is not None and kept:
+            # Another build may have thrown the same bytes away before our rows were there; the rows now protect them.
+            self._artifacts.put_file(built)
         log.info("variant %s is %s", claimed.variant_id, state)
 
     def _fail(self, claimed: ClaimedJob, error: JobError) -> None:

@@ -131,6 +131,9 @@ class EmbeddedBroker:
             started = time.monotonic()
             self._spawn()
             assert self._process is not None
+            if self._stopping.is_set():
+                # `stop` looked before it was there.
+                self._process.terminate()
             if not self._ready.is_set():
                 self._await_ready()
             status = self._process.wait()

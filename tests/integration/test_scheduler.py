@@ -1,0 +1,244 @@
+"""Conversion jobs from the queue to the variant, on SQLite and PostgreSQL, with builds that only pretend."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
+from converters.job import BuildJob, BuildResult, Candidate, JobError, Measurements, Progress
+from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.schemas import VariantBuild
+from fleet_server.catalog.service import add_upload
+from fleet_server.conversions import service
+from fleet_server.conversions.process import CancelledError, ConversionFailedError
+from fleet_server.conversions.scheduler import ConversionScheduler
+from fleet_server.db import Database, utc_now
+from fleet_server.devices.schemas import Budgets, ProfileCreate
+from fleet_server.devices.service import create_profile
+from fleet_server.models import Blob, ConversionJob, Model, SourceForm, Variant, Version
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.settings import Settings
+from tests.fleet import wait_until
+
+BUILT = b"what every build makes"
+DIGEST = hashlib.sha256(BUILT).hexdigest()
+TENSOR = TensorSpec("x", "float32", (-1, 8))
+
+
+class Build:
+    """Stands for the child process: writes the same file each time, after what the test wants of it."""
+
+    def __init__(self, before: Callable[[Callable[[], bool]], None] = lambda _: None) -> None:
+        self._before = before
+        self.jobs: list[BuildJob] = []
+
+    def build(
+        self,
+        job: BuildJob,
+        folder: Path,
+        *,
+        on_progress: Callable[[Progress], None],
+        keep_going: Callable[[], bool],
+    ) -> BuildResult:
+        self.jobs.append(job)
+        on_progress(Progress(0.5, "half way"))
+        assert keep_going()
+        self._before(keep_going)
+        (folder / "built.onnx").write_bytes(BUILT)
+        measured = Measurements(
+            size=len(BUILT), samples=10, accuracy=0.9, macro_precision=None, macro_recall=None, macro_f1=None,
+            classes=(), agreement=1.0, max_difference=0.0, latency_p50_ms=1.0, latency_p95_ms=1.0, memory_mb=1.0,
+            provider="cpu",
+        )  # fmt: skip
+        candidate = Candidate(
+            "recipe", Precision.FP32, path="built.onnx", digest=DIGEST, format=ModelFormat.ONNX, inputs=(TENSOR,),
+            outputs=(TENSOR,), measurements=measured,
+        )  # fmt: skip
+        return BuildResult(measured, (candidate,), 0)
+
+
+class Forgetful(ArtifactStore):
+    """A store in which somebody throws away what was just put there, once."""
+
+    forgets = 1
+
+    def put_file(self, path: Path) -> tuple[str, int]:
+        digest, size = super().put_file(path)
+        if self.forgets:
+            self.forgets -= 1
+            self.delete(digest)
+        return digest, size
+
+
+class Bench:
+    """A queue with jobs, a store with their source, and schedulers that end with the test."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.settings = Settings(state_dir=folder / "state")
+        self.store = ArtifactStore.open(None, folder=folder / "artifacts")
+        self.running: list[ConversionScheduler] = []
+        (folder / "source").write_bytes(b"source")
+        self.source = add_upload(database, self.store, DEFAULT_FLEET, folder / "source").digest
+
+    def ask(self, **budgets: float) -> str:
+        """Ask for a variant of a version of its own."""
+        with self.database.write() as session:
+            number = str(session.query(Version).count())
+            wanted = ProfileCreate(
+                name=f"p{number}", runtime=RuntimeName.ONNX, budgets=Budgets(accuracy_drop_points=None, **budgets)
+            )
+            create_profile(session, DEFAULT_FLEET, wanted, actor="test")
+            model = Model(fleet_id=DEFAULT_FLEET, name=f"m{number}")
+            session.add(model)
+            session.flush()
+            version = Version(fleet_id=DEFAULT_FLEET, model_id=model.id, name="1", inputs=[], outputs=[])
+            session.add(version)
+            session.flush()
+            form = SourceForm(fleet_id=DEFAULT_FLEET, version_id=version.id, format="onnx", digest=self.source, size=6)
+            session.add(form)
+            session.flush()
+            asked = VariantBuild(version=f"m{number}@1", profiles=[wanted.name])
+            (variant,) = service.request_builds(session, DEFAULT_FLEET, asked, actor="test")
+            return variant
+
+    def start(self, build: Build, store: ArtifactStore | None = None) -> ConversionScheduler:
+        scheduler = ConversionScheduler(self.database, store or self.store, self.settings, build)
+        self.running.append(scheduler)
+        scheduler.start()
+        return scheduler
+
+    def variant(self, variant_id: str) -> Variant:
+        with self.database.read() as session:
+            return session.get_one(Variant, variant_id)
+
+    def job(self, variant_id: str) -> ConversionJob:
+        with self.database.read() as session:
+            return session.query(ConversionJob).filter_by(variant_id=variant_id).one()
+
+    def settled(self, variant_id: str) -> Variant:
+        wait_until("the build", lambda: self.variant(variant_id).state not in {"queued", "building"}, 30)
+        return self.variant(variant_id)
+
+
+@pytest.fixture
+def bench(database: Database, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(database, tmp_path)
+    yield bench
+    for scheduler in bench.running:
+        scheduler.stop()
+
+
+def test_a_build_that_passes(bench: Bench) -> None:
+    variant_id = bench.ask()
+    build = Build()
+    bench.start(build)
+    variant = bench.settled(variant_id)
+    assert (variant.state, variant.digest, variant.size) == ("ready", DIGEST, len(BUILT))
+    assert bench.store.read_range(DIGEST, 0, 1000) == BUILT
+    job = bench.job(variant_id)
+    assert (job.state, job.progress, job.step, job.lease_owner) == ("succeeded", 1.0, "done", None)
+    (asked,) = build.jobs
+    assert not Path(asked.sources[0].path).exists(), "its working folder is gone"
+
+
+def test_bytes_that_another_build_threw_away_are_put_back(bench: Bench, tmp_path: Path) -> None:
+    variant_id = bench.ask()
+    store = Forgetful.open(None, folder=tmp_path / "artifacts")
+    bench.start(Build(), store)
+    assert bench.settled(variant_id).state == "ready"
+    wait_until("the artifact", lambda: bench.store.exists(DIGEST), 10)
+
+
+def test_a_refused_build_leaves_no_bytes(bench: Bench) -> None:
+    variant_id = bench.ask(latency_p95_ms=0.5)
+    bench.start(Build())
+    variant = bench.settled(variant_id)
+    assert (variant.state, variant.digest, variant.manifest) == ("refused", None, None)
+    assert not bench.store.exists(DIGEST)
+    with bench.database.read() as session:
+        assert [blob.digest for blob in session.query(Blob)] == [bench.source]
+
+
+def test_a_refused_build_spares_an_upload_of_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(BUILT)
+    add_upload(bench.database, bench.store, DEFAULT_FLEET, tmp_path / "upload")
+    variant_id = bench.ask(latency_p95_ms=0.5)
+    bench.start(Build())
+    assert bench.settled(variant_id).state == "refused"
+    assert bench.store.exists(DIGEST)
+
+
+def test_a_server_that_stops_gives_its_job_back(bench: Bench) -> None:
+    variant_id = bench.ask()
+    began = threading.Event()
+
+    def until_told(keep_going: Callable[[], bool]) -> None:
+        began.set()
+        while keep_going():
+            threading.Event().wait(0.01)
+        raise CancelledError
+
+    first = bench.start(Build(until_told))
+    assert began.wait(30)
+    first.stop()
+    job = bench.job(variant_id)
+    assert (job.state, job.attempts, job.lease_owner) == ("queued", 0, None)
+    assert bench.variant(variant_id).state == "queued"
+    bench.start(Build())
+    assert bench.settled(variant_id).state == "ready"
+
+
+def test_a_job_whose_runner_went_silent_is_run_by_another(bench: Bench) -> None:
+    variant_id = bench.ask()
+    began, go_on = threading.Event(), threading.Event()
+
+    def silent(_: Callable[[], bool]) -> None:
+        began.set()
+        assert go_on.wait(60)
+        raise ConversionFailedError(JobError("late", "too late to matter"))
+
+    bench.start(Build(silent))
+    assert began.wait(30)
+    with bench.database.write() as session:
+        job = session.query(ConversionJob).filter_by(variant_id=variant_id).one()
+        job.lease_until = utc_now()  # as if LEASE_S had gone by without a word
+    bench.start(Build())
+    assert bench.settled(variant_id).state == "ready"
+    go_on.set()
+    bench.running[0].stop()
+    assert bench.job(variant_id).attempts == 2
+    assert bench.variant(variant_id).state == "ready"
+    assert bench.variant(variant_id).failure is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConversionFailedError(JobError("worker_died", "for lack of memory")), "worker_died"),
+        (KeyError("a defect"), "internal"),
+    ],
+)
+def test_a_build_that_fails_says_why_and_the_next_goes_on(bench: Bench, error: Exception, code: str) -> None:
+    failing, good = bench.ask(), bench.ask()
+
+    def fail_once(_: Callable[[], bool]) -> None:
+        if bench.variant(good).state == "queued":
+            raise error
+
+    bench.start(Build(fail_once))
+    variant = bench.settled(failing)
+    assert variant.state == "failed"
+    assert variant.failure is not None
+    assert variant.failure["code"] == code
+    assert variant.failure["detail"]
+    assert bench.settled(good).state == "ready"
+    with bench.database.write() as session:
+        again = VariantBuild(version="m0@1", profiles=["p0"])
+        assert service.request_builds(session, DEFAULT_FLEET, again, actor="test") == [failing]
+    assert bench.settled(failing).state == "ready"
