@@ -25,7 +25,7 @@ $(ONNX2TF)/.installed: deploy/dev/setup-onnx2tf.sh deploy/dev/constraints-onnx2t
 	@touch $@
 
 .PHONY: setup-onnx2tf
-setup-onnx2tf: $(ONNX2TF)/.installed ## the environment that lets the server make LiteRT variants of ONNX alone (2.6 GB)
+setup-onnx2tf: $(ONNX2TF)/.installed ## the environment that lets the server make LiteRT variants of ONNX alone (1.9 GB)
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
@@ -45,6 +45,10 @@ test: check ## lint, types, and every test's short form
 .PHONY: test-long
 test-long: check ## every test, the long forms too
 	$(BIN)/pytest
+
+.PHONY: test-onnx2tf
+test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
+	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py
 
 .PHONY: format
 format: setup ## format and mend what ruff can mend

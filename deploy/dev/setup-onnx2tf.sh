@@ -8,7 +8,17 @@ if [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != 3.
   echo "This environment is pinned for Python 3.11; $python is $("$python" --version). Set PYTHON=… to another one." >&2
   exit 1
 fi
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-echo "Installing onnx2tf and TensorFlow into $venv (2.6 GB; about a minute) …"
+# Made afresh: what an older list of packages left behind must not lie beside this one's.
+if ! "$python" -m venv --clear "$venv"; then
+  echo "The module venv is missing: apt-get install python3-venv, then run make again." >&2
+  rm -rf "$venv"
+  exit 1
+fi
+echo "Installing onnx2tf and TensorFlow into $venv (2 GB; about a minute) …"
 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$here/constraints-onnx2tf.txt"
-"$venv/bin/python" -c 'import onnx2tf' > /dev/null 2>&1
+if ! said=$("$venv/bin/python" -c 'import onnx2tf' 2>&1); then
+  echo "onnx2tf does not start in $venv:" >&2
+  tail -n 5 <<< "$said" >&2
+  echo "Remove $venv and run make setup-onnx2tf again." >&2
+  exit 1
+fi

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,24 +17,24 @@ from torch import nn
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from converters.job import BuildJob, BuildResult, DataFile, SourceFile, Target
 from converters.pipeline import build
-from converters.steps.export import export_onnx, export_tflite, quiet
-from converters.steps.onnx_to_litert import find_permutation
+from converters.steps.export import export_onnx, quiet
+from deploy.demo.net import build as demo_net
+from tests.onnx2tf import ONNX2TF, converted, needs_onnx2tf, stand_in
 
-ONNX2TF = Path(__file__).parents[2] / ".venv-onnx2tf" / "bin" / "python"
-needs_onnx2tf = pytest.mark.skipif(not ONNX2TF.exists(), reason="no onnx2tf environment: make setup-onnx2tf")
 ROWS = 48
 Arrays = dict[str, np.ndarray]
 
 
 class TwoInputs(nn.Module):
-    """Inputs of the same shape, which must not be confused."""
+    """Inputs of the same shape and of unlike scale: confused while int8 is calibrated, one of them is lost."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right, self.out = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.left, self.right, self.out = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(16, 3)
 
     def forward(self, zebra: torch.Tensor, apple: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.relu(self.left(zebra)) - torch.tanh(self.right(apple)))  # type: ignore[no-any-return]
+        sides = torch.relu(self.left(zebra)), torch.relu(self.right(apple * 1000))
+        return self.out(torch.cat(sides, 1))  # type: ignore[no-any-return]
 
 
 class NotSquare(nn.Module):
@@ -60,6 +61,19 @@ class Pixels(nn.Module):
         return self.two(torch.relu(self.one(x)))  # type: ignore[no-any-return]
 
 
+class Patches(nn.Module):
+    """A small vision transformer: images become words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, activation="gelu", dropout=0.0)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.layer(self.patch(x).flatten(2).transpose(1, 2)).mean(1))  # type: ignore[no-any-return]
+
+
 class Text(nn.Module):
     """Integer inputs, attention, a free length."""
 
@@ -81,8 +95,11 @@ def floats(*shape: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
+    """A net and its inputs; `renamed` gives tensors of the exported file other names."""
+
     make: Callable[[], nn.Module]
     inputs: Callable[[], Arrays]
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def text_inputs() -> Arrays:
@@ -91,12 +108,35 @@ def text_inputs() -> Arrays:
     return {"ids": rng.integers(0, 100, (ROWS, 16)), "mask": mask}
 
 
+def pair() -> Arrays:
+    return {"zebra": floats(12) * 10, "apple": floats(12)[::-1] / 100}
+
+
 CASES = {
-    "two inputs": Case(TwoInputs, lambda: {"zebra": floats(12), "apple": floats(12)[::-1].copy()}),
+    "demo": Case(demo_net, lambda: {"x": floats(3, 28, 28)}),
+    "mlp": Case(lambda: nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 4)), lambda: {"x": floats(20)}),
+    "two inputs": Case(TwoInputs, pair),
+    "odd names": Case(TwoInputs, pair, {"zebra": "z/in.1:0", "apple": "a b::c"}),
     "not square": Case(NotSquare, lambda: {"x": floats(3, 24, 40)}),
     "pixels": Case(Pixels, lambda: {"x": floats(3, 16, 16)}),
+    "cube": Case(lambda: nn.Conv2d(8, 8, 3, padding=1), lambda: {"x": floats(8, 8, 8)}),
+    "channels as long as the rest": Case(
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4)),
+        lambda: {"x": floats(3, 3, 3)},
+    ),
+    "signal": Case(lambda: nn.Conv1d(6, 8, 5, padding=2), lambda: {"x": floats(6, 8)}),
+    "patches": Case(Patches, lambda: {"x": floats(3, 16, 24)}),
     "text": Case(Text, text_inputs),
 }
+
+
+def rename(path: Path, names: dict[str, str]) -> None:
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for value in model.graph.input:
+        value.name = names.get(value.name, value.name)
+    onnx.save(model, str(path))
 
 
 def job(folder: Path, case: Case, python: Path, *precisions: Precision) -> BuildJob:
@@ -107,7 +147,9 @@ def job(folder: Path, case: Case, python: Path, *precisions: Precision) -> Build
     with quiet():
         export_onnx(net, [array[:2] for array in inputs.values()], source, list(inputs))
     with torch.no_grad():
-        answers = net(*(torch.from_numpy(array) for array in inputs.values())).numpy()
+        answers = net(*(torch.from_numpy(array.copy()) for array in inputs.values())).numpy()
+    rename(source, case.renamed)
+    inputs = {case.renamed.get(name, name): array for name, array in inputs.items()}
     np.savez(folder / "evaluation.npz", **inputs, y=answers.reshape(ROWS, -1).argmax(1))
     np.savez(folder / "calibration.npz", **inputs)
     return BuildJob(
@@ -134,9 +176,12 @@ def test_onnx_becomes_litert_with_the_names_and_axes_of_the_source(tmp_path: Pat
     assert exact.measurements is not None
     assert exact.measurements.agreement == 1.0
     assert exact.measurements.max_difference < 1e-4
-    assert [spec.name for spec in exact.inputs] == list(CASES[name].inputs())
+    case = CASES[name]
+    expected = {case.renamed.get(name, name): (1, *array.shape[1:]) for name, array in case.inputs().items()}
+    assert {spec.name: spec.shape for spec in exact.inputs} == expected
     assert exact.lineage is not None
-    assert [one.name for one in exact.lineage.passes] == ["onnx-fix-shapes", "onnx2tf", "keep"]
+    assert [one.name for one in exact.lineage.passes][:2] == ["onnx-fix-shapes", "onnx2tf"]
+    assert exact.lineage.passes[1].parameters["keep_shape_absolutely_input_names"] == ",".join(expected)
     assert exact.lineage.tools["onnx2tf"]
     assert exact.lineage.source_format is ModelFormat.ONNX
     if name == "text":
@@ -144,7 +189,9 @@ def test_onnx_becomes_litert_with_the_names_and_axes_of_the_source(tmp_path: Pat
         assert "div.cc" in (small.error or "")
         return
     assert small.measurements is not None, small.error
-    assert small.measurements.agreement > 0.9
+    assert small.measurements.size < exact.measurements.size or exact.measurements.size < 16_000
+    # The demo's net has not learned here: its answers to noise are near ties, which int8 turns over.
+    assert small.measurements.agreement > (0.4 if name == "demo" else 0.8)
 
 
 @needs_onnx2tf
@@ -165,21 +212,9 @@ def test_a_net_that_onnx2tf_can_not_convert_says_why(tmp_path: Path) -> None:
     assert "TFLite form of its own" in (result.candidates[0].error or "")
 
 
-def stand_in(folder: Path, answer: Path | None) -> Path:
-    """A converter that answers with a file made before, or fails: the checks of its work are what is tested."""
-    script = folder / "python"
-    action = f'cp "{answer}" "$3/model.tflite"; echo \'{{"stand-in": "1"}}\' > "$3/tools.json"' if answer else "exit 3"
-    script.write_text(f"#!/bin/sh\necho no such operator >&2\n{action}\n")
-    script.chmod(0o755)
-    return script
-
-
 def tflite(folder: Path, *, seed: int) -> Path:
     torch.manual_seed(seed)
-    path = folder / f"{seed}.tflite"
-    with quiet():
-        export_tflite(NotSquare().eval(), [floats(3, 24, 40)[:1]], path)
-    return path
+    return converted(NotSquare(), torch.zeros(1, 3, 24, 40), folder / f"{seed}.tflite")
 
 
 def test_what_answers_like_the_source_is_taken(tmp_path: Path) -> None:
@@ -210,7 +245,9 @@ def test_without_the_tool_both_remedies_are_named(tmp_path: Path) -> None:
     assert "make setup-onnx2tf" in error
 
 
-@pytest.mark.parametrize("order", [None, (0, 2, 3, 1), (0, 3, 1, 2), (0, 1, 3, 2)])
-def test_the_order_of_axes_is_found_also_where_all_are_as_long(order: tuple[int, ...] | None) -> None:
-    source = np.random.default_rng(0).standard_normal((2, 5, 5, 5))
-    assert find_permutation(source, source.transpose(order) if order else source) == order
+def test_an_environment_without_the_tool_is_named(tmp_path: Path) -> None:
+    wanted = job(tmp_path, CASES["not square"], Path("/usr/bin/env"))
+    wanted = msgspec.structs.replace(wanted, onnx2tf_python=str(tmp_path))
+    error = built(tmp_path, wanted).candidates[0].error or ""
+    assert "does not run onnx2tf" in error
+    assert "SHOAL_ONNX2TF_PYTHON" in error
