@@ -12,6 +12,7 @@ from converters.step import Parameter, Planned, Recipe, Step
 from converters.steps import (
     keep,
     litert_quantize,
+    litert_signature,
     onnx_dynamic,
     onnx_equalize,
     onnx_fp16,
@@ -21,7 +22,8 @@ from converters.steps import (
 
 _ONNX_TOOLS = ("onnx", "onnxruntime", "onnxconverter-common", "numpy")
 _LITERT_TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "numpy")
-NOISE = 1.02  # two timings of the same file differ by so much
+NOISE = 1.03  # two timings of the same file differ by so much
+SAME_SIZE = 1.05
 
 
 def _onnx(name: str, precision: Precision, *steps: Planned, needs: bool = False) -> Recipe:
@@ -51,8 +53,9 @@ def _blocks(bits: int) -> Planned:
     return Planned("onnx-weight-only", onnx_weight_only.weight_only, {"bits": bits, "block": 32})
 
 
-def _edge(run: Step, recipe: str) -> Planned:
-    return Planned("litert-quantize", run, {"recipe": recipe})
+def _edge(run: Step, recipe: str) -> tuple[Planned, Planned]:
+    signed = Planned("litert-signature", litert_signature.add_signature)
+    return signed, Planned("litert-quantize", run, {"recipe": recipe})
 
 
 _STATIC, _MIXED = onnx_static.static_int8, onnx_static.mixed_int8
@@ -70,20 +73,20 @@ RECIPES: tuple[Recipe, ...] = (
     _onnx("onnx-weights-int8", Precision.WEIGHT_INT8, _blocks(8)),
     _onnx("onnx-weights-int4", Precision.WEIGHT_INT4, _blocks(4)),
     _litert("litert-fp32", Precision.FP32, Planned("keep", keep.keep)),
-    _litert("litert-static-int8", Precision.INT8, _edge(litert_quantize.static, "static_wi8_ai8"), needs=True),
-    _litert("litert-static-int16", Precision.INT16, _edge(litert_quantize.static, "static_wi8_ai16"), needs=True),
+    _litert("litert-static-int8", Precision.INT8, *_edge(litert_quantize.static, "static_wi8_ai8"), needs=True),
+    _litert("litert-static-int16", Precision.INT16, *_edge(litert_quantize.static, "static_wi8_ai16"), needs=True),
     _litert(
-        "litert-dynamic-int8", Precision.DYNAMIC_INT8, _edge(litert_quantize.without_calibration, "dynamic_wi8_afp32")
+        "litert-dynamic-int8", Precision.DYNAMIC_INT8, *_edge(litert_quantize.without_calibration, "dynamic_wi8_afp32")
     ),
     _litert(
         "litert-weights-int8",
         Precision.WEIGHT_INT8,
-        _edge(litert_quantize.without_calibration, "weight_only_wi8_afp32"),
+        *_edge(litert_quantize.without_calibration, "weight_only_wi8_afp32"),
     ),
     _litert(
         "litert-weights-int4",
         Precision.WEIGHT_INT4,
-        _edge(litert_quantize.without_calibration, "weight_only_wi4_afp32"),
+        *_edge(litert_quantize.without_calibration, "weight_only_wi4_afp32"),
     ),
 )
 # Tried only when every plain int8 candidate loses too much.
@@ -154,8 +157,14 @@ def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
     within = [entry for entry in built if entry[1].within_budgets]
     if not within:
         return max(built, key=lambda entry: (entry[2].accuracy or 0.0, entry[2].agreement))[0]
+    if target.objective == "latency":
+        # What is as fast as the fastest but for noise: the smallest of those, and of equals the truest to the source.
+        fastest = min(entry[2].latency_p50_ms for entry in within)
+        within = [entry for entry in within if entry[2].latency_p50_ms <= fastest * NOISE]
+        smallest = min(entry[2].size for entry in within)
+        within = [entry for entry in within if entry[2].size <= smallest * SAME_SIZE]
+        return max(within, key=lambda entry: (entry[2].agreement, -entry[2].max_difference, -entry[0]))[0]
     keys: dict[str, Callable[[Measurements], tuple[float, ...]]] = {
-        "latency": lambda one: (one.latency_p50_ms, one.size),
         "size": lambda one: (one.size, one.latency_p50_ms),
         "accuracy": lambda one: (-(one.accuracy if one.accuracy is not None else one.agreement), one.latency_p50_ms),
     }

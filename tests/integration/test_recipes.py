@@ -15,7 +15,7 @@ from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from converters.errors import ConversionError
 from converters.job import BuildJob, BuildResult, DataFile, InspectJob, SourceFile, Target
 from converters.pipeline import build, inspect
-from converters.planner import RECIPES, plan
+from converters.planner import NOISE, RECIPES, plan
 from converters.steps.export import export_onnx, export_tflite, quiet
 
 ROWS = 64
@@ -90,7 +90,7 @@ def test_every_recipe_on_a_convolutional_net(tmp_path: Path, runtime: RuntimeNam
     assert chosen.fate == "picked"
     assert chosen.on_front
     assert all(
-        chosen.measurements.latency_p50_ms <= one.measurements.latency_p50_ms
+        chosen.measurements.latency_p50_ms <= one.measurements.latency_p50_ms * NOISE
         for one in result.candidates
         if one.within_budgets and one.measurements and chosen.measurements
     )

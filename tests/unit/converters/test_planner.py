@@ -1,0 +1,113 @@
+"""Which candidate is picked, and what is said of the others: pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.protocol.manifest import Precision, RuntimeName
+from converters.job import Candidate, Measurements, Target
+from converters.planner import choose, excesses, fates, repairs
+
+
+def measured(**changed: Any) -> Measurements:
+    plain: dict[str, Any] = {
+        "size": 1_000_000, "samples": 100, "accuracy": 0.95, "macro_precision": None, "macro_recall": None,
+        "macro_f1": None, "classes": (), "agreement": 1.0, "max_difference": 0.0, "latency_p50_ms": 1.0,
+        "latency_p95_ms": 1.2, "memory_mb": 10.0, "provider": "cpu",
+    }  # fmt: skip
+    return Measurements(**{**plain, **changed})
+
+
+def target(**changed: Any) -> Target:
+    plain: dict[str, Any] = {"accuracy_drop_points": 1.0}
+    return Target("p", RuntimeName.ONNX, ("cpu",), tuple(Precision), **{**plain, **changed})
+
+
+SOURCE = measured()
+
+
+def candidates(wanted: Target, **found: Measurements | None) -> list[Candidate]:
+    return [
+        Candidate(
+            name,
+            Precision.FP32 if name == "fp32" else Precision.INT8,
+            measurements=one,
+            within_budgets=one is not None and not excesses(one, wanted, SOURCE),
+            error=None if one else "it broke",
+        )
+        for name, one in found.items()
+    ]
+
+
+def picked(wanted: Target, **found: Measurements | None) -> str | None:
+    made = candidates(wanted, **found)
+    index = choose(made, wanted)
+    return None if index is None else made[index].recipe
+
+
+def test_the_fastest_within_budgets() -> None:
+    fast, faster = measured(latency_p50_ms=0.5, size=300_000), measured(latency_p50_ms=0.2, accuracy=0.90)
+    assert picked(target(), fp32=SOURCE, good=fast, sloppy=faster) == "good"
+    assert picked(target(accuracy_drop_points=10.0), fp32=SOURCE, good=fast, sloppy=faster) == "sloppy"
+
+
+def test_never_slower_than_fp32() -> None:
+    assert picked(target(), fp32=SOURCE, int8=measured(latency_p50_ms=1.3, size=250_000)) == "fp32"
+
+
+def test_noise_does_not_decide() -> None:
+    """As fast and as large: the one that is true to the source; as fast and smaller: the smaller."""
+    same = measured(latency_p50_ms=0.98, agreement=0.99, size=990_000)
+    assert picked(target(), fp32=SOURCE, int8=same) == "fp32"
+    assert picked(target(), fp32=SOURCE, int8=measured(latency_p50_ms=1.02, agreement=0.99, size=300_000)) == "int8"
+
+
+@pytest.mark.parametrize(("objective", "winner"), [("latency", "fast"), ("size", "small"), ("accuracy", "fp32")])
+def test_objectives(objective: str, winner: str) -> None:
+    found = {
+        "fp32": SOURCE,
+        "fast": measured(latency_p50_ms=0.3, size=500_000, accuracy=0.945),
+        "small": measured(latency_p50_ms=0.8, size=100_000, accuracy=0.945),
+    }
+    assert picked(target(objective=objective), **found) == winner
+
+
+def test_where_nothing_keeps_the_budgets_the_most_accurate_is_named_so_that_the_gate_can_say_what_it_lacks() -> None:
+    wanted = target(size_mb=0.1)
+    made = candidates(wanted, fp32=SOURCE, int8=measured(accuracy=0.9))
+    chosen = choose(made, wanted)
+    assert chosen == 0
+    said = [one.fate for one in fates(made, chosen, wanted, SOURCE)]
+    assert said[0] == "picked as the nearest to the budgets; over: size"
+    assert said[1] == "over budget: loses 5.00 points of 1 allowed, 1 MB of 0.1 allowed"
+    assert picked(wanted, broken=None) is None
+
+
+def test_fates_and_the_front() -> None:
+    wanted = target()
+    made = candidates(
+        wanted,
+        fp32=SOURCE,
+        fast=measured(latency_p50_ms=0.4, size=300_000, accuracy=0.945),
+        slow=measured(latency_p50_ms=1.5, size=290_000, accuracy=0.945),
+        beaten=measured(latency_p50_ms=0.6, size=310_000, accuracy=0.945),
+        broken=None,
+    )
+    found = {one.recipe: one for one in fates(made, choose(made, wanted), wanted, SOURCE)}
+    assert found["fast"].fate == "picked"
+    assert found["slow"].fate == "slower than fp32: 1.50 times its time"
+    assert found["beaten"].fate == "slower than fast: 1.50 times its time"
+    assert found["broken"].fate == "not built: it broke"
+    assert {name for name, one in found.items() if one.on_front} == {"fp32", "fast", "slow"}
+
+
+def test_repairs_are_tried_only_where_plain_int8_loses_too_much() -> None:
+    wanted = target()
+    good, bad = measured(accuracy=0.945), measured(accuracy=0.80)
+    assert repairs(wanted, candidates(wanted, fp32=SOURCE, int8=good, other=bad), SOURCE) == []
+    assert repairs(wanted, candidates(wanted, fp32=SOURCE), SOURCE) == []
+    names = [recipe.name for recipe in repairs(wanted, candidates(wanted, fp32=SOURCE, int8=bad), SOURCE)]
+    assert "onnx-mixed-u8s8" in names
+    assert "onnx-equalized-u8s8" in names
