@@ -286,7 +286,8 @@ def _candidate(
         manifest = manifest_for(target, result_specs, recipe.result, job.target, precision=recipe.precision)
         measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
     except ConversionError as error:
-        return Candidate(recipe.name, recipe.precision, error=error.detail)
+        detail = error.detail.removeprefix("sources: ").removesuffix("; export it again")
+        return Candidate(recipe.name, recipe.precision, error=detail)
     except Exception as error:  # noqa: BLE001 (quantizers raise anything; another recipe may work)
         return Candidate(recipe.name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
     lineage = Lineage(

@@ -213,9 +213,10 @@ def _fate(
         return f"larger than {candidates[chosen].recipe}: {measured.size / best.size:.2f} times its size"
     if target.objective == "accuracy":
         return f"less accurate than {candidates[chosen].recipe}, or as accurate and slower"
-    return (
-        f"slower than {candidates[chosen].recipe}: {measured.latency_p50_ms / best.latency_p50_ms:.2f} times its time"
-    )
+    times = measured.latency_p50_ms / best.latency_p50_ms
+    if times <= NOISE:
+        return f"as fast as {candidates[chosen].recipe} but for noise, and larger or less true to the source"
+    return f"slower than {candidates[chosen].recipe}: {times:.2f} times its time"
 
 
 def _said(name: str, measured: Measurements, target: Target, source: Measurements) -> str:
