@@ -207,16 +207,21 @@ def _fate(
         return f"slower than fp32: {measured.latency_p50_ms / plain.latency_p50_ms:.2f} times its time"
     if chosen is None or candidates[chosen].measurements is None:
         return "within budgets"
-    best = candidates[chosen].measurements
+    return _beside(measured, candidates[chosen], target)
+
+
+def _beside(measured: Measurements, picked: Candidate, target: Target) -> str:
+    """Why another one within budgets was picked."""
+    best = picked.measurements
     assert best is not None
     if target.objective == "size":
-        return f"larger than {candidates[chosen].recipe}: {measured.size / best.size:.2f} times its size"
+        return f"larger than {picked.recipe}: {measured.size / best.size:.2f} times its size"
     if target.objective == "accuracy":
-        return f"less accurate than {candidates[chosen].recipe}, or as accurate and slower"
+        return f"less accurate than {picked.recipe}, or as accurate and slower"
     times = measured.latency_p50_ms / best.latency_p50_ms
     if times <= NOISE:
-        return f"as fast as {candidates[chosen].recipe} but for noise, and larger or less true to the source"
-    return f"slower than {candidates[chosen].recipe}: {times:.2f} times its time"
+        return f"as fast as {picked.recipe} but for noise, and larger or less true to the source"
+    return f"slower than {picked.recipe}: {times:.2f} times its time"
 
 
 def _said(name: str, measured: Measurements, target: Target, source: Measurements) -> str:
