@@ -8,6 +8,7 @@ import typer
 
 from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, show_object, show_rows
 from fleet_server.cli.profiles import pairs
+from fleet_server.sdk import segment
 
 device = typer.Typer(no_args_is_help=True, help="Devices: what they are, and what runs on them.")
 
@@ -46,7 +47,7 @@ def show_device(
 ) -> None:
     """Show one device: facts, tags, profile, and what truly answers requests."""
     with client(context) as api:
-        found = api.get(f"/devices/{device_id}")
+        found = api.get(f"/devices/{segment(device_id)}")
         if output is Output.TABLE:
             found = {**{k: v for k, v in found.items() if k != "facts"}, **found["facts"]}
         show_object(found, output)
@@ -64,7 +65,7 @@ def pin_device(
     Example: shoal device pin camera-01 rpi5-litert
     """
     with client(context) as api:
-        show_object(api.patch(f"/devices/{device_id}", {"profile": profile_name}), output)
+        show_object(api.patch(f"/devices/{segment(device_id)}", {"profile": profile_name}), output)
 
 
 @device.command("tag")
@@ -79,7 +80,7 @@ def tag_device(
     Example: shoal device tag camera-01 site=plant7 line=3
     """
     with client(context) as api:
-        show_object(api.patch(f"/devices/{device_id}", {"tags": pairs(tags, "tags")}), output)
+        show_object(api.patch(f"/devices/{segment(device_id)}", {"tags": pairs(tags, "tags")}), output)
 
 
 @device.command("forget")
@@ -94,4 +95,4 @@ def forget_device(
     """
     confirm(f"forget device {device_id}?", yes=yes)
     with client(context) as api:
-        api.delete(f"/devices/{device_id}")
+        api.delete(f"/devices/{segment(device_id)}")

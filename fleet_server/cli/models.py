@@ -22,7 +22,7 @@ from fleet_server.cli.output import (
     show_object,
     show_rows,
 )
-from fleet_server.sdk import Client
+from fleet_server.sdk import Client, segment
 
 model = typer.Typer(no_args_is_help=True, help="Models: push versions, see what there is.")
 variant = typer.Typer(no_args_is_help=True, help="Variants: versions converted for profiles, measured and gated.")
@@ -68,7 +68,7 @@ def push(
             "gate": {"min_accuracy": min_accuracy, "max_regression_points": max_regression},
         }
         with errors.status("the server checks the version"):
-            created = api.post(f"/models/{name}/versions", body, timeout_s=600)
+            created = api.post(f"/models/{segment(name)}/versions", body, timeout_s=600)
         if output is Output.TABLE:
             errors.print(f"{created['reference']} is there; build variants with `shoal variant build {reference}`")
         show_object(created, output)
@@ -159,14 +159,14 @@ def show_model(
     name, _, version = reference.partition("@")
     with client(context) as api:
         if version:
-            show_object(api.get(f"/models/{name}/versions/{version}"), output)
+            show_object(api.get(f"/models/{segment(name)}/versions/{segment(version)}"), output)
             return
         columns = [
             ("version", lambda row: row["reference"]),
             ("forms", lambda row: ", ".join(form["format"] for form in row["sources"])),
             ("created", lambda row: row["created_at"][:19]),
         ]
-        show_rows(api.items(f"/models/{name}/versions"), output, columns, empty="it has no version")
+        show_rows(api.items(f"/models/{segment(name)}/versions"), output, columns, empty="it has no version")
 
 
 @model.command("delete")
@@ -181,7 +181,7 @@ def delete_version(
         raise fail(f"{reference!r} is not MODEL@VERSION", 2)
     confirm(f"delete {reference}, its variants and its files?", yes=yes)
     with client(context) as api:
-        api.delete(f"/models/{name}/versions/{version}")
+        api.delete(f"/models/{segment(name)}/versions/{segment(version)}")
 
 
 @variant.command("build")
@@ -243,7 +243,7 @@ def show_variant(
 ) -> None:
     """Show one variant: candidates, measurements, lineage and the gate's checks."""
     with client(context) as api:
-        show_object(api.get(f"/variants/{variant_id}"), output)
+        show_object(api.get(f"/variants/{segment(variant_id)}"), output)
 
 
 @variant.command("explain")

@@ -34,7 +34,7 @@ errors = Console(stderr=True, highlight=False)
 def client(context: typer.Context) -> Iterator[Client]:
     """The client for the URL and token the user gave; its errors become exit codes."""
     url, token = context.obj["url"], context.obj["token"]
-    with Client(url, token) as found, exit_codes():
+    with exit_codes(), Client(url, token) as found:
         yield found
 
 

@@ -22,6 +22,7 @@ from fleet_server.cli.output import (
     show_rows,
 )
 from fleet_server.devices import shipped
+from fleet_server.sdk import segment
 
 if TYPE_CHECKING:
     from fleet_server.devices.schemas import ProfileCreate
@@ -62,7 +63,7 @@ def list_profiles(
 def show_profile(context: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
     """Show one profile, with how many devices have it."""
     with client(context) as api:
-        found = api.get(f"/profiles/{name}")
+        found = api.get(f"/profiles/{segment(name)}")
         show_object(found if output is Output.JSON else {**found, **found.pop("spec")}, output)
 
 
@@ -107,7 +108,7 @@ def delete_profile(context: typer.Context, name: NameArgument, yes: YesOption = 
     """Delete a profile that no variant was built for."""
     confirm(f"delete profile {name}?", yes=yes)
     with client(context) as api:
-        api.delete(f"/profiles/{name}")
+        api.delete(f"/profiles/{segment(name)}")
 
 
 @profile.command("detect")
@@ -198,12 +199,14 @@ def _read(file: str) -> dict[str, Any]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        # YAML knows dates and infinity, JSON does not: a date is meant as text.
+        found = json.loads(json.dumps(found, default=str, allow_nan=False))
     except OSError as error:
         known = ", ".join(shipped.names())
         raise fail(
             f"{file} can't be read ({error.strerror}), and no shipped profile is called so: {known}", 2
         ) from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise fail(f"{file} is neither YAML nor JSON: {error}", 2) from None
     if not isinstance(found, dict):
         raise fail(f"{file} does not hold one profile", 2)

@@ -24,7 +24,7 @@ from fleet_server.cli.output import (
     show_rows,
 )
 from fleet_server.cli.profiles import pairs
-from fleet_server.sdk import Client
+from fleet_server.sdk import Client, segment
 
 rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")
 telemetry = typer.Typer(
@@ -134,8 +134,8 @@ def list_rollouts(
 def show(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
     """Show a rollout: every judgement with its reason, and where each device is."""
     with client(context) as api:
-        found = api.get(f"/rollouts/{rollout_id}")
-        deployments = list(api.items(f"/rollouts/{rollout_id}/deployments"))
+        found = api.get(f"/rollouts/{segment(rollout_id)}")
+        deployments = list(api.items(f"/rollouts/{segment(rollout_id)}/deployments"))
         if output is Output.JSON:
             print_json({"rollout": found, "deployments": deployments})
             return
@@ -157,14 +157,14 @@ def watch(context: typer.Context, rollout_id: RolloutArgument, output: OutputOpt
 def pause(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
     """Send no further stage; devices that were told go on."""
     with client(context) as api:
-        show_object(_brief(api.post(f"/rollouts/{rollout_id}/pause")), output)
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/pause")), output)
 
 
 @rollout.command("resume")
 def resume(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
     """Go on with a paused rollout."""
     with client(context) as api:
-        show_object(_brief(api.post(f"/rollouts/{rollout_id}/resume")), output)
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/resume")), output)
 
 
 @rollout.command("abort")
@@ -179,7 +179,7 @@ def abort(
     Example: shoal rollout abort 01a2… --revert
     """
     with client(context) as api:
-        show_object(_brief(api.post(f"/rollouts/{rollout_id}/abort", {"revert": revert})), output)
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/abort", {"revert": revert})), output)
 
 
 @telemetry.command("models")
@@ -266,7 +266,7 @@ def _follow(api: Client, rollout_id: str) -> Json:
         for found in api.watch_rollout(rollout_id):
             line = _standing(found)
             if errors.is_terminal:
-                deployments = api.get(f"/rollouts/{rollout_id}/deployments", limit=500)["items"]
+                deployments = api.get(f"/rollouts/{segment(rollout_id)}/deployments", limit=500)["items"]
                 live.update(_picture(found, line, deployments), refresh=True)
             elif line != said:
                 errors.print(line)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast
+from urllib.parse import quote
 
 import httpx
 
@@ -18,6 +19,17 @@ PIECE = 1 << 20
 RETRIES = 3
 
 
+def segment(name: str) -> str:
+    """A name as one part of a path, whatever a person typed: it must not lead to another thing.
+
+    Raises:
+        NotFoundError: for a name that nothing can have.
+    """
+    if name in {"", ".", ".."} or "/" in name:
+        raise error_for(404, {"code": "not_found", "detail": f"there is nothing called {name!r}: names have no slash"})
+    return quote(name, safe="@")
+
+
 class Client:
     """Talks to a fleet server.
 
@@ -25,11 +37,24 @@ class Client:
         url: such as `http://127.0.0.1:7470`.
         token: bearer token, where the server wants one.
         timeout_s: of one request; uploads and new versions may take longer.
+
+    Raises:
+        ApiError: for a URL or a token that can be none.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 30.0) -> None:
+        if token and not (token.isascii() and token.isprintable()):
+            detail = "the token holds characters that no token has: see SHOAL_TOKEN"
+            raise error_for(401, {"code": "not_authenticated", "detail": detail})
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._url = url.rstrip("/")
+        try:
+            usable = httpx.URL(self._url).scheme in {"http", "https"} and httpx.URL(self._url).host
+        except httpx.InvalidURL:
+            usable = False
+        if not usable:
+            detail = f"{url!r} is not an address such as http://127.0.0.1:7470: see SHOAL_URL"
+            raise UnreachableError(0, {"code": "bad_url", "detail": detail})
         self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s)
 
     def __enter__(self) -> Self:
@@ -90,7 +115,7 @@ class Client:
     def wait_for_variants(self, ids: list[str], *, poll_s: float = 0.5) -> Iterator[list[Json]]:
         """The variants, again and again, until none is being built."""
         while True:
-            variants = [self.get(f"/variants/{one}") for one in ids]
+            variants = [self.get(f"/variants/{segment(one)}") for one in ids]
             yield variants
             if all(variant["state"] not in BUILDING for variant in variants):
                 return
@@ -99,7 +124,7 @@ class Client:
     def watch_rollout(self, rollout_id: str, *, poll_s: float = 0.5) -> Iterator[Json]:
         """The rollout, again and again, until it stands still."""
         while True:
-            rollout = self.get(f"/rollouts/{rollout_id}")
+            rollout = self.get(f"/rollouts/{segment(rollout_id)}")
             yield rollout
             if rollout["state"] not in ROLLING:
                 return
