@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(what: str, condition: Callable[[], ValueT], seconds: float = 90.0) -> ValueT:
+def wait_until(what: str, condition: Callable[[], ValueT | None], seconds: float = 90.0) -> ValueT:
     """Poll until the condition is truthy; refused connections count as not yet."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -191,14 +192,12 @@ class LocalFleet:
         """Ask for variants, wait, and return them all."""
         asked = self.post("/variants", {"version": reference, "profiles": list(profiles)}, status=202)
         ids = [variant["id"] for variant in asked]
-        return [
-            wait_until(
-                "a variant",
-                lambda i=i: (v := self.get(f"/variants/{i}"))["state"] not in {"queued", "building"} and v,
-                240,
-            )
-            for i in ids
-        ]
+
+        def built(one: str) -> dict[str, Any] | None:
+            found: dict[str, Any] = self.get(f"/variants/{one}")
+            return None if found["state"] in {"queued", "building"} else found
+
+        return [wait_until("a variant", partial(built, one), 240) for one in ids]
 
     def rollout(self, reference: str, **fields: Any) -> str:
         body = {"version": reference, "target": {"all": True}, "strategy": {"stages": [{"percent": 100}]}, **fields}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,7 +59,7 @@ def test_the_whole_loop(fleet: LocalFleet) -> None:
         told = httpx.post(f"{base}/feedback", json={"labels": [{"id": "labelled", "label": truth.tolist()}]})
         assert told.status_code == 200, told.text
 
-    def heard() -> list[dict[str, object]] | None:
+    def heard() -> list[dict[str, Any]] | None:
         found = fleet.get("/telemetry/models", model="tri", version="1")
         rows = found["items"] if isinstance(found, dict) else found
         done = [row for row in rows if row["labelled"] == 50 and row["requests"] >= 51]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,12 @@ def test_a_deployment_survives_a_kill(fleet: LocalFleet, big_model: Path, victim
     rollout = fleet.rollout("big@1")
     wait_until("a part of the artifact on the device", lambda: downloading(fleet), 60)
     fleet.kill(victim)
-    {
+    starts: dict[str, Callable[[], None]] = {
         "server": fleet.start_server,
         "broker": fleet.start_broker,
         "dev-1": lambda: fleet.start_agent("dev-1"),
-    }[victim]()
+    }
+    starts[victim]()
     wait_until("the rollout", lambda: fleet.rollout_state(rollout) == "succeeded", 150)
     (deployment,) = fleet.deployments(rollout)
     assert deployment["phase"] == "active"

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import FastAPI
+from httpx2 import Response
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from starlette.testclient import TestClient
@@ -100,7 +100,7 @@ def facts(**tags: str) -> DeviceFacts:
         cpu_cores=4,
         cpu_features=("asimddp",),
         memory_mb=3800,
-        disk_free_mb=None,
+        disk_free_mb=1024,
         runtimes=(RuntimeFacts(name="onnx", package="onnxruntime", version="1.31.0", providers=("cpu",)),),
         tags=tags,
     )
@@ -122,12 +122,12 @@ def upload(api: TestClient, content: bytes) -> str:
     return str(answer.json()["digest"])
 
 
-def version(api: TestClient, model: str, name: str, content: bytes, **fields: Any) -> httpx.Response:
+def version(api: TestClient, model: str, name: str, content: bytes, **fields: Any) -> Response:
     sources = [{"format": "onnx", "digest": upload(api, content)}]
     return api.post(f"/models/{model}/versions", json={"name": name, "sources": sources, **fields})
 
 
-def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def refused(answer: Response, status: int, code: str) -> dict[str, Any]:
     """The problem document of an answer, which must be a whole one."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -281,7 +281,8 @@ def test_errors_of_the_database_and_defects(
 
 def is_blocked(database: Database) -> bool:
     with database.read() as session:
-        return session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) == 1
+        waiting: int | None = session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        return waiting == 1
 
 
 def test_two_that_create_the_same_at_once(api: TestClient, database: Database) -> None:

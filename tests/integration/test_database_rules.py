@@ -24,7 +24,7 @@ from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 
-SPEC = ProfileCreate(name="p", runtime="onnx")  # type: ignore[arg-type]
+SPEC = ProfileCreate(name="p", runtime="onnx")
 
 
 def queue_jobs(database: Database, count: int) -> None:
@@ -94,7 +94,7 @@ def test_a_job_that_kills_its_runners_is_given_up_with_a_reason(database: Databa
         now += dt.timedelta(seconds=conversions.LEASE_S + 1)
     assert claim(database, "the next", now) is None
     with database.read() as session:
-        variant = session.get_one(Variant, claimed.variant_id)
+        variant = session.query(Variant).one()
         assert variant.state == "failed"
         assert variant.failure is not None
         assert variant.failure["code"] == "gave_up"
@@ -137,7 +137,7 @@ def register(database: Database, device_id: str) -> None:
         cpu_cores=1,
         cpu_features=(),
         memory_mb=1024,
-        disk_free_mb=None,
+        disk_free_mb=1024,
     )
     reported = Reported(
         protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=facts, deployments=(), serving=(), sent_at=0.0

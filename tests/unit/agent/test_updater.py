@@ -32,15 +32,19 @@ def desired(revision: int, *deployments: tuple[str, str]) -> DesiredState:
     return DesiredState(SPOKEN, "default", revision, wanted)
 
 
+def phase(updater: Updater, deployment: str) -> Phase:
+    return updater.records[deployment].phase
+
+
 def test_an_active_artifact_that_was_damaged_is_fetched_again_once() -> None:
     updater = Updater({}, 0)
     updater.desired(desired(1, ("one", "a")))
     activated(updater, "one")
     assert updater.failed("one", WireErrorCode.DIGEST_MISMATCH, "damaged") == [Download("one")]
     activated(updater, "one")
-    assert updater.records["one"].phase is Phase.ACTIVE
+    assert phase(updater, "one") is Phase.ACTIVE
     updater.failed("one", WireErrorCode.DIGEST_MISMATCH, "damaged again")
-    assert updater.records["one"].phase is Phase.ROLLED_BACK
+    assert phase(updater, "one") is Phase.ROLLED_BACK
 
 
 def activated(updater: Updater, key: str) -> None:
@@ -74,12 +78,12 @@ def test_the_old_version_serves_until_the_new_one_has_proved_itself() -> None:
     updater.desired(desired(1, ("d1", "a")))
     activated(updater, "d1")
     updater.desired(desired(2, ("d2", "b")))
-    assert updater.records["d1"].phase is Phase.ACTIVE
+    assert phase(updater, "d1") is Phase.ACTIVE
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
     assert updater.probation_over("d2", problem=None) == [UnloadArtifact("m", "a" * 64)]
-    assert updater.records["d1"].phase is Phase.SUPERSEDED
+    assert phase(updater, "d1") is Phase.SUPERSEDED
 
 
 def test_a_bad_probation_goes_back_by_itself() -> None:

@@ -40,7 +40,7 @@ FACTS = {
         ({"nothing.there": 1}, False),
     ],
 )
-def test_matching(match: dict, holds: bool) -> None:
+def test_matching(match: dict[str, object], holds: bool) -> None:
     assert matches(FACTS, ProfileSpec.model_validate({"match": match, "runtime": "onnx"})) is holds
 
 
@@ -49,7 +49,7 @@ def test_a_device_without_the_runtime_never_matches() -> None:
 
 
 def test_the_most_specific_profile_wins_and_people_overlay_tags() -> None:
-    def named(name: str, match: dict) -> NamedProfile:
+    def named(name: str, match: dict[str, object]) -> NamedProfile:
         return NamedProfile(name, name, ProfileSpec.model_validate({"match": match, "runtime": "onnx"}))
 
     profiles = [named("any", {}), named("jetson", {"arch": "aarch64", "tags.site": "plant8"})]
