@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving
+BENCHES := convert serving optimize
 
 .PHONY: help
 help: ## list the targets
@@ -58,6 +58,7 @@ format: setup ## format and mend what ruff can mend
 # One benchmark a file; each prints one JSON line last.
 .PHONY: $(addprefix bench-,$(BENCHES))
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
+bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, beside fp32 and library defaults (about 10 min)
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
