@@ -1,4 +1,4 @@
-"""What the benchmarks share: checks and their JSON line, nets of a wanted weight, a worker, and closed-loop clients."""
+"""What the benchmarks share: checks and their JSON line, nets, a worker, a broker, clients, and what a process uses."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeNam
 from agent.serving.framing import FrameChannel
 from agent.serving.ipc import Activate, FromWorker, Load, Loaded, Ready
 from agent.worker_process import MEMORY_SETTINGS
+from fleet_server.gateway.broker import find_mosquitto
+from tests.fleet import free_port
 
 Array = npt.NDArray[Any]
 
@@ -235,6 +237,60 @@ def _whole(answer: bytearray) -> bool:
     return len(answer) >= end + 4 + length
 
 
+def ask_once(address: tuple[str, int], request: bytes) -> bool:
+    """One request on a connection of its own: whether it was answered with 200."""
+    with suppress(OSError), socket.create_connection(address, 10) as sock:
+        sock.sendall(request)
+        return sock.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    return False
+
+
 def quantile(times: list[float], share: float) -> float:
     """In milliseconds."""
     return float(np.quantile(times, share) * 1000)
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[tuple[int, int]]:
+    """Mosquitto on loopback with the limits of the embedded one, counting what is published; its port and pid."""
+    port, configuration = free_port(), folder / "mosquitto.conf"
+    configuration.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nmax_inflight_messages 200\n"
+        "max_queued_messages 100000\nmax_packet_size 2097152\nsys_interval 1\nlog_type error\n"
+    )
+    executable, environment = find_mosquitto("mosquitto")
+    process = subprocess.Popen([executable, "-c", str(configuration)], env={**os.environ, **environment})
+    try:
+        await_port(port, process)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def await_port(port: int, process: subprocess.Popen[Any], seconds: float = 20.0) -> None:
+    """Return when the process accepts connections on its port of loopback."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that are still there."""
+    return [int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional set size: shared pages count in part, so that the figures of several processes add up."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process's living threads; to the nanosecond, where clock ticks would be too coarse."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import socket
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +23,18 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import onnxruntime
 
-from tests.benchmarks.common import Checks, closed_loop, manifest, oip_request, quantile, worker, write_conv, write_mlp
+from tests.benchmarks.common import (
+    Checks,
+    await_port,
+    closed_loop,
+    manifest,
+    oip_request,
+    quantile,
+    worker,
+    write_conv,
+    write_mlp,
+)
+from tests.fleet import free_port
 
 PEER = """
 import sys
@@ -55,13 +66,16 @@ def main() -> None:
         small = write_mlp(folder / "small", 512, 4)
         image = rng.random((1, 3, 112, 112), dtype=np.float32)
         row = rng.random((1, 512), dtype=np.float32)
+        shutil.copyfile(folder / "small", folder / "alone")
         nets = {
             folder / "large": manifest("large", large, max_batch=8),
             folder / "small": manifest("small", small, max_batch=32),
+            folder / "alone": manifest("alone", small, max_batch=1),
         }
         unix = folder / "api.sock"
         with worker(nets, unix) as address, peer(folder) as peer_address:
             added(checks, folder / "large", image, address, str(unix), rounds, seconds)
+            batching(checks, row, address, rounds, seconds)
             throughput(checks, folder / "small", row, address, peer_address, rounds, seconds)
     checks.print()
 
@@ -119,6 +133,19 @@ def throughput(
         )
 
 
+def batching(checks: Checks, row: Any, address: tuple[str, int], rounds: int, seconds: float) -> None:
+    """Whether a lone client pays for the queue's being drained into batches: the same net, served with and without."""
+    found = take_turns(
+        {
+            "batched": lambda: closed_loop(address, oip_request("small", row), clients=1, seconds=seconds),
+            "alone": lambda: closed_loop(address, oip_request("alone", row), clients=1, seconds=seconds),
+        },
+        rounds,
+    )
+    rate = {way: statistics.median(len(times) for times in runs) for way, runs in found.items()}
+    checks.at_least("small model: one client, with batching ÷ without", rate["batched"] / rate["alone"], 0.97)
+
+
 def take_turns(ways: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[list[float]]]:
     """Each way once a round, so that a noisy minute hits all of them."""
     found: dict[str, list[list[float]]] = {way: [] for way in ways}
@@ -153,19 +180,10 @@ def bare_loop(bare: Any, row: Any, seconds: float) -> list[float]:
 @contextlib.contextmanager
 def peer(folder: Path) -> Iterator[tuple[str, int]]:
     """FastAPI under uvicorn, raw bytes in and out, no thread hop: as fast as it is usually written."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "-c", PEER, str(folder / "small"), str(port)])
     try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                if process.poll() is not None:
-                    raise RuntimeError("the peer did not start") from None
-                time.sleep(0.1)
+        await_port(port, process)
         yield "127.0.0.1", port
     finally:
         process.terminate()

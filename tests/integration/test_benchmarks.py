@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_serving_benchmark_ends_in_one_json_line() -> None:
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "serving.py"), "--short"]
+@pytest.mark.parametrize("name", ["serving", "footprint"])
+def test_a_benchmark_ends_in_one_json_line(name: str) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["bench"] == "serving"
+    assert result["bench"] == name
     assert len(result["checks"]) > 5
     for check in result["checks"]:
         assert set(check) == {"name", "value", "goal", "holds"}
