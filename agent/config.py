@@ -13,10 +13,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
+from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
 
 PREFIX = "SHOAL_AGENT_"
 KEYS = ("device_id", "state_dir", "broker", "listen", "unix_socket", "tags", "runtimes", "log_level", "ca_file")
+UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
 @dataclass(frozen=True)
@@ -63,39 +65,52 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
-    state_dir = Path(_text(values, "state_dir", "/var/lib/shoal-agent"))
+    state_dir = Path(_text(values, "state_dir", "") or "/var/lib/shoal-agent")
     try:
         device_id = check_device_id(_text(values, "device_id", "") or kept_device_id(state_dir))
     except ValueError as error:
         raise ConfigError(f"device_id: {error}") from None
     except OSError as error:
-        raise ConfigError(f"state_dir: {state_dir} can't be written: {error}") from None
+        detail = error.strerror or error
+        raise ConfigError(f"state_dir: {state_dir} can't be written ({detail}): name a folder that can") from None
     return Config(
         device_id=device_id,
         state_dir=state_dir,
         broker=_url(_text(values, "broker", Config.broker)),
         listen=_address(_text(values, "listen", Config.listen)),
-        unix_socket=_text(values, "unix_socket", ""),
+        unix_socket=_unix_socket(_text(values, "unix_socket", "")),
         tags=_tags(values.get("tags", {})),
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
-        ca_file=_text(values, "ca_file", ""),
+        ca_file=_ca_file(_text(values, "ca_file", "")),
     )
 
 
 def kept_device_id(state_dir: Path) -> str:
     """The id this device gave itself: made once from the machine's id (hashed, as that is meant to stay private)."""
     path = state_dir / "device-id"
-    if path.exists():
-        return path.read_text().strip()
-    machine = Path("/etc/machine-id")
-    seed = machine.read_text().strip() if machine.exists() else uuid.uuid4().hex
+    kept = path.read_text(errors="replace").strip() if path.exists() else ""
+    if kept:
+        return kept
+    seed = machine_id(Path("/etc/machine-id")) or uuid.uuid4().hex
     device_id = "dev-" + hashlib.sha256(f"shoal:{seed}:{state_dir}".encode()).hexdigest()[:12]
     state_dir.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(device_id + "\n")
+    with part.open("w") as file:
+        file.write(device_id + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # without it a power cut may leave the name and lose the text
     part.replace(path)
     return device_id
+
+
+def machine_id(path: Path) -> str:
+    """The text of /etc/machine-id; empty where there is none yet: images are shipped with an empty one, or a word."""
+    try:
+        text = path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+    return text if len(text) >= 32 else ""
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -103,13 +118,16 @@ def _file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"--config: {path} can't be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} is not TOML: {error}") from None
 
 
 def _from_text(key: str, text: str) -> Any:
     if key == "tags":
         pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+        for name, sign, _ in pairs:
+            if not sign or not name.strip():
+                raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
     return [part.strip() for part in text.split(",") if part.strip()] if key == "runtimes" else text
 
@@ -122,22 +140,48 @@ def _text(values: Mapping[str, Any], key: str, default: str) -> str:
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
-        raise ConfigError(f"broker: {value!r} is not mqtt://host:port or mqtts://host:port")
+    """The address is not repeated in errors: it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        fits = parts.scheme in {"mqtt", "mqtts"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError("broker: this is not mqtt://host:port or mqtts://host:port, such as mqtt://10.0.0.5:1883")
     return value
 
 
 def _address(value: str) -> str:
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    bare = not host.startswith("[") or host.endswith("]")
+    if not host or not bare or not (port.isascii() and port.isdigit()) or int(port[:9]) > 65535:
         raise ConfigError(f"listen: {value!r} is not host:port, such as 127.0.0.1:8470")
+    return value
+
+
+def _unix_socket(value: str) -> str:
+    if len(value.encode()) > UNIX_PATH_BYTES:
+        raise ConfigError(f"unix_socket: the path has more than {UNIX_PATH_BYTES} bytes: name a shorter one")
+    if value and not Path(value).parent.is_dir():
+        raise ConfigError(f"unix_socket: there is no folder {str(Path(value).parent)!r}: make it, or name another")
+    return value
+
+
+def _ca_file(value: str) -> str:
+    if value and not os.access(value, os.R_OK):
+        raise ConfigError(f"ca_file: {value!r} can't be read: name a PEM file, or leave it empty for the system's")
     return value
 
 
 def _tags(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
         raise ConfigError('tags: must be a table of texts, such as { site = "plant7" }')
+    if len(value) > LIMITS.facts_entries or any(
+        len(text) > LIMITS.name_chars for pair in value.items() for text in pair
+    ):
+        raise ConfigError(
+            f"tags: at most {LIMITS.facts_entries}, of {LIMITS.name_chars} characters: the server takes no more"
+        )
     return {str(key): str(one) for key, one in value.items()}
 
 

@@ -63,7 +63,9 @@ class Settings(BaseSettings):
     inspect_timeout_s: float = Field(
         120.0, gt=0, description="How long the check of an uploaded version may take, in seconds."
     )
-    telemetry_interval_s: float = Field(10.0, gt=0, description="How often devices make a telemetry batch, in seconds.")
+    telemetry_interval_s: float = Field(
+        10.0, ge=0.1, description="How often devices make a telemetry batch, in seconds."
+    )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )

@@ -70,11 +70,7 @@ def _check(message: Message) -> None:
     match message:
         case DesiredState():
             _bound(message.deployments, LIMITS.deployments, "deployments")
-            _require(message.revision >= 0, "revision must not be negative")
-            _require(message.telemetry_interval_s > 0, "telemetry_interval_s must be positive")
-            for deployment in message.deployments:
-                _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
-                check_manifest(deployment.manifest)
+            _check_desired(message)
         case Reported():
             _check_report(message)
         case Need():
@@ -85,8 +81,25 @@ def _check(message: Message) -> None:
                 _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
         case TelemetryBatch():
             _check_batch(message)
-        case Presence() | TelemetryAck():
+        case TelemetryAck():
+            _require(all(0 <= one < LIMITS.total for one in message.sequences), "sequences holds an impossible number")
+        case Presence():
             pass
+
+
+def _check_desired(message: DesiredState) -> None:
+    _counts(LIMITS.counter, revision=message.revision)
+    shortest = LIMITS.shortest_interval_s
+    _require(shortest <= message.telemetry_interval_s <= LIMITS.seconds, "telemetry_interval_s is out of bounds")
+    for deployment in message.deployments:
+        _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
+        _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
+        _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
+        check_manifest(deployment.manifest)
+    ids = {deployment.deployment_id for deployment in message.deployments}
+    models = {deployment.manifest.model for deployment in message.deployments}
+    _require(len(ids) == len(message.deployments), "deployments names an id twice")
+    _require(len(models) == len(message.deployments), "deployments holds a model twice: one a model")
 
 
 def check_manifest(manifest: Manifest) -> Manifest:
@@ -107,7 +120,8 @@ def check_manifest(manifest: Manifest) -> Manifest:
         for tensor in tensors:
             _require(len(tensor.shape) <= LIMITS.tensor_rank, f"manifest.{side}: rank of {tensor.name[:80]!r}")
             _require(
-                all(-1 <= size < 1 << 31 for size in tensor.shape),
+                all(-1 <= size < 1 << 31 for size in tensor.shape)
+                and math.prod(max(size, 1) for size in tensor.shape) <= LIMITS.tensor_elements,
                 f"manifest.{side}: shape of {tensor.name[:80]!r}",
             )
             example = tensor.example_shape or ()

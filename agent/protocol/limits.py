@@ -22,13 +22,15 @@ class WireLimits:
     missing_ranges: int = 256
     tensors: int = 64
     tensor_rank: int = 16
+    tensor_elements: int = 1 << 30
     example_elements: int = 1 << 28
     facts_entries: int = 256
     name_chars: int = 128
     detail_chars: int = 2000
-    nesting: int = 16
     counter: int = 1 << 30  # what counts one at a time: sequences, revisions, attempts
     total: int = 1 << 53  # what adds up: bytes, requests
+    shortest_interval_s: float = 0.1
+    seconds: float = 1e9  # over thirty years
 
 
 LIMITS = WireLimits()

@@ -16,8 +16,8 @@ from agent.protocol.errors import WireError, WireErrorCode
 ROOT = "shoal/v1"
 SHARDS = 64
 
-DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-DIGEST = re.compile(r"^[0-9a-f]{64}$")
+DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class DeviceTopic(StrEnum):

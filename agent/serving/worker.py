@@ -62,7 +62,8 @@ class Worker:
 
     def __init__(self, listen: str, unix_path: str) -> None:
         host, _, port = listen.rpartition(":")
-        self._address = (host or "127.0.0.1", int(port))
+        self._host = host or "127.0.0.1"
+        self._address = (self._host.strip("[]"), int(port))
         self._unix_path = unix_path
         self._registry = Registry()
         self._api = Api(self._registry)
@@ -82,7 +83,7 @@ class Worker:
                 os.unlink(self._unix_path)  # noqa: PTH108 (asynchronous code)
             servers.append(await loop.create_unix_server(lambda: Connection(self._api), self._unix_path))
         port = servers[0].sockets[0].getsockname()[1]
-        self._send(Ready(url=f"http://{self._address[0]}:{port}", unix_path=self._unix_path))
+        self._send(Ready(url=f"http://{self._host}:{port}", unix_path=self._unix_path))
         listening = asyncio.create_task(self._listen(reader))
         await self._stop.wait()
         listening.cancel()

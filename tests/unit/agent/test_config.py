@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, load_config
+from agent.config import Config, load_config, machine_id
 from agent.errors import ConfigError
 
 FILE = """
@@ -60,7 +60,20 @@ def test_a_device_without_an_id_keeps_the_one_it_gave_itself(tmp_path: Path) -> 
         ('broker = "http://x"', "broker"),
         ('broker = "mqtt://"', "broker"),
         ('listen = "8470"', "listen"),
+        ('broker = "mqtt://host:notaport"', "broker"),
+        ('broker = "mqtt://host:99999"', "broker"),
+        ('broker = "mqtt://[::1"', "broker"),
+        ('broker = "mqtts://host:0"', "broker"),
         ('listen = "host:99999"', "listen"),
+        ('listen = "host:²"', "listen"),
+        ('listen = "[::1:80"', "listen"),
+        ('listen = "[::1]"', "listen"),
+        ('ca_file = "/nowhere/ca.pem"', "ca_file"),
+        ('unix_socket = "/nowhere/agent.sock"', "unix_socket"),
+        (f'unix_socket = "/tmp/{"s" * 120}"', "unix_socket"),
+        (f'tags = {{ site = "{"x" * 129}" }}', "tags"),
+        ("state_dir = 3", "state_dir"),
+        ('device_id = "camera\\n"', "device_id"),
         ("listen = 8470", "listen"),
         ('device_id = "has space"', "device_id"),
         ('device_id = "a/b"', "device_id"),
@@ -77,6 +90,52 @@ def test_what_is_wrong_is_named(tmp_path: Path, line: str, named: str) -> None:
     variables = {} if line.startswith("device_id") else {"SHOAL_AGENT_DEVICE_ID": "d"}
     with pytest.raises(ConfigError, match=f"^{named}:"):
         load_config(written(tmp_path, line), variables)
+
+
+def test_a_password_is_never_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as found:
+        load_config(None, {"SHOAL_AGENT_DEVICE_ID": "d", "SHOAL_AGENT_BROKER": "http://user:secret@host"})
+    assert "secret" not in str(found.value)
+    assert "mqtts://host:port" in str(found.value)
+
+
+@pytest.mark.parametrize("tags", ["site", "=plant7", "site=plant7,line"])
+def test_a_tag_without_a_name_or_a_value_is_named(tags: str) -> None:
+    with pytest.raises(ConfigError, match=r"^tags: .* is not name=value"):
+        load_config(None, {"SHOAL_AGENT_DEVICE_ID": "d", "SHOAL_AGENT_TAGS": tags})
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_bytes(b'device_id = "\xff"')
+    with pytest.raises(ConfigError, match=r"^--config: .* is not TOML"):
+        load_config(path, {})
+
+
+def test_a_state_folder_that_can_not_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^state_dir: .*can't be written \(.*\): name a folder"):
+        load_config(None, {"SHOAL_AGENT_STATE_DIR": str(tmp_path / "file" / "state")})
+
+
+def test_an_id_that_a_power_cut_emptied_is_made_again(tmp_path: Path) -> None:
+    variables = {"SHOAL_AGENT_STATE_DIR": str(tmp_path)}
+    first = load_config(None, variables).device_id
+    (tmp_path / "device-id").write_text("")
+    again = load_config(None, variables).device_id
+    assert again.startswith("dev-")
+    assert (tmp_path / "device-id").read_text() == f"{again}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["device-id"]
+    assert first.startswith("dev-")
+
+
+@pytest.mark.parametrize(("text", "usable"), [("", False), ("uninitialized\n", False), ("0123456789abcdef" * 2, True)])
+def test_images_ship_without_a_machine_id(tmp_path: Path, text: str, usable: bool) -> None:
+    """Devices made of one image must not all get the id that an empty file would give."""
+    path = tmp_path / "machine-id"
+    assert machine_id(path) == ""
+    path.write_text(text)
+    assert bool(machine_id(path)) is usable
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

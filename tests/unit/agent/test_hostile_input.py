@@ -83,6 +83,54 @@ def test_counts_are_bounded() -> None:
         decode(encode(whole), TelemetryBatch)
 
 
+BOUND = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"revision": -1}, "revision"),
+        ({"revision": 2**70}, "revision"),
+        ({"telemetry_interval_s": 1e-9}, "telemetry_interval_s"),
+        ({"telemetry_interval_s": 1e300}, "telemetry_interval_s"),
+        ({"probation_s": -1}, "probation_s"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"deployment_id": "a/b"}, "deployment_id"),
+        ({"deployment_id": "a\n"}, "deployment_id"),
+        ({"digest": BOUND + "\n"}, "digest"),
+        ({"size": 0}, "size"),
+        ({"chunk_size": LIMITS.chunk_bytes + 1}, "chunk_size"),
+        ({"inputs": []}, "inputs"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [2**30, 2**30]}]}, "shape of 'x'"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [-2]}]}, "shape of 'x'"),
+        ({"outputs": [{"name": "y", "dtype": "float32", "shape": [1] * 17}]}, "rank of 'y'"),
+    ],
+)
+def test_a_desired_state_is_bounded_and_the_field_is_named(change: dict[str, Any], said: str) -> None:
+    state = json.loads(encode(desired(3, ("one", "a"))))
+    deployment = state["deployments"][0]
+    for key, value in change.items():
+        place = next(one for one in (state, deployment, deployment["manifest"]) if key in one)
+        place[key] = value
+    with pytest.raises(WireError, match=said) as found:
+        decode(json.dumps(state).encode(), DesiredState)
+    assert found.value.code is WireErrorCode.MALFORMED
+
+
+def test_a_desired_state_names_an_id_and_a_model_once() -> None:
+    for twice, said in (
+        (desired(3, ("one", "a"), ("two", "b")), "a model twice"),
+        (desired(3, ("one", "a"), ("one", "b")), "an id twice"),
+    ):
+        with pytest.raises(WireError, match=said):
+            decode(encode(twice), DesiredState)
+
+
+def test_an_acknowledgement_of_numbers_no_database_holds_is_refused() -> None:
+    with pytest.raises(WireError, match="sequences"):
+        decode(encode(TelemetryAck("s", (2**64 - 1,))), TelemetryAck)
+
+
 @settings(max_examples=200, deadline=None)
 @given(topic=st.text(max_size=200) | st.from_regex(r"shoal/v1/[0-9a-z+#/]{0,60}", fullmatch=True))
 def test_topics_of_nobody(topic: str) -> None:
