@@ -23,6 +23,7 @@ from agent.protocol.messages import (
     DeploymentReport,
     DesiredState,
     ModelWindow,
+    Need,
     Presence,
     Reported,
     ServingReport,
@@ -34,6 +35,7 @@ from agent.protocol.version import SPOKEN
 from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
+from agent.trial.trials import Trials
 from agent.update.download import DownloadProgress
 from agent.update.journal import Journal
 from agent.update.store import ArtifactStore
@@ -49,7 +51,7 @@ from agent.update.updater import (
     Updater,
     Verify,
 )
-from agent.worker_process import WorkerDied, WorkerProcess
+from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
 TICK_S = 0.1
@@ -77,6 +79,16 @@ class Supervisor:
         self._link = MqttLink(config, self._boot_id, self._events.put)
         self._worker = WorkerProcess(config, self._events.put)
         self._downloads: dict[str, DownloadProgress] = {}
+        self._trials = Trials(
+            config.state_dir / "trials",
+            self._store,
+            self._journal,
+            self._link,
+            MEMORY_SETTINGS,
+            say_need=self._say_need,
+            stop_listening=self._stop_listening,
+            changed=self._trials_changed,
+        )
         self._loads: dict[int, str] = {}
         self._collects: dict[int, float] = {}
         self._request_id = 0
@@ -110,6 +122,7 @@ class Supervisor:
                 self._guarded(self._tick)
         finally:
             self._link.stop()
+            self._trials.stop()
             self._worker.stop()
             self._journal.close()
             self._spool.close()
@@ -131,6 +144,7 @@ class Supervisor:
                 self._report_at = 0.0
                 for download in self._downloads.values():
                     download.say_now(time.monotonic())
+                self._trials.link_up()
                 self._report(force=True)
             case WorkerDied() if event.generation == self._worker.generation:
                 self._worker_died()
@@ -157,14 +171,18 @@ class Supervisor:
     def _desired(self, state: DesiredState) -> None:
         self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
+        fresh = state.revision > self._updater.revision
         effects = self._updater.desired(state)
         self._carry_out(effects)
+        if fresh:
+            self._trials.desired(state.trials)
         self._journal.keep_number("revision", self._updater.revision)
         self._report(force=True)
 
     def _chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
+        self._trials.chunk(topic, payload)
         for download in list(self._downloads.values()):
-            if download.part.manifest.digest != topic.digest:
+            if download.part.content.digest != topic.digest:
                 continue
             record = self._updater.records[download.deployment_id]
             try:
@@ -251,8 +269,15 @@ class Supervisor:
             self._journal.forget(forgotten)
             for key in forgotten:
                 del self._updater.records[key]
-            self._store.collect_garbage(self._updater.kept_digests())
+            self._collect_garbage()
             self._report_at = 0.0
+
+    def _trials_changed(self) -> None:
+        self._collect_garbage()
+        self._report_at = 0.0
+
+    def _collect_garbage(self) -> None:
+        self._store.collect_garbage(self._updater.kept_digests() | self._trials.kept_digests())
 
     def _carry_out_one(self, effect: Effect) -> None:
         record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
@@ -300,9 +325,16 @@ class Supervisor:
         download = self._downloads.pop(deployment_id, None)
         if download is not None:
             download.part.close()
-            digest = download.part.manifest.digest
-            if all(other.part.manifest.digest != digest for other in self._downloads.values()):
-                self._link.stop_listening(digest)
+            self._stop_listening(download.part.content.digest)
+
+    def _stop_listening(self, digest: str) -> None:
+        """Unless another download still wants it."""
+        others = any(one.part.content.digest == digest for one in self._downloads.values())
+        if not others and not self._trials.fetches(digest):
+            self._link.stop_listening(digest)
+
+    def _say_need(self, need: Need) -> None:
+        self._link.publish(DeviceTopic.NEED, encode(need))
 
     def _finish_part(self, record: Record) -> bool:
         try:
@@ -370,6 +402,7 @@ class Supervisor:
             self._collects[self._request_id] = self._window_started
             self._window_started = time.time()
             self._worker.send(Collect(self._request_id))
+        self._trials.tick(now)
         self._report(force=False)
 
     def _tick_download(self, download: DownloadProgress, now: float) -> None:
@@ -381,7 +414,7 @@ class Supervisor:
         if self._link.connected:
             need = download.need(now)
             if need is not None:
-                self._link.publish(DeviceTopic.NEED, encode(need))
+                self._say_need(need)
 
     def _interval(self) -> float:
         return self._journal.number("telemetry_interval_s", 10.0)
@@ -409,6 +442,7 @@ class Supervisor:
             deployments=tuple(self._deployment_report(record) for record in self._updater.records.values()),
             serving=tuple(self._serving.values()),
             sent_at=time.time(),
+            trials=self._trials.reports(),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 

@@ -1,64 +1,21 @@
 """Data sets: `.npz` files with an array for each input and labels as `y`. Bounded, and never unpickled.
 
-An array's first axis counts rows. Where it has as many axes as the model's input, that is the input's first axis too.
-Where it has one more, each row is a whole input: for recurrent states, whose rows lie on another axis, and for scalars.
+How arrays are read as rows is said in `agent.trial.dataset`.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from agent.protocol.manifest import TensorSpec
+from agent.trial.dataset import LABELS, Array, Dataset, array_name
 from converters.errors import ConversionError
 
-Array = npt.NDArray[Any]
-LABELS = "y"
-ONLY_INPUT = "x"
 BYTES_LIMIT = 4 << 30
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Rows of inputs, and perhaps labels.
-
-    Attributes:
-        inputs: by source name; the first axis counts rows.
-        labels: (rows,) int64 class indices; None when there are none.
-        rows: how many.
-        whole: inputs of which a row is all that the model takes.
-    """
-
-    inputs: dict[str, Array]
-    labels: npt.NDArray[np.int64] | None
-    rows: int
-    whole: frozenset[str] = frozenset()
-
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Rows in order, `size` at a time (one, where a row is a whole input); the last may be shorter."""
-        step = 1 if self.whole else size
-        for start in range(0, self.rows, step):
-            yield {
-                name: np.asarray(array[start] if name in self.whole else array[start : start + step], order="C")
-                for name, array in self.inputs.items()
-            }
-
-    def part(self, start: int, stop: int) -> Dataset:
-        """Rows from `start` up to `stop`, without labels."""
-        stop = min(stop, self.rows)
-        inputs = {name: array[start:stop] for name, array in self.inputs.items()}
-        return Dataset(inputs, None, stop - start, self.whole)
-
-    def row_shape(self, name: str) -> tuple[int, ...]:
-        """The shape in which the model gets one row of an input."""
-        rest: tuple[int, ...] = self.inputs[name].shape[1:]
-        return rest if name in self.whole else (1, *rest)
 
 
 def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Dataset:
@@ -76,7 +33,7 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
     inputs = {}
     whole = set()
     for spec in specs:
-        key = spec.name if spec.name in arrays else ONLY_INPUT if len(specs) == 1 else spec.name
+        key = array_name(spec, list(arrays), inputs=len(specs))
         if key not in arrays:
             raise ConversionError(
                 "bad_data", f"{field}: it has arrays {sorted(arrays)}, but none for the input {spec.name!r}", field

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import psutil
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
+from agent.trial.scoring import answers, time_rows
 from converters.errors import ConversionError
 from converters.job import ClassScore, Measurements
 
-LATENCY_RUNS = 200
 LATENCY_SECONDS = 3.0
-WARM_UP = 10
 TURNS = 5
 TURN_SECONDS = 0.4
 
@@ -67,18 +65,7 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
 
 
 def _latency(runtime: Runtime, data: Dataset, seconds: float = LATENCY_SECONDS) -> tuple[float, float]:
-    rows = list(data.part(0, 16).batches(1))
-    for row in rows[:WARM_UP]:
-        runtime.run(row)
-    times = []
-    deadline = time.perf_counter() + seconds
-    for index in range(LATENCY_RUNS):
-        started = time.perf_counter()
-        runtime.run(rows[index % len(rows)])
-        times.append(time.perf_counter() - started)
-        if time.perf_counter() > deadline and index >= 20:
-            break
-    p50, p95 = np.percentile(times, (50, 95)) * 1000
+    p50, p95 = np.percentile(time_rows(runtime, data, seconds), (50, 95))
     return float(p50), float(p95)
 
 
@@ -100,20 +87,6 @@ def time_in_turns(files: list[tuple[Manifest, Path]], data: Dataset) -> list[tup
         p50, p95 = np.median([one[index] for one in rounds], axis=0)
         found.append((float(p50), float(p95)))
     return found
-
-
-def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The class a model chose for each row.
-
-    (rows, classes) scores: the largest. (rows,) or (rows, 1): class 1 above 0.5, as of a probability. Anything longer
-    counts as scores over its flattened axes.
-    """
-    flat = output.reshape(len(output), -1)
-    if flat.shape[1] == 1:
-        binary: npt.NDArray[np.int64] = (flat[:, 0] > 0.5).astype(np.int64)
-        return binary
-    chosen: npt.NDArray[np.int64] = flat.argmax(axis=1).astype(np.int64)
-    return chosen
 
 
 def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:

@@ -141,7 +141,7 @@ class ClassScore(msgspec.Struct, frozen=True):
 
 
 class Measurements(msgspec.Struct, frozen=True):
-    """What was measured of one file on the evaluation data, on the machine that built it.
+    """What was measured of one file on the evaluation data.
 
     Attributes:
         size: bytes.
@@ -157,6 +157,9 @@ class Measurements(msgspec.Struct, frozen=True):
         latency_p95_ms: likewise.
         memory_mb: resident memory that loading and running it added to a fresh process, in MiB; None if unmeasured.
         provider: execution provider that ran, as the session says.
+        latency_p99_ms: likewise; None where it was not measured.
+        load_s: seconds to load and warm up; None where it was not measured.
+        measured_on: `server`, or the ids of devices, of which the worst counts.
     """
 
     size: int
@@ -172,6 +175,9 @@ class Measurements(msgspec.Struct, frozen=True):
     latency_p95_ms: float
     memory_mb: float | None
     provider: str
+    latency_p99_ms: float | None = None
+    load_s: float | None = None
+    measured_on: str = "server"
 
 
 class PassRecord(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import msgspec
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.job import Target
 

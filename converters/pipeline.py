@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
-from converters.dataset import Array, Dataset, load_dataset
+from agent.trial.dataset import Array, Dataset
+from agent.trial.scoring import answers
+from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import Run, answers, measure, run_file, time_in_turns
+from converters.evaluate import Run, measure, run_file, time_in_turns
 from converters.job import (
     BaselineArtifact,
     BuildJob,

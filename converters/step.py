@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.job import PassRecord
 
 Parameter = str | int | float | bool | None

@@ -22,6 +22,8 @@ from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
 from fleet_server.devices import endpoints as devices
 from fleet_server.errors import UnavailableError
+from fleet_server.gates import endpoints as gates
+from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
@@ -40,8 +42,9 @@ Shoal takes one trained model and makes a fleet of unlike devices run it well.
 1. **Devices** register themselves and report facts; **profiles** name kinds of device by a match over those facts.
 2. Push a **model version**: upload its files and data sets, then create the version with their digests.
 3. Build its **variants**, one a profile: converted, measured, and judged by the gate.
-4. Create a **rollout**: devices get the variant of their profile in stages, judged by what they report.
-5. Read **telemetry**: latency, errors and accuracy as the devices had them.
+4. Start a **gate run**: devices of the profile measure the candidates, and the best one there is picked.
+5. Create a **rollout**: devices get the variant of their profile in stages, judged by what they report.
+6. Read **telemetry**: latency, errors and accuracy as the devices had them.
 
 Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
 fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow the `Link` header (RFC 8288).
@@ -51,6 +54,7 @@ TAGS = [
     {"name": "profiles", "description": "Kinds of device: a match over facts, a runtime, precisions, budgets."},
     {"name": "models", "description": "Named models, their immutable versions, and uploads."},
     {"name": "variants", "description": "Versions converted for profiles, with measurements and the gate's verdict."},
+    {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "audit", "description": "What was done, and by whom."},
@@ -75,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     api = APIRouter(
         prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(400, 401, 422, 500, 503)
     )
-    for subject in (devices, catalog, conversions, rollouts, telemetry, access):
+    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     app.include_router(api)
@@ -117,7 +121,12 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
             session.add(Fleet(id=DEFAULT_FLEET))
     artifacts = ArtifactStore.open(settings.artifacts_url, folder=settings.state_dir / "artifacts")
     gateway = Gateway(settings, database, artifacts)
-    parts = (gateway, ConversionScheduler(database, artifacts, settings), RolloutEngine(database, settings))
+    parts = (
+        gateway,
+        ConversionScheduler(database, artifacts, settings),
+        RolloutEngine(database, settings),
+        GateKeeper(database, settings),
+    )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)
     for part in parts:

@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     inspect_timeout_s: float = Field(
         120.0, gt=0, description="How long the check of an uploaded version may take, in seconds."
     )
+    gate_data_mb: int = Field(
+        512, ge=1, description="Largest evaluation set, in MiB, that a gate run sends to devices."
+    )
+    gate_candidate_timeout_s: float = Field(
+        600.0, gt=0, description="How long a device may take to measure one candidate of a gate run, in seconds."
+    )
     telemetry_interval_s: float = Field(
         10.0, ge=0.1, description="How often devices make a telemetry batch, in seconds."
     )

@@ -200,7 +200,9 @@ class LocalFleet:
         return [wait_until("a variant", partial(built, one), 240) for one in ids]
 
     def rollout(self, reference: str, **fields: Any) -> str:
-        body = {"version": reference, "target": {"all": True}, "strategy": {"stages": [{"percent": 100}]}, **fields}
+        body: dict[str, Any] = {"version": reference, "target": {"all": True}}
+        body["strategy"] = {"stages": [{"percent": 100}]}
+        body |= {"allow_unproven": True, **fields}
         return str(self.post("/rollouts", body)["id"])
 
     def rollout_state(self, rollout: str) -> str:

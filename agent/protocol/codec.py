@@ -23,6 +23,7 @@ from agent.protocol.messages import (
     Reported,
     TelemetryAck,
     TelemetryBatch,
+    TrialReport,
 )
 from agent.protocol.topics import DEVICE_ID, DIGEST
 from agent.protocol.version import ProtocolRange, check_peer
@@ -96,6 +97,16 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
         check_manifest(deployment.manifest)
+    _bound(message.trials, LIMITS.trials, "trials")
+    for trial in message.trials:
+        _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
+        _require(0 < trial.timeout_s <= LIMITS.seconds, "timeout_s is out of bounds")
+        _require(0 < len(trial.candidates) <= LIMITS.trial_candidates, "candidates is empty or too long")
+        _require(DIGEST.match(trial.data.digest) is not None, "data.digest is not a SHA-256 digest")
+        _require(0 < trial.data.size <= LIMITS.artifact_bytes, "data.size is out of bounds")
+        _require(0 < trial.data.chunk_size <= LIMITS.chunk_bytes, "data.chunk_size is out of bounds")
+        for manifest in trial.candidates:
+            check_manifest(manifest)
     ids = {deployment.deployment_id for deployment in message.deployments}
     models = {deployment.manifest.model for deployment in message.deployments}
     _require(len(ids) == len(message.deployments), "deployments names an id twice")
@@ -143,7 +154,23 @@ def _check_report(message: Reported) -> None:
         _names(deployment_id=report.deployment_id)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
         _counts(LIMITS.total, received_bytes=report.received_bytes)
+    _bound(message.trials, LIMITS.trials, "trials")
+    for trial in message.trials:
+        _check_trial(trial)
     _check_facts(message.facts)
+
+
+def _check_trial(trial: TrialReport) -> None:
+    _names(trial_id=trial.trial_id)
+    _bound(trial.results, LIMITS.trial_candidates, "results")
+    for one in trial.results:
+        _require(DIGEST.match(one.digest) is not None, "results.digest is not a SHA-256 digest")
+        _names(runtime=one.runtime, provider=one.provider)
+        _counts(LIMITS.counter, samples=one.samples)
+        shares = [value for value in (one.accuracy, one.agreement) if value is not None]
+        _require(all(0 <= value <= 1 for value in shares), "a share is not between 0 and 1")
+        numbers = [one.load_s, one.latency_p50_ms, one.latency_p95_ms, one.latency_p99_ms, one.peak_memory_mb or 0.0]
+        _require(all(0 <= value <= LIMITS.seconds for value in numbers), "a measurement is out of bounds")
 
 
 def _check_batch(message: TelemetryBatch) -> None:

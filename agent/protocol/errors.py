@@ -23,6 +23,7 @@ class WireErrorCode(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     PROBATION_FAILED = "probation_failed"
     DOWNLOAD_STALLED = "download_stalled"
+    MEASURING_FAILED = "measuring_failed"
     INTERNAL = "internal"
 
 

@@ -16,6 +16,8 @@ class WireLimits:
     chunk_bytes: int = 256 * KIB
     artifact_bytes: int = 4096 * MIB
     deployments: int = 64
+    trials: int = 8
+    trial_candidates: int = 16
     models_per_batch: int = 64
     histogram_buckets: int = 512
     confusion_cells: int = 4096

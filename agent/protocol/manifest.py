@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -57,6 +58,38 @@ class TensorSpec(msgspec.Struct, frozen=True):
     example_value: float | None = None
 
 
+class Content(Protocol):
+    """Bytes that come over the wire in chunks, whatever they are."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, lower-case hexadecimal."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of every chunk but the last."""
+        ...
+
+
+def chunk_count(content: Content) -> int:
+    """How many chunks there are: the last may be short."""
+    return -(-content.size // content.chunk_size)
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """A data set (`.npz`) that a device fetches like an artifact: digest, bytes, and bytes of a chunk."""
+
+    digest: str
+    size: int
+    chunk_size: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """One artifact and how to run it.
 
@@ -99,7 +132,7 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def chunks(self) -> int:
         """How many chunks the artifact has: the last may be short."""
-        return -(-self.size // self.chunk_size)
+        return chunk_count(self)
 
     @property
     def row_by_row(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import DataFile, Manifest
 from agent.protocol.version import ProtocolRange
 
 
@@ -27,6 +29,22 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
     deadline_s: float = 86_400.0
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """Candidates that a device is to measure for the gate, beside what it serves; nothing of it ever serves.
+
+    Attributes:
+        trial_id: the server's id; the same id is the same trial, however often it is sent.
+        candidates: what to measure, in order. The first is the reference: answers of the others are compared with its.
+        data: the evaluation set they are measured on.
+        timeout_s: how long one candidate may take, in seconds.
+    """
+
+    trial_id: str
+    candidates: tuple[Manifest, ...]
+    data: DataFile
+    timeout_s: float = 600.0
+
+
 class DesiredState(msgspec.Struct, frozen=True):
     """Everything a device ought to run; retained, and newer revisions replace older ones.
 
@@ -36,6 +54,7 @@ class DesiredState(msgspec.Struct, frozen=True):
         revision: grows by one with every change for this device.
         deployments: one a model. A model that is not listed is to be taken off the device.
         telemetry_interval_s: how often a batch is to be made, in seconds.
+        trials: what is to be measured for the gate. A trial that is not listed is to be forgotten.
     """
 
     protocol: ProtocolRange
@@ -43,6 +62,7 @@ class DesiredState(msgspec.Struct, frozen=True):
     revision: int
     deployments: tuple[DesiredDeployment, ...] = ()
     telemetry_interval_s: float = 10.0
+    trials: tuple[Trial, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -100,6 +120,57 @@ class ServingReport(msgspec.Struct, frozen=True):
     load_s: float
 
 
+class TrialResult(msgspec.Struct, frozen=True):
+    """What a device measured of one candidate. Latency is of one inference of one row, after warm-up, in ms.
+
+    Attributes:
+        digest: of the candidate.
+        runtime: runtime and version; empty on failure.
+        provider: the execution provider that really ran, as the runtime's session says; empty on failure.
+        load_s: seconds to load and warm up.
+        latency_p50_ms: median.
+        latency_p95_ms: 95th percentile.
+        latency_p99_ms: 99th percentile.
+        peak_memory_mb: what loading and running it added to a fresh process at most, in MiB; None if unmeasured.
+        samples: rows of the evaluation set that were answered.
+        accuracy: share of right answers, 0 to 1; None without labels.
+        agreement: share of rows answered as the reference did, 0 to 1; None where the reference did not run.
+        failure: why it could not be measured; None otherwise.
+    """
+
+    digest: str
+    runtime: str = ""
+    provider: str = ""
+    load_s: float = 0.0
+    latency_p50_ms: float = 0.0
+    latency_p95_ms: float = 0.0
+    latency_p99_ms: float = 0.0
+    peak_memory_mb: float | None = None
+    samples: int = 0
+    accuracy: float | None = None
+    agreement: float | None = None
+    failure: Failure | None = None
+
+
+class TrialPhase(StrEnum):
+    """Where a trial is on its device."""
+
+    PENDING = "pending"
+    DOWNLOADING = "downloading"
+    MEASURING = "measuring"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class TrialReport(msgspec.Struct, frozen=True):
+    """One trial as the device sees it: its phase, what was measured so far, and why it failed if it did."""
+
+    trial_id: str
+    phase: TrialPhase
+    results: tuple[TrialResult, ...] = ()
+    failure: Failure | None = None
+
+
 class Reported(msgspec.Struct, frozen=True):
     """What is true on the device. Sent at connect and at every change; the newest `sequence` of a boot wins.
 
@@ -112,6 +183,7 @@ class Reported(msgspec.Struct, frozen=True):
         deployments: all that have not been forgotten.
         serving: what answers requests now.
         sent_at: Unix seconds.
+        trials: all that the desired state lists.
     """
 
     protocol: ProtocolRange
@@ -122,6 +194,7 @@ class Reported(msgspec.Struct, frozen=True):
     deployments: tuple[DeploymentReport, ...] = ()
     serving: tuple[ServingReport, ...] = ()
     sent_at: float = 0.0
+    trials: tuple[TrialReport, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

@@ -61,4 +61,4 @@ class DownloadProgress:
 
     def _message(self) -> Need:
         missing = self.part.missing_ranges(LIMITS.missing_ranges)
-        return Need(self.part.manifest.digest, self.deployment_id, missing, WINDOW)
+        return Need(self.part.content.digest, self.deployment_id, missing, WINDOW)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import ChunkRange
 
 PIECE = 1 << 20
@@ -42,9 +42,9 @@ class ArtifactStore:
         path.unlink()
         return False
 
-    def open_part(self, manifest: Manifest) -> Part:
-        """The download of an artifact, as far as it has come."""
-        return Part(self._folder, manifest)
+    def open_part(self, content: Content) -> Part:
+        """The download of an artifact, or of a data set, as far as it has come."""
+        return Part(self._folder, content)
 
     def collect_garbage(self, keep: Iterable[str]) -> None:
         """Remove every artifact and download whose digest is not kept."""
@@ -61,20 +61,21 @@ class Part:
         OSError: from every method, when the disk is full or broken.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._target = folder / manifest.digest
-        self._part = folder / f"{manifest.digest}.part"
-        self._have = folder / f"{manifest.digest}.have"
-        fresh = not self._part.exists() or not self._have.exists() or self._have.stat().st_size != manifest.chunks
+    def __init__(self, folder: Path, content: Content) -> None:
+        self.content = content
+        self.chunks = chunk_count(content)
+        self._target = folder / content.digest
+        self._part = folder / f"{content.digest}.part"
+        self._have = folder / f"{content.digest}.have"
+        fresh = not self._part.exists() or not self._have.exists() or self._have.stat().st_size != self.chunks
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0)
         self._data = os.open(self._part, flags, 0o600)
         self._marks = os.open(self._have, flags, 0o600)
         if fresh:
-            os.ftruncate(self._data, manifest.size)
-            os.pwrite(self._marks, bytes(manifest.chunks), 0)
-        marks = os.pread(self._marks, manifest.chunks, 0)
-        self._missing = {chunk for chunk in range(manifest.chunks) if not marks[chunk]}
+            os.ftruncate(self._data, content.size)
+            os.pwrite(self._marks, bytes(self.chunks), 0)
+        marks = os.pread(self._marks, self.chunks, 0)
+        self._missing = {chunk for chunk in range(self.chunks) if not marks[chunk]}
 
     @property
     def missing(self) -> int:
@@ -83,13 +84,13 @@ class Part:
 
     def size_of(self, chunk: int) -> int:
         """Bytes that a chunk has; only the last may be short."""
-        return min(self.manifest.chunk_size, self.manifest.size - chunk * self.manifest.chunk_size)
+        return min(self.content.chunk_size, self.content.size - chunk * self.content.chunk_size)
 
     def write(self, chunk: int, payload: bytes) -> bool:
         """Keep a chunk; false when it is there already, is none of this artifact, or has the wrong size."""
         if chunk not in self._missing or len(payload) != self.size_of(chunk):
             return False
-        os.pwrite(self._data, payload, chunk * self.manifest.chunk_size)
+        os.pwrite(self._data, payload, chunk * self.content.chunk_size)
         if len(self._missing) % 64 == 0:
             os.fdatasync(self._data)
         os.pwrite(self._marks, b"\1", chunk)
@@ -112,7 +113,7 @@ class Part:
         """Verify the whole and give it its name; when its digest is wrong everything is removed, and false."""
         os.fsync(self._data)
         self.close()
-        good = _digest(self._part) == self.manifest.digest
+        good = _digest(self._part) == self.content.digest
         if good:
             self._part.replace(self._target)
             self._have.unlink(missing_ok=True)

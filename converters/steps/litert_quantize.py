@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
 
@@ -170,6 +170,6 @@ def _answers(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
 
 def _agreement(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
     """Share of rows with the same answer."""
-    from converters.evaluate import answers
+    from agent.trial.scoring import answers
 
     return float((answers(expected) == answers(got)).mean())

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.job import PassRecord
 from converters.steps.onnx2tf_worker import NOT_INSTALLED

@@ -346,6 +346,9 @@ def run(processes: Processes, devices: list[DemoDevice]) -> str:
     push(shoal, "mnist@1", "weights.safetensors")
     profiles = [device.profile for device in devices]
     shoal("variant", "build", "mnist@1", *[part for profile in profiles for part in ("--profile", profile)])
+    console.rule("measure the candidates on the devices")
+    for profile in profiles:
+        shoal("gate", "run", "mnist@1", "--profile", profile)
     console.rule("roll out in two stages")
     rollout = shoal("rollout", "create", "mnist@1", "--all", "--stages", "33%:2s,100%")["id"]
     wait_for(

@@ -9,7 +9,20 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from fleet_server.http import PageRequest
-from fleet_server.models import Blob, ConversionJob, Deployment, Model, Profile, Rollout, SourceForm, Variant, Version
+from fleet_server.models import (
+    Blob,
+    CandidateArtifact,
+    ConversionJob,
+    Deployment,
+    GateRun,
+    GateTrial,
+    Model,
+    Profile,
+    Rollout,
+    SourceForm,
+    Variant,
+    Version,
+)
 
 VariantRow = tuple[Variant, Model, Version, Profile]
 
@@ -30,6 +43,7 @@ def is_referenced(session: Session, digest: str) -> bool:
         select(SourceForm.id).where(SourceForm.digest == digest),
         select(Version.id).where(or_(Version.calibration_digest == digest, Version.evaluation_digest == digest)),
         select(Variant.id).where(Variant.digest == digest),
+        select(CandidateArtifact.variant_id).where(CandidateArtifact.digest == digest),
     )
     return any(session.scalar(query.limit(1)) is not None for query in queries)
 
@@ -102,9 +116,29 @@ def variants_page(
     return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
 
 
+def variant_ids(session: Session, version_id: str) -> Sequence[str]:
+    """Ids of a version's variants."""
+    return session.scalars(select(Variant.id).where(Variant.version_id == version_id)).all()
+
+
 def variant_of(session: Session, version_id: str, profile_id: str) -> Variant | None:
     """The variant of a version for a profile."""
     return session.scalar(select(Variant).where(Variant.version_id == version_id, Variant.profile_id == profile_id))
+
+
+def candidate_digests(session: Session, variant_id: str) -> set[str]:
+    """Artifacts of a variant's candidates that are kept for gate runs."""
+    query = select(CandidateArtifact.digest).where(CandidateArtifact.variant_id == variant_id)
+    return set(session.scalars(query))
+
+
+def keep_candidates(session: Session, variant: Variant, digests: set[str]) -> None:
+    """Note which artifacts of a variant's candidates are kept; those of its build before are not any more."""
+    session.execute(delete(CandidateArtifact).where(CandidateArtifact.variant_id == variant.id))
+    session.add_all(
+        CandidateArtifact(variant_id=variant.id, digest=one, fleet_id=variant.fleet_id) for one in sorted(digests)
+    )
+    session.flush()
 
 
 def latest_job(session: Session, variant_id: str) -> ConversionJob | None:
@@ -128,9 +162,14 @@ def delete_version(session: Session, version: Version) -> set[str]:
     digests = [
         *session.scalars(select(SourceForm.digest).where(SourceForm.version_id == version.id)),
         *session.scalars(select(Variant.digest).where(Variant.version_id == version.id)),
+        *session.scalars(select(CandidateArtifact.digest).where(CandidateArtifact.variant_id.in_(variants))),
         version.calibration_digest,
         version.evaluation_digest,
     ]
+    runs = select(GateRun.id).where(GateRun.variant_id.in_(variants))
+    session.execute(delete(GateTrial).where(GateTrial.run_id.in_(runs)))
+    session.execute(delete(GateRun).where(GateRun.variant_id.in_(variants)))
+    session.execute(delete(CandidateArtifact).where(CandidateArtifact.variant_id.in_(variants)))
     session.execute(delete(ConversionJob).where(ConversionJob.variant_id.in_(variants)))
     session.execute(delete(Variant).where(Variant.version_id == version.id))
     session.execute(delete(SourceForm).where(SourceForm.version_id == version.id))

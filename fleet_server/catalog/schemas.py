@@ -11,6 +11,8 @@ from pydantic import Field
 from agent.protocol.manifest import ModelFormat
 from fleet_server.schemas import Digest, Failure, Name, Request, Response, example
 
+SERVER = "server"  # where a variant was measured that no device has measured
+
 
 class VariantState(StrEnum):
     """Where a variant is."""
@@ -127,7 +129,12 @@ class VariantBuild(Request):
 class GateCheck(Response):
     """One thing the gate looked at."""
 
-    name: str = Field(description="`accuracy_drop`, `regression`, `min_accuracy`, `latency_p95`, `size`, `memory`.")
+    name: str = Field(
+        description=(
+            "`accuracy_drop`, `regression`, `min_accuracy`, `latency_p95`, `size`, `memory`; on devices also "
+            "`against_fp32` and `provider`."
+        )
+    )
     value: float | None
     limit: float | None
     unit: str
@@ -139,7 +146,7 @@ class GateVerdict(Response):
     """What the gate decided, and why."""
 
     passed: bool
-    measured_on: str = Field(description="`server` or a device id.")
+    measured_on: str = Field(description="`server`, or the ids of the devices it was measured on.")
     checks: list[GateCheck]
 
 
@@ -169,6 +176,7 @@ class VariantView(Response):
     candidates: list[dict[str, Any]] = Field(description="Everything that was tried, with its measurements.")
     lineage: dict[str, Any] | None = Field(description="Source digests, passes with parameters, tool versions.")
     gate: GateVerdict | None
+    proven: bool = Field(description="Whether the gate let it pass on a device of the profile, not on the server only.")
     failure: Failure | None
     job: JobView | None
     created_at: dt.datetime

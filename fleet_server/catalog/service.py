@@ -14,6 +14,7 @@ from fleet_server import audit
 from fleet_server.catalog import repository
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import (
+    SERVER,
     GateSpec,
     GateVerdict,
     JobView,
@@ -227,6 +228,12 @@ def ready_variant(session: Session, version_id: str, profile_id: str) -> Variant
     return variant if variant is not None and variant.state == VariantState.READY else None
 
 
+def is_proven(variant: Variant) -> bool:
+    """Whether the gate let it pass on a device of its profile."""
+    ready = variant.state == VariantState.READY and variant.gate is not None
+    return ready and GateVerdict.model_validate(variant.gate).measured_on != SERVER
+
+
 def get_variant(session: Session, fleet_id: str, variant_id: str) -> VariantView:
     """One variant.
 
@@ -285,6 +292,7 @@ def variant_view(session: Session, row: repository.VariantRow) -> VariantView:
         candidates=variant.candidates,
         lineage=variant.lineage,
         gate=GateVerdict.model_validate(variant.gate) if variant.gate else None,
+        proven=is_proven(variant),
         failure=Failure.model_validate(variant.failure) if variant.failure else None,
         job=JobView.model_validate(job) if job else None,
         created_at=variant.created_at,

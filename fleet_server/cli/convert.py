@@ -81,7 +81,7 @@ def _build(
     from converters.package import manifest_for
     from fleet_server.catalog.artifacts import file_digest
     from fleet_server.catalog.schemas import GateSpec
-    from fleet_server.conversions.gate import judge
+    from fleet_server.conversions.gate import References, judge
     from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
     from fleet_server.conversions.service import build_target
     from fleet_server.settings import Settings
@@ -118,7 +118,8 @@ def _build(
             errors.print(f"{one.recipe}: {one.error}")
         raise fail("no recipe worked")
     chosen = result.candidates[result.chosen]
-    verdict = judge(result, chosen, spec.budgets, GateSpec())
+    references = References(result.source, result.baseline, result.baseline_version)
+    verdict = judge(references, chosen, spec.budgets, GateSpec())
     assert chosen.path is not None
     assert chosen.format is not None
     plain = manifest_for(

@@ -9,6 +9,7 @@ import typer
 
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
+from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
@@ -19,7 +20,8 @@ app = typer.Typer(
     help=(
         "Convert a model for every kind of device, prove it there, roll it out, watch it.\n\n"
         "Try it on this machine with `shoal up`. On the way from a model to devices: `shoal profile create`, "
-        "`shoal model push`, `shoal variant build`, `shoal rollout create`, `shoal telemetry models`.\n\n"
+        "`shoal model push`, `shoal variant build`, `shoal gate run`, `shoal rollout create`, "
+        "`shoal telemetry models`.\n\n"
         "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."
     ),
 )
@@ -29,6 +31,7 @@ for name, group in (
     ("profile", profile),
     ("model", model),
     ("variant", variant),
+    ("gate", gate),
     ("rollout", rollout),
     ("telemetry", telemetry),
     ("audit", audit),

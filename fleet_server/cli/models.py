@@ -284,6 +284,7 @@ def _show_variants(variants: list[Json], output: Output) -> None:
             ("version", lambda row: f"{row['model']}@{row['version']}"),
             ("profile", lambda row: row["profile"]),
             ("state", lambda row: row["state"]),
+            ("proven", lambda row: row["proven"]),
             ("precision", lambda row: row["precision"]),
             ("MB", lambda row: row["size"] / 1e6 if row["size"] else None),
             ("accuracy", lambda row: measured("accuracy", row)),

@@ -65,13 +65,14 @@ def create(
     on_busy: Annotated[
         str, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
     ] = "refuse",
+    allow_unproven: Annotated[bool, typer.Option(help="Also variants that no device has measured.")] = False,  # noqa: FBT002
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it stands still.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Roll a version out to devices, in stages.
 
-    Every profile of the devices needs a variant that passed the gate.
+    Every profile of the devices needs a variant that passed the gate, on a device (`shoal gate run`).
 
     Example: shoal rollout create mnist@2 --all --stages "10%:60s,100%" --stop-when "failed_percent>5" --watch
     """
@@ -85,7 +86,7 @@ def create(
     target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag")}
     body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
     with client(context) as api:
-        created = api.post("/rollouts", body)
+        created = api.post("/rollouts", {**body, "allow_unproven": allow_unproven})
         if watch_it:
             created = _follow(api, created["id"])
         show_object(_brief(created) if output is Output.TABLE else created, output)

@@ -7,7 +7,7 @@ import datetime as dt
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from fleet_server.models import ConversionJob, Deployment, Variant, Version
+from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
@@ -44,3 +44,14 @@ def baseline_variant(session: Session, version: Version, profile_id: str) -> tup
 def is_deployed(session: Session, variant_id: str) -> bool:
     """Whether a deployment names the variant."""
     return session.scalar(select(Deployment.id).where(Deployment.variant_id == variant_id).limit(1)) is not None
+
+
+def open_trials(session: Session, device_id: str) -> list[tuple[GateTrial, GateRun]]:
+    """What a device is to measure for gate runs that are not over, oldest first."""
+    query = (
+        select(GateTrial, GateRun)
+        .join(GateRun, GateRun.id == GateTrial.run_id)
+        .where(GateTrial.device_id == device_id, GateTrial.phase.not_in(("done", "failed")), GateRun.state == "running")
+        .order_by(GateTrial.id)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]

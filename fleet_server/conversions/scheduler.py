@@ -161,20 +161,20 @@ class ConversionScheduler:
         )
 
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
-        """Store the artifact first, then the rows that name it; an artifact nothing names is thrown away."""
-        chosen = result.candidates[result.chosen] if result.chosen is not None else None
-        built = folder.path / Path(chosen.path).name if chosen is not None and chosen.path is not None else None
-        digest = self._artifacts.put_file(built)[0] if built is not None else None
+        """Store the artifacts first, then the rows that name them; an artifact nothing names is thrown away."""
+        files = [folder.path / Path(one.path).name for one in service.gate_candidates(result) if one.path is not None]
+        built = {self._artifacts.put_file(file)[0]: file for file in files}
         with self._database.write() as session:
             held = service.heartbeat(session, claimed, utc_now(), 1.0, "gate")
+            before = catalog.candidate_digests(session, claimed.variant_id)
             state = service.complete(session, claimed, result, utc_now()).value if held else "no longer wanted"
             session.flush()
-            kept = digest is not None and catalog.is_kept(session, digest)
-            if digest is not None and not kept:
+            unnamed = {digest for digest in {*built, *before} if not catalog.is_kept(session, digest)}
+            for digest in unnamed:
                 self._artifacts.delete(digest)
-        if built is not None and kept:
+        for digest in built.keys() - unnamed:
             # Another build may have thrown the same bytes away before our rows were there; the rows now protect them.
-            self._artifacts.put_file(built)
+            self._artifacts.put_file(built[digest])
         log.info("variant %s is %s", claimed.variant_id, state)
 
     def _fail(self, claimed: ClaimedJob, error: JobError) -> None:

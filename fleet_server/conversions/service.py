@@ -9,14 +9,14 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Manifest, RuntimeName
-from converters.job import BuildResult, Candidate, JobError, Target
+from agent.protocol.manifest import Manifest, Precision, RuntimeName
+from converters.job import BuildResult, Candidate, JobError, Measurements, Target
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
-from fleet_server.catalog.schemas import GateSpec, VariantBuild, VariantState
+from fleet_server.catalog.schemas import GateSpec, GateVerdict, VariantBuild, VariantState
 from fleet_server.catalog.service import resolve_version
 from fleet_server.conversions import repository
-from fleet_server.conversions.gate import judge
+from fleet_server.conversions.gate import References, judge
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError
@@ -24,6 +24,7 @@ from fleet_server.models import Blob, ConversionJob, Model, Profile, Variant, Ve
 
 LEASE_S = 15.0
 ATTEMPTS = 3
+GATED = 5  # candidates that a gate run sends to devices, beside fp32
 
 
 @dataclass(frozen=True)
@@ -146,24 +147,55 @@ def complete(session: Session, claimed: ClaimedJob, result: BuildResult, now: dt
         reasons = "; ".join(f"{one.recipe}: {one.error}" for one in result.candidates if one.error)
         fail(session, claimed, JobError("no_candidate", f"no recipe worked: {reasons}"[:2000]), now)
         return VariantState.FAILED
-    chosen = result.candidates[result.chosen]
-    verdict = judge(result, chosen, spec.budgets, GateSpec.model_validate(version.gate))
+    references = References(result.source, result.baseline, result.baseline_version)
+    variant.judged_against = msgspec.to_builtins(references)
+    verdict = judge(references, result.candidates[result.chosen], spec.budgets, GateSpec.model_validate(version.gate))
+    settle(session, variant, version, result.candidates[result.chosen], verdict)
+    catalog.keep_candidates(session, variant, {str(one.digest) for one in gate_candidates(result)})
+    _finish(session, claimed, "succeeded", now)
+    return VariantState(variant.state)
+
+
+def gate_candidates(result: BuildResult) -> list[Candidate]:
+    """Candidates worth measuring on a device: the picked one, fp32, and the fastest of those that are accurate enough.
+
+    How fast and how large in memory they are, the device decides.
+    """
+    built = [one for one in result.candidates if one.measurements is not None]
+    chosen = [result.candidates[result.chosen]] if result.chosen is not None else []
+    plain = [one for one in built if one.precision is Precision.FP32][:1]
+    kept = [one for one in built if one.measurements and _keeps_accuracy(one.measurements, result)]
+    kept.sort(key=lambda one: one.measurements.latency_p50_ms if one.measurements else float("inf"))
+    return list({one.digest: one for one in (*plain, *chosen, *kept[:GATED])}.values())
+
+
+def _keeps_accuracy(measured: Measurements, result: BuildResult) -> bool:
+    """As accurate as the picked one, or nearly so."""
+    best = result.candidates[result.chosen].measurements if result.chosen is not None else None
+    if best is None:
+        return False
+    if measured.accuracy is not None and best.accuracy is not None:
+        return measured.accuracy >= best.accuracy - 0.01
+    return measured.agreement >= best.agreement - 0.01
+
+
+def settle(session: Session, variant: Variant, version: Version, chosen: Candidate, verdict: GateVerdict) -> None:
+    """Write down what was picked and what the gate says of it; what devices were told to run stays as it is."""
+    spec = ProfileSpec.model_validate(variant.profile_spec)
     variant.gate = verdict.model_dump(mode="json")
     variant.precision = chosen.precision.value
     variant.measurements = msgspec.to_builtins(chosen.measurements)
     variant.lineage = msgspec.to_builtins(chosen.lineage)
     variant.state = (VariantState.READY if verdict.passed else VariantState.REFUSED).value
     if verdict.passed:
-        manifest = _manifest(session, variant, version, spec, chosen)
+        manifest = manifest_of(session, variant, version, spec, chosen)
         variant.digest, variant.size = manifest.digest, manifest.size
         variant.manifest = msgspec.to_builtins(manifest)
         if catalog.blob(session, variant.fleet_id, manifest.digest) is None:
             session.add(Blob(fleet_id=variant.fleet_id, digest=manifest.digest, size=manifest.size))
-    else:
+    elif not repository.is_deployed(session, variant.id):
         variant.digest, variant.manifest = None, None
         variant.size = chosen.measurements.size if chosen.measurements else None
-    _finish(session, claimed, "succeeded", now)
-    return VariantState(variant.state)
 
 
 def build_target(name: str, spec: ProfileSpec) -> Target:
@@ -190,7 +222,8 @@ def _finish(session: Session, claimed: ClaimedJob, state: str, now: dt.datetime)
         job.progress, job.step = 1.0, "done"
 
 
-def _manifest(session: Session, variant: Variant, version: Version, spec: ProfileSpec, chosen: Candidate) -> Manifest:
+def manifest_of(session: Session, variant: Variant, version: Version, spec: ProfileSpec, chosen: Candidate) -> Manifest:
+    """What a device must know of a candidate to run it."""
     assert chosen.digest is not None
     assert chosen.format is not None
     assert chosen.measurements is not None

@@ -13,6 +13,7 @@ from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, 
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
+from fleet_server.gates import service as gates
 from fleet_server.gateway.mqtt import Message
 from fleet_server.models import Device
 from fleet_server.rollouts import repository as rollouts_repository
@@ -68,6 +69,7 @@ class Handlers:
             if not outcome.accepted:
                 return
             rollouts.apply_report(session, outcome.device, reported, now)
+            gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
             if reported.revision < outcome.device.desired_revision:
                 rollouts.queue_desired(session, self._settings, outcome.device, resend=True)
             elif reported.revision > outcome.device.desired_revision:
@@ -93,14 +95,20 @@ class Handlers:
             )
 
     def _need(self, device_id: str, need: Need) -> None:
-        """A device is sent only artifacts that it ought to run."""
+        """A device is sent only what it ought to run, or to measure."""
         with self._database.read() as session:
             for deployment in rollouts_repository.desired(session, device_id):
                 manifest = rollouts.manifest_of(session, deployment)
                 if manifest.digest == need.digest:
                     self._on_need(device_id, need, manifest.chunks)
                     return
-        log.info("device %s asked for chunks of %s, which it is not to run", device_id, need.digest[:12])
+            chunks = gates.entitled(session, device_id, need.digest)
+            if chunks is not None:
+                self._on_need(device_id, need, chunks)
+                return
+        log.info(
+            "device %s asked for chunks of %s, which it is neither to run nor to measure", device_id, need.digest[:12]
+        )
 
     def _complain(self, topic: str, error: WireError) -> None:
         """Once a minute a topic: a device that is out of order must not fill the log."""

@@ -1,9 +1,10 @@
 """The tables (ORM only, no rules). Every table carries its fleet, so that fleets can be tenants."""
 
 from fleet_server.models.access import AuditEvent, Fleet
-from fleet_server.models.catalog import Blob, Model, SourceForm, Variant, Version
+from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.devices import Device, Profile
+from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
@@ -11,10 +12,13 @@ from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, Telemet
 __all__ = [
     "AuditEvent",
     "Blob",
+    "CandidateArtifact",
     "ConversionJob",
     "Deployment",
     "Device",
     "Fleet",
+    "GateRun",
+    "GateTrial",
     "HostWindowRow",
     "Lease",
     "Model",

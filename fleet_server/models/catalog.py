@@ -98,5 +98,17 @@ class Variant(Base):
     lineage: Mapped[dict[str, Any] | None]
     gate: Mapped[dict[str, Any] | None]  # GateVerdict, as JSON
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
+    judged_against: Mapped[dict[str, Any] | None]  # fleet_server.conversions.gate.References, as JSON
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[dt.datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class CandidateArtifact(Base):
+    """Bytes of a candidate that a gate run may send to devices; kept until the variant is built again or removed."""
+
+    __tablename__ = "candidate_artifacts"
+    __table_args__ = (Index(None, "digest"),)
+
+    variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"), primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))

@@ -110,6 +110,9 @@ class RolloutCreate(Request):
     name: str | None = Field(None, max_length=128)
     target: RolloutTarget
     strategy: RolloutStrategy = Field(default_factory=RolloutStrategy)
+    allow_unproven: bool = Field(
+        False, description="Also roll out variants that no device of their profile has measured (see gate runs)."
+    )
     on_busy: Literal["refuse", "supersede"] = Field(
         "refuse", description="What to do with devices that another running rollout of the model has not settled."
     )

@@ -10,12 +10,13 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
-from agent.protocol.manifest import Manifest
-from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported
+from agent.protocol.manifest import DataFile, Manifest
+from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import audit, outbox
-from fleet_server.catalog.service import ready_variant, resolve_version
+from fleet_server.catalog.service import is_proven, ready_variant, resolve_version
+from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
@@ -61,7 +62,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         raise InvalidError(
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
-    variants = _variants(session, version, devices, wanted.version)
+    variants = _variants(session, version, devices, wanted)
     superseded = _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
     names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
     stages = assign_stages([(device.id, names[str(device.profile_id)]) for device in devices], wanted.strategy)
@@ -98,7 +99,10 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     return rollout
 
 
-def _variants(session: Session, version: Version, devices: Sequence[Device], reference: str) -> dict[str, Variant]:
+def _variants(
+    session: Session, version: Version, devices: Sequence[Device], wanted: RolloutCreate
+) -> dict[str, Variant]:
+    reference = wanted.version
     strangers = [device.id for device in devices if device.profile_id is None]
     if strangers:
         raise ConflictError(
@@ -117,6 +121,17 @@ def _variants(session: Session, version: Version, devices: Sequence[Device], ref
             "no_variant_for_profile",
             f"{reference} has no variant that passed the gate for {_list(sorted(missing))}: "
             f"see `shoal variant list --version {reference}`, and build it with `shoal variant build`",
+        )
+    unproven = [
+        session.get_one(Profile, profile_id).name
+        for profile_id, variant in found.items()
+        if not wanted.allow_unproven and not is_proven(variant)
+    ]
+    if unproven:
+        raise ConflictError(
+            "variant_unproven",
+            f"{reference} was measured on the server only for {_list(sorted(unproven))}: measure it on a device with "
+            f"`shoal gate run {reference} --profile {min(unproven)}`, or allow it (--allow-unproven)",
         )
     return found
 
@@ -195,6 +210,15 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
             for deployment in repository.desired(session, device.id)
         ),
         telemetry_interval_s=settings.telemetry_interval_s,
+        trials=tuple(
+            Trial(
+                trial.id,
+                msgspec.convert(run.candidates, tuple[Manifest, ...]),
+                msgspec.convert(run.data, DataFile),
+                settings.gate_candidate_timeout_s,
+            )
+            for trial, run in open_trials(session, device.id)
+        ),
     )
     outbox.enqueue(
         session,

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
-from converters.dataset import Dataset, load_dataset
+from agent.trial.dataset import Dataset
+from converters.dataset import load_dataset
 from converters.evaluate import measure, run_file, time_in_turns
 from converters.job import BuildJob, BuildResult, DataFile, SourceFile, Target
 from converters.package import manifest_for, onnx_specs

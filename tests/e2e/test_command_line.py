@@ -164,6 +164,16 @@ def test_a_rollout_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
     files = (str(tmp_path / "model.onnx"), "--evaluation", str(tmp_path / "evaluation.npz"))
     assert here(fleet, "model", "push", "r@1", *files).exit_code == 0
     assert here(fleet, "variant", "build", "r@1", "--profile", "line").exit_code == 0
+    unproven = here(fleet, "rollout", "create", "r@1", "--tag", "line=3")
+    assert unproven.exit_code == 5
+    assert "shoal gate run r@1 --profile line" in unproven.stderr
+    measured = here(fleet, "gate", "run", "r@1", "--profile", "line")
+    assert measured.exit_code == 0, measured.stderr
+    assert "holds  provider: ran on cpu, asked for cpu" in measured.stdout
+    (run,) = json.loads(here(fleet, "gate", "list", "--version", "r@1", "-o", "json").stdout)
+    assert run["trials"][0]["device_id"] == "dev-1"
+    assert here(fleet, "gate", "cancel", run["id"]).exit_code == 5
+    assert here(fleet, "gate", "show", "nothing").exit_code == 4
     done = here(fleet, "rollout", "create", "r@1", "--tag", "line=3", "--stages", "100%", "--watch", "-o", "json")
     assert done.exit_code == 0, done.stderr
     rollout = json.loads(done.stdout)

@@ -87,7 +87,8 @@ def test_rollouts_to_nobody_and_to_busy_devices(fleet: LocalFleet, tmp_path: Pat
     assert fleet.get("/rollouts")["items"] == []
 
     first = fleet.rollout("busy@1")
-    refused = fleet.post("/rollouts", {"version": "busy@1", "target": {"all": True}}, status=409)
+    again = {"version": "busy@1", "target": {"all": True}, "allow_unproven": True}
+    refused = fleet.post("/rollouts", again, status=409)
     assert refused["code"] == "device_busy"
     assert "dev-1" in refused["detail"]
     second = fleet.rollout("busy@1", on_busy="supersede")

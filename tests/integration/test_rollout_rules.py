@@ -92,7 +92,9 @@ class World:
             service.apply_report(session, outcome.device, reported, utc_now())
 
     def create(self, version: str, **fields: Any) -> str:
-        wanted = RolloutCreate.model_validate({"version": f"m@{version}", "target": {"all": True}, **fields})
+        wanted = RolloutCreate.model_validate(
+            {"version": f"m@{version}", "target": {"all": True}, "allow_unproven": True, **fields}
+        )
         with self.database.write() as session:
             return service.create(session, SETTINGS, DEFAULT_FLEET, wanted, actor="test").id
 

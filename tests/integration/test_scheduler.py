@@ -11,6 +11,7 @@ import pytest
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
 from converters.job import BuildJob, BuildResult, Candidate, JobError, Measurements, Progress
+from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import VariantBuild
 from fleet_server.catalog.service import add_upload
@@ -155,12 +156,14 @@ def test_bytes_that_another_build_threw_away_are_put_back(bench: Bench, tmp_path
     wait_until("the artifact", lambda: bench.store.exists(DIGEST), 10)
 
 
-def test_a_refused_build_leaves_no_bytes(bench: Bench) -> None:
+def test_a_refused_build_keeps_its_bytes_only_for_devices_to_measure(bench: Bench) -> None:
     variant_id = bench.ask(latency_p95_ms=0.5)
     bench.start(Build())
     variant = bench.settled(variant_id)
     assert (variant.state, variant.digest, variant.manifest) == ("refused", None, None)
-    assert not bench.store.exists(DIGEST)
+    assert bench.store.exists(DIGEST)
+    with bench.database.read() as session:
+        assert catalog.candidate_digests(session, variant_id) == {DIGEST}
     with bench.database.read() as session:
         assert [blob.digest for blob in session.query(Blob)] == [bench.source]
 

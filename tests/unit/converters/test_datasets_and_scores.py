@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from agent.protocol.manifest import TensorSpec
+from agent.trial.scoring import answers
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import answers, class_scores
+from converters.evaluate import class_scores
 
 IMAGE = (TensorSpec("image", "float32", (-1, 3, 4, 4)),)
 TWO = (TensorSpec("ids", "int64", (-1, 8)), TensorSpec("mask", "int64", (-1, 8)))

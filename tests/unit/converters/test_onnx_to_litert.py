@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converters.dataset import Dataset
+from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.steps.onnx_to_litert import find_permutation, fix_shapes, last_words, tool_reason
 

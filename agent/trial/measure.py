@@ -1,0 +1,145 @@
+"""One candidate measured in a process of its own: `python -m agent.trial.measure FOLDER`.
+
+Reads job.json, writes result.json.
+
+A process a candidate, so that a crash takes nothing with it, and its peak memory is its own. The kernel is asked to end
+this process first when memory runs out, and rather than what serves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import Failure, TrialResult
+from agent.runtimes import open_runtime
+from agent.runtimes.base import RuntimeLoadError
+from agent.trial.dataset import Dataset, read_checked
+from agent.trial.job import ANSWERS_FILE, JOB_FILE, RESULT_FILE, MeasureJob
+from agent.trial.scoring import answers, time_rows
+
+LATENCY_SECONDS = 10.0
+NICE = 19
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Measure the candidate of the folder's job; the exit status is 0 whenever a result was written."""
+    parser = argparse.ArgumentParser(prog="agent.trial.measure", description="Started by shoal-agent, not by people.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parent", type=int, default=0)
+    options = parser.parse_args()
+    _bind_to(options.parent)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    folder: Path = options.folder
+    job = msgspec.json.decode((folder / JOB_FILE).read_bytes(), type=MeasureJob)
+    result = measure(job.manifest, Path(job.path), Path(job.data), folder / ANSWERS_FILE, is_reference=job.is_reference)
+    part = folder / f"{RESULT_FILE}.part"
+    part.write_bytes(msgspec.json.encode(result))
+    part.replace(folder / RESULT_FILE)
+    return 0
+
+
+def measure(manifest: Manifest, path: Path, data_path: Path, kept: Path, *, is_reference: bool) -> TrialResult:
+    """Load, time and answer.
+
+    Args:
+        manifest: of the candidate.
+        path: of its artifact.
+        data_path: of the evaluation set.
+        kept: where the reference's answers are kept for the candidates after it.
+        is_reference: whether this is the reference.
+
+    Returns:
+        What was measured, or why it could not be.
+    """
+    try:
+        data = read_checked(data_path, manifest.inputs)
+    except (KeyError, ValueError, OSError) as error:
+        return _failed(manifest, WireErrorCode.MEASURING_FAILED, f"the evaluation set does not fit: {str(error)[:300]}")
+    before = _memory_mb("VmRSS")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    started = time.monotonic()
+    try:
+        runtime = open_runtime(manifest, path)
+    except RuntimeLoadError as error:
+        return _failed(manifest, error.code, error.detail)
+    load_s = time.monotonic() - started
+    try:
+        times = time_rows(runtime, data, LATENCY_SECONDS)
+        os.nice(NICE)  # what follows is not timed, and must not slow what serves
+        chosen = _answer_all(runtime, data, manifest)
+    except Exception as error:  # noqa: BLE001 (a runtime raises anything; the server hears what)
+        detail = f"running it on the evaluation set failed: {type(error).__name__}: {str(error)[:400]}"
+        return _failed(manifest, WireErrorCode.MEASURING_FAILED, detail)
+    peak = _memory_mb("VmHWM")
+    p50, p95, p99 = np.percentile(times, (50, 95, 99))
+    if is_reference:
+        with kept.open("wb") as file:
+            np.save(file, chosen)
+    return TrialResult(
+        digest=manifest.digest,
+        runtime=runtime.version,
+        provider=runtime.provider,
+        load_s=round(load_s, 4),
+        latency_p50_ms=float(p50),
+        latency_p95_ms=float(p95),
+        latency_p99_ms=float(p99),
+        peak_memory_mb=None if peak is None or before is None else max(0.0, peak - before),
+        samples=data.rows,
+        accuracy=_share(chosen, data.labels),
+        agreement=_share(chosen, np.load(kept) if kept.exists() else None),
+    )
+
+
+def _answer_all(runtime: Any, data: Dataset, manifest: Manifest) -> Any:
+    first = manifest.outputs[0].name
+    pieces = []
+    for batch in data.batches(manifest.max_batch):
+        value = runtime.run(batch)[first]
+        pieces.append(answers(value if value.ndim else value[None]))
+    return np.concatenate(pieces)
+
+
+def _share(chosen: Any, wanted: Any) -> float | None:
+    return float((chosen == wanted).mean()) if wanted is not None and len(chosen) == len(wanted) else None
+
+
+def _failed(manifest: Manifest, code: WireErrorCode, detail: str) -> TrialResult:
+    return TrialResult(manifest.digest, failure=Failure(code, detail))
+
+
+def _memory_mb(field: str) -> float | None:
+    """A field of this process's status, in MiB; None where the kernel has none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(f"{field}:")), None)
+    return int(found.split()[1]) / 1024 if found else None
+
+
+def _bind_to(parent: int) -> None:
+    """Let the kernel end this process when its parent does, also when that happened before we asked."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent and os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""How answers and times are read off a runtime: the server's converters and the device's trials measure alike."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.runtimes.base import Runtime
+from agent.trial.dataset import Dataset
+
+LATENCY_RUNS = 200
+LEAST_RUNS = 20
+WARM_UP = 10
+TIMED_ROWS = 16
+
+
+def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The class a model chose for each row.
+
+    (rows, classes) scores: the largest. (rows,) or (rows, 1): class 1 above 0.5, as of a probability. Anything longer
+    counts as scores over its flattened axes.
+    """
+    flat = output.reshape(len(output), -1)
+    if flat.shape[1] == 1:
+        binary: npt.NDArray[np.int64] = (flat[:, 0] > 0.5).astype(np.int64)
+        return binary
+    chosen: npt.NDArray[np.int64] = flat.argmax(axis=1).astype(np.int64)
+    return chosen
+
+
+def time_rows(runtime: Runtime, data: Dataset, seconds: float) -> npt.NDArray[np.float64]:
+    """Times of single rows in ms, after a warm-up: 200, or as many as fit in the seconds, but 20 at least."""
+    rows = list(data.part(0, TIMED_ROWS).batches(1))
+    for index in range(WARM_UP):
+        runtime.run(rows[index % len(rows)])
+    times = []
+    deadline = time.perf_counter() + seconds
+    for index in range(LATENCY_RUNS):
+        started = time.perf_counter()
+        runtime.run(rows[index % len(rows)])
+        times.append((time.perf_counter() - started) * 1000)
+        if time.perf_counter() > deadline and index >= LEAST_RUNS:
+            break
+    return np.array(times)

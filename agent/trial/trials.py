@@ -1,0 +1,274 @@
+"""Carries out a device's trials: fetches their files, measures candidates in processes, writes down what came of it.
+
+It has no thread: the supervisor calls `tick`. Everything is in the journal before it is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.messages import Failure, Need, Trial, TrialReport, TrialResult
+from agent.protocol.topics import ParsedChunkTopic
+from agent.trial.book import Fetch, Measure, TrialBook, TrialRecord
+from agent.trial.job import JOB_FILE, RESULT_FILE, MeasureJob
+from agent.update.download import DownloadProgress
+from agent.update.journal import Journal
+from agent.update.store import ArtifactStore
+
+log = logging.getLogger("agent.trial")
+DEADLINE_S = 3600.0
+DETAIL_BYTES = 500
+
+
+class Listening(Protocol):
+    """What trials need of the link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        ...
+
+    def listen_to_broadcast(self, digest: str) -> None:
+        """Receive a file's chunks."""
+        ...
+
+
+class Trials:
+    """The trials of this device.
+
+    Args:
+        folder: for what measuring processes read and write.
+        store: where files of trials lie.
+        journal: where trials are kept.
+        link: whence chunks come.
+        environment: of measuring processes.
+        say_need: sends what a download lacks.
+        stop_listening: no trial needs the chunks of a digest any more.
+        changed: something is to be reported; files that nothing needs may go.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: ArtifactStore,
+        journal: Journal,
+        link: Listening,
+        environment: dict[str, str],
+        *,
+        say_need: Callable[[Need], None],
+        stop_listening: Callable[[str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._store = store
+        self._journal = journal
+        self._link = link
+        self._environment = environment
+        self._say_need = say_need
+        self._stop_listening = stop_listening
+        self._changed = changed
+        records = journal.trials()
+        self._book = TrialBook({key: msgspec.json.decode(one, type=TrialRecord) for key, one in records.items()})
+        self._download: DownloadProgress | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._measuring: Measure | None = None
+        self._until = 0.0
+
+    def desired(self, trials: tuple[Trial, ...]) -> None:
+        """Take in what is wanted; what no longer is ends at once."""
+        gone = self._book.desired(trials)
+        if self._measuring is not None and self._measuring.trial_id in gone:
+            self._end_process()
+        if self._download is not None and self._download.deployment_id in gone:
+            self._end_download()
+        for key in gone:
+            shutil.rmtree(self._folder / key, ignore_errors=True)
+        self._journal.forget_trials(gone)
+        self._keep()
+
+    def reports(self) -> tuple[TrialReport, ...]:
+        """Every trial, as the server is told."""
+        return self._book.reports()
+
+    def kept_digests(self) -> set[str]:
+        """Files that must stay."""
+        return self._book.kept_digests()
+
+    def fetches(self, digest: str) -> bool:
+        """Whether the chunks of a digest are wanted now."""
+        return self._download is not None and self._download.part.content.digest == digest
+
+    def link_up(self) -> None:
+        """Ask at once for what is missing."""
+        if self._download is not None:
+            self._download.say_now(time.monotonic())
+
+    def chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
+        """Take a chunk, if it is of the file that is being fetched."""
+        download = self._download
+        if download is None or not self.fetches(topic.digest):
+            return
+        try:
+            if download.chunk(topic.chunk, payload, time.monotonic()):
+                self._finish(download)
+        except OSError as error:
+            self._storage_failed(download.deployment_id, error)
+
+    def tick(self, now: float) -> None:
+        """Do what is next."""
+        if self._process is not None:
+            self._watch(now)
+        elif self._download is not None:
+            self._tick_download(self._download, now)
+        else:
+            here = {digest for digest in self._book.kept_digests() if self._store.has(digest)}
+            match self._book.next(here):
+                case Fetch() as fetch:
+                    self._fetch(fetch, now)
+                case Measure() as measure:
+                    self._measure(measure, now)
+                case None:
+                    pass
+        self._keep()
+
+    def stop(self) -> None:
+        """End what is running; it is taken up again at the next start."""
+        self._end_process()
+        self._end_download()
+
+    def _keep(self) -> None:
+        if self._book.changed:
+            records = {key: msgspec.json.encode(self._book.records[key]) for key in self._book.changed}
+            self._journal.save_trials(records)
+            self._book.changed.clear()
+            self._changed()
+
+    # -- fetching
+
+    def _fetch(self, fetch: Fetch, now: float) -> None:
+        try:
+            part = self._store.open_part(fetch.content)
+        except OSError as error:
+            self._storage_failed(fetch.trial_id, error)
+            return
+        self._download = DownloadProgress(fetch.trial_id, part, DEADLINE_S, now)
+        self._link.listen_to_broadcast(fetch.content.digest)
+        if part.missing == 0:
+            self._finish(self._download)
+
+    def _tick_download(self, download: DownloadProgress, now: float) -> None:
+        if self._link.connected:
+            need = download.need(now)
+            if need is not None:
+                self._say_need(need)
+        if download.overdue(now):
+            detail = "no new byte came for an hour"
+            self._book.failed(download.deployment_id, WireErrorCode.DOWNLOAD_STALLED, detail)
+            self._end_download()
+
+    def _finish(self, download: DownloadProgress) -> None:
+        try:
+            good = download.part.finish()
+        except OSError as error:
+            self._storage_failed(download.deployment_id, error)
+            return
+        self._end_download()
+        if not good:
+            log.warning("a file of trial %s came damaged; it is fetched again", download.deployment_id)
+
+    def _end_download(self) -> None:
+        if self._download is not None:
+            digest = self._download.part.content.digest
+            self._download.part.close()
+            self._download = None
+            self._stop_listening(digest)
+
+    def _storage_failed(self, trial_id: str, error: OSError) -> None:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
+        detail = f"{self._folder.parent} can't be written: {error.strerror}; free some space or mend the disk"
+        self._book.failed(trial_id, code, detail)
+        self._end_download()
+
+    # -- measuring
+
+    def _measure(self, measure: Measure, now: float) -> None:
+        record = self._book.records[measure.trial_id]
+        digest = measure.manifest.digest
+        if not all(self._store.verify(one) for one in (digest, record.trial.data.digest)):
+            return  # the damaged one is gone, and is fetched again
+        if not self._book.begin(measure.trial_id, digest):
+            return
+        self._keep()
+        folder = self._folder / measure.trial_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RESULT_FILE).unlink(missing_ok=True)
+            paths = str(self._store.path(digest)), str(self._store.path(record.trial.data.digest))
+            job = MeasureJob(measure.manifest, *paths, is_reference=measure.is_reference)
+            (folder / JOB_FILE).write_bytes(msgspec.json.encode(job))
+            with (folder / "stderr").open("wb") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "agent.trial.measure", str(folder), "--parent", str(os.getpid())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env={**self._environment, **os.environ},
+                )
+        except OSError as error:
+            self._storage_failed(measure.trial_id, error)
+            return
+        log.info("trial %s measures %s", measure.trial_id, digest[:12])
+        self._measuring, self._until = measure, now + record.trial.timeout_s
+
+    def _watch(self, now: float) -> None:
+        """A result, an early death, or one that takes too long."""
+        assert self._process is not None
+        assert self._measuring is not None
+        measuring, status = self._measuring, self._process.poll()
+        if status is None and now < self._until:
+            return
+        self._end_process()
+        folder = self._folder / measuring.trial_id
+        if status is None:
+            timeout_s = self._book.records[measuring.trial_id].trial.timeout_s
+            self._record(measuring, f"measuring it took longer than {timeout_s:g} s")
+            return
+        try:
+            result = msgspec.json.decode((folder / RESULT_FILE).read_bytes(), type=TrialResult)
+        except (OSError, msgspec.MsgspecError):
+            tail = _tail(folder / "stderr")
+            self._record(measuring, f"the process that measured it ended with {status}: {tail or 'it said nothing'}")
+            return
+        self._book.measured(measuring.trial_id, result)
+
+    def _record(self, measuring: Measure, detail: str) -> None:
+        digest = measuring.manifest.digest
+        failed = TrialResult(digest, failure=Failure(WireErrorCode.MEASURING_FAILED, detail))
+        self._book.measured(measuring.trial_id, failed)
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+        self._process, self._measuring = None, None
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_bytes()[-DETAIL_BYTES:].decode(errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,57 @@
+"""Every query over gate runs and their trials."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleet_server.gates.schemas import GateRunState
+from fleet_server.http import PageRequest
+from fleet_server.models import Device, GateRun, GateTrial
+
+
+def run(session: Session, fleet_id: str, run_id: str) -> GateRun | None:
+    """One run."""
+    return session.scalar(select(GateRun).where(GateRun.fleet_id == fleet_id, GateRun.id == run_id))
+
+
+def runs_page(
+    session: Session, fleet_id: str, request: PageRequest, *, variant_ids: Sequence[str] | None, state: str | None
+) -> Sequence[GateRun]:
+    """Runs, newest first: one more than asked for, when there are more."""
+    query = select(GateRun).where(GateRun.fleet_id == fleet_id).order_by(GateRun.id.desc()).limit(request.limit + 1)
+    if request.after is not None:
+        query = query.where(GateRun.id < request.after)
+    if variant_ids is not None:
+        query = query.where(GateRun.variant_id.in_(variant_ids))
+    if state is not None:
+        query = query.where(GateRun.state == state)
+    return session.scalars(query).all()
+
+
+def open_run(session: Session, variant_id: str) -> GateRun | None:
+    """The run of a variant that is not over."""
+    query = select(GateRun).where(GateRun.variant_id == variant_id, GateRun.state == GateRunState.RUNNING.value)
+    return session.scalar(query.limit(1))
+
+
+def overdue(session: Session, now: dt.datetime) -> Sequence[GateRun]:
+    """Runs that are past their deadline."""
+    query = select(GateRun).where(GateRun.state == GateRunState.RUNNING.value, GateRun.deadline_at < now)
+    return session.scalars(query.with_for_update(skip_locked=True)).all()
+
+
+def trials(session: Session, run_id: str) -> Sequence[GateTrial]:
+    """A run's trials, in the order of their devices."""
+    return session.scalars(select(GateTrial).where(GateTrial.run_id == run_id).order_by(GateTrial.device_id)).all()
+
+
+def online_devices(session: Session, profile_id: str, limit: int) -> Sequence[Device]:
+    """Devices of a profile that are there now."""
+    query = select(Device).where(
+        Device.profile_id == profile_id, Device.online.is_(True), Device.forgotten_at.is_(None)
+    )
+    return session.scalars(query.order_by(Device.id).limit(limit)).all()
