@@ -1,0 +1,101 @@
+"""Training rows: an `.npz` with an array for each input and targets as `y`; class indices, or numbers to be met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.errors import ConversionError
+
+TARGETS = "y"
+HELD_BACK_SHARE = 0.1
+HELD_BACK_ROWS = 2000
+LEAST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train on or to score with.
+
+    Attributes:
+        inputs: by name, in the order of the net's parameters; the first axis counts rows.
+        targets: (rows,) int64 class indices, or floating-point numbers of the output's shape.
+    """
+
+    inputs: dict[str, npt.NDArray[Any]]
+    targets: npt.NDArray[Any]
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.targets)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the targets are class indices."""
+        return self.targets.dtype.kind in "iu"
+
+    def take(self, index: npt.NDArray[np.int64]) -> Rows:
+        """Some of them."""
+        return Rows({name: array[index] for name, array in self.inputs.items()}, self.targets[index])
+
+    def first(self, count: int) -> Rows:
+        """The first of them."""
+        return self.take(np.arange(min(count, self.count)))
+
+    def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Rows]:
+        """All of them, `size` at a time, shuffled where a generator is given."""
+        order = np.arange(self.count) if rng is None else rng.permutation(self.count)
+        for start in range(0, self.count, size):
+            yield self.take(order[start : start + size])
+
+
+def read_training(path: Path) -> Rows:
+    """Read training rows.
+
+    Raises:
+        ConversionError: `bad_data`, saying what is wrong with which array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        detail = f"training: {path} is not a readable .npz of plain arrays ({str(error)[:150]})"
+        raise ConversionError("bad_data", detail, "training") from None
+    if TARGETS not in found:
+        detail = f"training: it has arrays {sorted(found)}, but no targets `y`: class indices, or numbers to be met"
+        raise ConversionError("bad_data", detail, "training")
+    targets = found.pop(TARGETS)
+    lengths = {name: len(array) for name, array in found.items()}
+    if not found or set(lengths.values()) != {len(targets)} or len(targets) < LEAST_ROWS:
+        detail = (
+            f"training: every array needs as many rows as `y` has ({len(targets)}), at least {LEAST_ROWS}: {lengths}"
+        )
+        raise ConversionError("bad_data", detail, "training")
+    for name, array in {**found, TARGETS: targets}.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ConversionError(
+                "bad_data", f"training: {name!r} holds NaN or infinity: remove those rows", "training"
+            )
+    if targets.dtype.kind in "iu":
+        if targets.ndim != 1 or targets.min() < 0:
+            detail = f"training: class indices `y` must be one a row and not negative, not of shape {targets.shape}"
+            raise ConversionError("bad_data", detail, "training")
+        return Rows(found, targets.astype(np.int64))
+    if targets.dtype.kind != "f":
+        raise ConversionError(
+            "bad_data", f"training: `y` holds {targets.dtype}: integers or floats are meant", "training"
+        )
+    return Rows(found, targets.astype(np.float32))
+
+
+def hold_back(rows: Rows, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on, and rows that decide: the evaluation set is never used for choosing."""
+    order = np.random.default_rng(seed).permutation(rows.count)
+    back = min(HELD_BACK_ROWS, max(LEAST_ROWS // 4, int(rows.count * HELD_BACK_SHARE)))
+    return rows.take(order[back:]), rows.take(order[:back])
