@@ -99,6 +99,34 @@ class Target(msgspec.Struct, frozen=True):
     memory_mb: float | None = None
 
 
+class PassRecord(msgspec.Struct, frozen=True):
+    """One step of a conversion: name, parameters with what it found out, seconds, and bytes before and after it."""
+
+    name: str
+    parameters: dict[str, str | int | float | bool | None]
+    seconds: float
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+class DerivedSource(msgspec.Struct, frozen=True):
+    """Forms of a net that training passes made of the source: recipes start there too.
+
+    Its answers are compared with those of the source.
+
+    Attributes:
+        name: stands before the recipe's in candidates, such as `pruned`.
+        sources: its files.
+        passes: how it came to be.
+        tools: distribution versions that made it.
+    """
+
+    name: str
+    sources: tuple[SourceFile, ...]
+    passes: tuple[PassRecord, ...]
+    tools: dict[str, str]
+
+
 class BaselineArtifact(msgspec.Struct, frozen=True):
     """The artifact an earlier version runs on this profile: the new one is compared with it on the same data."""
 
@@ -120,6 +148,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         baseline: of an earlier version, when there is one.
         onnx2tf_python: interpreter of an environment with onnx2tf; None where there is none, and an ONNX form alone
             makes no LiteRT variant.
+        derived: of the source, by training passes.
     """
 
     sources: tuple[SourceFile, ...]
@@ -128,6 +157,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     evaluation: DataFile | None = None
     baseline: BaselineArtifact | None = None
     onnx2tf_python: str | None = None
+    derived: tuple[DerivedSource, ...] = ()
 
 
 class ClassScore(msgspec.Struct, frozen=True):
@@ -178,16 +208,6 @@ class Measurements(msgspec.Struct, frozen=True):
     latency_p99_ms: float | None = None
     load_s: float | None = None
     measured_on: str = "server"
-
-
-class PassRecord(msgspec.Struct, frozen=True):
-    """One step of a conversion: name, parameters with what it found out, seconds, and bytes before and after it."""
-
-    name: str
-    parameters: dict[str, str | int | float | bool | None]
-    seconds: float
-    bytes_before: int = 0
-    bytes_after: int = 0
 
 
 class Lineage(msgspec.Struct, frozen=True):

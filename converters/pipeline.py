@@ -24,6 +24,7 @@ from converters.job import (
     BuildResult,
     Candidate,
     DataFile,
+    DerivedSource,
     Inspection,
     InspectJob,
     Job,
@@ -49,6 +50,7 @@ class Start:
     specs: Specs
     passes: tuple[PassRecord, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
+    name: str = ""  # of the training passes that made it, where some did
 
 
 ProgressCall = Callable[[float, str], None]
@@ -203,14 +205,17 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     context = Context(folder, calibration, job.target.accuracy_drop_points)
     candidates: list[Candidate] = []
 
-    def attempt(recipes: list[Recipe], start: float, end: float) -> None:
-        for index, recipe in enumerate(recipes):
-            progress(start + (end - start) * index / len(recipes), recipe.name)
-            made = _candidate(recipe, job, starts.get(recipe.source), context, data, source_run, folder)
+    def attempt(tried: list[tuple[Recipe, Start | str | None]], start: float, end: float) -> None:
+        for index, (recipe, begin) in enumerate(tried):
+            progress(start + (end - start) * index / len(tried), _name(recipe, begin))
+            made = _candidate(recipe, job, begin, context, data, source_run, folder)
             candidates.append(_judged(made, job.target, source, evaluated=evaluation is not None))
 
-    attempt(recipes, 0.1, 0.7)
-    attempt(repairs(job.target, candidates, source), 0.7, 0.85)
+    attempt([(recipe, starts.get(recipe.source)) for recipe in recipes], 0.1, 0.4 if job.derived else 0.7)
+    plain = tuple(candidates)
+    attempt([(recipe, starts.get(recipe.source)) for recipe in repairs(job.target, plain, source)], 0.7, 0.75)
+    for derived in job.derived:
+        attempt(_of_derived(derived, recipes, plain, specs), 0.4, 0.85)
     progress(0.85, "time the best once more")
     candidates = _timed_again(candidates, job, source, data, folder, evaluated=evaluation is not None)
     progress(0.95, "baseline")
@@ -264,6 +269,25 @@ def _data(file: DataFile | None, inputs: Any, field: str) -> Dataset | None:
     return load_dataset(Path(file.path), inputs, field) if file is not None else None
 
 
+def _name(recipe: Recipe, start: Start | str | None) -> str:
+    """A candidate's name: its recipe's, behind that of the training passes where some came first."""
+    return f"{start.name}+{recipe.name}" if isinstance(start, Start) and start.name else recipe.name
+
+
+def _of_derived(
+    derived: DerivedSource, recipes: list[Recipe], plain: tuple[Candidate, ...], specs: dict[ModelFormat, Specs]
+) -> list[tuple[Recipe, Start | str | None]]:
+    """What is tried of a derived net: every recipe that could be built of the source itself."""
+    forms = {one.format: one for one in derived.sources}
+    tried: list[tuple[Recipe, Start | str | None]] = []
+    for recipe, before in zip(recipes, plain, strict=True):
+        form = forms.get(recipe.source)
+        if before.measurements is not None and form is not None:
+            start = Start(form, Path(form.path), specs[recipe.source], derived.passes, derived.tools, derived.name)
+            tried.append((recipe, start))
+    return tried
+
+
 def _candidate(
     recipe: Recipe,
     job: BuildJob,
@@ -273,13 +297,14 @@ def _candidate(
     source_run: Run,
     folder: Path,
 ) -> Candidate:
-    target = folder / f"{recipe.name}.{recipe.result.value}"
+    name = _name(recipe, start)
+    target = folder / f"{name}.{recipe.result.value}"
     if not isinstance(start, Start):
         detail = start or "the version has no ONNX form: push it with one"
-        return Candidate(recipe.name, recipe.precision, error=detail)
+        return Candidate(name, recipe.precision, error=detail)
     if recipe.needs_calibration and context.calibration is None:
         detail = "static int8 needs calibration data: push the version with a calibration set"
-        return Candidate(recipe.name, recipe.precision, error=detail)
+        return Candidate(name, recipe.precision, error=detail)
     try:
         records = run_recipe(recipe, start.path, target, context)
         result_specs = start.specs
@@ -289,9 +314,9 @@ def _candidate(
         measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
     except ConversionError as error:
         detail = error.detail.removeprefix("sources: ").removesuffix("; export it again")
-        return Candidate(recipe.name, recipe.precision, error=detail)
+        return Candidate(name, recipe.precision, error=detail)
     except Exception as error:  # noqa: BLE001 (quantizers raise anything; another recipe may work)
-        return Candidate(recipe.name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
+        return Candidate(name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
     lineage = Lineage(
         source_digest=start.source.digest,
         source_format=start.source.format,
@@ -303,7 +328,7 @@ def _candidate(
     if job.evaluation is None:
         measured = _without_samples(measured)
     return Candidate(
-        recipe.name,
+        name,
         recipe.precision,
         path=target.name,
         digest=hashlib.sha256(target.read_bytes()).hexdigest(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import ConversionError
+from converters.training.refit import is_marked, refit
 
 TOLERANCE = 1e-4
 
@@ -56,22 +58,12 @@ def load_net(spec: str, weights: Path | None) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ConversionError("bad_net", f"there is no file {file!r}: give it as net.py:function")
-    module_spec = importlib.util.spec_from_file_location("shoal_pushed_net", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["shoal_pushed_net"] = module
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise ConversionError("bad_net", f"{file} has no function {name!r}")
-    net = getattr(module, name)()
+    net = net_builder(spec)()
     if weights is not None:
         try:
             state = load_file(str(weights))
+            if is_marked(weights):
+                refit(net, state)
         except (SafetensorError, OSError) as error:
             raise ConversionError("bad_weights", f"--weights: {weights} is not readable safetensors: {error}") from None
         try:
@@ -79,6 +71,30 @@ def load_net(spec: str, weights: Path | None) -> Any:
         except RuntimeError as error:
             raise ConversionError("bad_weights", f"--weights: they do not fit the net: {error}") from None
     return net.eval()
+
+
+def net_builder(spec: str) -> Callable[[], Any]:
+    """The function that `net.py:build` names: the file is run.
+
+    Raises:
+        ConversionError: naming what is missing.
+    """
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConversionError("bad_net", f"there is no file {file!r}: give it as net.py:function")
+    known = f"shoal_pushed_net_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(known, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[known] = module
+    module_spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConversionError("bad_net", f"{file} has no function {name!r}")
+    builder: Callable[[], Any] = found
+    return builder
 
 
 def export_onnx(net: Any, examples: list[npt.NDArray[Any]], path: Path, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which channels of a net hang together, how much work they are, and their removal: by torch-pruning's dependency graph.
+"""Which channels of a net hang together, how much work they are, and their removal, by torch-pruning's graph.
 
 Fang et al. 2023, "DepGraph: Towards any structural pruning", arXiv:2301.12900. A group is left alone when the net can't
 do without any of its channels (it gives the output, or a reshape fixes their number): that is tried, not guessed.

@@ -1,8 +1,8 @@
 """Trains a net on rows, with or without a teacher, and says how good it is.
 
-With a teacher: soft targets at a temperature beside cross-entropy (Hinton, Vinyals and Dean 2015, arXiv:1503.02531). Rows
-of floating-point inputs are mixed by pairs, so that the teacher can be asked about inputs that the data does not have
-(Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237).
+With a teacher: soft targets at a temperature beside cross-entropy (Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
+Rows of floating-point inputs are mixed by pairs, so that the teacher can be asked about inputs that the data does not
+have (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237).
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def _schedule(passed: float) -> float:
 
 
 def loss_of(net: Any, batch: Rows, how: Fitting, teacher: Any, rng: np.random.Generator) -> Any:
+    """The loss of a net on a batch, with what a teacher says of it where there is one."""
     import torch
 
     inputs = tensors(batch)

@@ -1,4 +1,4 @@
-"""Structured pruning: channels are removed, so that size and latency fall. Evenly, or as much of each as does least harm.
+"""Structured pruning: channels are removed, so that size and latency fall; of each as many as do least harm.
 
 How much harm a group's removal does is measured: the answers on training rows without a part of its channels are
 compared with those of the whole net. Adaptive pruning goes on, a share of the work at a time with fine-tuning between,
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from converters.errors import ConversionError
 from converters.training.allocate import cheapest, evenly
 from converters.training.channels import Structure, analyse, count, prepared, remove, without
 from converters.training.data import Rows
@@ -18,7 +19,7 @@ from converters.training.fit import Fitting, Say, copied, divergence, error, fit
 from converters.training.record import Parameter
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
-SENSITIVITY_ROWS = 256
+SENSITIVITY_ROWS = 96
 STEP_SHARE = 0.6  # of the work that is left, after each step
 LEAST_SHARE = 0.02
 ROUNDS = 2  # of fixed pruning: the last half of the way after a first fine-tuning
@@ -96,9 +97,15 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
     """
     whole = count(net, trained.rows)[0]
     allowed = error(net, trained.held_back) + budget
-    best, factor, steps = copied(net), STEP_SHARE, []
+    best, factor = copied(net), STEP_SHARE
+    steps: list[str] = []
     while count(best, trained.rows)[0] * factor > LEAST_SHARE * whole:
-        tried = _step(copied(best), factor, trained, adaptive=True)
+        try:
+            tried = _step(copied(best), factor, trained, adaptive=True)
+        except ConversionError:
+            if not steps:
+                raise
+            break  # what is left can't do without any of its channels
         share = count(tried, trained.rows)[0] / whole
         if share > count(best, trained.rows)[0] / whole * 0.97:
             break  # nothing more can be removed

@@ -1,9 +1,9 @@
-"""Quantization-aware fine-tuning: weights learn to live on a grid of 8-bit integers (Jacob et al. 2018, arXiv:1712.05877).
+"""Quantization-aware fine-tuning: weights learn to live on a grid of 8-bit integers.
 
-Weights are rounded per output channel and the inputs of layers per tensor, gradients pass straight through the rounding
-(Bengio et al. 2013, arXiv:1308.3432). Batch normalization is folded into convolutions first, as runtimes do. What comes
-out is a plain floating-point net whose weights lie on their grids: the usual static recipe turns it into integers, with
-the same scales, in the form that runs fast.
+Jacob et al. 2018, arXiv:1712.05877. Weights are rounded per output channel and the inputs of layers per tensor;
+gradients pass straight through the rounding (Bengio et al. 2013, arXiv:1308.3432). Batch normalization is folded into
+convolutions first, as runtimes do. What comes out is a plain floating-point net whose weights lie on their grids: the
+usual static recipe turns it into integers, with the same scales, in the form that runs fast.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _modules() -> tuple[Any, Any]:
     import torch
     from torch import nn
 
-    class RoundedWeight(nn.Module):
+    class RoundedWeight(nn.Module):  # type: ignore[misc]
         """Symmetric, one scale an output channel."""
 
         def __init__(self, axis: int) -> None:
@@ -120,7 +120,7 @@ def _modules() -> tuple[Any, Any]:
             zero = torch.zeros_like(scale, dtype=torch.int32)
             return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
 
-    class RoundedInput(nn.Module):
+    class RoundedInput(nn.Module):  # type: ignore[misc]
         """Unsigned, one scale; the range is a running mean of what training batches had."""
 
         low: Any

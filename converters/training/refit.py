@@ -1,4 +1,7 @@
-"""Weights of a pruned net, and a fresh net made to fit them: pruning changes shapes, and code that builds the net does not."""
+"""Weights of a pruned net, and a fresh net made to fit them.
+
+Pruning changes shapes; the code that builds the net does not know that.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,6 @@ def is_marked(path: Path) -> bool:
 def refit(net: Any, state: Mapping[str, Any]) -> None:
     """Give layers of a fresh net the shapes of a pruned one's weights; in place, before `load_state_dict`."""
     from torch import nn
-    from torch.nn.modules.batchnorm import _BatchNorm
-    from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
     for name, module in net.named_modules():
         weight = state.get(f"{name}.weight" if name else "weight")
@@ -37,20 +38,7 @@ def refit(net: Any, state: Mapping[str, Any]) -> None:
             continue
         if tuple(weight.shape) == tuple(module.weight.shape):
             continue
-        if isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-        elif isinstance(module, _ConvNd):
-            depthwise = module.groups == module.in_channels and module.groups > 1
-            module.groups = weight.shape[0] if depthwise else module.groups
-            module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, _BatchNorm):
-            module.num_features = weight.shape[0]
-        elif isinstance(module, nn.LayerNorm):
-            module.normalized_shape = tuple(weight.shape)
-        else:
-            continue
+        _describe(module, weight)
         for kind in ("weight", "bias"):
             given = state.get(f"{name}.{kind}")
             if given is not None and getattr(module, kind, None) is not None:
@@ -59,3 +47,23 @@ def refit(net: Any, state: Mapping[str, Any]) -> None:
             given = state.get(f"{name}.{kind}")
             if given is not None and getattr(module, kind, None) is not None:
                 setattr(module, kind, given.clone())
+
+
+def _describe(module: Any, weight: Any) -> None:
+    """Let a layer's own numbers say what its weights are."""
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, _ConvNd):
+        depthwise = module.groups == module.in_channels and module.groups > 1
+        module.groups = weight.shape[0] if depthwise else module.groups
+        module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _BatchNorm):
+        module.num_features = weight.shape[0]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(weight.shape)

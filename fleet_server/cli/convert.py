@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.candidates import columns, plot, report
+from fleet_server.cli.compress import Wanted, derived_sources
 from fleet_server.cli.models import source_files
 from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, rows_table
 from fleet_server.cli.profiles import read_profile
@@ -33,20 +34,41 @@ def convert(
     evaluation: Annotated[
         Path | None, typer.Option(help="Held-out rows, as .npz, with their class indices as `y`.")
     ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="Rows to train on, as .npz, with their targets as `y`: for net.py:function.")
+    ] = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(help="Remove channels: adaptive, or the share of the work to be left. Default with --training."),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Also a net with this share of zeros.", min=0.01, max=0.99)
+    ] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="Also teach a smaller net: student.py:function, without weights.")
+    ] = None,
+    quantize_aware: Annotated[bool, typer.Option(help="Also fine-tune each net for integers.")] = False,  # noqa: FBT002
+    epochs: Annotated[float, typer.Option(help="Of each fine-tuning.", min=0.01)] = 5.0,
+    learning_rate: Annotated[float, typer.Option(help="The highest of each fine-tuning.", min=1e-7)] = 1e-3,
+    budget_points: Annotated[float, typer.Option(help="Points that adaptive pruning may cost.", min=0.0)] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of every random choice in training.", min=0)] = 0,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Convert a model for a kind of device on this machine, without a server.
 
     Tries every recipe of the profile, measures each here, and writes the best. Exit code 1 when none keeps the budgets.
+    With --training the net is pruned and fine-tuned first, and every recipe is tried on what comes out too.
 
     Example: shoal convert m.onnx --profile raspberry-pi-5 --evaluation e.npz --out variant
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "work").mkdir()
-        files = source_files(sources, weights, evaluation or calibration, folder)
         spec = read_profile(profile)
-        result, verdict, manifest = _build(files, spec, calibration, evaluation, folder / "work")
+        wanted = Wanted(training, prune, sparsity, distill, quantize_aware, epochs, learning_rate, budget_points, seed)
+        files = source_files(sources, weights, evaluation or calibration, folder)
+        derived = derived_sources(wanted, sources, weights, folder, out)
+        result, verdict, manifest = _build(files, derived, spec, calibration, evaluation, folder / "work")
         out.mkdir(parents=True, exist_ok=True)
         candidates = result["candidates"]
         picture = _plot(candidates, out, f"for {spec.name}")
@@ -71,7 +93,12 @@ def convert(
 
 
 def _build(
-    files: dict[str, Path], spec: Any, calibration: Path | None, evaluation: Path | None, work: Path
+    files: dict[str, Path],
+    derived: list[Any],
+    spec: Any,
+    calibration: Path | None,
+    evaluation: Path | None,
+    work: Path,
 ) -> tuple[Json, Json, Json | None]:
     """Runs the same bounded process as the server; returns the result, the gate's verdict, and the manifest."""
     import msgspec
@@ -97,7 +124,14 @@ def _build(
     )
     target = build_target(spec.name, spec)
     python = Settings().effective_onnx2tf_python
-    job = BuildJob(sources, target, data(calibration), data(evaluation), onnx2tf_python=str(python) if python else None)
+    job = BuildJob(
+        sources,
+        target,
+        data(calibration),
+        data(evaluation),
+        onnx2tf_python=str(python) if python else None,
+        derived=tuple(derived),
+    )
     shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
     try:
         with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as progress:

@@ -1,0 +1,116 @@
+"""Passes with training data for `shoal convert`: the net's own code runs, so they run here, in no bounded process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fleet_server.cli.output import errors, fail
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `shoal convert` was asked to do with training data; see its options."""
+
+    training: Path | None
+    prune: str | None
+    sparsity: float | None
+    distill: str | None
+    quantize_aware: bool
+    epochs: float
+    learning_rate: float
+    budget_points: float
+    seed: int
+
+    @property
+    def any(self) -> bool:
+        """Whether a pass was asked for."""
+        return bool(self.prune or self.sparsity is not None or self.distill or self.quantize_aware)
+
+
+def derived_sources(wanted: Wanted, sources: list[str], weights: Path | None, folder: Path, out: Path) -> list[Any]:
+    """Train, export each net, and save its weights.
+
+    Returns:
+        `converters.job.DerivedSource` of each net.
+    """
+    if not wanted.any and wanted.training is None:
+        return []
+    if wanted.training is None:
+        raise fail("--prune, --sparsity, --distill and --quantize-aware need rows to train on: --training T.npz", 2)
+    if len(sources) != 1 or ".py:" not in sources[0]:
+        raise fail("training needs a net as code: name net.py:function, with --weights W.safetensors", 2)
+    if not wanted.training.is_file():
+        raise fail(f"--training: there is no file {str(wanted.training)!r}", 2)
+    return _trained(wanted, sources[0], weights, folder, out)
+
+
+def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out: Path) -> list[Any]:
+    from converters.errors import ConversionError
+    from converters.steps import export
+    from converters.training.compress import CompressionPlan, compress
+    from converters.training.data import read_training
+    from converters.training.fit import Fitting
+
+    assert wanted.training is not None
+    prune = wanted.prune or (None if wanted.any else "adaptive")
+    try:
+        rows = read_training(wanted.training)
+        net = export.load_net(spec, weights)
+        plan = CompressionPlan(
+            prune=_share(prune),
+            sparsity=wanted.sparsity,
+            student=export.net_builder(wanted.distill) if wanted.distill else None,
+            quantize_aware=wanted.quantize_aware,
+            budget=wanted.budget_points,
+            how=Fitting(epochs=wanted.epochs, rate=wanted.learning_rate, seed=wanted.seed),
+        )
+        shown = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            task = progress.add_task("training", total=None)
+            nets, problems = compress(net, rows, plan, lambda text: progress.update(task, description=text))
+        for problem in problems:
+            errors.print(f"[yellow]left out:[/] {problem}")
+        return [_exported(one, rows, folder, out) for one in nets]
+    except (ConversionError, ValueError, OSError) as error:
+        raise fail(str(error)) from None
+
+
+def _share(text: str | None) -> str | float | None:
+    if text in {None, "adaptive"}:
+        return text
+    try:
+        share = float(text or "")
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise fail(f"--prune: {text!r} is neither adaptive nor the share of the work to be left, such as 0.5", 2)
+    return share
+
+
+def _exported(one: Any, rows: Any, folder: Path, out: Path) -> Any:
+    """Files of a net as source forms; its weights stay with the user."""
+    from agent.protocol.manifest import ModelFormat
+    from converters.job import DerivedSource, SourceFile
+    from converters.step import tool_versions
+    from converters.steps import export
+    from converters.training.compress import TOOLS
+    from converters.training.refit import save_weights
+    from fleet_server.catalog.artifacts import file_digest
+
+    few = rows.first(2)
+    examples, names = list(few.inputs.values()), list(few.inputs)
+    forms = {ModelFormat.ONNX: folder / f"{one.name}.onnx"}
+    errors.print(f"exporting {one.name} …")
+    with export.quiet():
+        export.export_onnx(one.net, examples, forms[ModelFormat.ONNX], names)
+        if export.can_export_tflite():
+            forms[ModelFormat.TFLITE] = folder / f"{one.name}.tflite"
+            export.export_tflite(one.net, examples, forms[ModelFormat.TFLITE])
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(one.net, out / f"{one.name}.safetensors")
+    files = tuple(SourceFile(form, file_digest(path)[0], str(path.absolute())) for form, path in forms.items())
+    return DerivedSource(one.name, files, one.passes, tool_versions(TOOLS))

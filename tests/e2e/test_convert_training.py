@@ -1,0 +1,116 @@
+"""`shoal convert` with training data: prune, fine-tune, export, quantize, measure, pick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fleet import BIN
+
+NET = """
+from torch import nn
+
+def build(width=64):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
+    )
+
+def student():
+    return build(8)
+"""
+
+
+def write(path: Path, rows: int, seed: int, *, labels: bool = True) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 3, 12, 12)).astype(np.float32)
+    y = rng.integers(0, 3, rows)
+    x[np.arange(rows), y] += 0.7
+    np.savez(path, x=x, **({"y": y.astype(np.int64)} if labels else {}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("net")
+    (folder / "net.py").write_text(NET)
+    write(folder / "t.npz", 600, 1)
+    write(folder / "e.npz", 200, 2)
+    write(folder / "c.npz", 64, 3, labels=False)
+    (folder / "p.yaml").write_text(
+        "name: here\nruntime: onnx\nprecisions: [fp32, int8]\nbudgets: {accuracy_drop_points: 5}\n"
+    )
+    training = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import net\n"
+        "from pathlib import Path\n"
+        "from safetensors.torch import save_file\n"
+        "from converters.training.data import read_training\n"
+        "from converters.training.fit import Fitting, fit\n"
+        "torch.manual_seed(0); made = net.build()\n"
+        "fit(made, read_training(Path(sys.argv[1]) / 't.npz'), Fitting(epochs=3, rate=3e-3))\n"
+        "save_file(made.state_dict(), sys.argv[1] + '/w.safetensors')\n"
+    )
+    subprocess.run([sys.executable, "-c", training, str(folder)], check=True)
+    return folder
+
+
+def shoal(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "shoal"), "convert", f"{folder}/net.py:build", "--profile", str(folder / "p.yaml"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path) -> None:
+    out = folder / "out"
+    done = shoal(
+        folder, "--weights", f"{folder}/w.safetensors", "--training", f"{folder}/t.npz", "--evaluation",
+        f"{folder}/e.npz", "--calibration", f"{folder}/c.npz", "--prune", "adaptive", "--distill",
+        f"{folder}/net.py:student", "--quantize-aware", "--epochs", "3", "--budget-points", "3", "--out", str(out),
+        "-o", "json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    found = {one["recipe"]: one for one in result["candidates"]}
+    starts = {name.partition("+")[0] for name in found if "+" in name}
+    assert starts == {"pruned", "distilled", "whole-qat", "pruned-qat", "distilled-qat"}
+    assert all(one["measurements"] for one in found.values()), [one["error"] for one in found.values()]
+    chosen = result["candidates"][result["chosen"]]
+    whole, small = found["onnx-fp32"]["measurements"], found["pruned+onnx-fp32"]["measurements"]
+    assert small["size"] < 0.6 * whole["size"]
+    assert "+" in chosen["recipe"], "a smaller net is faster"
+    passes = [one["name"] for one in found["pruned-qat+onnx-static-u8s8"]["lineage"]["passes"]]
+    assert passes == ["prune-adaptive", "quantize-aware", "onnx-prepare", "onnx-static-int8"]
+    assert found["pruned+onnx-fp32"]["lineage"]["tools"]["torch-pruning"]
+    report = (out / "report.md").read_text()
+    assert "prune-adaptive" in report
+    assert (out / "model.onnx").stat().st_size == chosen["measurements"]["size"]
+    # The weights that were kept are pushed like any others: the net fits itself to them.
+    again = shoal(
+        folder, "--weights", str(out / "pruned.safetensors"), "--evaluation", f"{folder}/e.npz", "--out",
+        str(folder / "again"), "-o", "json",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    plain = json.loads(again.stdout)["candidates"][0]["measurements"]
+    assert plain["accuracy"] == small["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--prune", "0.5"), "--training"),
+        (("--training", "nowhere.npz"), "there is no file 'nowhere.npz'"),
+        (("--training", "{folder}/c.npz"), "no targets `y`"),
+        (("--training", "{folder}/t.npz", "--prune", "half"), "--prune: 'half' is neither"),
+        (("--training", "{folder}/t.npz", "--distill", "{folder}/net.py:nothing"), "has no function 'nothing'"),
+    ],
+)
+def test_what_is_wrong_is_said(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    filled = [one.format(folder=folder) for one in arguments]
+    done = shoal(folder, *filled, "--evaluation", f"{folder}/e.npz", "--out", str(folder / "no"))
+    assert done.returncode in {1, 2}
+    assert said in " ".join(done.stderr.split())
+    assert not (folder / "no").exists()
