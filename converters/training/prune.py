@@ -20,7 +20,7 @@ from converters.training.record import Parameter
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
 SENSITIVITY_ROWS = 96
-STEP_SHARE = 0.6  # of the work that is left, after each step
+STEP_SHARE = 0.4  # of the work that is left, after each step
 LEAST_SHARE = 0.02
 ROUNDS = 2  # of fixed pruning: the last half of the way after a first fine-tuning
 
