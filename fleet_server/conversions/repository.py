@@ -11,14 +11,27 @@ from fleet_server.models import ConversionJob, Deployment, Variant, Version
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
-    """The oldest job that waits, or whose runner went silent; locked for this transaction."""
+    """The oldest job that may run, or whose runner went silent; locked for this transaction."""
+    ready = and_(ConversionJob.state == "queued", or_(ConversionJob.retry_at.is_(None), ConversionJob.retry_at <= now))
     lost = and_(ConversionJob.state == "running", ConversionJob.lease_until < now)
     query = (
         select(ConversionJob)
-        .where(or_(ConversionJob.state == "queued", lost))
+        .where(or_(ready, lost))
         .order_by(ConversionJob.id)
         .limit(1)
         .with_for_update(skip_locked=True)
+    )
+    return session.scalar(query)
+
+
+def open_job(session: Session, variant_id: str) -> ConversionJob | None:
+    """The job of a variant that waits or runs; locked for this transaction."""
+    query = (
+        select(ConversionJob)
+        .where(ConversionJob.variant_id == variant_id, ConversionJob.state.in_(("queued", "running")))
+        .order_by(ConversionJob.id.desc())
+        .limit(1)
+        .with_for_update()
     )
     return session.scalar(query)
 

@@ -188,7 +188,7 @@ def test_a_server_that_stops_gives_its_job_back(bench: Bench) -> None:
     assert began.wait(30)
     first.stop()
     job = bench.job(variant_id)
-    assert (job.state, job.attempts, job.lease_owner) == ("queued", 0, None)
+    assert (job.state, job.lost, job.lease_owner) == ("queued", 0, None)
     assert bench.variant(variant_id).state == "queued"
     bench.start(Build())
     assert bench.settled(variant_id).state == "ready"
@@ -212,9 +212,52 @@ def test_a_job_whose_runner_went_silent_is_run_by_another(bench: Bench) -> None:
     assert bench.settled(variant_id).state == "ready"
     go_on.set()
     bench.running[0].stop()
-    assert bench.job(variant_id).attempts == 2
+    assert (bench.job(variant_id).attempts, bench.job(variant_id).lost) == (2, 1)
     assert bench.variant(variant_id).state == "ready"
     assert bench.variant(variant_id).failure is None
+
+
+def test_a_cancelled_build_is_ended_and_can_be_asked_for_again(bench: Bench) -> None:
+    variant_id = bench.ask()
+    began, ended = threading.Event(), threading.Event()
+
+    def until_told(keep_going: Callable[[], bool]) -> None:
+        began.set()
+        while keep_going():
+            threading.Event().wait(0.01)
+        ended.set()
+        raise CancelledError
+
+    bench.start(Build(until_told))
+    assert began.wait(30)
+    with bench.database.write() as session:
+        service.cancel(session, DEFAULT_FLEET, variant_id, utc_now(), actor="ann")
+    assert ended.wait(30)
+    variant = bench.variant(variant_id)
+    assert (variant.state, variant.digest) == ("cancelled", None)
+    assert variant.failure == {"code": "cancelled", "detail": "ann cancelled its build: build it again to have it"}
+    assert (bench.job(variant_id).state, bench.job(variant_id).lease_owner) == ("cancelled", None)
+    bench.running[0].stop()
+    with bench.database.write() as session:
+        assert service.claim(session, "another", utc_now()) is None
+        asked = VariantBuild(version="m0@1", profiles=["p0"])
+        assert service.request_builds(session, DEFAULT_FLEET, asked, actor="test") == [variant_id]
+    bench.start(Build())
+    assert bench.settled(variant_id).state == "ready"
+
+
+def test_a_build_that_was_done_as_it_was_cancelled_changes_nothing(bench: Bench) -> None:
+    variant_id = bench.ask()
+
+    def cancel(_: Callable[[], bool]) -> None:
+        with bench.database.write() as session:
+            service.cancel(session, DEFAULT_FLEET, variant_id, utc_now(), actor="ann")
+
+    bench.start(Build(cancel))
+    assert bench.settled(variant_id).state == "cancelled"
+    bench.running[0].stop()
+    assert bench.variant(variant_id).state == "cancelled"
+    assert not bench.store.exists(DIGEST)
 
 
 @pytest.mark.parametrize(
