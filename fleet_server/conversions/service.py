@@ -144,8 +144,10 @@ def release(session: Session, claimed: ClaimedJob) -> None:
         _requeue(session, claimed)
 
 
-def postpone(session: Session, claimed: ClaimedJob, reason: str, until: dt.datetime) -> bool:
+def postpone(session: Session, claimed: ClaimedJob, reason: str, until: dt.datetime, *, begun: bool) -> bool:
     """Give a job back until a time, because what it needs is not there yet; its step says so.
+
+    One that was not `begun` does not count as an attempt.
 
     Returns:
         Whether the reason is another than it waited for before.
@@ -155,6 +157,7 @@ def postpone(session: Session, claimed: ClaimedJob, reason: str, until: dt.datet
     job = _requeue(session, claimed)
     before, job.step = job.step, f"{WAITS} {reason}"[:STEP_CHARS]
     job.progress, job.retry_at = 0.0, until
+    job.attempts -= not begun
     return job.step != before
 
 
