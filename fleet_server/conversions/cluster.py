@@ -20,7 +20,7 @@ from agent import __version__
 from converters.job import BuildResult, JobError, Progress
 from fleet_server.catalog.artifacts import file_digest
 from fleet_server.conversions.cluster_task import PROGRESS_TOPIC, Answer, Event, Request, run_build
-from fleet_server.conversions.executor import BuildOrder, NotYetError, Resources, WorkerLostError
+from fleet_server.conversions.executor import EXCHANGE, BuildOrder, NotYetError, Resources, WorkerLostError
 from fleet_server.conversions.files import WorkFolder
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.resources import first_met, missing
@@ -34,7 +34,6 @@ CONNECT_S = 5.0
 CALL_S = 5.0
 DOWN_S = 2.0
 SILENT_S = 20.0
-EXCHANGE = "exchange"
 
 
 def task_key(job_id: str, attempt: int) -> str:

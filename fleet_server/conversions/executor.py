@@ -12,6 +12,7 @@ from fleet_server.conversions.process import Bounds, run_job
 from fleet_server.settings import Settings
 
 Resources = dict[str, float]
+EXCHANGE = "exchange"  # folder of the store for what workers give back; nothing in it outlives its build
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +15,8 @@ import msgspec
 
 from converters.job import BuildJob, DataFile
 from fleet_server.catalog.artifacts import ArtifactStore
+
+LOCK_FILE = "lock"
 
 
 def file_name(digest: str, suffix: str) -> str:
@@ -70,7 +76,25 @@ def localized(job: BuildJob, folder: WorkFolder, onnx2tf_python: Path | None) ->
 
 @contextmanager
 def work_folder(parent: Path, store: ArtifactStore) -> Iterator[WorkFolder]:
-    """A fresh folder below another, removed at the end whatever happens."""
+    """A fresh folder below another, removed at the end whatever happens; see `sweep_work_folders` for the rest."""
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder,
+        (Path(folder) / LOCK_FILE).open("wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield WorkFolder(Path(folder), store)
+
+
+def sweep_work_folders(parent: Path, older_than_s: float = 60.0) -> list[Path]:
+    """Remove working folders whose process was killed: nobody holds their lock. Returns what was removed."""
+    removed = []
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < older_than_s:
+                continue  # it may have been made a moment ago, and not be locked yet
+            with (folder / LOCK_FILE).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                removed.append(folder)
+    return removed

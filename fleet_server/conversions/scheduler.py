@@ -14,8 +14,15 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.service import sweep_uploads
 from fleet_server.conversions import service
-from fleet_server.conversions.executor import BuildOrder, Executor, NotYetError, ProcessExecutor, WorkerLostError
-from fleet_server.conversions.files import WorkFolder, data_name, file_name, work_folder
+from fleet_server.conversions.executor import (
+    EXCHANGE,
+    BuildOrder,
+    Executor,
+    NotYetError,
+    ProcessExecutor,
+    WorkerLostError,
+)
+from fleet_server.conversions.files import WorkFolder, data_name, file_name, sweep_work_folders, work_folder
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.resources import needs_of
 from fleet_server.conversions.service import ClaimedJob
@@ -28,6 +35,7 @@ log = logging.getLogger(__name__)
 IDLE_S = 0.3
 HEARTBEAT_S = 1.0
 SWEEP_S = 3600.0
+EXCHANGE_LIFETIME = dt.timedelta(days=1)
 RETRY = dt.timedelta(seconds=3)
 
 
@@ -78,6 +86,9 @@ class ConversionScheduler:
         if time.monotonic() - self._swept_at > SWEEP_S or self._swept_at == 0.0:
             self._swept_at = time.monotonic()
             sweep_uploads(self._database, self._artifacts, utc_now())
+            sweep_work_folders(self._settings.state_dir / "conversions")
+            exchange = self._artifacts.folder(EXCHANGE)
+            exchange.delete(name for name, at in exchange.entries().items() if utc_now() - at > EXCHANGE_LIFETIME)
 
     def _run(self, claimed: ClaimedJob) -> None:
         beat = _Heartbeat(self._database, claimed)
