@@ -26,6 +26,27 @@ class Cluster:
         command = [sys.executable, "-W", "ignore", "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1"]
         self._spawn("scheduler", [*command, "--port", str(self.port), "--no-dashboard", "--no-show", *options])
 
+    def start_plain_worker(self, name: str, resources: str) -> None:
+        """What somebody starts who knows Dask and has read the docs."""
+        command = [sys.executable, "-W", "ignore", "-m", "distributed.cli.dask_worker", self.url, "--nthreads", "1"]
+        options = ["--host", "127.0.0.1", "--no-dashboard", "--local-directory", str(self.folder / name)]
+        self._spawn(name, [*command, *options, "--resources", resources])
+
+    def use_tls(self) -> dict[str, Path]:
+        """Make a CA and one certificate for everybody; returns the settings of the server."""
+        folder = self.folder / "tls"
+        folder.mkdir()
+        self.url = f"tls://127.0.0.1:{self.port}"
+        for command in (
+            "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca",
+            "req -newkey rsa:2048 -nodes -keyout one.key -out one.csr -subj /CN=127.0.0.1",
+            "x509 -req -in one.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out one.pem -days 2",
+        ):
+            subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+        return {
+            f"dask_tls_{name}": folder / f for name, f in (("ca", "ca.pem"), ("cert", "one.pem"), ("key", "one.key"))
+        }
+
     def start_worker(self, name: str, *options: str, **variables: str) -> None:
         self._spawn(name, [str(BIN / "shoal"), "worker", "--scheduler", self.url, "--name", name, *options], variables)
 

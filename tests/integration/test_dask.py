@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,26 @@ def test_a_build_on_a_worker_is_what_a_build_here_is(bench: DaskBench) -> None:
     assert variant.measurements["accuracy"] == 1.0
     assert bench.job(variant_id).attempts == 1
     wait_until("the exchange to be empty", lambda: not bench.store.folder(EXCHANGE).entries(), 10)
+
+
+def test_a_worker_that_was_started_by_dask_itself(bench: DaskBench) -> None:
+    bench.cluster.start_scheduler()
+    bench.cluster.start_plain_worker("plain", "SHOAL=1 GPU=1")
+    variant_id = bench.ask(resources={"GPU": 1})
+    bench.start()
+    assert bench.settled(variant_id).state == "ready", bench.cluster.log("plain")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+def test_a_build_by_tls(bench: DaskBench) -> None:
+    files = bench.cluster.use_tls()
+    ca, cert, key = (str(path) for path in files.values())
+    bench.cluster.start_scheduler("--protocol", "tls", "--tls-ca-file", ca, "--tls-cert", cert, "--tls-key", key)
+    bench.cluster.start_worker("one", "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key)
+    bench.settings = Settings(state_dir=bench.settings.state_dir, dask_scheduler=bench.cluster.url, **files)
+    variant_id = bench.ask()
+    bench.start()
+    assert bench.settled(variant_id).state == "ready", bench.cluster.log("one")
 
 
 def test_a_job_whose_worker_is_killed_is_built_by_another(bench: DaskBench) -> None:
