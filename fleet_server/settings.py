@@ -105,6 +105,13 @@ class Settings(BaseSettings):
     conversion_memory_mb: int = Field(
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )
+    conversion_cache_mb: int = Field(
+        4096,
+        ge=0,
+        description=(
+            "Earlier conversions kept in the artifact store, in MB; those not used for longest go first. 0 keeps none."
+        ),
+    )
     dask_scheduler: str | None = Field(
         None,
         description=(

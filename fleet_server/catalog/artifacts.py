@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -107,6 +108,14 @@ class ArtifactStore:
         return _call(self._store, function, *arguments, **options)
 
 
+@dataclass(frozen=True)
+class StoreEntry:
+    """A file below a path of the store: its bytes, and when it was written."""
+
+    size: int
+    written_at: dt.datetime
+
+
 class StoreFolder:
     """Files by name below a path of the store. What is put under a name replaces what was there."""
 
@@ -129,11 +138,12 @@ class StoreFolder:
             for piece in pieces:
                 file.write(piece)
 
-    def entries(self) -> dict[str, dt.datetime]:
-        """Paths below this one, at any depth, with when each was written."""
+    def entries(self) -> dict[str, StoreEntry]:
+        """What lies below this path, at any depth."""
         found = {}
         for batch in _call(self._store, obstore.list, prefix=self._path):
-            found.update({entry["path"][len(self._path) + 1 :]: entry["last_modified"] for entry in batch})
+            for entry in batch:
+                found[entry["path"][len(self._path) + 1 :]] = StoreEntry(entry["size"], entry["last_modified"])
         return found
 
     def delete(self, names: Iterable[str]) -> None:

@@ -78,6 +78,7 @@ class DaskExecutor:
             exchange=exchange,
             timeout_s=self._settings.conversion_timeout_s,
             memory_mb=self._settings.conversion_memory_mb,
+            cache=self._settings.conversion_cache_mb > 0,
             job=msgspec.Raw(msgspec.json.encode(order.job)),
         )
         self._events[key] = []

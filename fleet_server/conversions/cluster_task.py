@@ -20,8 +20,9 @@ import msgspec
 from agent import __version__
 from converters.job import BuildJob, BuildResult, JobError, Progress
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.conversions.cache import run_cached
 from fleet_server.conversions.files import WorkFolder, localized
-from fleet_server.conversions.process import Bounds, CancelledError, ConversionFailedError, run_job
+from fleet_server.conversions.process import Bounds, CancelledError, ConversionFailedError
 from fleet_server.errors import FleetError
 from fleet_server.settings import find_onnx2tf_python
 
@@ -38,6 +39,7 @@ class Request(msgspec.Struct, frozen=True):
         exchange: folder of the store for the files that are built.
         timeout_s: of the child.
         memory_mb: of the child, MiB of data memory.
+        cache: whether earlier conversions are used and new ones kept.
         job: as JSON; read only after the version was compared.
     """
 
@@ -46,6 +48,7 @@ class Request(msgspec.Struct, frozen=True):
     exchange: str
     timeout_s: float
     memory_mb: int
+    cache: bool
     job: msgspec.Raw
 
 
@@ -114,7 +117,7 @@ def answer_to(
             msgspec.json.decode(asked.job, type=BuildJob), work, find_onnx2tf_python(Path(told) if told else None)
         )
         bounds = Bounds(asked.timeout_s, asked.memory_mb)
-        result = run_job(job, folder, BuildResult, bounds, on_progress=say, keep_going=wanted)
+        result = run_cached(job, work, bounds, cache=asked.cache, on_progress=say, keep_going=wanted)
         exchange = store.folder(asked.exchange)
         for candidate in result.candidates:
             if not wanted():

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from converters.job import BuildJob, BuildResult, Progress
+from fleet_server.conversions.cache import run_cached
 from fleet_server.conversions.files import WorkFolder, localized
-from fleet_server.conversions.process import Bounds, run_job
+from fleet_server.conversions.process import Bounds
 from fleet_server.settings import Settings
 
 Resources = dict[str, float]
@@ -86,6 +87,7 @@ class ProcessExecutor:
     def __init__(self, settings: Settings) -> None:
         self._bounds = Bounds(settings.conversion_timeout_s, settings.conversion_memory_mb)
         self._onnx2tf_python = settings.effective_onnx2tf_python
+        self._cache = settings.conversion_cache_mb > 0
 
     def build(
         self,
@@ -97,7 +99,7 @@ class ProcessExecutor:
     ) -> BuildResult:
         """Run a build; see `Executor`. This machine is taken to be what the order needs."""
         job = localized(order.job, folder, self._onnx2tf_python)
-        return run_job(job, folder.path, BuildResult, self._bounds, on_progress=on_progress, keep_going=keep_going)
+        return run_cached(job, folder, self._bounds, cache=self._cache, on_progress=on_progress, keep_going=keep_going)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,6 +14,7 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.service import sweep_uploads
 from fleet_server.conversions import service
+from fleet_server.conversions.cache import sweep_cache
 from fleet_server.conversions.executor import (
     EXCHANGE,
     BuildOrder,
@@ -28,6 +29,7 @@ from fleet_server.conversions.resources import needs_of
 from fleet_server.conversions.service import ClaimedJob
 from fleet_server.db import Database, new_id, utc_now
 from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.errors import UnavailableError
 from fleet_server.models import Profile, Variant, Version
 from fleet_server.settings import Settings
 
@@ -88,7 +90,16 @@ class ConversionScheduler:
             sweep_uploads(self._database, self._artifacts, utc_now())
             sweep_work_folders(self._settings.state_dir / "conversions")
             exchange = self._artifacts.folder(EXCHANGE)
-            exchange.delete(name for name, at in exchange.entries().items() if utc_now() - at > EXCHANGE_LIFETIME)
+            exchange.delete(
+                name for name, at in exchange.entries().items() if utc_now() - at.written_at > EXCHANGE_LIFETIME
+            )
+            self._sweep_cache()
+
+    def _sweep_cache(self) -> None:
+        try:
+            sweep_cache(self._artifacts, self._settings.conversion_cache_mb * 1_000_000)
+        except UnavailableError as error:
+            log.warning("the cache of conversions could not be swept: %s", error.detail)
 
     def _run(self, claimed: ClaimedJob) -> None:
         beat = _Heartbeat(self._database, claimed)
@@ -101,6 +112,7 @@ class ConversionScheduler:
                     keep_going=lambda: beat.keep() and not self._stopping.is_set(),
                 )
                 self._complete(claimed, folder, result)
+            self._sweep_cache()
         except CancelledError:
             with self._database.write() as session:
                 service.release(session, claimed)

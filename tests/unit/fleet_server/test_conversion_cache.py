@@ -1,0 +1,71 @@
+"""Which kept conversions go when there are too many, and that a folder is as good as its store."""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
+from converters.cache import work_digest
+from converters.job import BuildJob, SourceFile, Target
+from fleet_server.catalog.artifacts import ArtifactStore, StoreEntry
+from fleet_server.conversions.cache import FOLDER, USED, kept_conversions, sweep_cache, too_much
+from fleet_server.conversions.files import WorkFolder
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+JOB = BuildJob(
+    (SourceFile(ModelFormat.ONNX, "a" * 64, ""),), Target("p", RuntimeName.ONNX, ("cpu",), (Precision.FP32,))
+)
+ENTRY = "1" * 64 + ".kept"
+
+
+def entry(size: int, days: int) -> StoreEntry:
+    return StoreEntry(size, START + dt.timedelta(days=days))
+
+
+@pytest.mark.parametrize(
+    ("limit", "gone"),
+    [(100, []), (45, []), (44, ["b"]), (25, ["b"]), (24, ["b", "c"]), (4, ["b", "c", "a"]), (0, ["b", "c", "a"])],
+)
+def test_works_that_were_not_used_for_longest_go_first(limit: int, gone: list[str]) -> None:
+    entries = {
+        "a/1": entry(5, 0),  # old, but its work was used last
+        "a/used": entry(0, 9),
+        "b/1": entry(10, 1),
+        "b/2": entry(10, 2),
+        "b/used": entry(0, 2),
+        "c/1": entry(20, 3),
+        "c/used": entry(0, 3),
+    }
+    removed = too_much(entries, limit)
+    assert list(dict.fromkeys(path[0] for path in removed)) == gone
+    assert set(removed) == {path for path in entries if path[0] in gone}
+
+
+def work(store: ArtifactStore, folder: Path) -> WorkFolder:
+    folder.mkdir()
+    return WorkFolder(folder, store)
+
+
+def test_what_is_new_is_kept_and_comes_back(tmp_path: Path) -> None:
+    store = ArtifactStore.open(None, folder=tmp_path / "store")
+    kept = store.folder(f"{FOLDER}/{work_digest(JOB)}")
+    with kept_conversions(JOB, work(store, tmp_path / "one")) as folder:
+        (Path(folder.path) / ENTRY).write_bytes(b"kept")
+        (Path(folder.path) / "something else").write_bytes(b"x")
+        assert folder.machine.startswith(platform.machine())
+    assert set(kept.entries()) == {ENTRY, USED}
+    with kept_conversions(JOB, work(store, tmp_path / "two")) as folder:
+        assert (Path(folder.path) / ENTRY).read_bytes() == b"kept"
+    with suppress(ZeroDivisionError), kept_conversions(JOB, work(store, tmp_path / "three")) as folder:
+        (Path(folder.path) / ("2" * 64 + ".kept")).write_bytes(b"of a build that failed")
+        raise ZeroDivisionError
+    assert set(kept.entries()) == {ENTRY, USED}
+    sweep_cache(store, 4)
+    assert set(kept.entries()) == {ENTRY, USED}
+    sweep_cache(store, 3)
+    assert kept.entries() == {}
