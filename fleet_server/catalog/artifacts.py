@@ -22,6 +22,7 @@ from agent.protocol.topics import check_digest
 from fleet_server.errors import UnavailableError
 
 PIECE = 1 << 20
+DERIVED = "cache"
 
 
 def file_digest(path: Path) -> tuple[str, int]:
@@ -92,9 +93,15 @@ class ArtifactStore:
         return True
 
     def delete(self, digest: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Remove an object and what was derived of it; one that is not there is fine."""
         if self.exists(digest):
             self._store_call(obstore.delete, _key(digest))
+        derived = self.derived(digest)
+        derived.delete(derived.entries())
+
+    def derived(self, digest: str) -> StoreFolder:
+        """Files that can be made again of an object: they go with it."""
+        return self.folder(f"{DERIVED}/{check_digest(digest)}")
 
     def folder(self, path: str) -> StoreFolder:
         """Files by name below a path of the store, beside the content-addressed ones."""
@@ -126,6 +133,10 @@ class StoreFolder:
     def put(self, path: Path) -> None:
         """Store a file under its own name."""
         _call(self._store, obstore.put, f"{self._path}/{path.name}", path)
+
+    def folder(self, path: str) -> StoreFolder:
+        """A folder below this one."""
+        return StoreFolder(self._store, f"{self._path}/{path}")
 
     def fetch_to(self, name: str, path: Path) -> None:
         """Write what is stored under a name to a file.

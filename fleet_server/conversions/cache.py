@@ -1,8 +1,9 @@
-"""Keeps earlier conversions in the artifact store, in `cache/{work}/{key}.kept`, for servers and workers alike.
+"""Keeps earlier conversions in the artifact store, for servers and workers alike.
 
-A work is the files that a job works on (`converters.cache.work_digest`); what was kept of it is brought to a folder for
-the child process, and what is new there is put into the store. `cache/{work}/used` is written at each use: the works
-that were not used for longest go first when there is too much.
+They lie in `cache/{source}/{work}/{key}.kept`. The store removes what is below a source with it. A work is the files
+that a job works on (`converters.cache.work_digest`); what was kept of it is brought to a folder for the child process,
+and what is new there is put into the store. A file `used` is written at each use: the works that were not used for
+longest go first when there is too much.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import msgspec
 from agent.hardware import parse_cpuinfo
 from converters.cache import SUFFIX, work_digest
 from converters.job import BuildJob, BuildResult, CacheFolder, Progress
-from fleet_server.catalog.artifacts import ArtifactStore, StoreEntry
+from fleet_server.catalog.artifacts import DERIVED, ArtifactStore, StoreEntry
 from fleet_server.conversions.files import WorkFolder
 from fleet_server.conversions.process import Bounds, run_job
 from fleet_server.errors import UnavailableError
 
-FOLDER = "cache"
 USED = "used"
 ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
@@ -58,8 +58,9 @@ def run_cached(
 @contextmanager
 def kept_conversions(job: BuildJob, folder: WorkFolder) -> Iterator[CacheFolder]:
     """A folder with what was kept of a job's work; what the block adds is kept too, unless it fails."""
-    kept = folder.store.folder(f"{FOLDER}/{work_digest(job)}")
-    local = folder.path / FOLDER
+    source = min(job.sources, key=lambda one: one.format.value).digest
+    kept = folder.store.derived(source).folder(work_digest(job))
+    local = folder.path / DERIVED
     local.mkdir()
     for name in kept.entries():
         # One that is swept meanwhile, or that the store can't give, is converted again.
@@ -74,6 +75,9 @@ def kept_conversions(job: BuildJob, folder: WorkFolder) -> Iterator[CacheFolder]
                 kept.put(path)
         (folder.path / USED).touch()
         kept.put(folder.path / USED)
+        if not folder.store.exists(source):
+            # Its version was deleted while this was built, and took away what was derived before this was.
+            folder.store.delete(source)
 
 
 def machine_kind() -> str:
@@ -85,7 +89,7 @@ def machine_kind() -> str:
 
 def sweep_cache(store: ArtifactStore, limit_bytes: int) -> None:
     """Remove works from the store's cache, those first that were not used for longest, until the rest fits."""
-    folder = store.folder(FOLDER)
+    folder = store.folder(DERIVED)
     folder.delete(too_much(folder.entries(), limit_bytes))
 
 
@@ -93,7 +97,7 @@ def too_much(entries: Mapping[str, StoreEntry], limit_bytes: int) -> list[str]:
     """The files to remove so that the rest is within a limit: whole works, least recently used first."""
     works: dict[str, list[str]] = {}
     for path in entries:
-        works.setdefault(path.partition("/")[0], []).append(path)
+        works.setdefault(path.rpartition("/")[0], []).append(path)
 
     def last_use(work: str) -> dt.datetime:
         return max(entries[path].written_at for path in works[work])

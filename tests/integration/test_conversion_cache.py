@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from converters.cache import SUFFIX
-from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.artifacts import DERIVED, ArtifactStore
 from fleet_server.catalog.schemas import VariantBuild
 from fleet_server.catalog.service import add_upload
 from fleet_server.conversions import service
-from fleet_server.conversions.cache import FOLDER
 from fleet_server.db import Database
 from fleet_server.models import Variant
 from fleet_server.models.access import DEFAULT_FLEET
@@ -50,7 +49,7 @@ def build_again(bench: Bench, variant_id: str) -> dict[str, Any]:
 
 
 def kept(bench: Bench) -> list[Path]:
-    return sorted((bench.settings.state_dir / "artifacts" / FOLDER).rglob(f"*{SUFFIX}"))
+    return sorted((bench.settings.state_dir / "artifacts" / DERIVED).rglob(f"*{SUFFIX}"))
 
 
 def test_hit_damage_and_miss(bench: Bench) -> None:
