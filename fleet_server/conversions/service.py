@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,7 @@ from fleet_server.catalog.schemas import GateSpec, VariantBuild, VariantState
 from fleet_server.catalog.service import get_variant, resolve_version
 from fleet_server.conversions import repository
 from fleet_server.conversions.gate import judge
+from fleet_server.conversions.resources import needs_of
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError
@@ -65,7 +67,8 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
     variant.failure, variant.gate = None, None
     session.flush()
-    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id))
+    work = _work(session, version, ProfileSpec.model_validate(profile.spec))
+    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id, work=work))
     audit.record(
         session,
         fleet_id=version.fleet_id,
@@ -78,6 +81,14 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     return variant.id
 
 
+def _work(session: Session, version: Version, spec: ProfileSpec) -> str:
+    """A hash of the files to convert and how; budgets but that of accuracy only judge what was made."""
+    forms = sorted((form.format, form.digest) for form in catalog.source_forms(session, version.id))
+    how = [spec.runtime.value, spec.providers, sorted(spec.precisions), spec.budgets.accuracy_drop_points]
+    parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec)]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
 def _settled(*, rebuild: bool) -> set[str]:
     """States in which asking again changes nothing."""
     working = {VariantState.QUEUED.value, VariantState.BUILDING.value}
@@ -87,7 +98,7 @@ def _settled(*, rebuild: bool) -> set[str]:
 def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
     """Take the next job; one whose runners died too often fails instead."""
     job = repository.next_job(session, now)
-    if job is None:
+    if job is None or repository.is_done_by_another(session, job, now):
         return None
     if job.state == "running":
         job.lost += 1

@@ -15,7 +15,8 @@ class ConversionJob(Base):
 
     `state` is queued, running, succeeded, failed or cancelled. `attempts` counts claims and only grows: it tells a
     runner that came late from the present one. `lost` counts the runners that died. A queued job whose `retry_at`
-    lies ahead waits for it: what it needs is not there yet.
+    lies ahead waits for it: what it needs is not there yet. Jobs of the same `work` convert the same files by the same
+    recipes: they run one after another, so that the later ones find what the first made.
     """
 
     __tablename__ = "conversion_jobs"
@@ -28,6 +29,7 @@ class ConversionJob(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     lost: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[dt.datetime | None]
+    work: Mapped[str | None]
     lease_owner: Mapped[str | None]
     lease_until: Mapped[dt.datetime | None]
     progress: Mapped[float] = mapped_column(default=0.0)

@@ -74,6 +74,13 @@ def test_hit_damage_and_miss(bench: Bench) -> None:
     assert not build_again(bench, variant_id)["reused"]
 
 
+def test_the_same_work_asked_for_twice_at_once_is_done_once(bench: Bench) -> None:
+    bench.settings = bench.settings.model_copy(update={"conversion_workers": 2})
+    asked = [bench.ask(), bench.ask(latency_p95_ms=1000.0)]
+    bench.start()
+    assert [candidate(bench.settled(one))["reused"] for one in asked] == [False, True]
+
+
 def test_none_is_kept_where_that_is_the_setting(bench: Bench) -> None:
     bench.settings = bench.settings.model_copy(update={"conversion_cache_mb": 0})
     variant_id = bench.ask()

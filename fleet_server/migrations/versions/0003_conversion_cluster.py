@@ -1,4 +1,4 @@
-"""conversion jobs: runners lost, and not before"""
+"""conversion jobs: runners lost, not before, and the same work once at a time"""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("conversion_jobs", sa.Column("lost", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("conversion_jobs", sa.Column("retry_at", UtcDateTime(), nullable=True))
+    op.add_column("conversion_jobs", sa.Column("work", sa.String(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("conversion_jobs", "work")
     op.drop_column("conversion_jobs", "retry_at")
     op.drop_column("conversion_jobs", "lost")
