@@ -6,7 +6,6 @@ same by nature.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from agent.protocol.topics import check_digest
@@ -23,6 +23,7 @@ from fleet_server.errors import UnavailableError
 
 PIECE = 1 << 20
 DERIVED = "cache"
+MISSING = "artifact_missing"
 
 
 def file_digest(path: Path) -> tuple[str, int]:
@@ -160,16 +161,19 @@ class StoreFolder:
     def delete(self, names: Iterable[str]) -> None:
         """Remove some; those that are not there are fine."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._store, f"{self._path}/{name}")
+            try:
+                _call(self._store, obstore.delete, f"{self._path}/{name}")
+            except UnavailableError as error:
+                if error.code != MISSING:
+                    raise
 
 
 def _call(store: Any, function: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return function(store, *arguments, **options)
-    except FileNotFoundError:
-        raise UnavailableError("artifact_missing", f"the artifact store has no {arguments[0]}") from None
-    except OSError as error:
+    except (FileNotFoundError, NotFoundError):
+        raise UnavailableError(MISSING, f"the artifact store has no {arguments[0]}") from None
+    except (OSError, BaseError) as error:
         raise UnavailableError("artifact_store", f"the artifact store failed: {error}") from error
 
 

@@ -53,6 +53,7 @@ class ConversionScheduler:
         self._executor = executor or _executor(settings)
         self._owner = new_id()
         self._stopping = threading.Event()
+        self._claiming = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._swept_at = 0.0
 
@@ -73,16 +74,24 @@ class ConversionScheduler:
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._sweep()
-                with self._database.write() as session:
-                    claimed = service.claim(session, self._owner, utc_now())
-                if claimed is None:
-                    self._stopping.wait(IDLE_S)
-                else:
+                claimed = self._next()
+                if claimed is not None:
                     self._run(claimed)
             except Exception:
                 log.exception("a conversion thread failed; it goes on")
                 self._stopping.wait(5.0)
+
+    def _next(self) -> ClaimedJob | None:
+        """Claim a job, or wait a moment where there is none: one thread asks for all that have nothing to do."""
+        with self._claiming:
+            if self._stopping.is_set():
+                return None
+            self._sweep()
+            with self._database.write() as session:
+                claimed = service.claim(session, self._owner, utc_now())
+            if claimed is None:
+                self._stopping.wait(IDLE_S)
+            return claimed
 
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at > SWEEP_S or self._swept_at == 0.0:

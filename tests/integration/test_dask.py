@@ -62,6 +62,9 @@ def test_a_build_on_a_worker_is_what_a_build_here_is(bench: DaskBench) -> None:
     assert variant.measurements is not None
     assert variant.measurements["accuracy"] == 1.0
     assert bench.job(variant_id).attempts == 1
+    assert not variant.candidates[0]["reused"]
+    again = bench.settled(bench.ask())
+    assert again.candidates[0]["reused"], "the cache is one for all"
     wait_until("the exchange to be empty", lambda: not bench.store.folder(EXCHANGE).entries(), 10)
 
 
