@@ -137,6 +137,18 @@ class BaselineArtifact(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
 
 
+class CacheFolder(msgspec.Struct, frozen=True):
+    """Earlier conversions that may be of use.
+
+    Attributes:
+        path: of an existing folder; `converters.cache` says what lies in it. New ones are added.
+        machine: the kind of machine, such as its CPU features: answers of quantized nets differ between kinds.
+    """
+
+    path: str
+    machine: str
+
+
 class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     """Build, measure and choose a variant.
 
@@ -149,6 +161,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         onnx2tf_python: interpreter of an environment with onnx2tf; None where there is none, and an ONNX form alone
             makes no LiteRT variant.
         derived: of the source, by training passes.
+        cache: of earlier conversions; None converts everything.
     """
 
     sources: tuple[SourceFile, ...]
@@ -158,6 +171,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     baseline: BaselineArtifact | None = None
     onnx2tf_python: str | None = None
     derived: tuple[DerivedSource, ...] = ()
+    cache: CacheFolder | None = None
 
 
 class ClassScore(msgspec.Struct, frozen=True):
@@ -248,6 +262,7 @@ class Candidate(msgspec.Struct, frozen=True):
         error: why it could not be built or run.
         on_front: whether no other candidate within budgets is as good in accuracy, latency and size and better in one.
         fate: a sentence: why it was picked, or why not.
+        reused: whether its bytes are those of an earlier conversion of the same files by the same tools.
     """
 
     recipe: str
@@ -264,6 +279,7 @@ class Candidate(msgspec.Struct, frozen=True):
     error: str | None = None
     on_front: bool = False
     fate: str = ""
+    reused: bool = False
 
 
 class BuildResult(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ import numpy as np
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
 from agent.trial.dataset import Array, Dataset
 from agent.trial.scoring import answers
+from converters.cache import CandidateCache
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
 from converters.evaluate import Run, measure, run_file, time_in_turns
@@ -305,13 +306,20 @@ def _candidate(
     if recipe.needs_calibration and context.calibration is None:
         detail = "static int8 needs calibration data: push the version with a calibration set"
         return Candidate(name, recipe.precision, error=detail)
+    cache = CandidateCache(job)
     try:
-        records = run_recipe(recipe, start.path, target, context)
+        key = cache.key(recipe, start.path)
+        kept = cache.load(key, target)
+        records = kept.passes if kept else run_recipe(recipe, start.path, target, context)
         result_specs = start.specs
         if recipe.result is ModelFormat.TFLITE:
             result_specs = tflite_specs(target, start.specs)
         manifest = manifest_for(target, result_specs, recipe.result, job.target, precision=recipe.precision)
-        measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
+        if kept and cache.reuses_answers:
+            measured = _timed(kept.measurements, run_file(manifest, target, data.part(0, manifest.max_batch)))
+        else:
+            measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
+            cache.save(key, target, records, measured)
     except ConversionError as error:
         detail = error.detail.removeprefix("sources: ").removesuffix("; export it again")
         return Candidate(name, recipe.precision, error=detail)
@@ -338,6 +346,18 @@ def _candidate(
         max_batch=manifest.max_batch,
         measurements=measured,
         lineage=lineage,
+        reused=kept is not None,
+    )
+
+
+def _timed(before: Measurements, run: Run) -> Measurements:
+    """An earlier run's answers with this run's time and memory."""
+    return msgspec.structs.replace(
+        before,
+        latency_p50_ms=run.latency_p50_ms,
+        latency_p95_ms=run.latency_p95_ms,
+        memory_mb=run.memory_mb,
+        provider=run.provider,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_API_PORT = 7470
 DEFAULT_BROKER_PORT = 7471
+DASK_JOBS = 16
 
 
 def is_loopback(host: str) -> bool:
@@ -23,6 +25,51 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def find_onnx2tf_python(told: Path | None) -> Path | None:
+    """The interpreter that was named, or that of `.venv-onnx2tf` beside this environment when it is there."""
+    if told is not None:
+        return told
+    beside = Path(sys.prefix).parent / ".venv-onnx2tf" / "bin" / "python"
+    return beside if beside.exists() else None
+
+
+def check_dask_address(value: str) -> str:
+    """The host of a Dask scheduler's address.
+
+    Raises:
+        ValueError: when it is not one.
+    """
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"tcp", "tls"} and parts.port and parts.path in {"", "/"}
+    except ValueError:
+        usable = False
+    if not usable or not parts.hostname:
+        raise ValueError("it is not tcp://host:8786 or tls://host:8786")
+    return parts.hostname
+
+
+def check_dask_tls(scheduler: str | None, files: Mapping[str, Path | None]) -> None:
+    """Certificates and address of a Dask cluster fit: `tls://` with all the files, which are there, or none.
+
+    Raises:
+        ValueError: naming the file that lacks.
+    """
+    given = {name: path for name, path in files.items() if path is not None}
+    if scheduler is None or not scheduler.startswith("tls://"):
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} serve a tls:// address of the Dask scheduler: give one, or leave it out"
+            )
+        return
+    absent = [name for name in files if name not in given]
+    if absent:
+        raise ValueError(f"dask_scheduler: tls:// needs {', '.join(absent)}")
+    for name, path in given.items():
+        if not path.is_file():
+            raise ValueError(f"{name}: there is no file {path}")
 
 
 class Settings(BaseSettings):
@@ -46,13 +93,35 @@ class Settings(BaseSettings):
         None, description="Where artifacts are kept: file://, s3://, gs://, az://; a state sub-folder when absent."
     )
     upload_max_mb: int = Field(2048, ge=1, description="Largest upload in MiB.")
-    conversion_workers: int = Field(1, ge=0, le=64, description="Conversions run at once; 0 runs none in this process.")
+    conversion_workers: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Conversions run at once: 1 when absent, 16 on a Dask cluster; 0 runs none in this process.",
+    )
     conversion_timeout_s: float = Field(
         1800.0, gt=0, description="A conversion that takes longer, in seconds, is ended."
     )
     conversion_memory_mb: int = Field(
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )
+    conversion_cache_mb: int = Field(
+        4096,
+        ge=0,
+        description=(
+            "Earlier conversions kept in the artifact store, in MB; those not used for longest go first. 0 keeps none."
+        ),
+    )
+    dask_scheduler: str | None = Field(
+        None,
+        description=(
+            "tcp://host:8786 or tls://host:8786 of a Dask scheduler whose workers (shoal worker) run the conversions; "
+            "child processes of this server when absent. Without TLS, whoever reaches it runs code on the workers."
+        ),
+    )
+    dask_tls_ca: Path | None = Field(None, description="CA certificate (PEM) of the Dask cluster, for tls://.")
+    dask_tls_cert: Path | None = Field(None, description="This machine's certificate (PEM) for tls://.")
+    dask_tls_key: Path | None = Field(None, description="Its key (PEM) for tls://.")
     onnx2tf_python: Path | None = Field(
         None,
         description=(
@@ -111,6 +180,19 @@ class Settings(BaseSettings):
             raise ValueError("it is not a file://, s3://, gs:// or az:// URL")
         return value
 
+    @field_validator("dask_scheduler")
+    @classmethod
+    def _is_a_scheduler(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_dask_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _dask_has_its_certificates(self) -> Self:
+        files = {"ca": self.dask_tls_ca, "cert": self.dask_tls_cert, "key": self.dask_tls_key}
+        check_dask_tls(self.dask_scheduler, {f"SHOAL_DASK_TLS_{name.upper()}": path for name, path in files.items()})
+        return self
+
     @model_validator(mode="after")
     def _onnx2tf_python_is_there(self) -> Self:
         if self.onnx2tf_python is not None and not self.onnx2tf_python.exists():
@@ -128,10 +210,19 @@ class Settings(BaseSettings):
     @property
     def effective_onnx2tf_python(self) -> Path | None:
         """The interpreter with onnx2tf, when there is one."""
-        if self.onnx2tf_python is not None:
-            return self.onnx2tf_python
-        beside = Path(sys.prefix).parent / ".venv-onnx2tf" / "bin" / "python"
-        return beside if beside.exists() else None
+        return find_onnx2tf_python(self.onnx2tf_python)
+
+    @property
+    def effective_conversion_workers(self) -> int:
+        """Conversions at once: those of a cluster run elsewhere, so this server only waits for them."""
+        if self.conversion_workers is not None:
+            return self.conversion_workers
+        return DASK_JOBS if self.dask_scheduler else 1
+
+    @property
+    def effective_artifacts_url(self) -> str:
+        """The artifact store in use, as a URL."""
+        return self.artifacts_url or (self.state_dir.absolute() / "artifacts").as_uri()
 
     @property
     def effective_database_url(self) -> str:

@@ -6,17 +6,24 @@ same by nature.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import obstore
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from agent.protocol.topics import check_digest
 from fleet_server.errors import UnavailableError
 
 PIECE = 1 << 20
+DERIVED = "cache"
+MISSING = "artifact_missing"
 
 
 def file_digest(path: Path) -> tuple[str, int]:
@@ -33,8 +40,16 @@ class ArtifactStore:
         self._store = store
 
     @classmethod
-    def open(cls, url: str | None, *, folder: Path) -> ArtifactStore:
-        """The store at a URL (`file://`, `s3://`, `gs://`, `az://`), or in `folder` when there is none."""
+    def open(cls, url: str | None, *, folder: Path, must_exist: bool = False) -> ArtifactStore:
+        """The store at a URL (`file://`, `s3://`, `gs://`, `az://`), or in `folder` when there is none.
+
+        Raises:
+            UnavailableError: when it can't be opened, or `must_exist` and its folder is not there.
+        """
+        if must_exist and url is not None and url.startswith("file://"):
+            path = Path(unquote(urlsplit(url).path))
+            if not path.is_dir():
+                raise UnavailableError("artifact_store", f"there is no folder {path} on this machine")
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
             return cls(LocalStore(folder))
@@ -79,21 +94,87 @@ class ArtifactStore:
         return True
 
     def delete(self, digest: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Remove an object and what was derived of it; one that is not there is fine."""
         if self.exists(digest):
             self._store_call(obstore.delete, _key(digest))
+        derived = self.derived(digest)
+        derived.delete(derived.entries())
+
+    def derived(self, digest: str) -> StoreFolder:
+        """Files that can be made again of an object: they go with it."""
+        return self.folder(f"{DERIVED}/{check_digest(digest)}")
+
+    def folder(self, path: str) -> StoreFolder:
+        """Files by name below a path of the store, beside the content-addressed ones."""
+        return StoreFolder(self._store, path)
 
     def check(self) -> None:
         """Prove that the store answers."""
         self.exists("0" * 64)
 
     def _store_call(self, function: Any, *arguments: Any, **options: Any) -> Any:
-        try:
-            return function(self._store, *arguments, **options)
-        except FileNotFoundError:
-            raise UnavailableError("artifact_missing", f"the artifact store has no {arguments[0]}") from None
-        except OSError as error:
-            raise UnavailableError("artifact_store", f"the artifact store failed: {error}") from error
+        return _call(self._store, function, *arguments, **options)
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """A file below a path of the store: its bytes, and when it was written."""
+
+    size: int
+    written_at: dt.datetime
+
+
+class StoreFolder:
+    """Files by name below a path of the store. What is put under a name replaces what was there."""
+
+    def __init__(self, store: Any, path: str) -> None:
+        self._store = store
+        self._path = path
+
+    def put(self, path: Path) -> None:
+        """Store a file under its own name."""
+        _call(self._store, obstore.put, f"{self._path}/{path.name}", path)
+
+    def folder(self, path: str) -> StoreFolder:
+        """A folder below this one."""
+        return StoreFolder(self._store, f"{self._path}/{path}")
+
+    def fetch_to(self, name: str, path: Path) -> None:
+        """Write what is stored under a name to a file.
+
+        Raises:
+            UnavailableError: when it is not there.
+        """
+        pieces = _call(self._store, obstore.get, f"{self._path}/{name}").stream(PIECE)
+        with path.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+
+    def entries(self) -> dict[str, StoreEntry]:
+        """What lies below this path, at any depth."""
+        found = {}
+        for batch in _call(self._store, obstore.list, prefix=self._path):
+            for entry in batch:
+                found[entry["path"][len(self._path) + 1 :]] = StoreEntry(entry["size"], entry["last_modified"])
+        return found
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove some; those that are not there are fine."""
+        for name in names:
+            try:
+                _call(self._store, obstore.delete, f"{self._path}/{name}")
+            except UnavailableError as error:
+                if error.code != MISSING:
+                    raise
+
+
+def _call(store: Any, function: Any, *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(store, *arguments, **options)
+    except (FileNotFoundError, NotFoundError):
+        raise UnavailableError(MISSING, f"the artifact store has no {arguments[0]}") from None
+    except (OSError, BaseError) as error:
+        raise UnavailableError("artifact_store", f"the artifact store failed: {error}") from error
 
 
 def _key(digest: str) -> str:

@@ -22,6 +22,7 @@ class VariantState(StrEnum):
     READY = "ready"  # the gate let it pass: it may be rolled out
     REFUSED = "refused"  # it was built and measured, and the gate refused it
     FAILED = "failed"  # it could not be built
+    CANCELLED = "cancelled"  # its build was given up because somebody asked for that
 
 
 class UploadView(Response):
@@ -157,7 +158,7 @@ class JobView(Response):
     state: str
     progress: float = Field(description="0 to 1.")
     step: str
-    attempts: int
+    attempts: int = Field(description="How often it was begun.")
 
 
 class VariantView(Response):

@@ -13,6 +13,7 @@ from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
+from fleet_server.cli.worker import worker
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +60,7 @@ def version() -> None:
 
 
 app.command("convert")(convert)
+app.command("worker")(worker)
 
 
 @server.command("run")

@@ -203,7 +203,7 @@ def build(
         asked = api.post("/variants", {"version": reference, "profiles": profiles, "rebuild": rebuild})
         variants = _await(api, [one["id"] for one in asked]) if wait else asked
         _show_variants(variants, output)
-        bad = [one for one in variants if one["state"] in {"refused", "failed"}]
+        bad = [one for one in variants if one["state"] in {"refused", "failed", "cancelled"}]
         for one in bad if output is Output.TABLE else []:
             errors.print(f"[red]{one['state']}[/] {one['profile']}: {_reason(one)}")
         if bad:
@@ -227,7 +227,7 @@ def list_variants(
     context: typer.Context,
     version: Annotated[str | None, typer.Option(metavar="MODEL@VERSION", help="Only of this version.")] = None,
     profile_name: Annotated[str | None, typer.Option("--profile", help="Only for this profile.")] = None,
-    state: Annotated[str | None, typer.Option(help="queued, building, ready, refused or failed.")] = None,
+    state: Annotated[str | None, typer.Option(help="queued, building, ready, refused, failed or cancelled.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List variants with what was measured."""
@@ -246,6 +246,19 @@ def show_variant(
         show_object(api.get(f"/variants/{segment(variant_id)}"), output)
 
 
+@variant.command("cancel")
+def cancel(
+    context: typer.Context,
+    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version.")],
+    profile_name: Annotated[str, typer.Option("--profile", help="The profile it is being built for.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Cancel the building of a variant, whether it waits or runs."""
+    with client(context) as api:
+        found = _variant_of(api, reference, profile_name)
+        _show_variants([api.post(f"/variants/{segment(found['id'])}/cancel")], output)
+
+
 @variant.command("explain")
 def explain(
     context: typer.Context,
@@ -261,16 +274,21 @@ def explain(
     A star marks the Pareto front: no other candidate within budgets is as good in accuracy, latency and size.
     """
     with client(context) as api:
-        found = list(api.items("/variants", version=reference, profile=profile_name))
-        if not found:
-            remedy = f"build it with `shoal variant build {reference} --profile {profile_name}`"
-            raise fail(f"{reference} has no variant for {profile_name!r}: {remedy}", 4)
-        candidates = found[0]["candidates"]
+        found = _variant_of(api, reference, profile_name)
+        candidates = found["candidates"]
         if picture is not None:
             plot(candidates, picture, title=f"{reference} for {profile_name}")
-        if output is Output.TABLE and found[0]["failure"] and not candidates:
-            raise fail(found[0]["failure"]["detail"])
+        if output is Output.TABLE and found["failure"] and not candidates:
+            raise fail(found["failure"]["detail"])
         show_rows(candidates, output, columns(candidates), empty="nothing was tried yet: it is still being built")
+
+
+def _variant_of(api: Client, reference: str, profile_name: str) -> Json:
+    found = next(api.items("/variants", version=reference, profile=profile_name), None)
+    if found is None:
+        remedy = f"build it with `shoal variant build {reference} --profile {profile_name}`"
+        raise fail(f"{reference} has no variant for {profile_name!r}: {remedy}", 4)
+    return found
 
 
 def _show_variants(variants: list[Json], output: Output) -> None:

@@ -7,7 +7,8 @@ from fastapi import APIRouter, status
 from fleet_server.catalog.schemas import VariantBuild, VariantView
 from fleet_server.catalog.service import get_variant
 from fleet_server.conversions import service
-from fleet_server.http import Actor, FleetId, WriteSession
+from fleet_server.db import utc_now
+from fleet_server.http import Actor, FleetId, VariantId, WriteSession
 from fleet_server.openapi import problems
 
 router = APIRouter(tags=["variants"])
@@ -15,6 +16,13 @@ router = APIRouter(tags=["variants"])
 
 @router.post("/variants", summary="Build variants", status_code=status.HTTP_202_ACCEPTED, responses=problems(404, 409))
 def build_variants(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: VariantBuild) -> list[VariantView]:
-    """One variant a profile; follow each at `/variants/{id}` until it is `ready`, `refused` or `failed`."""
+    """One variant a profile; follow each at `/variants/{id}` until it is no longer `queued` or `building`."""
     ids = service.request_builds(session, fleet_id, wanted, actor=actor)
     return [get_variant(session, fleet_id, variant_id) for variant_id in ids]
+
+
+@router.post("/variants/{variant_id}/cancel", summary="Cancel the build of a variant", responses=problems(404, 409))
+def cancel_build(session: WriteSession, fleet_id: FleetId, actor: Actor, variant_id: VariantId) -> VariantView:
+    """Its worker is ended within a second or two; 409 when the variant is not being built."""
+    service.cancel(session, fleet_id, variant_id, utc_now(), actor=actor)
+    return get_variant(session, fleet_id, variant_id)

@@ -28,7 +28,7 @@ class ProcessInspector:
             InvalidError: naming the field at fault and the remedy.
         """
         bounds = Bounds(self._settings.inspect_timeout_s, self._settings.conversion_memory_mb)
-        with work_folder(self._settings, self._store) as folder:
+        with work_folder(self._settings.state_dir / "conversions", self._store) as folder:
             job = InspectJob(
                 sources=tuple(
                     SourceFile(source.format, source.digest, folder.fetch(source.digest, f".{source.format.value}"))

@@ -4,21 +4,57 @@ from __future__ import annotations
 
 import datetime as dt
 
-from sqlalchemy import and_, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
-    """The oldest job that waits, or whose runner went silent; locked for this transaction."""
+    """The oldest job that may run, or whose runner went silent; locked for this transaction.
+
+    One whose work another one does now waits for it.
+    """
+    other = aliased(ConversionJob)
+    same = select(other.id).where(other.work == ConversionJob.work, other.state == "running", other.lease_until >= now)
+    ready = and_(ConversionJob.state == "queued", or_(ConversionJob.retry_at.is_(None), ConversionJob.retry_at <= now))
     lost = and_(ConversionJob.state == "running", ConversionJob.lease_until < now)
     query = (
         select(ConversionJob)
-        .where(or_(ConversionJob.state == "queued", lost))
+        .where(or_(ready, lost), ~same.exists())
         .order_by(ConversionJob.id)
         .limit(1)
         .with_for_update(skip_locked=True)
+    )
+    return session.scalar(query)
+
+
+def is_done_by_another(session: Session, job: ConversionJob, now: dt.datetime) -> bool:
+    """Whether somebody else does a job's work, or is about to; nobody can be until this transaction ends.
+
+    On PostgreSQL two transactions may have picked jobs of one work at once, and see only what is committed.
+    """
+    if job.work is None or session.get_bind().dialect.name != "postgresql":
+        return False
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(int(job.work[:15], 16)))):
+        return True
+    same = select(ConversionJob.id).where(
+        ConversionJob.work == job.work,
+        ConversionJob.id != job.id,
+        ConversionJob.state == "running",
+        ConversionJob.lease_until >= now,
+    )
+    return session.scalar(same.limit(1)) is not None
+
+
+def open_job(session: Session, variant_id: str) -> ConversionJob | None:
+    """The job of a variant that waits or runs; locked for this transaction."""
+    query = (
+        select(ConversionJob)
+        .where(ConversionJob.variant_id == variant_id, ConversionJob.state.in_(("queued", "running")))
+        .order_by(ConversionJob.id.desc())
+        .limit(1)
+        .with_for_update()
     )
     return session.scalar(query)
 

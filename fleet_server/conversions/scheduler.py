@@ -1,13 +1,12 @@
-"""Runs conversion jobs: threads that claim a row, run it in a child process, and write down what came of it."""
+"""Runs conversion jobs: threads that claim a row, have it built, and write down what came of it."""
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from agent.protocol.manifest import ModelFormat
 from converters.job import BaselineArtifact, BuildJob, BuildResult, JobError, Progress, SourceFile
@@ -15,11 +14,22 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.service import sweep_uploads
 from fleet_server.conversions import service
-from fleet_server.conversions.files import WorkFolder, work_folder
-from fleet_server.conversions.process import Bounds, CancelledError, ConversionFailedError, run_job
+from fleet_server.conversions.cache import sweep_cache
+from fleet_server.conversions.executor import (
+    EXCHANGE,
+    BuildOrder,
+    Executor,
+    NotYetError,
+    ProcessExecutor,
+    WorkerLostError,
+)
+from fleet_server.conversions.files import WorkFolder, data_name, file_name, sweep_work_folders, work_folder
+from fleet_server.conversions.process import CancelledError, ConversionFailedError
+from fleet_server.conversions.resources import needs_of
 from fleet_server.conversions.service import ClaimedJob
 from fleet_server.db import Database, new_id, utc_now
 from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.errors import UnavailableError
 from fleet_server.models import Profile, Variant, Version
 from fleet_server.settings import Settings
 
@@ -27,39 +37,8 @@ log = logging.getLogger(__name__)
 IDLE_S = 0.3
 HEARTBEAT_S = 1.0
 SWEEP_S = 3600.0
-
-
-class Executor(Protocol):
-    """Where a build runs: a child process here; another machine's could be put in its place."""
-
-    def build(
-        self,
-        job: BuildJob,
-        folder: Path,
-        *,
-        on_progress: Callable[[Progress], None],
-        keep_going: Callable[[], bool],
-    ) -> BuildResult:
-        """Run a build in a working folder; raises as `fleet_server.conversions.process.run_job` does."""
-        ...
-
-
-class ProcessExecutor:
-    """A bounded child process."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._bounds = Bounds(settings.conversion_timeout_s, settings.conversion_memory_mb)
-
-    def build(
-        self,
-        job: BuildJob,
-        folder: Path,
-        *,
-        on_progress: Callable[[Progress], None],
-        keep_going: Callable[[], bool],
-    ) -> BuildResult:
-        """Run a build; see `Executor`."""
-        return run_job(job, folder, BuildResult, self._bounds, on_progress=on_progress, keep_going=keep_going)
+EXCHANGE_LIFETIME = dt.timedelta(days=1)
+RETRY = dt.timedelta(seconds=3)
 
 
 class ConversionScheduler:
@@ -71,15 +50,16 @@ class ConversionScheduler:
         self._database = database
         self._artifacts = artifacts
         self._settings = settings
-        self._executor = executor or ProcessExecutor(settings)
+        self._executor = executor or _executor(settings)
         self._owner = new_id()
         self._stopping = threading.Event()
+        self._claiming = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._swept_at = 0.0
 
     def start(self) -> None:
         """Begin to claim jobs."""
-        for number in range(self._settings.conversion_workers):
+        for number in range(self._settings.effective_conversion_workers):
             thread = threading.Thread(target=self._loop, name=f"conversion-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -89,76 +69,106 @@ class ConversionScheduler:
         self._stopping.set()
         for thread in self._threads:
             thread.join(30)
+        self._executor.close()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
             try:
-                self._sweep()
-                with self._database.write() as session:
-                    claimed = service.claim(session, self._owner, utc_now())
-                if claimed is None:
-                    self._stopping.wait(IDLE_S)
-                else:
+                claimed = self._next()
+                if claimed is not None:
                     self._run(claimed)
             except Exception:
                 log.exception("a conversion thread failed; it goes on")
                 self._stopping.wait(5.0)
 
+    def _next(self) -> ClaimedJob | None:
+        """Claim a job, or wait a moment where there is none: one thread asks for all that have nothing to do."""
+        with self._claiming:
+            if self._stopping.is_set():
+                return None
+            self._sweep()
+            with self._database.write() as session:
+                claimed = service.claim(session, self._owner, utc_now())
+            if claimed is None:
+                self._stopping.wait(IDLE_S)
+            return claimed
+
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at > SWEEP_S or self._swept_at == 0.0:
             self._swept_at = time.monotonic()
             sweep_uploads(self._database, self._artifacts, utc_now())
+            sweep_work_folders(self._settings.state_dir / "conversions")
+            exchange = self._artifacts.folder(EXCHANGE)
+            exchange.delete(
+                name for name, at in exchange.entries().items() if utc_now() - at.written_at > EXCHANGE_LIFETIME
+            )
+            self._sweep_cache()
+
+    def _sweep_cache(self) -> None:
+        try:
+            sweep_cache(self._artifacts, self._settings.conversion_cache_mb * 1_000_000)
+        except UnavailableError as error:
+            log.warning("the cache of conversions could not be swept: %s", error.detail)
 
     def _run(self, claimed: ClaimedJob) -> None:
         beat = _Heartbeat(self._database, claimed)
         try:
-            with work_folder(self._settings, self._artifacts) as folder:
-                job = self._job(claimed, folder)
+            with work_folder(self._settings.state_dir / "conversions", self._artifacts) as folder:
                 result = self._executor.build(
-                    job,
-                    folder.path,
+                    self._order(claimed),
+                    folder,
                     on_progress=beat.progress,
                     keep_going=lambda: beat.keep() and not self._stopping.is_set(),
                 )
                 self._complete(claimed, folder, result)
+            self._sweep_cache()
         except CancelledError:
             with self._database.write() as session:
                 service.release(session, claimed)
+        except NotYetError as reason:
+            with self._database.write() as session:
+                new = service.postpone(session, claimed, str(reason), utc_now() + RETRY, begun=reason.begun)
+            if new:
+                log.warning("variant %s waits: %s", claimed.variant_id, reason)
+        except WorkerLostError:
+            log.warning("the worker of variant %s died at attempt %d", claimed.variant_id, claimed.attempt)
+            with self._database.write() as session:
+                service.lose(session, claimed, utc_now())
         except ConversionFailedError as failed:
             self._fail(claimed, failed.error)
         except Exception as error:
             log.exception("building variant %s failed", claimed.variant_id)
             self._fail(claimed, JobError("internal", f"{type(error).__name__}: {error}"[:1000]))
 
-    def _job(self, claimed: ClaimedJob, folder: WorkFolder) -> BuildJob:
+    def _order(self, claimed: ClaimedJob) -> BuildOrder:
         with self._database.read() as session:
             variant = session.get_one(Variant, claimed.variant_id)
             version = session.get_one(Version, variant.version_id)
             profile = session.get_one(Profile, variant.profile_id)
             forms = catalog.source_forms(session, version.id)
             baseline = service.baseline_of(session, version, variant.profile_id)
-        target = service.build_target(profile.name, ProfileSpec.model_validate(variant.profile_spec))
+        spec = ProfileSpec.model_validate(variant.profile_spec)
         compared = None
         if baseline is not None:
             name, manifest = baseline
             compared = BaselineArtifact(
                 version=name,
-                path=folder.fetch(manifest.digest, f".{manifest.format.value}"),
+                path=file_name(manifest.digest, f".{manifest.format.value}"),
                 format=manifest.format,
                 inputs=manifest.inputs,
                 outputs=manifest.outputs,
             )
-        return BuildJob(
+        job = BuildJob(
             sources=tuple(
-                SourceFile(ModelFormat(form.format), form.digest, folder.fetch(form.digest, f".{form.format}"))
+                SourceFile(ModelFormat(form.format), form.digest, file_name(form.digest, f".{form.format}"))
                 for form in forms
             ),
-            target=target,
-            calibration=folder.data(version.calibration_digest),
-            evaluation=folder.data(version.evaluation_digest),
+            target=service.build_target(profile.name, spec),
+            calibration=data_name(version.calibration_digest),
+            evaluation=data_name(version.evaluation_digest),
             baseline=compared,
-            onnx2tf_python=str(python) if (python := self._settings.effective_onnx2tf_python) else None,
         )
+        return BuildOrder(claimed.job_id, claimed.attempt, job, needs_of(spec))
 
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
         """Store the artifacts first, then the rows that name them; an artifact nothing names is thrown away."""
@@ -180,6 +190,14 @@ class ConversionScheduler:
     def _fail(self, claimed: ClaimedJob, error: JobError) -> None:
         with self._database.write() as session:
             service.fail(session, claimed, error, utc_now())
+
+
+def _executor(settings: Settings) -> Executor:
+    if settings.dask_scheduler is None:
+        return ProcessExecutor(settings)
+    from fleet_server.conversions.cluster import DaskExecutor
+
+    return DaskExecutor(settings)
 
 
 class _Heartbeat:

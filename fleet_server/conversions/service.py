@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -14,9 +15,10 @@ from converters.job import BuildResult, Candidate, JobError, Measurements, Targe
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import GateSpec, GateVerdict, VariantBuild, VariantState
-from fleet_server.catalog.service import resolve_version
+from fleet_server.catalog.service import get_variant, resolve_version
 from fleet_server.conversions import repository
 from fleet_server.conversions.gate import References, judge
+from fleet_server.conversions.resources import needs_of
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError
@@ -25,15 +27,18 @@ from fleet_server.models import Blob, ConversionJob, Model, Profile, Variant, Ve
 LEASE_S = 15.0
 ATTEMPTS = 3
 GATED = 5  # candidates that a gate run sends to devices, beside fp32
+STEP_CHARS = 200
+WAITS = "waits:"
 
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job this process runs now."""
+    """A job this process runs now. `attempt` fences: who comes with an older one has lost the job."""
 
     job_id: str
     variant_id: str
     owner: str
+    attempt: int
 
 
 def request_builds(session: Session, fleet_id: str, wanted: VariantBuild, *, actor: str) -> list[str]:
@@ -63,7 +68,8 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
     variant.failure, variant.gate = None, None
     session.flush()
-    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id))
+    work = _work(session, version, ProfileSpec.model_validate(profile.spec))
+    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id, work=work))
     audit.record(
         session,
         fleet_id=version.fleet_id,
@@ -76,6 +82,14 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     return variant.id
 
 
+def _work(session: Session, version: Version, spec: ProfileSpec) -> str:
+    """A hash of the files to convert and how; budgets but that of accuracy only judge what was made."""
+    forms = sorted((form.format, form.digest) for form in catalog.source_forms(session, version.id))
+    how = [spec.runtime.value, spec.providers, sorted(spec.precisions), spec.budgets.accuracy_drop_points]
+    parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec)]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
 def _settled(*, rebuild: bool) -> set[str]:
     """States in which asking again changes nothing."""
     working = {VariantState.QUEUED.value, VariantState.BUILDING.value}
@@ -85,18 +99,28 @@ def _settled(*, rebuild: bool) -> set[str]:
 def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
     """Take the next job; one whose runners died too often fails instead."""
     job = repository.next_job(session, now)
-    if job is None:
+    if job is None or repository.is_done_by_another(session, job, now):
         return None
-    if job.attempts >= ATTEMPTS:
-        detail = f"its worker died {ATTEMPTS} times: see the server's log, then build it again"
-        job.state, job.lease_owner = "running", owner
-        fail(session, ClaimedJob(job.id, job.variant_id, owner), JobError("gave_up", detail), now)
-        return None
+    if job.state == "running":
+        job.lost += 1
     job.state, job.lease_owner, job.lease_until = "running", owner, now + dt.timedelta(seconds=LEASE_S)
     job.attempts += 1
-    job.started_at, job.progress, job.step = now, 0.0, "starting"
+    claimed = ClaimedJob(job.id, job.variant_id, owner, job.attempts)
+    if _gave_up(session, claimed, now):
+        return None
+    job.started_at, job.progress, job.retry_at = now, 0.0, None
+    job.step = job.step if job.step.startswith(WAITS) else "starting"
     session.get_one(Variant, job.variant_id).state = VariantState.BUILDING.value
-    return ClaimedJob(job.id, job.variant_id, owner)
+    return claimed
+
+
+def _gave_up(session: Session, claimed: ClaimedJob, now: dt.datetime) -> bool:
+    """Fail a job whose runners died too often."""
+    if session.get_one(ConversionJob, claimed.job_id).lost < ATTEMPTS:
+        return False
+    detail = f"its worker died {ATTEMPTS} times: see the log of the server and its workers, then build it again"
+    fail(session, claimed, JobError("gave_up", detail), now)
+    return True
 
 
 def heartbeat(session: Session, claimed: ClaimedJob, now: dt.datetime, fraction: float, step: str) -> bool:
@@ -107,24 +131,90 @@ def heartbeat(session: Session, claimed: ClaimedJob, now: dt.datetime, fraction:
     job.lease_until, job.progress, job.step = (
         now + dt.timedelta(seconds=LEASE_S),
         min(max(fraction, 0.0), 1.0),
-        step[:200],
+        step[:STEP_CHARS],
     )
     return True
 
 
 def holds(session: Session, claimed: ClaimedJob) -> bool:
-    """Whether a job is still there, running, and claimed by this owner."""
-    job = session.get(ConversionJob, claimed.job_id)
-    return job is not None and job.lease_owner == claimed.owner and job.state == "running"
+    """Whether a job is still there, running, and claimed by this owner at this attempt."""
+    job = session.get(ConversionJob, claimed.job_id, with_for_update=True)
+    return (
+        job is not None
+        and job.state == "running"
+        and (job.lease_owner, job.attempts)
+        == (
+            claimed.owner,
+            claimed.attempt,
+        )
+    )
 
 
 def release(session: Session, claimed: ClaimedJob) -> None:
     """Give a job back, because this server is stopping."""
     if holds(session, claimed):
-        job = session.get_one(ConversionJob, claimed.job_id)
-        job.state, job.lease_owner, job.lease_until = "queued", None, None
-        job.attempts = max(0, job.attempts - 1)
-        session.get_one(Variant, job.variant_id).state = VariantState.QUEUED.value
+        _requeue(session, claimed)
+
+
+def postpone(session: Session, claimed: ClaimedJob, reason: str, until: dt.datetime, *, begun: bool) -> bool:
+    """Give a job back until a time, because what it needs is not there yet; its step says so.
+
+    One that was not `begun` does not count as an attempt.
+
+    Returns:
+        Whether the reason is another than it waited for before.
+    """
+    if not holds(session, claimed):
+        return False
+    job = _requeue(session, claimed)
+    before, job.step = job.step, f"{WAITS} {reason}"[:STEP_CHARS]
+    job.progress, job.retry_at = 0.0, until
+    job.attempts -= not begun
+    return job.step != before
+
+
+def lose(session: Session, claimed: ClaimedJob, now: dt.datetime) -> None:
+    """Give a job back because its worker died; it fails where that happened too often."""
+    if holds(session, claimed):
+        session.get_one(ConversionJob, claimed.job_id).lost += 1
+        if not _gave_up(session, claimed, now):
+            _requeue(session, claimed)
+
+
+def _requeue(session: Session, claimed: ClaimedJob) -> ConversionJob:
+    job = session.get_one(ConversionJob, claimed.job_id)
+    job.state, job.lease_owner, job.lease_until = "queued", None, None
+    session.get_one(Variant, job.variant_id).state = VariantState.QUEUED.value
+    return job
+
+
+def cancel(session: Session, fleet_id: str, variant_id: str, now: dt.datetime, *, actor: str) -> None:
+    """Give up the building of a variant; whoever runs it finds its lease gone within `scheduler.HEARTBEAT_S`.
+
+    Raises:
+        NotFoundError: for an unknown variant.
+        ConflictError: when it is not being built.
+    """
+    view = get_variant(session, fleet_id, variant_id)
+    job = repository.open_job(session, variant_id)
+    if job is None:
+        raise ConflictError(
+            "not_building", f"the variant is {view.state}, and nothing builds it: there is no more to do"
+        )
+    job.state, job.step, job.finished_at = "cancelled", "cancelled", now
+    job.lease_owner, job.lease_until, job.retry_at = None, None, None
+    variant = session.get_one(Variant, variant_id)
+    variant.state = VariantState.CANCELLED.value
+    variant.failure = {"code": "cancelled", "detail": f"{actor} cancelled its build: build it again to have it"}
+    audit.record(
+        session,
+        fleet_id=fleet_id,
+        actor=actor,
+        action="variant.cancel",
+        subject=f"variant/{variant_id}",
+        detail={"version": f"{view.model}@{view.version}", "profile": view.profile},
+    )
+    session.flush()
 
 
 def fail(session: Session, claimed: ClaimedJob, error: JobError, now: dt.datetime) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,13 @@ class ProfileSpec(Request):
     )
     threads: int = Field(1, ge=1, le=256, description="Intra-op threads of the runtime.")
     max_batch: int = Field(32, ge=1, le=1024, description="Largest batch worth making of waiting requests.")
+    resources: dict[Name, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description=(
+            'What a Dask worker must have to build for it, such as {"GPU": 1, "compute_capability_8.7": 1}; null '
+            "takes a GPU where a provider is cuda or tensorrt, and for tensorrt one of the capability in `match`."
+        ),
+    )
 
 
 class ProfileCreate(ProfileSpec):

@@ -175,7 +175,8 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
     spec = wanted.model_dump(mode="json", exclude={"name"})
     existing = repository.profile(session, fleet_id, wanted.name)
     if existing is not None:
-        if existing.spec == spec:
+        # What is stored may come from before a field was there: it then has the field's default.
+        if ProfileSpec.model_validate(existing.spec).model_dump(mode="json") == spec:
             return existing
         raise ConflictError("profile_exists", f"profile {wanted.name!r} is there already, with another specification")
     profile = Profile(fleet_id=fleet_id, name=wanted.name, spec=spec)

@@ -11,7 +11,13 @@ from fleet_server.db import Base, new_id, utc_now
 
 
 class ConversionJob(Base):
-    """The work of building one variant. `state`: queued, running, succeeded, failed."""
+    """The work of building one variant.
+
+    `state` is queued, running, succeeded, failed or cancelled. `attempts` counts claims and only grows: it tells a
+    runner that came late from the present one. `lost` counts the runners that died. A queued job whose `retry_at`
+    lies ahead waits for it: what it needs is not there yet. Jobs of the same `work` convert the same files by the same
+    recipes: they run one after another, so that the later ones find what the first made.
+    """
 
     __tablename__ = "conversion_jobs"
     __table_args__ = (Index(None, "state", "id"), Index(None, "variant_id"))
@@ -21,6 +27,9 @@ class ConversionJob(Base):
     variant_id: Mapped[str] = mapped_column(ForeignKey("variants.id"))
     state: Mapped[str] = mapped_column(default="queued")
     attempts: Mapped[int] = mapped_column(default=0)
+    lost: Mapped[int] = mapped_column(default=0, server_default="0")
+    retry_at: Mapped[dt.datetime | None]
+    work: Mapped[str | None]
     lease_owner: Mapped[str | None]
     lease_until: Mapped[dt.datetime | None]
     progress: Mapped[float] = mapped_column(default=0.0)

@@ -384,6 +384,20 @@ def test_a_profile_that_is_used_stays_and_names_are_taken_once(api: TestClient) 
     refused(api.delete("/profiles/p"), 404, "profile_not_found")
 
 
+def test_only_a_build_that_goes_on_is_cancelled(api: TestClient) -> None:
+    api.post("/profiles", json=profile("p"))
+    version(api, "m", "1", b"m")
+    variant = api.post("/variants", json={"version": "m@1", "profiles": ["p"]}).json()[0]["id"]
+    cancelled = api.post(f"/variants/{variant}/cancel").json()
+    assert (cancelled["state"], cancelled["job"]["state"]) == ("cancelled", "cancelled")
+    refused(api.post(f"/variants/{variant}/cancel"), 409, "not_building")
+    refused(api.post("/variants/nothing/cancel"), 404, "variant_not_found")
+    newest = api.get("/audit-events").json()["items"][0]
+    assert (newest["action"], newest["detail"]) == ("variant.cancel", {"version": "m@1", "profile": "p"})
+    asked = api.post("/variants", json={"version": "m@1", "profiles": ["p"]}).json()[0]
+    assert (asked["id"], asked["state"], asked["failure"]) == (variant, "queued", None)
+
+
 def test_presence_of_an_earlier_boot_is_not_believed(api: TestClient, database: Database) -> None:
     register(database, "a")
 

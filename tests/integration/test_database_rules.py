@@ -69,6 +69,33 @@ def test_no_job_is_run_by_two(database: Database) -> None:
     assert len(set(taken)) == 24
 
 
+@pytest.mark.parametrize("round_", range(5))
+def test_the_same_work_is_done_once_at_a_time(database: Database, round_: int) -> None:
+    queue_jobs(database, 8)
+    with database.write() as session:
+        for number, job in enumerate(session.query(ConversionJob).order_by(ConversionJob.id)):
+            job.work = "ab" * 32 if number % 4 else None
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [one for one in pool.map(lambda name: claim(database, name), "abcdefgh") if one is not None]
+    with database.read() as session:
+        works = [session.get_one(ConversionJob, one.job_id).work for one in claimed]
+    assert works.count("ab" * 32) <= 1
+    now = utc_now()
+    while (one := claim(database, "late", now)) is not None:
+        claimed.append(one)
+    with database.read() as session:
+        works = [session.get_one(ConversionJob, one.job_id).work for one in claimed]
+    assert (works.count("ab" * 32), works.count(None)) == (1, 2)
+    done = next(one for one, work in zip(claimed, works, strict=True) if work)
+    with database.write() as session:
+        conversions.fail(session, done, JobError("x", "x"), now)
+    second = claim(database, "next", now)
+    assert second is not None
+    later = now + dt.timedelta(seconds=conversions.LEASE_S + 1)
+    third = claim(database, "after its death", later)
+    assert third is not None, "a work whose runner died is free"
+
+
 def test_a_lost_job_is_taken_over_and_its_first_runner_has_no_more_say(database: Database) -> None:
     queue_jobs(database, 1)
     start = utc_now()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from fleet_server import migrations
 from fleet_server.db import Base, Database
+from fleet_server.models import ConversionJob, Variant
+from fleet_server.models.access import DEFAULT_FLEET
+from tests.integration.test_database_rules import queue_jobs
 
 
 def check(url: str) -> None:
@@ -29,3 +33,16 @@ def test_sqlite(tmp_path: Path) -> None:
 
 def test_postgresql(postgresql_url: str) -> None:
     check(postgresql_url)
+
+
+def test_jobs_live_through_the_way_back_and_forth(database: Database) -> None:
+    queue_jobs(database, 1)
+    with database.write() as session:
+        session.query(ConversionJob).one().attempts = 2
+    for direction, revision in ((command.downgrade, "0002"), (command.upgrade, "head")):
+        with database.write() as session:
+            direction(migrations.configuration(session.connection()), revision)
+    with database.read() as session:
+        job = session.query(ConversionJob).one()
+        assert (job.attempts, job.lost, job.retry_at, job.fleet_id) == (2, 0, None, DEFAULT_FLEET)
+        assert session.get_one(Variant, job.variant_id).state == "queued"
