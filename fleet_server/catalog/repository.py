@@ -156,6 +156,12 @@ def is_rolled_out(session: Session, version_id: str) -> bool:
     return any(session.scalar(query.limit(1)) is not None for query in queries)
 
 
+def open_gate_run(session: Session, variant_ids: Sequence[str]) -> str | None:
+    """A gate run that measures one of these variants now."""
+    running = select(GateRun.id).where(GateRun.variant_id.in_(variant_ids), GateRun.state == "running")
+    return session.scalar(running.limit(1))
+
+
 def delete_version(session: Session, version: Version) -> set[str]:
     """Remove a version with its variants and their jobs; returns the digests they named."""
     variants = select(Variant.id).where(Variant.version_id == version.id)

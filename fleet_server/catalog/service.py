@@ -166,13 +166,18 @@ def delete_version(
 
     Raises:
         NotFoundError: when it is not there.
-        ConflictError: when a rollout names it.
+        ConflictError: when a rollout names it, or a device measures it.
     """
     with database.write() as session:
         model, version = get_version(session, fleet_id, model_name, name)
         if repository.is_rolled_out(session, version.id):
             raise ConflictError(
                 "version_in_use", f"{model_name}@{name} was rolled out, and rollouts keep their history: it stays"
+            )
+        running = repository.open_gate_run(session, repository.variant_ids(session, version.id))
+        if running is not None:
+            raise ConflictError(
+                "gate_running", f"gate run {running} measures it: cancel it first (`shoal gate cancel`)"
             )
         digests = repository.delete_version(session, version)
         if repository.latest_version(session, model.id) is None:

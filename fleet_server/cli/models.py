@@ -281,6 +281,8 @@ def explain(
         if output is Output.TABLE and found["failure"] and not candidates:
             raise fail(found["failure"]["detail"])
         show_rows(candidates, output, columns(candidates), empty="nothing was tried yet: it is still being built")
+        if output is Output.TABLE and found["gate"]:
+            errors.print(f"measured on {found['gate']['measured_on']}")
 
 
 def _variant_of(api: Client, reference: str, profile_name: str) -> Json:

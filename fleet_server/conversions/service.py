@@ -65,6 +65,8 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
             "variant_deployed",
             f"the variant of {wanted.version} for {profile.name!r} was rolled out and stays: push a new version",
         )
+    elif (running := catalog.open_gate_run(session, [variant.id])) is not None:
+        raise ConflictError("gate_running", f"gate run {running} measures it: cancel it first (`shoal gate cancel`)")
     variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
     variant.failure, variant.gate = None, None
     session.flush()

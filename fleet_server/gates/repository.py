@@ -32,12 +32,6 @@ def runs_page(
     return session.scalars(query).all()
 
 
-def open_run(session: Session, variant_id: str) -> GateRun | None:
-    """The run of a variant that is not over."""
-    query = select(GateRun).where(GateRun.variant_id == variant_id, GateRun.state == GateRunState.RUNNING.value)
-    return session.scalar(query.limit(1))
-
-
 def overdue(session: Session, now: dt.datetime) -> Sequence[GateRun]:
     """Runs that are past their deadline."""
     query = select(GateRun).where(GateRun.state == GateRunState.RUNNING.value, GateRun.deadline_at < now)

@@ -82,9 +82,9 @@ def _measurable(session: Session, version: Version, profile: Profile, wanted: Ga
         )
     if variant.state not in {VariantState.READY.value, VariantState.REFUSED.value}:
         raise ConflictError("variant_not_built", f"the variant is {variant.state}: wait for it, or {build}")
-    running = repository.open_run(session, variant.id)
+    running = catalog.open_gate_run(session, [variant.id])
     if running is not None:
-        raise ConflictError("gate_running", f"gate run {running.id} measures it now: wait, or cancel that one")
+        raise ConflictError("gate_running", f"gate run {running} measures it now: wait, or cancel that one")
     return variant
 
 

@@ -100,6 +100,10 @@ def test_a_killed_agent_measures_again_and_a_run_can_be_cancelled(fleet: LocalFl
     run = asked(fleet, "again@1")
     busy = fleet.post("/gate-runs", {"version": "again@1", "profile": "edge"}, status=409)
     assert busy["code"] == "gate_running"
+    rebuild = {"version": "again@1", "profiles": ["edge"], "rebuild": True}
+    assert fleet.post("/variants", rebuild, status=409)["code"] == "gate_running"
+    kept = fleet.api.delete("/models/again/versions/1")
+    assert (kept.status_code, kept.json()["code"]) == (409, "gate_running")
     wait_until("measuring", lambda: fleet.get(f"/gate-runs/{run}")["trials"][0]["phase"] == "measuring")
     fleet.kill("edge-1")
     fleet.start_agent("edge-1")
