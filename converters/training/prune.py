@@ -22,6 +22,8 @@ RATIOS = (0.25, 0.5, 0.75, 0.9)
 SENSITIVITY_ROWS = 96
 STEP_SHARE = 0.4  # of the work that is left, after each step
 LEAST_SHARE = 0.02
+PATIENCE = 2  # fine-tunings of a step that is not there yet
+HOPELESS = 6  # times the budget, beyond which another fine-tuning is no use
 ROUNDS = 2  # of fixed pruning: the last half of the way after a first fine-tuning
 
 
@@ -109,8 +111,12 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
         share = count(tried, trained.rows)[0] / whole
         if share > count(best, trained.rows)[0] / whole * 0.97:
             break  # nothing more can be removed
-        fit(tried, trained.rows, trained.how, teacher=net, say=trained.say, name=f"recover at {share:.0%} of the work")
-        lost = error(tried, trained.held_back) - allowed + budget
+        for attempt in range(PATIENCE):
+            name = f"recover at {share:.0%} of the work" + (", again" if attempt else "")
+            fit(tried, trained.rows, trained.how, teacher=net, say=trained.say, name=name)
+            lost = error(tried, trained.held_back) - allowed + budget
+            if lost <= budget or lost > HOPELESS * budget + 1:
+                break
         steps.append(f"{share:.3f}: {lost:+.2f}")
         trained.say(f"pruned to {share:.1%} of the work: {lost:+.2f} points of {budget:g} allowed")
         if lost <= budget:
