@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000, help="training rows")
     parser.add_argument("--epochs", type=float, default=4.0, help="of the first training")
     parser.add_argument("--recover", type=float, default=3.0, help="epochs of each fine-tuning")
+    parser.add_argument("--skip-adaptive", action="store_true", help="leave out pruning within the budget")
     parser.add_argument("--skip-half", action="store_true", help="leave out pruning alone at half the work")
     parser.add_argument("--skip-student", action="store_true", help="leave out the distilled student")
     options = parser.parse_args()
@@ -81,10 +82,9 @@ def one(checks: Checks, name: str, training: Pictures, evaluation: Pictures, opt
     fit(net, rows, Fitting(epochs=options.epochs, rate=2e-3, weight_decay=5e-4), say=Often(), name=f"train {name}")
     say(f"{name}: {100 - error(net, held):.2f} % right")
     how = Fitting(epochs=options.recover, rate=1e-3)
-    plans = {"": CompressionPlan(budget=BUDGET, quantize_aware=True, how=how)}
-    if not options.skip_half:
-        plans["half "] = CompressionPlan(prune=HALF, how=how)
-    nets = [made for plan in plans.values() for made in compress(net, rows, plan, Often())[0]]
+    plans = [] if options.skip_adaptive else [CompressionPlan(budget=BUDGET, quantize_aware=True, how=how)]
+    plans += [] if options.skip_half else [CompressionPlan(prune=HALF, how=how)]
+    nets = [made for plan in plans for made in compress(net, rows, plan, Often())[0]]
     with tempfile.TemporaryDirectory() as folder:
         result, files = converted(net, nets, training, evaluation, Path(folder))
         compare(checks, name, result, files, Path(folder), latency=latency, size=size)
