@@ -73,7 +73,7 @@ class CandidateCache:
             "tools": sorted(tool_versions(recipe.tools).items()),
             "code": code_digest(),
             "data": data_digests(self._job),
-            "runtime": [target.runtime.value, *target.providers],
+            "runtime": [target.runtime.value, *target.providers, target.provider_options],
             "accuracy_drop_points": None if free else [target.accuracy_drop_points],
             "machine": self._spec.machine,
         }

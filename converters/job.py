@@ -79,6 +79,7 @@ class Target(msgspec.Struct, frozen=True):
         precisions: recipes to try.
         threads: intra-op threads.
         max_batch: the largest batch worth making.
+        provider_options: of a provider, by its name, as ONNX Runtime takes them.
         objective: `latency`, `size` or `accuracy`.
         accuracy_drop_points: accuracy it may lose against the source; None is no bound.
         latency_p95_ms: bound of one inference; None is no bound.
@@ -97,6 +98,7 @@ class Target(msgspec.Struct, frozen=True):
     latency_p95_ms: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
+    provider_options: dict[str, dict[str, str]] = {}
 
 
 class PassRecord(msgspec.Struct, frozen=True):
@@ -263,6 +265,9 @@ class Candidate(msgspec.Struct, frozen=True):
         on_front: whether no other candidate within budgets is as good in accuracy, latency and size and better in one.
         fate: a sentence: why it was picked, or why not.
         reused: whether its bytes are those of an earlier conversion of the same files by the same tools.
+        same_as: recipe of an earlier candidate with the same bytes, whose measurements these are.
+        compiled_for: accelerator that alone can run the file, such as `edgetpu`; the measurements are those of the file
+            before it was compiled.
     """
 
     recipe: str
@@ -280,6 +285,8 @@ class Candidate(msgspec.Struct, frozen=True):
     on_front: bool = False
     fate: str = ""
     reused: bool = False
+    same_as: str = ""
+    compiled_for: str = ""
 
 
 class BuildResult(msgspec.Struct, frozen=True):

@@ -129,6 +129,7 @@ def manifest_for(
         outputs=specs[1],
         providers=target.providers,
         threads=target.threads,
+        provider_options=target.provider_options,
         max_batch=max_batch(specs, target.max_batch),
     )
 

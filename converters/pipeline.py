@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     def attempt(tried: list[tuple[Recipe, Start | str | None]], start: float, end: float) -> None:
         for index, (recipe, begin) in enumerate(tried):
             progress(start + (end - start) * index / len(tried), _name(recipe, begin))
-            made = _candidate(recipe, job, begin, context, data, source_run, folder)
+            made = _candidate(recipe, job, begin, context, data, source_run, folder, candidates)
             candidates.append(_judged(made, job.target, source, evaluated=evaluation is not None))
 
     attempt([(recipe, starts.get(recipe.source)) for recipe in recipes], 0.1, 0.4 if job.derived else 0.7)
@@ -236,7 +236,11 @@ def _timed_again(
     candidates: list[Candidate], job: BuildJob, source: Measurements, data: Dataset, folder: Path, *, evaluated: bool
 ) -> list[Candidate]:
     """The candidates, with the fastest timed in turns: a noisy moment must not decide between them."""
-    built = [index for index, one in enumerate(candidates) if one.measurements is not None and one.path is not None]
+    built = [
+        index
+        for index, one in enumerate(candidates)
+        if one.measurements is not None and one.path is not None and not one.same_as and not one.compiled_for
+    ]
     within = [index for index in built if candidates[index].within_budgets] or built
     fastest = sorted(within, key=lambda index: _p50(candidates[index]))[:TIMED_AGAIN]
     plain = [index for index in built if candidates[index].precision is Precision.FP32 and index not in fastest]
@@ -297,6 +301,7 @@ def _candidate(
     data: Dataset,
     source_run: Run,
     folder: Path,
+    earlier: Sequence[Candidate],
 ) -> Candidate:
     name = _name(recipe, start)
     target = folder / f"{name}.{recipe.result.value}"
@@ -309,17 +314,27 @@ def _candidate(
     cache = CandidateCache(job)
     try:
         key = cache.key(recipe, start.path)
-        kept = cache.load(key, target)
-        records = kept.passes if kept else run_recipe(recipe, start.path, target, context)
+        # What only an accelerator can run is compiled anew: what it was made of is measured, and lies in no cache.
+        kept = None if recipe.compiled_for else cache.load(key, target)
+        runnable = folder / f"{name}.plain.{recipe.result.value}" if recipe.compiled_for else target
+        copy = runnable if recipe.compiled_for else None
+        records = kept.passes if kept else run_recipe(recipe, start.path, target, context, copy)
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        twin = next((one for one in earlier if one.digest == digest and one.measurements and not one.same_as), None)
         result_specs = start.specs
         if recipe.result is ModelFormat.TFLITE:
-            result_specs = tflite_specs(target, start.specs)
-        manifest = manifest_for(target, result_specs, recipe.result, job.target, precision=recipe.precision)
-        if kept and cache.reuses_answers:
+            result_specs = tflite_specs(runnable, start.specs)
+        manifest = manifest_for(runnable, result_specs, recipe.result, job.target, precision=recipe.precision)
+        if twin is not None and twin.measurements is not None:
+            measured = twin.measurements
+        elif kept and cache.reuses_answers:
             measured = _timed(kept.measurements, run_file(manifest, target, data.part(0, manifest.max_batch)))
         else:
-            measured = measure(run_file(manifest, target, data), source_run, data, target.stat().st_size)
-            cache.save(key, target, records, measured)
+            measured = measure(run_file(manifest, runnable, data), source_run, data, target.stat().st_size)
+            if recipe.compiled_for:
+                measured = msgspec.structs.replace(measured, provider=f"{measured.provider}, before it was compiled")
+            else:
+                cache.save(key, target, records, measured)
     except ConversionError as error:
         detail = error.detail.removeprefix("sources: ").removesuffix("; export it again")
         return Candidate(name, recipe.precision, error=detail)
@@ -339,7 +354,7 @@ def _candidate(
         name,
         recipe.precision,
         path=target.name,
-        digest=hashlib.sha256(target.read_bytes()).hexdigest(),
+        digest=digest,
         format=recipe.result,
         inputs=result_specs[0],
         outputs=result_specs[1],
@@ -347,6 +362,8 @@ def _candidate(
         measurements=measured,
         lineage=lineage,
         reused=kept is not None,
+        same_as=twin.recipe if twin is not None else "",
+        compiled_for=recipe.compiled_for,
     )
 
 

@@ -10,6 +10,7 @@ from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from converters.job import Candidate, Measurements, Target
 from converters.step import Parameter, Planned, Recipe, Step
 from converters.steps import (
+    edgetpu_compile,
     keep,
     litert_quantize,
     litert_signature,
@@ -66,6 +67,7 @@ RECIPES: tuple[Recipe, ...] = (
     _onnx(
         "onnx-static-u8s8-percentile", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Percentile"), needs=True
     ),
+    _onnx("onnx-static-u8s8-entropy", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Entropy"), needs=True),
     _onnx("onnx-static-s8s8", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "MinMax", "int8"), needs=True),
     _onnx("onnx-dynamic", Precision.DYNAMIC_INT8, _dynamic("", per_channel=False)),
     _onnx("onnx-dynamic-matmul", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=False)),
@@ -74,6 +76,19 @@ RECIPES: tuple[Recipe, ...] = (
     _onnx("onnx-weights-int4", Precision.WEIGHT_INT4, _blocks(4)),
     _litert("litert-fp32", Precision.FP32, Planned("keep", keep.keep)),
     _litert("litert-static-int8", Precision.INT8, *_edge(litert_quantize.static, "static_wi8_ai8"), needs=True),
+    Recipe(
+        "litert-static-int8-edgetpu",
+        RuntimeName.LITERT,
+        Precision.INT8,
+        ModelFormat.TFLITE,
+        needs_calibration=True,
+        steps=(
+            *_edge(litert_quantize.static, "static_wi8_ai8"),
+            Planned("edgetpu-compile", edgetpu_compile.compile_for_edge_tpu),
+        ),
+        tools=_LITERT_TOOLS,
+        compiled_for="edgetpu",
+    ),
     _litert("litert-static-int16", Precision.INT16, *_edge(litert_quantize.static, "static_wi8_ai16"), needs=True),
     _litert(
         "litert-dynamic-int8", Precision.DYNAMIC_INT8, *_edge(litert_quantize.without_calibration, "dynamic_wi8_afp32")
@@ -117,6 +132,7 @@ def _of(recipes: tuple[Recipe, ...], target: Target) -> list[Recipe]:
         for precision in target.precisions
         for recipe in recipes
         if recipe.runtime is target.runtime and recipe.precision is precision
+        if not recipe.compiled_for or recipe.compiled_for in target.providers
     ]
 
 
@@ -151,12 +167,18 @@ def excesses(measured: Measurements, target: Target, source: Measurements) -> di
 
 def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
     """The best candidate by the target's objective among those within budgets; else the most accurate one."""
-    built = [(index, one, one.measurements) for index, one in enumerate(candidates) if one.measurements is not None]
+    built = [
+        (index, one, one.measurements)
+        for index, one in enumerate(candidates)
+        if one.measurements is not None and not one.same_as
+    ]
     if not built:
         return None
     within = [entry for entry in built if entry[1].within_budgets]
     if not within:
         return max(built, key=lambda entry: (entry[2].accuracy or 0.0, entry[2].agreement))[0]
+    # What was compiled for the target's accelerator can't be timed here; the others would leave that idle.
+    within = [entry for entry in within if entry[1].compiled_for in target.providers] or within
     if target.objective == "latency":
         # What is as fast as the fastest but for noise: the smallest of those, and of equals the truest to the source.
         fastest = min(entry[2].latency_p50_ms for entry in within)
@@ -197,12 +219,18 @@ def _fate(
 ) -> str:
     measured = one.measurements
     if measured is None:
-        return f"not built: {one.error}"
+        twin = next((other.recipe for other in candidates[:index] if other.error == one.error), None)
+        return f"not built: as {twin}" if twin else f"not built: {one.error}"
+    if one.same_as:
+        return f"the same file as {one.same_as}"
     over = excesses(measured, target, source)
     if index == chosen:
         return "picked" if not over else f"picked as the nearest to the budgets; over: {', '.join(over)}"
     if over:
         return "over budget: " + ", ".join(_said(name, measured, target, source) for name in over)
+    compiled = candidates[chosen].compiled_for if chosen is not None else ""
+    if compiled and not one.compiled_for:
+        return f"would leave the {compiled} idle, for which {candidates[chosen or 0].recipe} is compiled"
     if plain is not None and target.objective == "latency" and measured.latency_p50_ms > plain.latency_p50_ms * NOISE:
         return f"slower than fp32: {measured.latency_p50_ms / plain.latency_p50_ms:.2f} times its time"
     if chosen is None or candidates[chosen].measurements is None:
@@ -235,13 +263,14 @@ def _said(name: str, measured: Measurements, target: Target, source: Measurement
 
 
 def _on_front(one: Candidate, candidates: Sequence[Candidate]) -> bool:
-    if one.measurements is None or not one.within_budgets:
+    if one.measurements is None or not one.within_budgets or one.same_as:
         return False
     mine = _merits(one.measurements)
     return not any(
         other is not one
         and other.measurements is not None
         and other.within_budgets
+        and not other.same_as
         and all(theirs >= own for theirs, own in zip(_merits(other.measurements), mine, strict=True))
         and _merits(other.measurements) != mine
         for other in candidates

@@ -7,6 +7,7 @@ source's answers) lies in the build's context.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,6 +62,8 @@ class Recipe:
         needs_calibration: whether it runs on calibration data.
         steps: in order.
         tools: distributions whose versions belong to the lineage.
+        compiled_for: accelerator whose compiler is the last step; its result runs nowhere else, so what is measured on
+            this machine is the file before that step.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Recipe:
     needs_calibration: bool
     steps: tuple[Planned, ...]
     tools: tuple[str, ...]
+    compiled_for: str = ""
 
     @property
     def result(self) -> ModelFormat:
@@ -77,13 +81,28 @@ class Recipe:
         return ModelFormat.ONNX if self.runtime is RuntimeName.ONNX else ModelFormat.TFLITE
 
 
-def run_recipe(recipe: Recipe, source: Path, target: Path, context: Context) -> tuple[PassRecord, ...]:
-    """Run a recipe's steps one after another; returns a record of each, with the bytes before and after it."""
+def run_recipe(
+    recipe: Recipe, source: Path, target: Path, context: Context, before: Path | None = None
+) -> tuple[PassRecord, ...]:
+    """Run a recipe's steps one after another.
+
+    Args:
+        recipe: what to do.
+        source: where it starts; stays as it is.
+        target: what it makes.
+        context: of the build.
+        before: gets a copy of what went into the last step; None where nobody wants it.
+
+    Returns:
+        A record of each step, with the bytes before and after it.
+    """
     records = []
     with tempfile.TemporaryDirectory(dir=context.folder) as folder:
         current = source
         for number, step in enumerate(recipe.steps):
             last = number == len(recipe.steps) - 1
+            if last and before is not None:
+                shutil.copyfile(current, before)
             following = target if last else Path(folder) / f"{number}{target.suffix}"
             started = time.monotonic()
             found: dict[str, Parameter] = {}

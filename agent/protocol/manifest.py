@@ -107,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True):
         inputs: in the order the model takes them.
         outputs: in the order the model gives them.
         providers: execution providers to try, in order; the first that proves itself by an inference runs.
+        provider_options: of an execution provider, by its name: what ONNX Runtime takes as its options.
         threads: intra-op threads.
         max_batch: the largest batch worth making of waiting requests; 1 where the batch dimension is fixed.
         labels: class names by index, where the pusher gave them.
@@ -128,6 +129,7 @@ class Manifest(msgspec.Struct, frozen=True):
     threads: int = 1
     max_batch: int = 1
     labels: tuple[str, ...] = ()
+    provider_options: dict[str, dict[str, str]] = {}
 
     @property
     def chunks(self) -> int:

@@ -16,6 +16,7 @@ from agent.runtimes.base import Array, RuntimeLoadError, Tensors, to_file, to_so
 
 log = logging.getLogger(__name__)
 EDGE_TPU_LIBRARY = "libedgetpu.so.1"
+EDGE_TPU_OPERATOR = b"edgetpu-custom-op"
 
 
 def _library() -> tuple[Any, str]:
@@ -79,6 +80,9 @@ def _open(library: Any, manifest: Manifest, path: Path) -> tuple[Any, str]:
     options = {"model_path": str(path), "num_threads": manifest.threads}
     for provider in manifest.providers or ("cpu",):
         if provider == "edgetpu":
+            if EDGE_TPU_OPERATOR not in path.read_bytes():
+                log.warning("%s was not compiled for the Edge TPU, which has nothing to do with it", path.name)
+                continue
             try:
                 delegate = library.load_delegate(EDGE_TPU_LIBRARY)
                 return library.Interpreter(**options, experimental_delegates=[delegate]), "edgetpu"

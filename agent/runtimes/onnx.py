@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Manifest, Precision
 from agent.runtimes.base import RuntimeLoadError, Tensors, to_file, to_source, warm_up_inputs
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,23 @@ def candidates(wanted: tuple[str, ...], available: list[str]) -> list[str]:
     return list(dict.fromkeys([*(name for name in named if name in available), CPU]))
 
 
+def options_for(provider: str, manifest: Manifest) -> dict[str, str]:
+    """Options of a provider, named as ONNX Runtime does: what the precision asks for, and over it the manifest's own.
+
+    TensorRT builds an engine of a net's own precision only when it is allowed to.
+    """
+    short = _SHORT.get(provider, provider)
+    found: dict[str, str] = {}
+    if short == "tensorrt" and manifest.precision is Precision.FP16:
+        found = {"trt_fp16_enable": "1"}
+    if short == "tensorrt" and manifest.precision is Precision.INT8:
+        found = {"trt_int8_enable": "1", "trt_fp16_enable": "1"}  # what is not quantized need not be in 32 bits
+    for name, values in manifest.provider_options.items():
+        if PROVIDERS.get(name.lower(), name) == provider:
+            found |= values
+    return found
+
+
 def _open(manifest: Manifest, path: Path) -> tuple[Any, str]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = manifest.threads
@@ -65,7 +82,8 @@ def _open(manifest: Manifest, path: Path) -> tuple[Any, str]:
     problems = []
     for provider in candidates(manifest.providers, onnxruntime.get_available_providers()):
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            chosen = [(provider, options_for(provider, manifest))]
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
             if session.get_providers()[0] != provider:
                 problems.append(f"{provider} was not taken by the session")
                 continue

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 STEP = 1 / 16
 HIGHEST = 0.9
+# Vector units take channels in blocks: what is no multiple of one falls back to a slower kernel. ONNX Runtime's blocks
+# are 16 wide with AVX-512 and 8 with AVX2 and NEON; narrow layers would lose too much by 16.
+ROUND_TO = 8
+WIDE = 64
+ROUND_WIDE_TO = 16
+LEAST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -17,45 +23,83 @@ class Layer:
         macs: multiply-accumulates of one row, before anything is removed.
         gives: the group whose channels it gives; None when those stay.
         takes: the group whose channels it takes; None when those stay, or when they are the ones it gives.
+        seconds: of one row, before anything is removed; 0 where that was not measured.
     """
 
     macs: float
     gives: str | None
     takes: str | None
+    seconds: float = 0.0
 
 
 def work(layers: Sequence[Layer], ratios: Mapping[str, float]) -> float:
     """Multiply-accumulates that are left when a ratio of each group's channels is removed."""
-    left = 0.0
-    for layer in layers:
-        given = 1 - ratios.get(layer.gives, 0.0) if layer.gives else 1.0
-        taken = 1 - ratios.get(layer.takes, 0.0) if layer.takes and layer.takes != layer.gives else 1.0
-        left += layer.macs * given * taken
-    return left
+    return sum(layer.macs * _left(layer, ratios) for layer in layers)
 
 
-def evenly(layers: Sequence[Layer], groups: Sequence[str], share: float) -> dict[str, float]:
-    """The same ratio everywhere, such that a share of the work is left."""
+def seconds(layers: Sequence[Layer], ratios: Mapping[str, float]) -> float:
+    """Time that is left, if each layer's falls with its work; where not all were timed, work stands for it."""
+    if not all(layer.seconds for layer in layers):
+        return work(layers, ratios)
+    return sum(layer.seconds * _left(layer, ratios) for layer in layers)
+
+
+def _left(layer: Layer, ratios: Mapping[str, float]) -> float:
+    given = 1 - ratios.get(layer.gives, 0.0) if layer.gives else 1.0
+    taken = 1 - ratios.get(layer.takes, 0.0) if layer.takes and layer.takes != layer.gives else 1.0
+    return given * taken
+
+
+def block(channels: int) -> int:
+    """What the number of channels that stay is a multiple of."""
+    if channels < 2 * ROUND_TO:
+        return 1
+    return ROUND_WIDE_TO if channels >= WIDE else ROUND_TO
+
+
+def kept(channels: int, ratio: float) -> int:
+    """How many channels stay when a ratio is to go."""
+    size = block(channels)
+    least = min(LEAST_CHANNELS, channels) if size == 1 else size
+    return min(channels, max(least, size * round(channels * (1 - ratio) / size)))
+
+
+def evenly(layers: Sequence[Layer], groups: Mapping[str, int], share: float) -> dict[str, float]:
+    """The same ratio everywhere but for rounding, such that a share of the work is left.
+
+    Args:
+        layers: of the net.
+        groups: how many channels each has.
+        share: of the work that is to be left.
+    """
     whole = work(layers, {})
     low, high = 0.0, HIGHEST
     for _ in range(30):
         middle = (low + high) / 2
-        if work(layers, dict.fromkeys(groups, middle)) > share * whole:
+        if work(layers, _rounded(groups, middle)) > share * whole:
             low = middle
         else:
             high = middle
-    return dict.fromkeys(groups, high)
+    return _rounded(groups, high)
+
+
+def _rounded(groups: Mapping[str, int], ratio: float) -> dict[str, float]:
+    return {name: 1 - kept(channels, ratio) / channels for name, channels in groups.items()}
 
 
 def cheapest(
-    layers: Sequence[Layer], curves: Mapping[str, Sequence[tuple[float, float]]], share: float
+    layers: Sequence[Layer],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    share: float,
+    channels: Mapping[str, int] | None = None,
 ) -> dict[str, float]:
-    """Ratios that leave a share of the work at the least harm, a small step at a time.
+    """Ratios that leave a share of the work, at the least harm for the time that it saves; a small step at a time.
 
     Args:
         layers: of the net.
         curves: by group, (ratio, harm) as measured, ratios rising from 0; between two of them harm is interpolated.
         share: of the work that is to be left.
+        channels: how many each group has: steps are whole blocks of them; without, a sixteenth.
 
     Returns:
         A ratio for each group; the work that is left may be more than asked for where nothing more can be removed.
@@ -67,10 +111,12 @@ def cheapest(
     while now > wanted:
         best: tuple[float, str, float] | None = None
         for group, ratio in ratios.items():
-            further = ratio + STEP
-            if further > min(HIGHEST, rising[group][-1][0]):
+            further = ratio + (block(channels[group]) / channels[group] if channels else STEP)
+            if further > min(HIGHEST, rising[group][-1][0]) + 1e-9:
                 continue
-            saved = now - work(layers, {**ratios, group: further})
+            if channels and 1 - kept(channels[group], further) / channels[group] < further - 1e-9:
+                continue
+            saved = seconds(layers, ratios) - seconds(layers, {**ratios, group: further})
             if saved <= 0:
                 continue
             price = (harm(rising[group], further) - harm(rising[group], ratio)) / saved

@@ -7,19 +7,20 @@ do without any of its channels (it gives the output, or a reshape fixes their nu
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from converters.errors import ConversionError
-from converters.training.allocate import Layer
+from converters.training.allocate import LEAST_CHANNELS, Layer, kept
 from converters.training.data import Rows
 from converters.training.fit import Fitting, copied, first, loss_of, tensors
 
-ROUND_TO = 8
-LEAST_CHANNELS = 4
 TAYLOR_BATCHES = 8
+TIMED_RUNS = 15
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Structure:
 
     Attributes:
         groups: by root.
-        layers: the work of each convolution and matrix.
+        layers: work and time of each convolution and matrix.
         left_alone: why a layer's channels all stay, by its name.
     """
 
@@ -88,7 +89,8 @@ def analyse(net: Any, rows: Rows) -> Structure:
                 takes[name] = root
         channels = graph.get_out_channels(found[0][0].target.module)
         groups[root] = Group(root, channels, tuple(dict.fromkeys(members)))
-    layers = tuple(Layer(value, gives.get(name), takes.get(name)) for name, value in macs.items())
+    times = _seconds(net, examples)
+    layers = tuple(Layer(value, gives.get(name), takes.get(name), times[name]) for name, value in macs.items())
     if not groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
         raise ConversionError(
@@ -101,7 +103,7 @@ def remove(net: Any, structure: Structure, ratios: Mapping[str, float], rows: Ro
     """Remove a ratio of each group's channels, the least important first; in place.
 
     Importance is Taylor's of first order, summed over a group (Molchanov et al. 2019, arXiv:1906.10771): gradients come
-    from training rows. Numbers of channels that stay are multiples of 8 where there are enough.
+    from training rows. Numbers of channels that stay are multiples of 8 or 16 where there are enough.
 
     Returns:
         How many channels are left, by group.
@@ -134,14 +136,6 @@ def remove(net: Any, structure: Structure, ratios: Mapping[str, float], rows: Ro
             left[root] = channels
     net.zero_grad(set_to_none=True)
     return left
-
-
-def kept(channels: int, ratio: float) -> int:
-    """How many channels stay when a ratio is to go."""
-    exact = channels * (1 - ratio)
-    if channels < 2 * ROUND_TO:
-        return min(channels, max(min(LEAST_CHANNELS, channels), round(exact)))
-    return min(channels, max(ROUND_TO, ROUND_TO * round(exact / ROUND_TO)))
 
 
 @contextmanager
@@ -261,6 +255,46 @@ def _macs(net: Any, examples: tuple[Any, ...]) -> dict[str, float]:
         for one in hooks:
             one.remove()
     return found
+
+
+def _seconds(net: Any, examples: tuple[Any, ...]) -> dict[str, float]:
+    """Time that each convolution and matrix takes of one row in one thread: the median of some runs.
+
+    Work alone misleads: at one row a layer with many weights waits for memory.
+    """
+    import torch
+
+    started: dict[str, float] = {}
+    runs: dict[str, list[float]] = {}
+    hooks = []
+
+    def before(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any) -> None:
+            started[name] = time.perf_counter()
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any, _output: Any) -> None:
+            runs.setdefault(name, []).append(time.perf_counter() - started[name])
+
+        return hook
+
+    for name, module in net.named_modules():
+        if isinstance(module, tuple(_roots())):
+            hooks.append(cast(Any, module).register_forward_pre_hook(before(name)))
+            hooks.append(cast(Any, module).register_forward_hook(after(name)))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            for _ in range(TIMED_RUNS):
+                net.eval()(*(one[:1] for one in examples))
+    finally:
+        torch.set_num_threads(threads)
+        for one in hooks:
+            one.remove()
+    return {name: statistics.median(times) for name, times in runs.items()}
 
 
 def _gradients(net: Any, rows: Rows, seed: int) -> None:

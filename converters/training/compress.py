@@ -61,7 +61,7 @@ def compress(
 
     Args:
         net: in evaluation mode; stays as it is.
-        rows: training rows; a tenth of them is held back to decide by.
+        rows: training rows; a fifth of them is held back to decide by.
         plan: what to do.
         say: told how far it is.
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from converters.errors import ConversionError
 
 TARGETS = "y"
-HELD_BACK_SHARE = 0.1
-HELD_BACK_ROWS = 2000
+HELD_BACK_SHARE = 0.2
+HELD_BACK_ROWS = 4000
 LEAST_ROWS = 20
 
 

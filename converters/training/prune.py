@@ -131,11 +131,12 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
 
 def _step(net: Any, share: float, trained: Trained, *, adaptive: bool) -> Any:
     structure = analyse(net, trained.rows)
+    channels = {root: group.channels for root, group in structure.groups.items()}
     ratios: Mapping[str, float]
     if adaptive:
-        ratios = cheapest(structure.layers, sensitivities(net, structure, trained.rows), share)
+        ratios = cheapest(structure.layers, sensitivities(net, structure, trained.rows), share, channels)
     else:
-        ratios = evenly(structure.layers, list(structure.groups), share)
+        ratios = evenly(structure.layers, channels, share)
     remove(net, structure, ratios, trained.rows, trained.how.seed)
     return net
 

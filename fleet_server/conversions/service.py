@@ -298,6 +298,7 @@ def build_target(name: str, spec: ProfileSpec) -> Target:
         providers=tuple(spec.providers),
         precisions=tuple(spec.precisions),
         threads=spec.threads,
+        provider_options=spec.provider_options,
         max_batch=spec.max_batch,
         objective=spec.objective,
         accuracy_drop_points=spec.budgets.accuracy_drop_points,
@@ -334,6 +335,7 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
         outputs=chosen.outputs,
         providers=tuple(spec.providers),
         threads=spec.threads,
+        provider_options=spec.provider_options,
         max_batch=chosen.max_batch,
         labels=tuple(version.labels),
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent.protocol.manifest import Precision, RuntimeName
 from fleet_server.schemas import Name, Request, Response, example
@@ -47,6 +47,14 @@ class ProfileSpec(Request):
         default_factory=lambda: ["cpu"],
         description="Execution providers to try, in order; the first that proves itself by an inference runs.",
     )
+    provider_options: dict[Name, dict[Name, Annotated[str, Field(max_length=1024)]]] = Field(
+        default_factory=dict,
+        description=(
+            "What ONNX Runtime takes as options of an execution provider, by its name here, such as "
+            '{"tensorrt": {"trt_engine_cache_enable": "1"}, "openvino": {"device_type": "NPU"}}. TensorRT is allowed '
+            "fp16 or int8 by itself where the variant is of that precision."
+        ),
+    )
     precisions: list[Precision] = Field(
         default_factory=lambda: [Precision.FP32, Precision.INT8],
         min_length=1,
@@ -65,6 +73,15 @@ class ProfileSpec(Request):
             "takes a GPU where a provider is cuda or tensorrt, and for tensorrt one of the capability in `match`."
         ),
     )
+
+    @model_validator(mode="after")
+    def _options_have_providers(self) -> Self:
+        for name in self.provider_options:
+            if name not in self.providers:
+                raise ValueError(
+                    f"provider_options: {name!r} is not one of the providers {self.providers}: add it there"
+                )
+        return self
 
 
 class ProfileCreate(ProfileSpec):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.protocol.manifest import Precision, RuntimeName
 from converters.job import Candidate, Measurements, Target
-from converters.planner import choose, excesses, fates, repairs
+from converters.planner import choose, excesses, fates, plan, repairs
 
 
 def measured(**changed: Any) -> Measurements:
@@ -111,3 +112,24 @@ def test_repairs_are_tried_only_where_plain_int8_loses_too_much() -> None:
     names = [recipe.name for recipe in repairs(wanted, candidates(wanted, fp32=SOURCE, int8=bad), SOURCE)]
     assert "onnx-mixed-u8s8" in names
     assert "onnx-equalized-u8s8" in names
+
+
+def test_the_same_file_is_never_picked_twice_and_the_same_refusal_is_said_once() -> None:
+    wanted = target()
+    first, second, broken = candidates(wanted, first=measured(latency_p50_ms=0.5), second=measured(), broken=None)
+    again = msgspec.structs.replace(broken, recipe="again")
+    twin = msgspec.structs.replace(second, measurements=measured(latency_p50_ms=0.4), same_as="first")
+    made = [first, twin, broken, again]
+    assert choose(made, wanted) == 0
+    said = fates(made, 0, wanted, SOURCE)
+    assert [one.fate for one in said] == [
+        "picked", "the same file as first", "not built: it broke", "not built: as broken",
+    ]  # fmt: skip
+    assert [one.on_front for one in said] == [True, False, False, False]
+
+
+def test_recipes_of_an_accelerators_compiler_are_for_targets_that_have_it() -> None:
+    names = {recipe.name for recipe in plan(target())}
+    assert not any("edgetpu" in name for name in names)
+    coral = Target("p", RuntimeName.LITERT, ("edgetpu", "cpu"), (Precision.INT8,))
+    assert [recipe.name for recipe in plan(coral)] == ["litert-static-int8", "litert-static-int8-edgetpu"]

@@ -125,7 +125,8 @@ def test_work_is_what_the_layers_multiply() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "ratio", "left"), [(64, 0.5, 32), (64, 0.99, 8), (10, 0.9, 4), (3, 0.9, 3), (64, 0, 64)]
+    ("channels", "ratio", "left"),
+    [(64, 0.5, 32), (64, 0.99, 16), (64, 0.4, 32), (48, 0.99, 8), (10, 0.9, 4), (3, 0.9, 3), (64, 0, 64)],
 )
 def test_numbers_that_stay_suit_vectors(channels: int, ratio: float, left: int) -> None:
     assert kept(channels, ratio) == left

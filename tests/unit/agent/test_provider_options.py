@@ -1,0 +1,50 @@
+"""What an execution provider is given as options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
+from agent.runtimes.onnx import options_for
+
+
+def manifest(**changed: Any) -> Manifest:
+    plain: dict[str, Any] = {"precision": Precision.FP32, "inputs": (), "outputs": ()}
+    return Manifest(
+        "a" * 64, 1, 1, "m", "1", "v", "p", ModelFormat.ONNX, RuntimeName.ONNX, **{**plain, **changed}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        (Precision.FP32, {}),
+        (Precision.FP16, {"trt_fp16_enable": "1"}),
+        (Precision.INT8, {"trt_int8_enable": "1", "trt_fp16_enable": "1"}),
+    ],
+)
+def test_tensorrt_may_build_what_the_precision_says(precision: Precision, options: dict[str, str]) -> None:
+    assert options_for("TensorrtExecutionProvider", manifest(precision=precision)) == options
+    assert options_for("CUDAExecutionProvider", manifest(precision=precision)) == {}
+
+
+def test_the_profiles_own_options_win_and_each_provider_gets_its_own() -> None:
+    own = {
+        "tensorrt": {"trt_fp16_enable": "0", "trt_engine_cache_enable": "1"},
+        "OpenVINO": {"device_type": "NPU"},
+        "CPUExecutionProvider": {"x": "y"},
+    }
+    made = manifest(precision=Precision.FP16, provider_options=own)
+    assert options_for("TensorrtExecutionProvider", made) == {"trt_fp16_enable": "0", "trt_engine_cache_enable": "1"}
+    assert options_for("OpenVINOExecutionProvider", made) == {"device_type": "NPU"}
+    assert options_for("CPUExecutionProvider", made) == {"x": "y"}
+    assert options_for("CUDAExecutionProvider", made) == {}
+
+
+def test_a_manifest_of_an_older_server_has_none() -> None:
+    fields = msgspec.to_builtins(manifest())
+    del fields["provider_options"]
+    assert msgspec.convert(fields, Manifest).provider_options == {}
