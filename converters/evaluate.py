@@ -109,6 +109,7 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
         macro_recall=_mean([one.recall or 0.0 for one in classes]),
         macro_f1=_mean([one.f1 or 0.0 for one in classes]),
         classes=classes,
+        fidelity=fidelity(run.outputs, source.outputs),
         agreement=float((mine == theirs).mean()) if len(mine) == len(theirs) else 0.0,
         max_difference=max(differences, default=0.0),
         latency_p50_ms=run.latency_p50_ms,
@@ -116,6 +117,26 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
         memory_mb=run.memory_mb,
         provider=run.provider,
     )
+
+
+def fidelity(mine: dict[str, npt.NDArray[Any]], source: dict[str, npt.NDArray[Any]]) -> float | None:
+    """Share of the variance of a source's answers that another file's explain: the coefficient of determination.
+
+    For nets without labels, whose answers need not be classes: vectors, boxes, signals. Of several outputs the worst
+    counts, of those in floating point; None where none is.
+    """
+    found = []
+    for name, value in source.items():
+        if value.dtype.kind != "f" or not value.size:
+            continue
+        if name not in mine or mine[name].shape != value.shape:
+            return 0.0
+        wide = value.astype(np.float64)
+        missed = float(((mine[name].astype(np.float64) - wide) ** 2).sum())
+        spread = float(((wide - (wide.mean(0) if len(wide) > 1 else wide.mean())) ** 2).sum())
+        share = 1.0 if missed == 0 else 1 - missed / spread if spread > 0 else 0.0
+        found.append(share if share > 0 else 0.0)  # NaN too
+    return min(found, default=None)
 
 
 def class_scores(labels: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> tuple[ClassScore, ...]:

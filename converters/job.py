@@ -158,7 +158,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         sources: forms of the version.
         target: what for.
         calibration: for static int8; the evaluation set is never used for that.
-        evaluation: held-out, labelled; without one, agreement with the source stands for accuracy.
+        evaluation: held-out, labelled; without labels, fidelity to the source stands for accuracy.
         baseline: of an earlier version, when there is one.
         onnx2tf_python: interpreter of an environment with onnx2tf; None where there is none, and an ONNX form alone
             makes no LiteRT variant.
@@ -198,6 +198,7 @@ class Measurements(msgspec.Struct, frozen=True):
         macro_f1: mean over classes.
         classes: each class.
         agreement: share of rows whose answer is the source's (largest output), 0 to 1.
+        fidelity: see `converters.evaluate.fidelity`, 0 to 1; None where no output is of floating point.
         max_difference: largest absolute difference of any output from the source's.
         latency_p50_ms: of one inference of one row.
         latency_p95_ms: likewise.
@@ -224,6 +225,14 @@ class Measurements(msgspec.Struct, frozen=True):
     latency_p99_ms: float | None = None
     load_s: float | None = None
     measured_on: str = "server"
+    fidelity: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """What an accuracy budget is about, 0 to 1: accuracy where there are labels, else closeness to the source."""
+        if self.accuracy is not None:
+            return self.accuracy
+        return self.agreement if self.fidelity is None else self.fidelity
 
 
 class Lineage(msgspec.Struct, frozen=True):

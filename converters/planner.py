@@ -141,10 +141,10 @@ def _allowed(target: Target) -> float:
 
 
 def _lost(measured: Measurements, source: Measurements) -> float:
-    """Accuracy lost against the source, in points; where there are no labels, answers that differ stand for it."""
+    """Accuracy lost against the source, in points; where there are no labels, closeness to it stands for accuracy."""
     if measured.accuracy is not None and source.accuracy is not None:
         return (source.accuracy - measured.accuracy) * 100
-    return (1 - measured.agreement) * 100
+    return (1 - msgspec.structs.replace(measured, accuracy=None).quality) * 100
 
 
 def excesses(measured: Measurements, target: Target, source: Measurements) -> dict[str, float]:
@@ -176,7 +176,7 @@ def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
         return None
     within = [entry for entry in built if entry[1].within_budgets]
     if not within:
-        return max(built, key=lambda entry: (entry[2].accuracy or 0.0, entry[2].agreement))[0]
+        return max(built, key=lambda entry: (entry[2].quality, entry[2].agreement))[0]
     # What was compiled for the target's accelerator can't be timed here; the others would leave that idle.
     within = [entry for entry in within if entry[1].compiled_for in target.providers] or within
     if target.objective == "latency":
@@ -188,7 +188,7 @@ def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
         return max(within, key=lambda entry: (entry[2].agreement, -entry[2].max_difference, -entry[0]))[0]
     keys: dict[str, Callable[[Measurements], tuple[float, ...]]] = {
         "size": lambda one: (one.size, one.latency_p50_ms),
-        "accuracy": lambda one: (-(one.accuracy if one.accuracy is not None else one.agreement), one.latency_p50_ms),
+        "accuracy": lambda one: (-one.quality, one.latency_p50_ms),
     }
     return min(within, key=lambda entry: keys[target.objective](entry[2]))[0]
 
@@ -278,5 +278,4 @@ def _on_front(one: Candidate, candidates: Sequence[Candidate]) -> bool:
 
 
 def _merits(measured: Measurements) -> tuple[float, float, float]:
-    quality = measured.accuracy if measured.accuracy is not None else measured.agreement
-    return quality, -measured.latency_p50_ms, -float(measured.size)
+    return measured.quality, -measured.latency_p50_ms, -float(measured.size)

@@ -28,7 +28,7 @@ def judge(
 ) -> GateVerdict:
     """Judge the chosen candidate.
 
-    Accuracy is that on the evaluation labels; where there are none, agreement with the source stands for it.
+    Accuracy is that on the evaluation labels; where there are none, fidelity to the source stands for it.
     """
     measured = chosen.measurements
     if measured is None or measured.samples == 0:
@@ -41,7 +41,8 @@ def judge(
             drop = (references.source.accuracy - measured.accuracy) * 100
             subject = "accuracy lost against the source"
         else:
-            drop, subject = (1 - measured.agreement) * 100, "answers that differ from the source's"
+            drop = (1 - msgspec.structs.replace(measured, accuracy=None).quality) * 100
+            subject = "share in which answers differ from the source's"
         checks.append(_at_most("accuracy_drop", drop, budgets.accuracy_drop_points, "points", subject))
     baseline = references.baseline.accuracy if references.baseline else None
     if gate.max_regression_points is not None and baseline is not None:

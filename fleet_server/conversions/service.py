@@ -87,7 +87,13 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
 def _work(session: Session, version: Version, spec: ProfileSpec) -> str:
     """A hash of the files to convert and how; budgets but that of accuracy only judge what was made."""
     forms = sorted((form.format, form.digest) for form in catalog.source_forms(session, version.id))
-    how = [spec.runtime.value, spec.providers, sorted(spec.precisions), spec.budgets.accuracy_drop_points]
+    how = [
+        spec.runtime.value,
+        spec.providers,
+        spec.provider_options,
+        sorted(spec.precisions),
+        spec.budgets.accuracy_drop_points,
+    ]
     parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec)]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
@@ -266,9 +272,7 @@ def _keeps_accuracy(measured: Measurements, result: BuildResult) -> bool:
     best = result.candidates[result.chosen].measurements if result.chosen is not None else None
     if best is None:
         return False
-    if measured.accuracy is not None and best.accuracy is not None:
-        return measured.accuracy >= best.accuracy - 0.01
-    return measured.agreement >= best.agreement - 0.01
+    return measured.quality >= best.quality - 0.01
 
 
 def settle(session: Session, variant: Variant, version: Version, chosen: Candidate, verdict: GateVerdict) -> None:

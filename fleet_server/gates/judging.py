@@ -103,12 +103,16 @@ def _measured(
         return pick(values) if len(values) == len(all_of) else None
 
     agreement = worst(lambda result: result.agreement, min)
+    strayed = 0.0 if agreement is None else max(0.0, one.measurements.agreement - agreement)
+    near = one.measurements.fidelity
     fallen = next((result.provider for result in all_of if _fell_back(result.provider, target)), None)
     measurements = msgspec.structs.replace(
         one.measurements,
         samples=min(result.samples for result in all_of),
         accuracy=worst(lambda result: result.accuracy, min),
         agreement=one.measurements.agreement if agreement is None else agreement,
+        # Where it answers otherwise on the device than here, that counts in full.
+        fidelity=None if near is None else max(0.0, near - strayed),
         latency_p50_ms=max(result.latency_p50_ms for result in all_of),
         latency_p95_ms=max(result.latency_p95_ms for result in all_of),
         latency_p99_ms=max(result.latency_p99_ms for result in all_of),

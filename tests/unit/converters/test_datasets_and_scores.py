@@ -12,7 +12,7 @@ from agent.protocol.manifest import TensorSpec
 from agent.trial.scoring import answers
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import class_scores
+from converters.evaluate import class_scores, fidelity
 
 IMAGE = (TensorSpec("image", "float32", (-1, 3, 4, 4)),)
 TWO = (TensorSpec("ids", "int64", (-1, 8)), TensorSpec("mask", "int64", (-1, 8)))
@@ -119,3 +119,17 @@ def test_rows_that_are_whole_inputs(tmp_path: Path) -> None:
         load_dataset(
             written(tmp_path, sound=np.zeros((3, 512)), state=np.zeros((3, 2, 128)), rate=np.full(3, 1)), specs, "x"
         )
+
+
+def test_fidelity_is_the_share_of_the_variance_that_is_there_still() -> None:
+    wanted = {"y": np.array([[0.0, 10.0], [2.0, 14.0]], np.float32), "ids": np.array([1, 2])}
+    assert fidelity(wanted, wanted) == 1.0
+    assert fidelity({**wanted, "ids": np.array([9, 9])}, wanted) == 1.0, "integers have no variance to speak of"
+    near = {**wanted, "y": wanted["y"] + np.float32(0.5)}
+    assert fidelity(near, wanted) == pytest.approx(1 - 4 * 0.25 / 10)
+    assert fidelity({**wanted, "y": wanted["y"] * np.float32("nan")}, wanted) == 0.0
+    assert fidelity({**wanted, "y": wanted["y"][:1]}, wanted) == 0.0
+    assert fidelity({}, {"ids": wanted["ids"]}) is None
+    constant = {"y": np.ones((3, 2), np.float32)}
+    assert fidelity(constant, constant) == 1.0
+    assert fidelity({"y": constant["y"] + 1}, constant) == 0.0
