@@ -111,6 +111,7 @@ class Supervisor:
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
         self._worker.start()
         self._carry_out(self._updater.recover())
+        self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._link.start()
         try:
             while not self._stopping:

@@ -104,12 +104,18 @@ RECIPES: tuple[Recipe, ...] = (
         *_edge(litert_quantize.without_calibration, "weight_only_wi4_afp32"),
     ),
 )
-# Tried only when every plain int8 candidate loses too much.
+# Tried only when every plain candidate of the same precision loses too much.
 REPAIRS: tuple[Recipe, ...] = (
     _onnx("onnx-equalized-u8s8", Precision.INT8, *_equalized("MinMax"), needs=True),
     _onnx("onnx-equalized-u8s8-percentile", Precision.INT8, *_equalized("Percentile"), needs=True),
     _onnx("onnx-mixed-u8s8", Precision.INT8, *_static(_MIXED, "onnx-mixed-int8", "MinMax"), needs=True),
     _onnx("onnx-mixed-u8s8-percentile", Precision.INT8, *_static(_MIXED, "onnx-mixed-int8", "Percentile"), needs=True),
+    _onnx(
+        "onnx-mixed-dynamic",
+        Precision.DYNAMIC_INT8,
+        Planned("onnx-mixed-dynamic", onnx_dynamic.mixed_dynamic, {"per_channel": True}),
+        needs=True,
+    ),
 )
 
 
@@ -119,11 +125,13 @@ def plan(target: Target) -> list[Recipe]:
 
 
 def repairs(target: Target, candidates: Sequence[Candidate], source: Measurements) -> list[Recipe]:
-    """Recipes that rescale channels or leave layers in floating point, where plain int8 lost too much accuracy."""
-    int8 = [one for one in candidates if one.precision is Precision.INT8 and one.measurements is not None]
-    if not int8 or any(_lost(one.measurements, source) <= _allowed(target) for one in int8 if one.measurements):
-        return []
-    return _of(REPAIRS, target)
+    """Recipes that rescale channels or leave layers in floating point, where the plain ones lost too much accuracy."""
+    least: dict[Precision, float] = {}
+    for one in candidates:
+        if one.measurements is not None:
+            lost = _lost(one.measurements, source)
+            least[one.precision] = min(lost, least.get(one.precision, lost))
+    return [recipe for recipe in _of(REPAIRS, target) if least.get(recipe.precision, 0.0) > _allowed(target)]
 
 
 def _of(recipes: tuple[Recipe, ...], target: Target) -> list[Recipe]:

@@ -85,6 +85,9 @@ class Trials:
         self._process: subprocess.Popen[bytes] | None = None
         self._measuring: Measure | None = None
         self._until = 0.0
+        for left in folder.iterdir() if folder.exists() else ():
+            if left.name not in self._book.records:
+                shutil.rmtree(left, ignore_errors=True)
 
     def desired(self, trials: tuple[Trial, ...]) -> None:
         """Take in what is wanted; what no longer is ends at once."""
@@ -97,6 +100,8 @@ class Trials:
             shutil.rmtree(self._folder / key, ignore_errors=True)
         self._journal.forget_trials(gone)
         self._keep()
+        if gone:
+            self._changed()
 
     def reports(self) -> tuple[TrialReport, ...]:
         """Every trial, as the server is told."""

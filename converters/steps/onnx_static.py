@@ -11,7 +11,6 @@ quantized, and the answers on calibration rows are compared with the source's. A
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,18 @@ import numpy as np
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_sensitivity import (
+    LEFT,
+    SENSITIVITY_ROWS,
+    agreement_of,
+    answers_of,
+    groups_of,
+    name_nodes,
+    relative_error,
+)
 
 ROWS = 512
 SLICE = 16
-SENSITIVITY_ROWS = 64
-GROUPS = 24
-LEFT = (1, 2, 3, 5, 8, 12)
 # Entropy is searched for over so many bins: TensorRT's 2,048 take minutes here, the library's 128 leave no choice.
 ENTROPY_BINS = 512
 QUANTIZED = ("Conv", "MatMul", "Gemm", "ConvTranspose")
@@ -46,18 +51,14 @@ def prepare(
     source: Path, target: Path, _context: Context, _parameters: dict[str, Parameter], _found: dict[str, Parameter]
 ) -> None:
     """Fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it."""
-    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
     except Exception:  # noqa: BLE001 (shape inference fails in many ways; the file as it is may still quantize)
-        shutil.copyfile(source, target)
-    model = onnx.load(str(target))
-    for number, node in enumerate(model.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{number}"  # layers are left out of quantization by name
-    onnx.save(model, str(target))
+        name_nodes(source, target)
+    else:
+        name_nodes(target, target)
 
 
 def static_int8(
@@ -76,42 +77,25 @@ def mixed_int8(
         ConversionError: when even with half of the layers in floating point the answers differ too much.
     """
     wanted = 1 - (context.accuracy_drop_points if context.accuracy_drop_points is not None else 1.0) / 100
-    groups = _groups(source)
-    expected = _answers(source, context, SENSITIVITY_ROWS)
+    groups = groups_of(source, QUANTIZED)
+    expected = answers_of(source, context, SENSITIVITY_ROWS)
     errors = []
     for group in groups:
         others = [name for other in groups if other is not group for name in other]
         _quantize(source, target, context, parameters, exclude=others)
-        errors.append(_error(expected, _answers(target, context, SENSITIVITY_ROWS)))
+        errors.append(relative_error(expected, answers_of(target, context, SENSITIVITY_ROWS)))
     ordered = [groups[index] for index in np.argsort(errors)[::-1]]
-    expected = _answers(source, context, ROWS)
+    expected = answers_of(source, context, ROWS)
     agreement = 0.0
     for count in (one for one in LEFT if one <= max(1, (len(groups) + 1) // 2)):
         left = [name for group in ordered[:count] for name in group]
         _quantize(source, target, context, parameters, exclude=left)
-        agreement = _agreement(expected, _answers(target, context, ROWS))
+        agreement = agreement_of(expected, answers_of(target, context, ROWS))
         if agreement >= wanted:
             found.update(layers=sum(map(len, groups)), left_in_float=len(left), agreement=round(agreement, 5))
             return
     detail = f"with half of its layers in floating point it still agrees with the source on only {agreement:.1%}"
     raise ConversionError("too_sensitive", detail)
-
-
-def _groups(source: Path) -> list[list[str]]:
-    """Names of quantizable layers in order, in at most `GROUPS` rows of neighbours."""
-    import onnx
-
-    names = [node.name for node in onnx.load(str(source)).graph.node if node.op_type in QUANTIZED and node.name]
-    if not names:
-        raise ConversionError("nothing_to_do", "the net has no layer that static int8 would quantize")
-    size = -(-len(names) // GROUPS)
-    return [names[start : start + size] for start in range(0, len(names), size)]
-
-
-def _error(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
-    """Mean squared difference, as a share of the expected's variance."""
-    wide = expected.astype(np.float64)
-    return float(((wide - got.astype(np.float64)) ** 2).mean() / max(wide.var(), 1e-12))
 
 
 def _quantize(
@@ -154,28 +138,14 @@ def _ranges(source: Path, context: Context, method: Any) -> Path:
         extra_options={"num_bins": ENTROPY_BINS} if method.name == "Entropy" else {},
     )
     rows = min(ROWS, context.calibration.rows)
-    for start in range(0, rows, SLICE):
-        calibrator.collect_data(Reader(context.calibration, start, min(start + SLICE, rows)))
-    save_tensors_data(calibrator.compute_data(), cache)
+    try:
+        for start in range(0, rows, SLICE):
+            calibrator.collect_data(Reader(context.calibration, start, min(start + SLICE, rows)))
+        save_tensors_data(calibrator.compute_data(), cache)
+    except ValueError as error:
+        detail = (
+            f"{method.name} finds no ranges for this net's activations ({str(error)[:120]}): MinMax needs no histogram"
+        )
+        raise ConversionError("no_ranges", detail) from None
     augmented.unlink(missing_ok=True)
     return cache
-
-
-def _answers(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
-    """The first output on the calibration rows."""
-    import onnxruntime
-
-    assert context.calibration is not None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rows = context.calibration.part(0, most).batches(1)
-    return np.concatenate([np.atleast_1d(session.run(None, row)[0]) for row in rows])
-
-
-def _agreement(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
-    """Share of rows with the same answer."""
-    from agent.trial.scoring import answers
-
-    return float((answers(expected) == answers(got)).mean())

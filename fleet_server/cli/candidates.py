@@ -29,19 +29,22 @@ def columns(candidates: Sequence[Json]) -> list[Column]:
             return None
         return f"{row['measurements']['latency_p50_ms'] / plain['latency_p50_ms']:.2f}x"
 
-    quality = (
-        "accuracy"
-        if any((one["measurements"] or {}).get("accuracy") is not None for one in candidates)
-        else "agreement"
-    )
+    quality = _quality(candidates)
     return [
         ("recipe", lambda row: ("* " if row.get("on_front") else "  ") + row["recipe"]),
         ("MB", measured("size", 1e-6)),
-        ("acc. %" if quality == "accuracy" else "agrees %", measured(quality, 100)),
+        ({"accuracy": "acc. %", "fidelity": "faithful %"}.get(quality, "agrees %"), measured(quality, 100)),
         ("p50 ms", measured("latency_p50_ms")),
         ("fp32", times),
         ("fate", lambda row: row.get("fate") or row["error"]),
     ]
+
+
+def _quality(candidates: Sequence[Json]) -> str:
+    """Which measurement accuracy budgets were about."""
+    measured = [one["measurements"] or {} for one in candidates]
+    names = (name for name in ("accuracy", "fidelity") if any(one.get(name) is not None for one in measured))
+    return next(names, "agreement")
 
 
 def plot(candidates: Sequence[Json], path: Path, *, title: str) -> None:
@@ -51,8 +54,7 @@ def plot(candidates: Sequence[Json], path: Path, *, title: str) -> None:
     except ImportError:
         raise fail("plots need matplotlib: pip install 'shoal[plot]'") from None
     built = [one for one in candidates if one["measurements"]]
-    labelled = any(one["measurements"]["accuracy"] is not None for one in built)
-    name = "accuracy" if labelled else "agreement"
+    name = _quality(built)
     figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, one in enumerate(sorted(built, key=lambda row: row["measurements"]["latency_p50_ms"]), start=1):

@@ -113,10 +113,7 @@ def test_a_killed_agent_measures_again_and_a_run_can_be_cancelled(fleet: LocalFl
     assert fleet.post(f"/gate-runs/{second}/cancel", status=200)["state"] == "cancelled"
     assert fleet.post(f"/gate-runs/{second}/cancel", status=409)["code"] == "gate_run_over"
     wait_until("no trial left", lambda: not leftovers(fleet.folder / "edge-1" / "trials"))
-    names = [path.name for path in (fleet.folder / "edge-1" / "artifacts").iterdir()]
-    serving = [one["digest"] for one in fleet.get("/devices/edge-1")["serving"]]
-    wait_until("files of trials to go", lambda: sorted(names_in(fleet)) == sorted(serving))
-    assert names
+    wait_until("files of trials to go", lambda: served(fleet) and names_in(fleet) == served(fleet))
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -124,7 +121,11 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def names_in(fleet: LocalFleet) -> list[str]:
-    return [path.name for path in (fleet.folder / "edge-1" / "artifacts").iterdir()]
+    return sorted(path.name for path in (fleet.folder / "edge-1" / "artifacts").iterdir())
+
+
+def served(fleet: LocalFleet) -> list[str]:
+    return sorted(one["digest"] for one in fleet.get("/devices/edge-1")["serving"])
 
 
 def test_a_run_whose_time_is_over_fails_and_leaves_the_variant(fleet: LocalFleet) -> None:
