@@ -37,13 +37,38 @@ class DataFile(msgspec.Struct, frozen=True):
     path: str
 
 
+class Weights(msgspec.Struct, frozen=True):
+    """Uploaded safetensors for an architecture that an operator registered (`converters.architectures`).
+
+    Attributes:
+        architecture: its name.
+        digest: SHA-256 of the file.
+        path: where it lies.
+    """
+
+    architecture: str
+    digest: str
+    path: str
+
+
 class InspectJob(msgspec.Struct, frozen=True, tag="inspect"):
-    """Check an uploaded version: its files load, agree with each other, and fit its data."""
+    """Check an uploaded version: its files load, agree with each other, and fit its data.
+
+    Attributes:
+        sources: its files; none where `weights` are exported to make them.
+        calibration: see `BuildJob`.
+        evaluation: likewise.
+        classes: how many class names there are; None for none.
+        weights: of a registered architecture.
+        training: rows to train on, which only have to fit.
+    """
 
     sources: tuple[SourceFile, ...]
     calibration: DataFile | None = None
     evaluation: DataFile | None = None
     classes: int | None = None
+    weights: Weights | None = None
+    training: DataFile | None = None
 
 
 class Inspection(msgspec.Struct, frozen=True):
@@ -58,6 +83,8 @@ class Inspection(msgspec.Struct, frozen=True):
         evaluation_samples: rows of the evaluation set.
         operators: how often each operator stands in the source.
         parameters: numbers in its weights.
+        exported: source forms that were made of weights; their paths are relative to the working folder.
+        training_samples: rows of the training set.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -67,6 +94,8 @@ class Inspection(msgspec.Struct, frozen=True):
     evaluation_samples: int = 0
     operators: dict[str, int] = {}
     parameters: int = 0
+    exported: tuple[SourceFile, ...] = ()
+    training_samples: int = 0
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -129,6 +158,34 @@ class DerivedSource(msgspec.Struct, frozen=True):
     tools: dict[str, str]
 
 
+class TrainingOrder(msgspec.Struct, frozen=True):
+    """Passes with training data, on a net of a registered architecture; see `converters.training.compress`.
+
+    Attributes:
+        weights: of the net.
+        data: rows to train on, with targets as `y`.
+        prune: `adaptive`, the share of the work that is to be left, or None.
+        sparsity: share of weights that are to be zero; None for no such net.
+        student: registered architecture that is to learn from the net; None for none.
+        quantize_aware: whether each net is also fine-tuned for integers.
+        budget_points: that adaptive pruning may cost.
+        epochs: of each fine-tuning.
+        learning_rate: the highest of each.
+        seed: of every random choice.
+    """
+
+    weights: Weights
+    data: DataFile
+    prune: str | float | None = None
+    sparsity: float | None = None
+    student: str | None = None
+    quantize_aware: bool = False
+    budget_points: float = 0.5
+    epochs: float = 5.0
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
 class BaselineArtifact(msgspec.Struct, frozen=True):
     """The artifact an earlier version runs on this profile: the new one is compared with it on the same data."""
 
@@ -162,7 +219,8 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         baseline: of an earlier version, when there is one.
         onnx2tf_python: interpreter of an environment with onnx2tf; None where there is none, and an ONNX form alone
             makes no LiteRT variant.
-        derived: of the source, by training passes.
+        derived: of the source, by training passes that were made before.
+        training: passes to make first, whose nets are tried like those in `derived`.
         cache: of earlier conversions; None converts everything.
     """
 
@@ -173,6 +231,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     baseline: BaselineArtifact | None = None
     onnx2tf_python: str | None = None
     derived: tuple[DerivedSource, ...] = ()
+    training: TrainingOrder | None = None
     cache: CacheFolder | None = None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
 from agent.trial.dataset import Array, Dataset
 from agent.trial.scoring import answers
+from converters.architectures import export_weights
 from converters.cache import CandidateCache
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
@@ -40,6 +41,7 @@ from converters.planner import choose, excesses, fates, plan, repairs
 from converters.sources import check_tflite, parse_onnx
 from converters.step import Context, Recipe, run_recipe, tool_versions
 from converters.steps import onnx_to_litert
+from converters.training.data import read_training
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,17 @@ def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildRes
     Raises:
         ConversionError: when it can't be done, with the remedy.
     """
-    return inspect(job, progress) if isinstance(job, InspectJob) else build(job, folder, progress)
+    return inspect(job, folder, progress) if isinstance(job, InspectJob) else build(job, folder, progress)
 
 
-def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
-    """Check an uploaded version: its files load, agree with each other, and fit its data."""
+def inspect(job: InspectJob, folder: Path, progress: ProgressCall) -> Inspection:
+    """Check an uploaded version: its files load, agree with each other, and fit its data.
+
+    Weights of a registered architecture are exported first.
+    """
+    progress(0.05, "export" if job.weights else "load")
+    exported = export_weights(job, folder)
+    job = msgspec.structs.replace(job, sources=(*job.sources, *exported))
     progress(0.1, "load")
     specs, operators, parameters = _source_specs(job.sources)
     main = _main_source(job.sources)
@@ -104,7 +112,21 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
         evaluation_samples=evaluation.rows if evaluation else 0,
         operators=operators,
         parameters=parameters,
+        exported=tuple(msgspec.structs.replace(one, path=Path(one.path).name) for one in exported),
+        training_samples=_training_samples(job.training, specs[main.format]),
     )
+
+
+def _training_samples(training: DataFile | None, specs: Specs) -> int:
+    """Rows to train on; they must have the inputs of the model."""
+    if training is None:
+        return 0
+    rows = read_training(Path(training.path))
+    names = [spec.name for spec in specs[0]]
+    if sorted(rows.inputs) != sorted(names):
+        detail = f"training: it has arrays {sorted(rows.inputs)} beside `y`, the model's inputs are {sorted(names)}"
+        raise ConversionError("bad_data", detail, "training")
+    return rows.count
 
 
 def _main_source(sources: tuple[SourceFile, ...]) -> SourceFile:
@@ -204,6 +226,8 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
         progress(0.05, "convert to LiteRT")
         starts[ModelFormat.TFLITE] = _litert_start(job, starts.get(ModelFormat.ONNX), data, source_run, folder)
     context = Context(folder, calibration, job.target.accuracy_drop_points)
+    trained, problems = _trained(job, folder, progress)
+    job = msgspec.structs.replace(job, derived=(*job.derived, *trained))
     candidates: list[Candidate] = []
 
     def attempt(tried: list[tuple[Recipe, Start | str | None]], start: float, end: float) -> None:
@@ -217,6 +241,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     attempt([(recipe, starts.get(recipe.source)) for recipe in repairs(job.target, plain, source)], 0.7, 0.75)
     for derived in job.derived:
         attempt(_of_derived(derived, recipes, plain, specs), 0.4, 0.85)
+    candidates += [Candidate("training", Precision.FP32, error=problem) for problem in problems]
     progress(0.85, "time the best once more")
     candidates = _timed_again(candidates, job, source, data, folder, evaluated=evaluation is not None)
     progress(0.95, "baseline")
@@ -230,6 +255,15 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
         baseline=baseline,
         baseline_version=job.baseline.version if baseline and job.baseline else None,
     )
+
+
+def _trained(job: BuildJob, folder: Path, progress: ProgressCall) -> tuple[tuple[DerivedSource, ...], list[str]]:
+    """Nets that training passes make, where the job orders some, and why others could not be made."""
+    if job.training is None:
+        return (), []
+    from converters.training.derive import train
+
+    return train(job.training, folder, lambda text: progress(0.08, text))
 
 
 def _timed_again(

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     conversion_timeout_s: float = Field(
         1800.0, gt=0, description="A conversion that takes longer, in seconds, is ended."
     )
+    training_timeout_s: float = Field(
+        21600.0, gt=0, description="A conversion that trains first and takes longer, in seconds, is ended."
+    )
     conversion_memory_mb: int = Field(
         8192, ge=512, description="Data memory (RLIMIT_DATA) of one conversion process, in MiB."
     )

@@ -1,4 +1,7 @@
-"""From a torch net to source forms, on the pusher's own machine: this runs the user's code, which no server may."""
+"""From a torch net to source forms. This runs the net's code, so only where that is trusted.
+
+On the pusher's own machine that is any code; on a server it is an architecture that an operator registered.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.protocol.manifest import ModelFormat
 from converters.errors import ConversionError
 from converters.training.refit import is_marked, refit
 
@@ -55,21 +59,34 @@ def load_net(spec: str, weights: Path | None) -> Any:
     Raises:
         ConversionError: naming what is missing or does not fit.
     """
+    net = net_builder(spec)()
+    return net.eval() if weights is None else fill(net, weights, "--weights")
+
+
+def fill(net: Any, weights: Path, field: str) -> Any:
+    """Give a fresh net its weights; one that was pruned gets the shapes they have.
+
+    Args:
+        net: changed in place, and returned in evaluation mode.
+        weights: safetensors.
+        field: of the request, for errors.
+
+    Raises:
+        ConversionError: `bad_weights`, when they are not readable or do not fit.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    net = net_builder(spec)()
-    if weights is not None:
-        try:
-            state = load_file(str(weights))
-            if is_marked(weights):
-                refit(net, state)
-        except (SafetensorError, OSError) as error:
-            raise ConversionError("bad_weights", f"--weights: {weights} is not readable safetensors: {error}") from None
-        try:
-            net.load_state_dict(state)
-        except RuntimeError as error:
-            raise ConversionError("bad_weights", f"--weights: they do not fit the net: {error}") from None
+    try:
+        state = load_file(str(weights))
+        if is_marked(weights):
+            refit(net, state)
+    except (SafetensorError, OSError) as error:
+        raise ConversionError("bad_weights", f"{field}: {weights.name} is not readable safetensors: {error}") from None
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConversionError("bad_weights", f"{field}: the weights do not fit the net: {error}") from None
     return net.eval()
 
 
@@ -134,6 +151,34 @@ def export_onnx(net: Any, examples: list[npt.NDArray[Any]], path: Path, names: l
         raise ConversionError(
             "export_differs", "the exported ONNX file answers otherwise than the net: report this net"
         )
+
+
+def export_forms(net: Any, inputs: dict[str, npt.NDArray[Any]], folder: Path, stem: str) -> dict[ModelFormat, Path]:
+    """Write a net in every form that can be made here: ONNX, and TFLite where litert-torch is installed.
+
+    Args:
+        net: in evaluation mode.
+        inputs: example rows by name, in the order of the net's parameters.
+        folder: where to.
+        stem: the files' name without its end.
+
+    Raises:
+        ConversionError: when a form can't be made, or answers otherwise than the net.
+    """
+    forms = {ModelFormat.ONNX: folder / f"{stem}.onnx"}
+    examples = list(inputs.values())
+    try:
+        with quiet():
+            export_onnx(net, examples, forms[ModelFormat.ONNX], list(inputs))
+            if can_export_tflite():
+                forms[ModelFormat.TFLITE] = folder / f"{stem}.tflite"
+                export_tflite(net, examples, forms[ModelFormat.TFLITE])
+    except ConversionError:
+        raise
+    except Exception as error:
+        detail = f"the net can't be exported ({type(error).__name__}: {str(error)[:300]}): torch.export must follow it"
+        raise ConversionError("not_exportable", detail) from error
+    return forms
 
 
 def can_export_tflite() -> bool:

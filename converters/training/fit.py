@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Fitting:
         soft: share of the loss that the teacher has, 0 to 1.
         seed: of order and mixing.
         seconds: when to end early; None never. The schedule is followed by what has passed, of steps or of time.
+        bfloat16: whether layers multiply in bfloat16 (weights, sums and the loss stay float32); None: convolutional
+            nets do, where the processor has instructions for it, which halves the time.
     """
 
     epochs: float = 5.0
@@ -44,6 +47,7 @@ class Fitting:
     soft: float = 0.7
     seed: int = 0
     seconds: float | None = None
+    bfloat16: bool | None = None
 
 
 def fit(
@@ -73,7 +77,7 @@ def fit(
         teacher.eval()
     started, step = time.monotonic(), 0
     net.train()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _fast(net, how) as arithmetic:
         torch.manual_seed(how.seed)
         while step < total:
             for batch in rows.batches(how.batch, rng):
@@ -85,7 +89,8 @@ def fit(
                     break
                 for group in optimizer.param_groups:
                     group["lr"] = how.rate * _schedule(passed)
-                loss = loss_of(net, batch, how, teacher, rng)
+                with arithmetic():
+                    loss = loss_of(net, batch, how, teacher, rng)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
@@ -99,6 +104,30 @@ def fit(
                 break
     net.eval()
     return step
+
+
+@contextmanager
+def _fast(net: Any, how: Fitting) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+    """The net in the memory layout that convolutions are fastest in, until the end; gives the context of a step."""
+    import torch
+
+    convolutional = any(isinstance(module, torch.nn.Conv2d) for module in net.modules())
+    wanted = convolutional and _multiplies_bfloat16() if how.bfloat16 is None else how.bfloat16
+    if convolutional:
+        net.to(memory_format=torch.channels_last)
+    try:
+        yield lambda: torch.autocast("cpu", dtype=torch.bfloat16, enabled=wanted)
+    finally:
+        if convolutional:
+            net.to(memory_format=torch.contiguous_format)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16: without, torch imitates them slowly."""
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _schedule(passed: float) -> float:

@@ -35,7 +35,7 @@ def quantize_aware(net: Any, teacher: Any, trained: Trained, found: dict[str, Pa
     cost_before = error(before, trained.held_back)
     _rounding(folded)
     _settle(folded, trained)
-    how = replace(trained.how, rate=trained.how.rate * RATE)
+    how = replace(trained.how, rate=trained.how.rate * RATE, bfloat16=False)  # coarser than the grid to settle on
     fit(folded, trained.rows, how, teacher=teacher, say=trained.say, name="quantization-aware")
     cost_after = error(folded, trained.held_back)
     _plain(folded)

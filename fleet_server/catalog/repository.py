@@ -41,7 +41,13 @@ def is_referenced(session: Session, digest: str) -> bool:
     """Whether any version or variant names the digest."""
     queries = (
         select(SourceForm.id).where(SourceForm.digest == digest),
-        select(Version.id).where(or_(Version.calibration_digest == digest, Version.evaluation_digest == digest)),
+        select(Version.id).where(
+            or_(
+                Version.calibration_digest == digest,
+                Version.evaluation_digest == digest,
+                Version.training_digest == digest,
+            )
+        ),
         select(Variant.id).where(Variant.digest == digest),
         select(CandidateArtifact.variant_id).where(CandidateArtifact.digest == digest),
     )
@@ -171,6 +177,7 @@ def delete_version(session: Session, version: Version) -> set[str]:
         *session.scalars(select(CandidateArtifact.digest).where(CandidateArtifact.variant_id.in_(variants))),
         version.calibration_digest,
         version.evaluation_digest,
+        version.training_digest,
     ]
     runs = select(GateRun.id).where(GateRun.variant_id.in_(variants))
     session.execute(delete(GateTrial).where(GateTrial.run_id.in_(runs)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent.protocol.manifest import ModelFormat
 from fleet_server.schemas import Digest, Failure, Name, Request, Response, example
@@ -40,10 +40,18 @@ class TensorView(Response):
     shape: list[int] = Field(description="-1 for a free dimension.")
 
 
+class SourceFormat(StrEnum):
+    """The format of a version's file."""
+
+    ONNX = ModelFormat.ONNX.value
+    TFLITE = ModelFormat.TFLITE.value
+    SAFETENSORS = "safetensors"  # weights of a registered architecture, from which the server makes the other forms
+
+
 class SourceFormCreate(Request):
     """One file of a version, uploaded before."""
 
-    format: ModelFormat
+    format: SourceFormat
     digest: Digest
 
 
@@ -76,18 +84,43 @@ class VersionCreate(Request):
 
     name: Name
     sources: list[SourceFormCreate] = Field(min_length=1, max_length=4)
+    architecture: Name | None = Field(
+        None,
+        description=(
+            "Of safetensors: the registered architecture (`GET /architectures`) that takes them; the server exports "
+            "the net on example rows of the evaluation or calibration set."
+        ),
+    )
     calibration: Digest | None = Field(None, description="Data set for static int8: an .npz, uploaded before.")
     evaluation: Digest | None = Field(None, description="Held-out data set with labels: an .npz, uploaded before.")
+    training: Digest | None = Field(
+        None, description="Rows to train on, with targets as `y`, for passes that train: an .npz, uploaded before."
+    )
     labels: list[str] = Field(default_factory=list, max_length=10_000, description="Class names by index.")
     gate: GateSpec = Field(default_factory=GateSpec)
+
+    @model_validator(mode="after")
+    def _weights_have_an_architecture(self) -> Self:
+        formats = [source.format for source in self.sources]
+        if SourceFormat.SAFETENSORS not in formats:
+            if self.architecture is not None:
+                raise ValueError("architecture: it is for safetensors, and sources name none: leave it out")
+            if self.training is not None:
+                raise ValueError("training: only weights of a registered architecture can be trained: leave it out")
+        elif self.architecture is None:
+            raise ValueError("architecture: safetensors are weights alone: name the registered net that takes them")
+        elif len(formats) > 1:
+            raise ValueError("sources: the server makes the other forms of safetensors: name them alone")
+        return self
 
 
 class SourceFormView(Response):
     """One file of a version."""
 
-    format: ModelFormat
+    format: SourceFormat
     digest: str
     size: int
+    exported: bool = Field(description="Whether the server made it of the version's weights.")
 
 
 class VersionView(Response):
@@ -101,8 +134,10 @@ class VersionView(Response):
     inputs: list[TensorView]
     outputs: list[TensorView]
     labels: list[str]
+    architecture: str | None
     calibration: str | None
     evaluation: str | None
+    training: str | None
     gate: GateSpec
     inspection: dict[str, Any] = Field(description="What the check at upload found: agreement of the forms, samples.")
     created_at: dt.datetime
@@ -117,6 +152,28 @@ class ModelView(Response):
     created_at: dt.datetime
 
 
+class ArchitectureView(Response):
+    """A net whose code is installed on the server: weights of it may be pushed as safetensors."""
+
+    name: str
+
+
+class TrainingPlan(Request):
+    """Passes with training data. The nets that they make are converted and measured beside the version as it is."""
+
+    prune: Literal["adaptive"] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        "adaptive",
+        description="Remove channels: `adaptive` within `budget_points`, or the share of the work that is to be left.",
+    )
+    sparsity: float | None = Field(None, gt=0, lt=1, description="Also a net with this share of zeros.")
+    student: Name | None = Field(None, description="Also a net of this registered architecture that learns from it.")
+    quantize_aware: bool = Field(False, description="Also fine-tune each net for integers.")
+    budget_points: float = Field(0.5, ge=0, le=100, description="Points that adaptive pruning may cost.")
+    epochs: float = Field(5.0, gt=0, le=10_000, description="Of each fine-tuning.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="The highest of each fine-tuning.")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+
 class VariantBuild(Request):
     """Build a version for profiles. A variant that is there already and ready is built again only with `rebuild`."""
 
@@ -125,6 +182,9 @@ class VariantBuild(Request):
     version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
     profiles: list[Name] = Field(min_length=1, max_length=100)
     rebuild: bool = False
+    training: TrainingPlan | None = Field(
+        None, description="Train first; only for a version with weights of a registered architecture and training rows."
+    )
 
 
 class GateCheck(Response):

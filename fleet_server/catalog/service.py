@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
+from agent.protocol.manifest import ModelFormat
 from fleet_server import audit
 from fleet_server.catalog import repository
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -37,18 +39,23 @@ UPLOAD_LIFETIME = dt.timedelta(days=1)
 
 @dataclass(frozen=True)
 class InspectionRecord:
-    """What the check of a version found, as it is stored."""
+    """What the check of a version found, as it is stored, and the forms that were made of its weights by format."""
 
     inputs: list[Any]
     outputs: list[Any]
     inspection: dict[str, Any]
+    exported: dict[ModelFormat, UploadView] = dataclasses.field(default_factory=dict)
 
 
 class Inspector(Protocol):
     """Checks the files of a version before anything of it is written."""
 
-    def inspect(self, wanted: VersionCreate) -> InspectionRecord:
+    def inspect(self, wanted: VersionCreate, keep: Callable[[Path], UploadView]) -> InspectionRecord:
         """Check that files load, agree and fit their data.
+
+        Args:
+            wanted: names the files.
+            keep: takes a form that was made of weights, as if it had been uploaded.
 
         Raises:
             InvalidError: naming the field at fault and the remedy.
@@ -111,9 +118,10 @@ def create_version(
         if existing is not None:
             return existing
         _check_uploads(session, fleet_id, wanted)
-    digests = [source.digest for source in wanted.sources] + [d for d in (wanted.calibration, wanted.evaluation) if d]
+    data = (wanted.calibration, wanted.evaluation, wanted.training)
+    digests = [source.digest for source in wanted.sources] + [digest for digest in data if digest]
     try:
-        found = inspector.inspect(wanted)
+        found = inspector.inspect(wanted, lambda path: add_upload(database, store, fleet_id, path))
     except InvalidError:
         discard_uploads(database, store, fleet_id, digests)
         raise
@@ -136,6 +144,8 @@ def create_version(
             labels=list(wanted.labels),
             calibration_digest=wanted.calibration,
             evaluation_digest=wanted.evaluation,
+            training_digest=wanted.training,
+            architecture=wanted.architecture,
             gate=wanted.gate.model_dump(mode="json"),
             inspection=found.inspection,
         )
@@ -151,6 +161,17 @@ def create_version(
                     format=source.format.value,
                     digest=source.digest,
                     size=size,
+                )
+            )
+        for form, made in found.exported.items():
+            session.add(
+                SourceForm(
+                    fleet_id=fleet_id,
+                    version_id=version.id,
+                    format=form.value,
+                    digest=made.digest,
+                    size=made.size,
+                    exported=True,
                 )
             )
         session.flush()
@@ -271,8 +292,10 @@ def version_view(session: Session, model: Model, version: Version) -> VersionVie
         inputs=[TensorView.model_validate(tensor) for tensor in version.inputs],
         outputs=[TensorView.model_validate(tensor) for tensor in version.outputs],
         labels=version.labels,
+        architecture=version.architecture,
         calibration=version.calibration_digest,
         evaluation=version.evaluation_digest,
+        training=version.training_digest,
         gate=GateSpec.model_validate(version.gate),
         inspection=version.inspection,
         created_at=version.created_at,
@@ -310,11 +333,13 @@ def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionC
     version = repository.version(session, model.id, wanted.name) if model else None
     if model is None or version is None:
         return None
-    forms = {(form.format, form.digest) for form in repository.source_forms(session, version.id)}
+    forms = {(one.format, one.digest) for one in repository.source_forms(session, version.id) if not one.exported}
     same = (
         forms == {(source.format.value, source.digest) for source in wanted.sources}
         and version.calibration_digest == wanted.calibration
         and version.evaluation_digest == wanted.evaluation
+        and version.training_digest == wanted.training
+        and version.architecture == wanted.architecture
         and version.labels == list(wanted.labels)
         and version.gate == wanted.gate.model_dump(mode="json")
     )
@@ -332,7 +357,7 @@ def _check_uploads(session: Session, fleet_id: str, wanted: VersionCreate) -> No
     if len(set(formats)) != len(formats):
         raise InvalidError("duplicate_format", "sources: a version holds one file a format", field="sources")
     named = [(f"sources.{i}.digest", source.digest) for i, source in enumerate(wanted.sources)]
-    named += [("calibration", wanted.calibration or ""), ("evaluation", wanted.evaluation or "")]
+    named += [(name, getattr(wanted, name) or "") for name in ("calibration", "evaluation", "training")]
     for field, digest in named:
         if digest and repository.blob(session, fleet_id, digest) is None:
             raise InvalidError(

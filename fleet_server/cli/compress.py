@@ -61,7 +61,7 @@ def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out:
         rows = read_training(wanted.training)
         net = export.load_net(spec, weights)
         plan = CompressionPlan(
-            prune=_share(prune),
+            prune=pruned_share(prune),
             sparsity=wanted.sparsity,
             student=export.net_builder(wanted.distill) if wanted.distill else None,
             quantize_aware=wanted.quantize_aware,
@@ -79,7 +79,8 @@ def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out:
         raise fail(str(error)) from None
 
 
-def _share(text: str | None) -> str | float | None:
+def pruned_share(text: str | None) -> str | float | None:
+    """What `--prune` says: `adaptive`, a share, or nothing."""
     if text in {None, "adaptive"}:
         return text
     try:
@@ -93,24 +94,11 @@ def _share(text: str | None) -> str | float | None:
 
 def _exported(one: Any, rows: Any, folder: Path, out: Path) -> Any:
     """Files of a net as source forms; its weights stay with the user."""
-    from agent.protocol.manifest import ModelFormat
-    from converters.job import DerivedSource, SourceFile
-    from converters.step import tool_versions
-    from converters.steps import export
-    from converters.training.compress import TOOLS
+    from converters.training.derive import derived_source
     from converters.training.refit import save_weights
-    from fleet_server.catalog.artifacts import file_digest
 
-    few = rows.first(2)
-    examples, names = list(few.inputs.values()), list(few.inputs)
-    forms = {ModelFormat.ONNX: folder / f"{one.name}.onnx"}
     errors.print(f"exporting {one.name} …")
-    with export.quiet():
-        export.export_onnx(one.net, examples, forms[ModelFormat.ONNX], names)
-        if export.can_export_tflite():
-            forms[ModelFormat.TFLITE] = folder / f"{one.name}.tflite"
-            export.export_tflite(one.net, examples, forms[ModelFormat.TFLITE])
+    made = derived_source(one, rows, folder)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(one.net, out / f"{one.name}.safetensors")
-    files = tuple(SourceFile(form, file_digest(path)[0], str(path.absolute())) for form, path in forms.items())
-    return DerivedSource(one.name, files, one.passes, tool_versions(TOOLS))
+    return made

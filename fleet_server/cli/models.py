@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from fleet_server.cli.candidates import columns, plot
+from fleet_server.cli.compress import pruned_share
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -34,13 +35,23 @@ UNSAFE = {".pt", ".pt2", ".pth", ".pkl", ".pickle", ".ckpt"}
 def push(
     context: typer.Context,
     reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="What to call it, such as mnist@1.")],
-    sources: Annotated[list[str], typer.Argument(help="model.onnx and/or model.tflite, or net.py:function.")],
-    weights: Annotated[Path | None, typer.Option(help="Safetensors for net.py:function.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="model.onnx and/or model.tflite, or net.py:function.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Safetensors for net.py:function, or for --architecture.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="A net that is registered on the server, which makes the files of --weights.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Rows for static int8: an .npz with an array for each input.")
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="Held-out rows, as .npz, with their class indices as `y`.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option(help="Rows to train on, as .npz, with their targets as `y`: for --architecture.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Lowest accuracy the gate lets pass, 0 to 1.")] = None,
@@ -52,14 +63,20 @@ def push(
     """Push a version of a model: its files and its data sets.
 
     A torch net is exported on this machine: net.py runs here, with your rights, and the server never sees it.
+    With --architecture the server makes the files, by code that is installed there (`shoal model architectures`).
     Example: shoal model push mnist@1 net.py:build --weights w.safetensors --evaluation e.npz
     """
     name, _, version = reference.partition("@")
     if not name or not version:
         raise fail(f"{reference!r} is not MODEL@VERSION", 2)
     with client(context) as api, tempfile.TemporaryDirectory() as folder:
-        files = source_files(sources, weights, evaluation or calibration, Path(folder))
+        if architecture is None:
+            files = source_files(sources or [], weights, evaluation or calibration, Path(folder))
+        else:
+            files = _weights_alone(sources, weights)
         body: dict[str, Any] = {
+            "architecture": architecture,
+            "training": _upload(api, training) if training else None,
             "name": version,
             "sources": [{"format": form, "digest": _upload(api, path)} for form, path in files.items()],
             "calibration": _upload(api, calibration) if calibration else None,
@@ -74,6 +91,12 @@ def push(
         show_object(created, output)
 
 
+def _weights_alone(sources: list[str] | None, weights: Path | None) -> dict[str, Path]:
+    if sources or weights is None:
+        raise fail("--architecture takes --weights W.safetensors, and no other file", 2)
+    return {"safetensors": weights}
+
+
 def _lines(path: Path) -> list[str]:
     """Class names, one a line, the last with or without its line end."""
     try:
@@ -84,6 +107,8 @@ def _lines(path: Path) -> list[str]:
 
 def source_files(sources: list[str], weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
     """The files to upload, by format: those that were named, or exports of the net that was."""
+    if not sources:
+        raise fail("name the model: .onnx, .tflite, or net.py:function (or --architecture with --weights)", 2)
     if len(sources) == 1 and ".py:" in sources[0]:
         return _export(sources[0], weights, data, folder)
     found = {}
@@ -102,32 +127,22 @@ def source_files(sources: list[str], weights: Path | None, data: Path | None, fo
 
 
 def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
-    import numpy as np
-
+    from converters.architectures import example_rows
     from converters.errors import ConversionError
     from converters.steps import export
 
     if data is None:
         raise fail("a torch net needs example rows: give --evaluation or --calibration", 2)
     try:
-        with np.load(data, allow_pickle=False) as arrays:
-            names = [name for name in arrays.files if name != "y"]
-            examples = [arrays[name][:2] for name in names]
+        examples = example_rows(data)
         net = export.load_net(spec, weights)
-        forms = {"onnx": folder / "model.onnx"}
-        errors.print("exporting ONNX …")
-        with export.quiet():
-            export.export_onnx(net, examples, forms["onnx"], names)
-        if export.can_export_tflite():
-            forms["tflite"] = folder / "model.tflite"
-            errors.print("exporting TFLite …")
-            with export.quiet():
-                export.export_tflite(net, examples, forms["tflite"])
-        else:
-            errors.print("litert-torch is not installed here: no TFLite form (pip install 'shoal[convert-tflite]')")
+        errors.print("exporting the net …")
+        forms = export.export_forms(net, examples, folder, "model")
     except (ConversionError, ValueError, OSError) as error:
         raise fail(str(error)) from None
-    return forms
+    if not export.can_export_tflite():
+        errors.print("litert-torch is not installed here: no TFLite form (pip install 'shoal[convert-tflite]')")
+    return {form.value: path for form, path in forms.items()}
 
 
 def _upload(api: Client, path: Path) -> str:
@@ -137,6 +152,18 @@ def _upload(api: Client, path: Path) -> str:
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(f"uploading {path.name}", total=path.stat().st_size)
         return api.upload(path, lambda size: progress.advance(task, size))
+
+
+@model.command("architectures")
+def list_architectures(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """List the nets that are registered on the server, for `push --architecture`."""
+    with client(context) as api:
+        show_rows(
+            api.items("/architectures"),
+            output,
+            [("architecture", lambda row: row["name"])],
+            empty="the server has none: install a package with an entry point in the group shoal.architectures",
+        )
 
 
 @model.command("list")
@@ -190,17 +217,42 @@ def build(
     reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version to convert.")],
     profiles: Annotated[list[str], typer.Option("--profile", help="A profile to build for; repeat.")],
     rebuild: Annotated[bool, typer.Option(help="Also build again what is ready.")] = False,  # noqa: FBT002
+    prune: Annotated[
+        str | None,
+        typer.Option(help="Train: remove channels, `adaptive` or the share of the work to be left."),
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Train: also a net with this share of zeros.")] = None,
+    distill: Annotated[
+        str | None, typer.Option(metavar="ARCHITECTURE", help="Train: also a smaller registered net.")
+    ] = None,
+    quantize_aware: Annotated[bool, typer.Option(help="Train: also fine-tune for integers.")] = False,  # noqa: FBT002
+    epochs: Annotated[float, typer.Option(help="Of each fine-tuning.", min=0.01)] = 5.0,
+    learning_rate: Annotated[float, typer.Option(help="The highest of each fine-tuning.", min=1e-7)] = 1e-3,
+    budget_points: Annotated[float, typer.Option(help="Points that adaptive pruning may cost.", min=0.0)] = 0.5,
     wait: Annotated[bool, typer.Option(help="Wait until they are built.")] = True,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Build a version's variants, and wait until each is judged by the gate.
 
-    Exit code 1 when the gate refuses one, or one can't be built.
+    With --prune and the like the server trains first: for weights of a registered architecture that were pushed with
+    rows to train on. Exit code 1 when the gate refuses one, or one can't be built.
 
     Example: shoal variant build mnist@2 --profile rpi5-litert --profile gateway
     """
+    plan: Json | None = None
+    if prune or sparsity is not None or distill or quantize_aware:
+        plan = {
+            "prune": pruned_share(prune),
+            "sparsity": sparsity,
+            "student": distill,
+            "quantize_aware": quantize_aware,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "budget_points": budget_points,
+        }
     with client(context) as api:
-        asked = api.post("/variants", {"version": reference, "profiles": profiles, "rebuild": rebuild})
+        body = {"version": reference, "profiles": profiles, "rebuild": rebuild, "training": plan}
+        asked = api.post("/variants", body)
         variants = _await(api, [one["id"] for one in asked]) if wait else asked
         _show_variants(variants, output)
         bad = [one for one in variants if one["state"] in {"refused", "failed", "cancelled"}]

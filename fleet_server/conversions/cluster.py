@@ -20,7 +20,14 @@ from agent import __version__
 from converters.job import BuildResult, JobError, Progress
 from fleet_server.catalog.artifacts import file_digest
 from fleet_server.conversions.cluster_task import PROGRESS_TOPIC, Answer, Event, Request, run_build
-from fleet_server.conversions.executor import EXCHANGE, BuildOrder, NotYetError, Resources, WorkerLostError
+from fleet_server.conversions.executor import (
+    EXCHANGE,
+    BuildOrder,
+    NotYetError,
+    Resources,
+    WorkerLostError,
+    bounds_of,
+)
 from fleet_server.conversions.files import WorkFolder
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.resources import first_met, missing
@@ -72,12 +79,14 @@ class DaskExecutor:
         needed = self._met(client, order)
         key = task_key(order.job_id, order.attempt)
         exchange = f"{EXCHANGE}/{order.job_id}-{order.attempt}"
+        bounds = bounds_of(order.job, self._settings)
         request = Request(
             version=__version__,
             store=self._settings.effective_artifacts_url,
             exchange=exchange,
-            timeout_s=self._settings.conversion_timeout_s,
-            memory_mb=self._settings.conversion_memory_mb,
+            timeout_s=bounds.timeout_s,
+            timeout_setting=bounds.timeout_setting,
+            memory_mb=bounds.memory_mb,
             cache=self._settings.conversion_cache_mb > 0,
             job=msgspec.Raw(msgspec.json.encode(order.job)),
         )

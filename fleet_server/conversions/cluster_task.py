@@ -38,6 +38,7 @@ class Request(msgspec.Struct, frozen=True):
         store: URL of the artifact store.
         exchange: folder of the store for the files that are built.
         timeout_s: of the child.
+        timeout_setting: of the server, where that comes from.
         memory_mb: of the child, MiB of data memory.
         cache: whether earlier conversions are used and new ones kept.
         job: as JSON; read only after the version was compared.
@@ -47,6 +48,7 @@ class Request(msgspec.Struct, frozen=True):
     store: str
     exchange: str
     timeout_s: float
+    timeout_setting: str
     memory_mb: int
     cache: bool
     job: msgspec.Raw
@@ -116,7 +118,7 @@ def answer_to(
         job = localized(
             msgspec.json.decode(asked.job, type=BuildJob), work, find_onnx2tf_python(Path(told) if told else None)
         )
-        bounds = Bounds(asked.timeout_s, asked.memory_mb)
+        bounds = Bounds(asked.timeout_s, asked.memory_mb, asked.timeout_setting)
         result = run_cached(job, work, bounds, cache=asked.cache, on_progress=say, keep_going=wanted)
         exchange = store.folder(asked.exchange)
         for candidate in result.candidates:

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from fastapi import APIRouter, status
 
-from fleet_server.catalog.schemas import VariantBuild, VariantView
+from converters.architectures import registered
+from fleet_server.catalog.schemas import ArchitectureView, VariantBuild, VariantView
 from fleet_server.catalog.service import get_variant
 from fleet_server.conversions import service
 from fleet_server.db import utc_now
 from fleet_server.http import Actor, FleetId, VariantId, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.schemas import Page
 
-router = APIRouter(tags=["variants"])
+router = APIRouter()
 
 
-@router.post("/variants", summary="Build variants", status_code=status.HTTP_202_ACCEPTED, responses=problems(404, 409))
+@router.get("/architectures", tags=["models"], summary="List architectures")
+def list_architectures() -> Page[ArchitectureView]:
+    """Nets whose code is installed on the server: weights of theirs may be pushed as safetensors, and trained here."""
+    return Page(items=[ArchitectureView(name=name) for name in registered()], next_cursor=None)
+
+
+@router.post(
+    "/variants",
+    tags=["variants"],
+    summary="Build variants",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=problems(404, 409),
+)
 def build_variants(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: VariantBuild) -> list[VariantView]:
     """One variant a profile; follow each at `/variants/{id}` until it is no longer `queued` or `building`."""
     ids = service.request_builds(session, fleet_id, wanted, actor=actor)
     return [get_variant(session, fleet_id, variant_id) for variant_id in ids]
 
 
-@router.post("/variants/{variant_id}/cancel", summary="Cancel the build of a variant", responses=problems(404, 409))
+@router.post(
+    "/variants/{variant_id}/cancel",
+    tags=["variants"],
+    summary="Cancel the build of a variant",
+    responses=problems(404, 409),
+)
 def cancel_build(session: WriteSession, fleet_id: FleetId, actor: Actor, variant_id: VariantId) -> VariantView:
     """Its worker is ended within a second or two; 409 when the variant is not being built."""
     service.cancel(session, fleet_id, variant_id, utc_now(), actor=actor)

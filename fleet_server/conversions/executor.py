@@ -33,6 +33,13 @@ class BuildOrder:
     needs: tuple[Resources, ...] = field(default_factory=tuple)
 
 
+def bounds_of(job: BuildJob, settings: Settings) -> Bounds:
+    """What a build may use: one that trains first may take longer."""
+    if job.training is None:
+        return Bounds(settings.conversion_timeout_s, settings.conversion_memory_mb)
+    return Bounds(settings.training_timeout_s, settings.conversion_memory_mb, "SHOAL_TRAINING_TIMEOUT_S")
+
+
 class NotYetError(Exception):
     """What the build needs is not there now: ask again later. The text says what, for people.
 
@@ -85,7 +92,7 @@ class ProcessExecutor:
     """A bounded child process of this server."""
 
     def __init__(self, settings: Settings) -> None:
-        self._bounds = Bounds(settings.conversion_timeout_s, settings.conversion_memory_mb)
+        self._settings = settings
         self._onnx2tf_python = settings.effective_onnx2tf_python
         self._cache = settings.conversion_cache_mb > 0
 
@@ -99,7 +106,8 @@ class ProcessExecutor:
     ) -> BuildResult:
         """Run a build; see `Executor`. This machine is taken to be what the order needs."""
         job = localized(order.job, folder, self._onnx2tf_python)
-        return run_cached(job, folder, self._bounds, cache=self._cache, on_progress=on_progress, keep_going=keep_going)
+        bounds = bounds_of(job, self._settings)
+        return run_cached(job, folder, bounds, cache=self._cache, on_progress=on_progress, keep_going=keep_going)
 
     def close(self) -> None:
         """Nothing is held."""

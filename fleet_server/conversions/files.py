@@ -63,12 +63,16 @@ def localized(job: BuildJob, folder: WorkFolder, onnx2tf_python: Path | None) ->
     def data(file: DataFile | None) -> DataFile | None:
         return None if file is None else msgspec.structs.replace(file, path=folder.bring(file.path))
 
-    baseline = job.baseline
+    baseline, training = job.baseline, job.training
+    if training is not None:
+        weights = msgspec.structs.replace(training.weights, path=folder.bring(training.weights.path))
+        training = msgspec.structs.replace(training, weights=weights, data=data(training.data))
     return msgspec.structs.replace(
         job,
         sources=tuple(msgspec.structs.replace(one, path=folder.bring(one.path)) for one in job.sources),
         calibration=data(job.calibration),
         evaluation=data(job.evaluation),
+        training=training,
         baseline=None if baseline is None else msgspec.structs.replace(baseline, path=folder.bring(baseline.path)),
         onnx2tf_python=str(onnx2tf_python) if onnx2tf_python else None,
     )

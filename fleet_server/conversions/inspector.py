@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import msgspec
 
-from converters.job import Inspection, InspectJob, SourceFile
+from agent.protocol.manifest import ModelFormat
+from converters.job import Inspection, InspectJob, SourceFile, Weights
 from fleet_server.catalog.artifacts import ArtifactStore
-from fleet_server.catalog.schemas import VersionCreate
+from fleet_server.catalog.schemas import SourceFormat, UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
 from fleet_server.conversions.files import work_folder
 from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
@@ -21,27 +25,37 @@ class ProcessInspector:
         self._store = store
         self._settings = settings
 
-    def inspect(self, wanted: VersionCreate) -> InspectionRecord:
-        """Check that files load, agree and fit their data.
+    def inspect(self, wanted: VersionCreate, keep: Callable[[Path], UploadView]) -> InspectionRecord:
+        """Check that files load, agree and fit their data; see `Inspector`.
 
         Raises:
             InvalidError: naming the field at fault and the remedy.
         """
         bounds = Bounds(self._settings.inspect_timeout_s, self._settings.conversion_memory_mb)
         with work_folder(self._settings.state_dir / "conversions", self._store) as folder:
+            paths = {one.format: folder.fetch(one.digest, f".{one.format.value}") for one in wanted.sources}
+            digests = {one.format: one.digest for one in wanted.sources}
+            weights = SourceFormat.SAFETENSORS
             job = InspectJob(
                 sources=tuple(
-                    SourceFile(source.format, source.digest, folder.fetch(source.digest, f".{source.format.value}"))
-                    for source in wanted.sources
+                    SourceFile(ModelFormat(form.value), digests[form], path)
+                    for form, path in paths.items()
+                    if form is not weights
                 ),
                 calibration=folder.data(wanted.calibration),
                 evaluation=folder.data(wanted.evaluation),
                 classes=len(wanted.labels) or None,
+                weights=Weights(wanted.architecture or "", digests[weights], paths[weights])
+                if weights in paths
+                else None,
+                training=folder.data(wanted.training),
             )
             try:
                 found = run_job(job, folder.path, Inspection, bounds)
             except ConversionFailedError as failed:
                 error = failed.error
                 raise InvalidError(error.code, error.detail, field=error.field or "sources") from None
+            exported = {one.format: keep(folder.path / Path(one.path).name) for one in found.exported}
         rest = msgspec.to_builtins(found)
-        return InspectionRecord(inputs=rest.pop("inputs"), outputs=rest.pop("outputs"), inspection=rest)
+        rest.pop("exported")
+        return InspectionRecord(rest.pop("inputs"), rest.pop("outputs"), rest, exported)

@@ -43,10 +43,11 @@ class CancelledError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a conversion may use: seconds, and MiB of data memory."""
+    """What a conversion may use: seconds, and MiB of data memory; which setting the seconds come from."""
 
     timeout_s: float
     memory_mb: int
+    timeout_setting: str = "SHOAL_CONVERSION_TIMEOUT_S"
 
 
 def run_job(
@@ -109,7 +110,7 @@ def _wait(
         if not keep_going():
             raise CancelledError
         if time.monotonic() > deadline:
-            detail = f"the conversion took longer than {bounds.timeout_s:g} s (SHOAL_CONVERSION_TIMEOUT_S)"
+            detail = f"the conversion took longer than {bounds.timeout_s:g} s ({bounds.timeout_setting})"
             raise ConversionFailedError(JobError("timeout", detail))
         if steps:
             newest = steps[-1]

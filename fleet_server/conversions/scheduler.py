@@ -12,6 +12,7 @@ from agent.protocol.manifest import ModelFormat
 from converters.job import BaselineArtifact, BuildJob, BuildResult, JobError, Progress, SourceFile
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.schemas import SourceFormat, TrainingPlan
 from fleet_server.catalog.service import sweep_uploads
 from fleet_server.conversions import service
 from fleet_server.conversions.cache import sweep_cache
@@ -30,7 +31,7 @@ from fleet_server.conversions.service import ClaimedJob
 from fleet_server.db import Database, new_id, utc_now
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.errors import UnavailableError
-from fleet_server.models import Profile, Variant, Version
+from fleet_server.models import ConversionJob, Profile, Variant, Version
 from fleet_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class ConversionScheduler:
             profile = session.get_one(Profile, variant.profile_id)
             forms = catalog.source_forms(session, version.id)
             baseline = service.baseline_of(session, version, variant.profile_id)
+            plan = session.get_one(ConversionJob, claimed.job_id).training
         spec = ProfileSpec.model_validate(variant.profile_spec)
         compared = None
         if baseline is not None:
@@ -158,11 +160,17 @@ class ConversionScheduler:
                 inputs=manifest.inputs,
                 outputs=manifest.outputs,
             )
+        weights = next((form for form in forms if form.format == SourceFormat.SAFETENSORS), None)
+        training = None
+        if plan is not None and weights is not None:
+            training = service.training_order(version, TrainingPlan.model_validate(plan), weights)
         job = BuildJob(
             sources=tuple(
                 SourceFile(ModelFormat(form.format), form.digest, file_name(form.digest, f".{form.format}"))
                 for form in forms
+                if form is not weights
             ),
+            training=training,
             target=service.build_target(profile.name, spec),
             calibration=data_name(version.calibration_digest),
             evaluation=data_name(version.evaluation_digest),

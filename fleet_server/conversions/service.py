@@ -5,24 +5,26 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest, Precision, RuntimeName
-from converters.job import BuildResult, Candidate, JobError, Measurements, Target
+from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
-from fleet_server.catalog.schemas import GateSpec, GateVerdict, VariantBuild, VariantState
+from fleet_server.catalog.schemas import GateSpec, GateVerdict, TrainingPlan, VariantBuild, VariantState
 from fleet_server.catalog.service import get_variant, resolve_version
 from fleet_server.conversions import repository
+from fleet_server.conversions.files import data_name, file_name
 from fleet_server.conversions.gate import References, judge
 from fleet_server.conversions.resources import needs_of
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
-from fleet_server.errors import ConflictError
-from fleet_server.models import Blob, ConversionJob, Model, Profile, Variant, Version
+from fleet_server.errors import ConflictError, InvalidError
+from fleet_server.models import Blob, ConversionJob, Model, Profile, SourceForm, Variant, Version
 
 LEASE_S = 15.0
 ATTEMPTS = 3
@@ -46,11 +48,22 @@ def request_builds(session: Session, fleet_id: str, wanted: VariantBuild, *, act
 
     Raises:
         NotFoundError: for an unknown version or profile.
+        InvalidError: for training of what can't be trained.
         ConflictError: when `rebuild` would replace an artifact that devices run.
     """
     version = resolve_version(session, fleet_id, wanted.version)
+    if wanted.training is not None:
+        _check_trainable(version, wanted)
     profiles = [get_profile(session, fleet_id, name) for name in dict.fromkeys(wanted.profiles)]
     return [_request_build(session, version, profile, wanted, actor=actor) for profile in profiles]
+
+
+def _check_trainable(version: Version, wanted: VariantBuild) -> None:
+    if version.architecture is not None and version.training_digest is not None:
+        return
+    missing = "rows to train on" if version.architecture is not None else "weights of a registered architecture"
+    remedy = "push a version with --architecture, --weights and --training, or use `shoal convert` on your machine"
+    raise InvalidError("not_trainable", f"training: {wanted.version} has no {missing}: {remedy}", field="training")
 
 
 def _request_build(session: Session, version: Version, profile: Profile, wanted: VariantBuild, *, actor: str) -> str:
@@ -70,8 +83,9 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     variant.profile_spec, variant.state = profile.spec, VariantState.QUEUED.value
     variant.failure, variant.gate = None, None
     session.flush()
-    work = _work(session, version, ProfileSpec.model_validate(profile.spec))
-    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id, work=work))
+    training = wanted.training.model_dump(mode="json") if wanted.training else None
+    work = _work(session, version, ProfileSpec.model_validate(profile.spec), training)
+    session.add(ConversionJob(fleet_id=version.fleet_id, variant_id=variant.id, work=work, training=training))
     audit.record(
         session,
         fleet_id=version.fleet_id,
@@ -84,7 +98,7 @@ def _request_build(session: Session, version: Version, profile: Profile, wanted:
     return variant.id
 
 
-def _work(session: Session, version: Version, spec: ProfileSpec) -> str:
+def _work(session: Session, version: Version, spec: ProfileSpec, training: dict[str, Any] | None) -> str:
     """A hash of the files to convert and how; budgets but that of accuracy only judge what was made."""
     forms = sorted((form.format, form.digest) for form in catalog.source_forms(session, version.id))
     how = [
@@ -94,7 +108,7 @@ def _work(session: Session, version: Version, spec: ProfileSpec) -> str:
         sorted(spec.precisions),
         spec.budgets.accuracy_drop_points,
     ]
-    parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec)]
+    parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec), training]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -309,6 +323,18 @@ def build_target(name: str, spec: ProfileSpec) -> Target:
         latency_p95_ms=spec.budgets.latency_p95_ms,
         size_mb=spec.budgets.size_mb,
         memory_mb=spec.budgets.memory_mb,
+    )
+
+
+def training_order(version: Version, plan: TrainingPlan, weights: SourceForm) -> TrainingOrder:
+    """What a build is to train first; its paths are names, as those of every order."""
+    data = data_name(version.training_digest)
+    assert data is not None
+    assert version.architecture is not None
+    return TrainingOrder(
+        weights=Weights(version.architecture, weights.digest, file_name(weights.digest, f".{weights.format}")),
+        data=data,
+        **plan.model_dump(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -51,13 +51,15 @@ class Version(Base):
     labels: Mapped[list[Any]] = mapped_column(default=list)
     calibration_digest: Mapped[str | None]
     evaluation_digest: Mapped[str | None]
+    training_digest: Mapped[str | None]
+    architecture: Mapped[str | None]  # of safetensors: the registered net that takes them
     gate: Mapped[dict[str, Any]] = mapped_column(default=dict)  # GateSpec, as JSON
     inspection: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what the check at upload found
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 
 class SourceForm(Base):
-    """One file of a version: the same net in one format."""
+    """One file of a version: the same net in one format; `exported` where the server made it of weights."""
 
     __tablename__ = "source_forms"
     __table_args__ = (UniqueConstraint("version_id", "format"),)
@@ -68,6 +70,7 @@ class SourceForm(Base):
     format: Mapped[str]
     digest: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)
+    exported: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class Variant(Base):

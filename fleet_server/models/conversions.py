@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
@@ -30,6 +31,7 @@ class ConversionJob(Base):
     lost: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[dt.datetime | None]
     work: Mapped[str | None]
+    training: Mapped[dict[str, Any] | None]  # TrainingPlan, as JSON
     lease_owner: Mapped[str | None]
     lease_until: Mapped[dt.datetime | None]
     progress: Mapped[float] = mapped_column(default=0.0)

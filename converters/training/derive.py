@@ -1,0 +1,64 @@
+"""From a plan of passes to sources where recipes start: trains, and exports what comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from converters.architectures import build_net, load_weights
+from converters.errors import ConversionError
+from converters.job import DerivedSource, SourceFile, TrainingOrder
+from converters.step import tool_versions
+from converters.steps.export import export_forms
+from converters.training.compress import TOOLS, Compressed, CompressionPlan, compress
+from converters.training.data import Rows, read_training
+from converters.training.fit import Fitting, Say
+
+
+def train(order: TrainingOrder, folder: Path, say: Say) -> tuple[tuple[DerivedSource, ...], list[str]]:
+    """Carry out what was ordered of a net of a registered architecture.
+
+    Args:
+        order: which passes, on what.
+        folder: gets the files.
+        say: told how far it is.
+
+    Returns:
+        The sources, and why a pass could not be done, a sentence each.
+
+    Raises:
+        ConversionError: when nothing can be trained at all.
+    """
+    rows = read_training(Path(order.data.path))
+    student = order.student
+    plan = CompressionPlan(
+        prune=order.prune,
+        sparsity=order.sparsity,
+        student=None if student is None else lambda: build_net(student),
+        quantize_aware=order.quantize_aware,
+        budget=order.budget_points,
+        how=Fitting(epochs=order.epochs, rate=order.learning_rate, seed=order.seed),
+    )
+    nets, problems = compress(load_weights(order.weights), rows, plan, say)
+    made = []
+    for one in nets:
+        say(f"export {one.name}")
+        try:
+            made.append(derived_source(one, rows, folder))
+        except ConversionError as problem:
+            problems.append(f"{one.name}: {problem.detail}")
+    return tuple(made), problems
+
+
+def derived_source(one: Compressed, rows: Rows, folder: Path) -> DerivedSource:
+    """A trained net as files.
+
+    Raises:
+        ConversionError: when it can't be exported.
+    """
+    forms = export_forms(one.net, rows.first(2).inputs, folder, one.name)
+    files = tuple(
+        SourceFile(form, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.absolute()))
+        for form, path in forms.items()
+    )
+    return DerivedSource(one.name, files, one.passes, tool_versions(TOOLS))
