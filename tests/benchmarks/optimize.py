@@ -16,6 +16,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import onnx
+import torch
+from torch import nn
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from agent.trial.dataset import Dataset
@@ -24,15 +26,16 @@ from converters.dataset import load_dataset
 from converters.errors import ConversionError
 from converters.evaluate import run_file, time_in_turns
 from converters.job import BuildJob, BuildResult, DataFile, SourceFile, Target
-from converters.package import manifest_for, onnx_specs, with_examples
+from converters.package import Specs, manifest_for, onnx_specs, tflite_specs, with_examples
 from converters.pipeline import build
 from converters.planner import NOISE
-from converters.steps import export
+from converters.step import Context
+from converters.steps import export, litert_quantize
 from converters.steps.onnx_static import Reader
 from converters.training.data import Rows
 from converters.training.fit import Fitting, fit
 from tests.benchmarks.common import Checks
-from tests.benchmarks.nets import mobilenet_v2, resnet18
+from tests.benchmarks.nets import Residual, mobilenet_v2, resnet18
 from tests.benchmarks.photos import load_pictures
 from tests.benchmarks.public.speech import load_speech
 from tests.benchmarks.public.text import correlation, load_text
@@ -48,12 +51,14 @@ class Case:
 
     Attributes:
         name: for people.
-        source: its ONNX file.
+        source: its file.
         calibration: rows, by input.
         evaluation: rows, by input; class indices as `y` where there are any.
         quality: of the first output on the evaluation rows, in points; more is better.
         latency: goal, as a share of fp32's; None for none.
         size: likewise.
+        int8_keeps: whether the best int8 candidate must keep the budget.
+        form: of the file.
     """
 
     name: str
@@ -63,6 +68,19 @@ class Case:
     quality: Callable[[Any], float]
     latency: float | None = None
     size: float | None = None
+    int8_keeps: bool = False
+    form: ModelFormat = ModelFormat.ONNX
+
+    @property
+    def runtime(self) -> RuntimeName:
+        """What runs its files."""
+        return RuntimeName.ONNX if self.form is ModelFormat.ONNX else RuntimeName.LITERT
+
+    def specs(self, path: Path) -> Specs:
+        """What one of its files takes and gives."""
+        if self.form is ModelFormat.ONNX:
+            return onnx_specs(onnx.load(str(path)))
+        return tflite_specs(path, None if path == self.source else self.specs(self.source))
 
 
 def main() -> None:
@@ -75,29 +93,58 @@ def main() -> None:
     wanted = options.net or [*NETS, "silero-vad", "MiniLM"]
     for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
-            one(checks, prepared(name, Path(folder), options), Path(folder))
+            for case in prepared(name, Path(folder), options):
+                (Path(folder) / case.name).mkdir()
+                one(checks, case, Path(folder) / case.name)
     checks.print()
 
 
-def prepared(name: str, folder: Path, options: argparse.Namespace) -> Case:
-    """Train or fetch a net."""
+def prepared(name: str, folder: Path, options: argparse.Namespace) -> list[Case]:
+    """Train or fetch a net.
+
+    Those that are trained run in LiteRT too; of ResNet-18 there is a third, with channels of very unlike scale.
+    """
     cache = ROOT / ".demo" / "data"
     if name == "silero-vad":
         count = 200 if options.quick else 2_000
         path, calibration, evaluation = load_speech(cache, calibration=200, evaluation=count)
-        return Case(name, path, calibration, evaluation, right_share(evaluation["y"]))
+        return [Case(name, path, calibration, evaluation, right_share(evaluation["y"]))]
     if name == "MiniLM":
         path, calibration, evaluation, judged = load_text(cache, folder)
-        return Case(name, path, calibration, evaluation, lambda answers: 100 * correlation(answers, judged))
+        return [Case(name, path, calibration, evaluation, lambda answers: 100 * correlation(answers, judged))]
     training, held = load_pictures(cache, training=512 if options.quick else 12_000, evaluation=2_000)
     net, seconds = NETS[name](), 5.0 if options.quick else options.seconds
     print(f"training {name} for at most {seconds:.0f} s", file=sys.stderr, flush=True)
     fit(net, Rows({"x": training.x}, training.y), Fitting(epochs=6, rate=2e-3, weight_decay=5e-4, seconds=seconds))
-    source = folder / "m.onnx"
+    data = ({"x": training.x[:256]}, {"x": held.x, "y": held.y}, right_share(held.y))
+    cases = [Case(name, exported(net, held.x, folder / "plain.onnx"), *data, 0.40, 0.30)]
     with export.quiet():
-        export.export_onnx(net, [held.x[:2]], source, ["x"])
-    evaluation = {"x": held.x, "y": held.y}
-    return Case(name, source, {"x": training.x[:256]}, evaluation, right_share(held.y), 0.40, 0.30)
+        export.export_tflite(net, [held.x], folder / "plain.tflite")
+    cases.append(Case(f"{name}, LiteRT", folder / "plain.tflite", *data, None, 0.30, form=ModelFormat.TFLITE))
+    if name == "ResNet-18":
+        path = exported(rescaled(net), held.x, folder / "rescaled.onnx")
+        cases.append(Case(f"{name}, rescaled", path, *data, int8_keeps=True))
+    return cases
+
+
+def exported(net: nn.Module, rows: Any, path: Path) -> Path:
+    with export.quiet():
+        export.export_onnx(net, [rows[:2]], path, ["x"])
+    return path
+
+
+def rescaled(net: nn.Module) -> nn.Module:
+    """The same function, with channels inside its blocks that differ by up to four orders of magnitude."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in net.modules():
+            if isinstance(block, Residual):
+                _, norm, _, following, _ = block.body
+                factors = 10 ** (4 * torch.rand(norm.num_features) - 2)
+                norm.weight *= factors
+                norm.bias *= factors
+                following.weight /= factors[None, :, None, None]
+    return net
 
 
 def right_share(labels: Any) -> Callable[[Any], float]:
@@ -109,15 +156,14 @@ def one(checks: Checks, case: Case, folder: Path) -> None:
     """Build, compare, and put down what was found."""
     np.savez(folder / "c.npz", **case.calibration)
     np.savez(folder / "e.npz", **case.evaluation)
-    target = Target("bench", RuntimeName.ONNX, ("cpu",), PRECISIONS, accuracy_drop_points=BUDGET)
+    target = Target("bench", case.runtime, ("cpu",), PRECISIONS, accuracy_drop_points=BUDGET)
     job = BuildJob(
-        (SourceFile(ModelFormat.ONNX, "0" * 64, str(case.source)),),
+        (SourceFile(case.form, "0" * 64, str(case.source)),),
         target,
         DataFile("1" * 64, str(folder / "c.npz")),
         DataFile("2" * 64, str(folder / "e.npz")),
     )
-    specs = onnx_specs(onnx.load(str(case.source)))
-    calibration = load_dataset(folder / "c.npz", specs[0], "calibration")
+    calibration = load_dataset(folder / "c.npz", case.specs(case.source)[0], "calibration")
     with export.quiet():
         result = build(job, folder, lambda *_: None)
         defaults = library_defaults(case, folder, calibration)
@@ -136,11 +182,10 @@ def report(
     made = [one for one in result.candidates if one.path and one.measurements and not one.same_as]
     files = {"fp32": case.source, **{one.recipe: folder / str(one.path) for one in made}, **defaults}
     opened, qualities = {}, {}
-    specs = onnx_specs(onnx.load(str(case.source)))
-    data = load_dataset(folder / "e.npz", specs[0], "evaluation")
+    data = load_dataset(folder / "e.npz", case.specs(case.source)[0], "evaluation")
     for key, path in files.items():
-        manifest = manifest_for(path, with_examples(onnx_specs(onnx.load(str(path))), data), ModelFormat.ONNX, target)
         try:
+            manifest = manifest_for(path, with_examples(case.specs(path), data), case.form, target)
             qualities[key] = case.quality(run_file(manifest, path, data).first_output)
         except ConversionError as error:
             print(f"  {key} does not run: {error.detail[:200]}", file=sys.stderr)
@@ -157,6 +202,10 @@ def report(
         checks.report(f"{name}: size ÷ fp32", size)
     else:
         checks.at_most(f"{name}: size ÷ fp32", size, case.size)
+    if case.int8_keeps:
+        lost = {one.recipe: plain - qualities.get(one.recipe, -1e9) for one in made if one.precision is Precision.INT8}
+        best = min(lost, key=lambda one: lost[one])
+        checks.at_most(f"{name}: points lost by the best int8 candidate ({best})", lost[best], BUDGET)
     keep = [one.recipe for one in made if plain - qualities.get(one.recipe, -1e9) <= BUDGET]
     fastest = min(keep, key=lambda one: times[one], default=picked.recipe)
     checks.at_most(f"{name}: latency ÷ fastest that keeps ({fastest})", times[picked.recipe] / times[fastest], 1.10)
@@ -166,7 +215,9 @@ def report(
 
 
 def library_defaults(case: Case, folder: Path, calibration: Dataset) -> dict[str, Path]:
-    """ONNX Runtime's quantizers as they come, without a single option; those that this net breaks are left out."""
+    """The library's quantizers as they come, without a single option; those that this net breaks are left out."""
+    if case.form is ModelFormat.TFLITE:
+        return litert_defaults(case, folder, calibration)
     from onnxruntime.quantization import quantize_dynamic, quantize_static
 
     found = {}
@@ -178,6 +229,16 @@ def library_defaults(case: Case, folder: Path, calibration: Dataset) -> dict[str
     with contextlib.suppress(Exception):
         quantize_dynamic(source, str(dynamic))
         found["dynamic by default"] = dynamic
+    return found
+
+
+def litert_defaults(case: Case, folder: Path, calibration: Dataset) -> dict[str, Path]:
+    """AI Edge Quantizer's recipes, the dynamic one first in its own guide."""
+    context = Context(folder, calibration)
+    found = {"dynamic by default": folder / "default-dynamic.tflite", "static by default": folder / "default.tflite"}
+    dynamic, static = found.values()
+    litert_quantize.without_calibration(case.source, dynamic, context, {"recipe": "dynamic_wi8_afp32"}, {})
+    litert_quantize.static(case.source, static, context, {"recipe": "static_wi8_ai8"}, {})
     return found
 
 
