@@ -15,12 +15,11 @@ from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.trial.dataset import Dataset
 from agent.trial.scoring import answers, time_rows
+from agent.trial.scoring import time_in_turns as turns
 from converters.errors import ConversionError
 from converters.job import ClassScore, Measurements
 
 LATENCY_SECONDS = 3.0
-TURNS = 5
-TURN_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
     return Run(first, outputs, runtime.provider, p50, p95, max(memory, 0.0))
 
 
-def _latency(runtime: Runtime, data: Dataset, seconds: float = LATENCY_SECONDS) -> tuple[float, float]:
-    p50, p95 = np.percentile(time_rows(runtime, data, seconds), (50, 95))
+def _latency(runtime: Runtime, data: Dataset) -> tuple[float, float]:
+    p50, p95 = np.percentile(time_rows(runtime, data, LATENCY_SECONDS), (50, 95))
     return float(p50), float(p95)
 
 
@@ -78,15 +77,10 @@ def time_in_turns(files: list[tuple[Manifest, Path]], data: Dataset) -> list[tup
     """
     runtimes = [open_runtime(manifest, path) for manifest, path in files]
     try:
-        rounds = [[_latency(runtime, data, TURN_SECONDS) for runtime in runtimes] for _ in range(TURNS)]
+        return turns(runtimes, data)
     finally:
         for runtime in runtimes:
             runtime.close()
-    found = []
-    for index in range(len(runtimes)):
-        p50, p95 = np.median([one[index] for one in rounds], axis=0)
-        found.append((float(p50), float(p95)))
-    return found
 
 
 def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:

@@ -265,6 +265,7 @@ class Measurements(msgspec.Struct, frozen=True):
         provider: execution provider that ran, as the session says.
         latency_p99_ms: likewise; None where it was not measured.
         load_s: seconds to load and warm up; None where it was not measured.
+        against_fp32: median time over fp32's, timed in turns on a device; None where it was not.
         measured_on: `server`, or the ids of devices, of which the worst counts.
     """
 
@@ -284,6 +285,7 @@ class Measurements(msgspec.Struct, frozen=True):
     latency_p99_ms: float | None = None
     load_s: float | None = None
     measured_on: str = "server"
+    against_fp32: float | None = None
     fidelity: float | None = None
 
     @property

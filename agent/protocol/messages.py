@@ -135,6 +135,8 @@ class TrialResult(msgspec.Struct, frozen=True):
         samples: rows of the evaluation set that were answered.
         accuracy: share of right answers, 0 to 1; None without labels.
         agreement: share of rows answered as the reference did, 0 to 1; None where the reference did not run.
+        against_reference: its median time divided by the reference's, both timed in turns, so that a busy moment slows
+            both; None of the reference itself, and where it did not run.
         failure: why it could not be measured; None otherwise.
     """
 
@@ -150,6 +152,7 @@ class TrialResult(msgspec.Struct, frozen=True):
     accuracy: float | None = None
     agreement: float | None = None
     failure: Failure | None = None
+    against_reference: float | None = None
 
 
 class TrialPhase(StrEnum):

@@ -51,6 +51,7 @@ class Measure:
     trial_id: str
     manifest: Manifest
     is_reference: bool
+    reference: Manifest | None = None  # to be timed in turns with; None where it did not run
 
 
 class TrialBook:
@@ -140,7 +141,11 @@ class TrialBook:
         following = left[0]  # in order: the answers of the others are compared with the reference's
         if following.digest not in here:
             return self._fetch(record, following)
-        return Measure(trial.trial_id, following, is_reference=following is trial.candidates[0])
+        first = trial.candidates[0]
+        if following is first:
+            return Measure(trial.trial_id, following, is_reference=True)
+        ran = first.digest in here and record.results[first.digest].failure is None
+        return Measure(trial.trial_id, following, is_reference=False, reference=first if ran else None)
 
     def _fetch(self, record: TrialRecord, content: Content) -> Fetch:
         if record.phase is TrialPhase.PENDING:

@@ -19,9 +19,13 @@ class MeasureJob(msgspec.Struct, frozen=True):
         path: of its artifact.
         data: path of the evaluation set.
         is_reference: whether its answers are kept for the candidates after it.
+        reference: to be timed in turns with; None where there is none.
+        reference_path: of its artifact.
     """
 
     manifest: Manifest
     path: str
     data: str
     is_reference: bool
+    reference: Manifest | None = None
+    reference_path: str = ""

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Failure, TrialResult
 from agent.runtimes import open_runtime
-from agent.runtimes.base import RuntimeLoadError
+from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.trial.dataset import Dataset, read_checked
 from agent.trial.job import ANSWERS_FILE, JOB_FILE, RESULT_FILE, MeasureJob
-from agent.trial.scoring import answers, time_rows
+from agent.trial.scoring import answers, time_in_turns, time_rows
 
 LATENCY_SECONDS = 10.0
 NICE = 19
@@ -46,28 +47,26 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text("1000")
     folder: Path = options.folder
     job = msgspec.json.decode((folder / JOB_FILE).read_bytes(), type=MeasureJob)
-    result = measure(job.manifest, Path(job.path), Path(job.data), folder / ANSWERS_FILE, is_reference=job.is_reference)
+    result = measure(job, folder / ANSWERS_FILE)
     part = folder / f"{RESULT_FILE}.part"
     part.write_bytes(msgspec.json.encode(result))
     part.replace(folder / RESULT_FILE)
     return 0
 
 
-def measure(manifest: Manifest, path: Path, data_path: Path, kept: Path, *, is_reference: bool) -> TrialResult:
+def measure(job: MeasureJob, kept: Path) -> TrialResult:
     """Load, time and answer.
 
     Args:
-        manifest: of the candidate.
-        path: of its artifact.
-        data_path: of the evaluation set.
+        job: the candidate.
         kept: where the reference's answers are kept for the candidates after it.
-        is_reference: whether this is the reference.
 
     Returns:
         What was measured, or why it could not be.
     """
+    manifest = job.manifest
     try:
-        data = read_checked(data_path, manifest.inputs)
+        data = read_checked(Path(job.data), manifest.inputs)
     except (KeyError, ValueError, OSError) as error:
         return _failed(manifest, WireErrorCode.MEASURING_FAILED, f"the evaluation set does not fit: {str(error)[:300]}")
     before = _memory_mb("VmRSS")
@@ -75,20 +74,22 @@ def measure(manifest: Manifest, path: Path, data_path: Path, kept: Path, *, is_r
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     started = time.monotonic()
     try:
-        runtime = open_runtime(manifest, path)
+        runtime = open_runtime(manifest, Path(job.path))
     except RuntimeLoadError as error:
         return _failed(manifest, error.code, error.detail)
     load_s = time.monotonic() - started
     try:
         times = time_rows(runtime, data, LATENCY_SECONDS)
-        os.nice(NICE)  # what follows is not timed, and must not slow what serves
-        chosen = _answer_all(runtime, data, manifest)
+        with ThreadPoolExecutor(1, initializer=os.nice, initargs=(NICE,)) as unhurried:
+            # This is not timed, and must not slow what serves. On Linux a thread has a niceness of its own.
+            chosen = unhurried.submit(_answer_all, runtime, data, manifest).result()
     except Exception as error:  # noqa: BLE001 (a runtime raises anything; the server hears what)
         detail = f"running it on the evaluation set failed: {type(error).__name__}: {str(error)[:400]}"
         return _failed(manifest, WireErrorCode.MEASURING_FAILED, detail)
     peak = _memory_mb("VmHWM")
+    against = _against(runtime, job, data)
     p50, p95, p99 = np.percentile(times, (50, 95, 99))
-    if is_reference:
+    if job.is_reference:
         with kept.open("wb") as file:
             np.save(file, chosen)
     return TrialResult(
@@ -103,7 +104,20 @@ def measure(manifest: Manifest, path: Path, data_path: Path, kept: Path, *, is_r
         samples=data.rows,
         accuracy=_share(chosen, data.labels),
         agreement=_share(chosen, np.load(kept) if kept.exists() else None),
+        against_reference=against,
     )
+
+
+def _against(runtime: Runtime, job: MeasureJob, data: Dataset) -> float | None:
+    """The candidate's median time over the reference's, in turns; None where both do not run side by side."""
+    if job.reference is None:
+        return None
+    try:
+        reference = open_runtime(job.reference, Path(job.reference_path))
+        (mine, _), (theirs, _) = time_in_turns((runtime, reference), data)
+    except Exception:  # noqa: BLE001 (an accelerator may have no room for two; the medians of their own runs stand)
+        return None
+    return mine / theirs
 
 
 def _answer_all(runtime: Any, data: Dataset, manifest: Manifest) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ LATENCY_RUNS = 200
 LEAST_RUNS = 20
 WARM_UP = 10
 TIMED_ROWS = 16
+TURNS = 5
+TURN_SECONDS = 0.4
 
 
 def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -45,3 +48,17 @@ def time_rows(runtime: Runtime, data: Dataset, seconds: float) -> npt.NDArray[np
         if time.perf_counter() > deadline and index >= LEAST_RUNS:
             break
     return np.array(times)
+
+
+def time_in_turns(runtimes: Sequence[Runtime], data: Dataset) -> list[tuple[float, float]]:
+    """p50 and p95 of single rows in ms: the runtimes take turns, and medians over the rounds count.
+
+    Args:
+        runtimes: that ran before.
+        data: rows to run.
+    """
+    rounds = [
+        [np.percentile(time_rows(runtime, data, TURN_SECONDS), (50, 95)) for runtime in runtimes] for _ in range(TURNS)
+    ]
+    medians = np.median(np.array(rounds), axis=0)
+    return [(float(p50), float(p95)) for p50, p95 in medians]

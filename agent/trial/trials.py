@@ -222,7 +222,14 @@ class Trials:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RESULT_FILE).unlink(missing_ok=True)
             paths = str(self._store.path(digest)), str(self._store.path(record.trial.data.digest))
-            job = MeasureJob(measure.manifest, *paths, is_reference=measure.is_reference)
+            reference = measure.reference
+            job = MeasureJob(
+                measure.manifest,
+                *paths,
+                is_reference=measure.is_reference,
+                reference=reference,
+                reference_path=str(self._store.path(reference.digest)) if reference else "",
+            )
             (folder / JOB_FILE).write_bytes(msgspec.json.encode(job))
             with (folder / "stderr").open("wb") as output:
                 self._process = subprocess.Popen(

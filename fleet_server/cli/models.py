@@ -156,7 +156,7 @@ def _upload(api: Client, path: Path) -> str:
 
 @model.command("architectures")
 def list_architectures(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
-    """List the nets that are registered on the server, for `push --architecture`."""
+    """List the nets registered on the server, for `push --architecture`."""
     with client(context) as api:
         show_rows(
             api.items("/architectures"),

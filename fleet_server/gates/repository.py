@@ -38,6 +38,21 @@ def overdue(session: Session, now: dt.datetime) -> Sequence[GateRun]:
     return session.scalars(query.with_for_update(skip_locked=True)).all()
 
 
+def forgotten(session: Session) -> Sequence[GateTrial]:
+    """Trials of running runs whose device was forgotten: nobody will measure them."""
+    query = (
+        select(GateTrial)
+        .join(GateRun, GateRun.id == GateTrial.run_id)
+        .join(Device, Device.id == GateTrial.device_id)
+        .where(
+            GateRun.state == GateRunState.RUNNING.value,
+            GateTrial.phase.not_in(("done", "failed")),
+            Device.forgotten_at.is_not(None),
+        )
+    )
+    return session.scalars(query.with_for_update(skip_locked=True, of=GateTrial)).all()
+
+
 def trials(session: Session, run_id: str) -> Sequence[GateTrial]:
     """A run's trials, in the order of their devices."""
     return session.scalars(select(GateTrial).where(GateTrial.run_id == run_id).order_by(GateTrial.device_id)).all()

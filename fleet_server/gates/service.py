@@ -164,18 +164,27 @@ def apply_report(
 
 
 def expire(session: Session, settings: Settings, now: dt.datetime) -> int:
-    """End runs that are past their deadline by what their devices have measured; returns how many."""
+    """End runs that are past their deadline by what their devices have measured; returns how many.
+
+    A device that was forgotten meanwhile is not waited for.
+    """
+    for trial in repository.forgotten(session):
+        _give_up(trial, "forgotten", "the device was forgotten while the gate run waited for it")
+        session.flush()
+        _finish_when_complete(session, session.get_one(GateRun, trial.run_id), now)
     found = repository.overdue(session, now)
     for run in found:
         for trial in repository.trials(session, run.id):
             if trial.phase not in ENDED:
-                trial.phase = TrialPhase.FAILED.value
-                detail = "it had not finished when the gate run's time was over"
-                trial.failure = {"code": "timeout", "detail": detail}
+                _give_up(trial, "timeout", "it had not finished when the gate run's time was over")
         session.flush()
         _finish_when_complete(session, run, now)
         _tell(session, settings, run)
     return len(found)
+
+
+def _give_up(trial: GateTrial, code: str, detail: str) -> None:
+    trial.phase, trial.failure = TrialPhase.FAILED.value, {"code": code, "detail": detail}
 
 
 def cancel(session: Session, settings: Settings, fleet_id: str, run_id: str, *, actor: str) -> GateRun:

@@ -65,6 +65,7 @@ def test_an_unproven_variant_is_proven_on_a_device_and_rolled_out(fleet: LocalFl
         assert one["peak_memory_mb"] > 0
         assert one["load_s"] > 0
         assert one["accuracy"] > 0.9
+        assert (one["against_reference"] is None) == (one["recipe"] == "onnx-fp32")
     assert trial["results"][0]["agreement"] == 1.0
     found = fleet.get(f"/variants/{variant}")
     assert found["proven"]
@@ -126,6 +127,20 @@ def names_in(fleet: LocalFleet) -> list[str]:
 
 def served(fleet: LocalFleet) -> list[str]:
     return sorted(one["digest"] for one in fleet.get("/devices/edge-1")["serving"])
+
+
+def test_a_device_that_is_forgotten_is_not_waited_for(fleet: LocalFleet) -> None:
+    fleet.start_agent("edge-2")
+    wait_until("the device", lambda: online(fleet, "edge-2"))
+    pushed(fleet, "lost", hidden=1024)
+    run = asked(fleet, "lost@1", devices=["edge-2"])
+    wait_until("measuring", lambda: fleet.get(f"/gate-runs/{run}")["trials"][0]["phase"] == "measuring")
+    fleet.kill("edge-2")
+    wait_until("the broker to notice", lambda: not online(fleet, "edge-2"))
+    assert fleet.api.delete("/devices/edge-2").status_code == 204
+    found = ended(fleet, run)
+    assert found["state"] == "failed"
+    assert "forgotten" in found["detail"]
 
 
 def test_a_run_whose_time_is_over_fails_and_leaves_the_variant(fleet: LocalFleet) -> None:

@@ -38,7 +38,7 @@ def test_data_first_then_candidates_in_order_each_measured_when_it_is_here() -> 
     assert one.begin("t", "a" * 64)
     one.measured("t", TrialResult("a" * 64))
     assert one.reports()[0].phase is TrialPhase.MEASURING
-    assert one.next(here) == Measure("t", manifest("b"), is_reference=False)
+    assert one.next(here) == Measure("t", manifest("b"), is_reference=False, reference=manifest("a"))
     one.measured("t", TrialResult("b" * 64))
     (report,) = one.reports()
     assert report.phase is TrialPhase.DONE

@@ -79,6 +79,15 @@ def test_a_fall_back_to_the_processor_is_refused() -> None:
     assert "ran on cpu, asked for cuda, cpu" in checks[-1].detail
 
 
+def test_times_in_turns_decide_whether_it_is_slower_than_fp32() -> None:
+    noisy = result(INT8, latency_p50_ms=30.0, against_reference=0.6)
+    slow = result(OTHER, latency_p50_ms=4.0, against_reference=1.2)
+    outcome = judged(result(FP32), noisy, slow)
+    assert fate(outcome, OTHER) == "slower than fp32 on the device: 1.20 times its time"
+    assert not fate(outcome, INT8).startswith("slower than fp32 on the device")
+    assert outcome.candidates[1].measurements.against_fp32 == 0.6
+
+
 def test_the_worst_device_counts() -> None:
     fast = (result(FP32), result(INT8, latency_p50_ms=1.0, accuracy=0.9))
     slow = (result(FP32, latency_p50_ms=50.0), result(INT8, latency_p50_ms=3.0, accuracy=0.895, peak_memory_mb=70.0))
