@@ -2,7 +2,9 @@
 
 With a teacher: soft targets at a temperature beside cross-entropy (Hinton, Vinyals and Dean 2015, arXiv:1503.02531).
 Rows of floating-point inputs are mixed by pairs, so that the teacher can be asked about inputs that the data does not
-have (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237).
+have (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient and consistent", arXiv:2106.05237). The last
+part of the time goes without: normalization then settles on rows as they will come (He et al. 2019, "Data augmentation
+revisited", arXiv:1909.09148).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from converters.training.data import Rows
 
 SCORED_AT_ONCE = 256
+MIXED_UNTIL = 0.7  # of the time
 Say = Callable[[str], None]
 
 
@@ -90,7 +93,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = how.rate * _schedule(passed)
                 with arithmetic():
-                    loss = loss_of(net, batch, how, teacher, rng)
+                    loss = loss_of(net, batch, how, teacher, rng, mix=passed < MIXED_UNTIL)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
@@ -135,17 +138,16 @@ def _schedule(passed: float) -> float:
     return min(1.0, passed / 0.1 + 0.05) * 0.5 * (1 + float(np.cos(np.pi * min(passed, 1.0))))
 
 
-def loss_of(net: Any, batch: Rows, how: Fitting, teacher: Any, rng: np.random.Generator) -> Any:
-    """The loss of a net on a batch, with what a teacher says of it where there is one."""
+def loss_of(net: Any, batch: Rows, how: Fitting, teacher: Any, rng: np.random.Generator, *, mix: bool = False) -> Any:
+    """The loss of a net on a batch, with what a teacher says of it where there is one; of mixed rows where asked."""
     import torch
 
     inputs = tensors(batch)
     targets = torch.from_numpy(batch.targets)
     if teacher is None:
         return _hard(first(net(*inputs)), targets)
-    mixed = all(one.is_floating_point() for one in inputs)
     share, other = 1.0, torch.arange(batch.count)
-    if mixed:
+    if mix and all(one.is_floating_point() for one in inputs):
         share, other = float(rng.uniform(0.5, 1.0)), torch.from_numpy(rng.permutation(batch.count))
         inputs = tuple(share * one + (1 - share) * one[other] for one in inputs)
     answer = first(net(*inputs))
