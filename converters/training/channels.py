@@ -7,8 +7,6 @@ do without any of its channels (it gives the output, or a reshape fixes their nu
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from converters.training.data import Rows
 from converters.training.fit import Fitting, copied, first, loss_of, tensors
 
 TAYLOR_BATCHES = 8
-TIMED_RUNS = 15
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Structure:
 
     Attributes:
         groups: by root.
-        layers: work and time of each convolution and matrix.
+        layers: work of each convolution and matrix.
         left_alone: why a layer's channels all stay, by its name.
     """
 
@@ -89,8 +86,8 @@ def analyse(net: Any, rows: Rows) -> Structure:
                 takes[name] = root
         channels = graph.get_out_channels(found[0][0].target.module)
         groups[root] = Group(root, channels, tuple(dict.fromkeys(members)))
-    times = _seconds(net, examples)
-    layers = tuple(Layer(value, gives.get(name), takes.get(name), times[name]) for name, value in macs.items())
+    weights = {name: float(module.weight.numel()) for module, name in names.items() if name in macs}
+    layers = tuple(Layer(value, gives.get(name), takes.get(name), weights[name]) for name, value in macs.items())
     if not groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:5])
         raise ConversionError(
@@ -255,46 +252,6 @@ def _macs(net: Any, examples: tuple[Any, ...]) -> dict[str, float]:
         for one in hooks:
             one.remove()
     return found
-
-
-def _seconds(net: Any, examples: tuple[Any, ...]) -> dict[str, float]:
-    """Time that each convolution and matrix takes of one row in one thread: the median of some runs.
-
-    Work alone misleads: at one row a layer with many weights waits for memory.
-    """
-    import torch
-
-    started: dict[str, float] = {}
-    runs: dict[str, list[float]] = {}
-    hooks = []
-
-    def before(name: str) -> Any:
-        def hook(_module: Any, _inputs: Any) -> None:
-            started[name] = time.perf_counter()
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(_module: Any, _inputs: Any, _output: Any) -> None:
-            runs.setdefault(name, []).append(time.perf_counter() - started[name])
-
-        return hook
-
-    for name, module in net.named_modules():
-        if isinstance(module, tuple(_roots())):
-            hooks.append(cast(Any, module).register_forward_pre_hook(before(name)))
-            hooks.append(cast(Any, module).register_forward_hook(after(name)))
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            for _ in range(TIMED_RUNS):
-                net.eval()(*(one[:1] for one in examples))
-    finally:
-        torch.set_num_threads(threads)
-        for one in hooks:
-            one.remove()
-    return {name: statistics.median(times) for name, times in runs.items()}
 
 
 def _gradients(net: Any, rows: Rows, seed: int) -> None:

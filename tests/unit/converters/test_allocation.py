@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.training.allocate import HIGHEST, Layer, cheapest, evenly, harm, work
+from converters.training.allocate import HIGHEST, Layer, cheapest, cost, evenly, harm, work
 
 CHAIN = (Layer(100.0, "a", None), Layer(400.0, "b", "a"), Layer(100.0, None, "b"))
 EVEN = [(0.0, 0.0), (0.5, 1.0), (0.9, 4.0)]
@@ -56,13 +56,21 @@ def test_the_share_is_met_by_ratios_that_are_possible(share: float, harms: list[
     assert work(CHAIN, ratios) <= share * 600 or all(ratio > 0.8 for ratio in ratios.values())
 
 
-def test_time_decides_where_it_was_measured() -> None:
-    """Of two groups with the same work and harm, the one whose layer takes longer is cut."""
-    layers = [Layer(100.0, "quick", None, 1e-3), Layer(100.0, "slow", None, 3e-3)]
-    curves = {name: [(0.0, 0.0), (0.9, 1.0)] for name in ("quick", "slow")}
-    ratios = cheapest(layers, curves, 0.8, {"quick": 64, "slow": 64})
-    assert ratios == {"quick": 0.0, "slow": 0.5}
+def test_weights_cost_time_too() -> None:
+    """Of two groups with the same work and harm, the one whose layer has more weights to fetch is cut."""
+    layers = [Layer(100.0, "light", None, 1.0), Layer(100.0, "heavy", None, 10.0)]
+    curves = {name: [(0.0, 0.0), (0.9, 1.0)] for name in ("light", "heavy")}
+    ratios = cheapest(layers, curves, 0.8, {"light": 64, "heavy": 64})
+    assert ratios == {"light": 0.0, "heavy": 0.5}
     assert work(layers, ratios) <= 0.8 * work(layers, {})
+
+
+def test_a_share_of_the_work_is_one_of_the_cost_too() -> None:
+    layers = [Layer(100.0, "light", None, 0.0), Layer(100.0, "heavy", None, 100.0)]
+    curves = {"light": [(0.0, 0.0), (0.9, 0.0)], "heavy": [(0.0, 0.0), (0.9, 1.0)]}
+    ratios = cheapest(layers, curves, 0.5, {"light": 64, "heavy": 64})
+    assert cost(layers, ratios) <= 0.5 * cost(layers, {})
+    assert ratios["heavy"] > 0
 
 
 def test_what_is_left_after_rounding_is_no_more_than_was_asked_for() -> None:
