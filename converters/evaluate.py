@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ import psutil
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
-from agent.runtimes.base import Runtime, RuntimeLoadError
+from agent.runtimes.base import Runtime, RuntimeLoadError, reason
 from agent.trial.dataset import Dataset
 from agent.trial.scoring import answers, time_rows
 from agent.trial.scoring import time_in_turns as turns
@@ -20,14 +22,34 @@ from converters.errors import ConversionError
 from converters.job import ClassScore, Measurements
 
 LATENCY_SECONDS = 3.0
+SPILL_BYTES = 64 << 20
+SLICE_ELEMENTS = 1 << 21
+MIXED_ROWS = 4
+MIXED_SHARE = 1e-2
+_REMEDIES = (
+    ("IR version", ": save it with an older one (model.ir_version), or update ONNX Runtime here and on the devices"),
+    ("released onnx opset", ": export it with an older opset, or update ONNX Runtime here and on the devices"),
+)
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A file's answers on a data set, and its measurements without what needs another run to compare with."""
+    """A file's answers on a data set, and its measurements without what needs another run to compare with.
 
-    first_output: npt.NDArray[Any]
-    outputs: dict[str, npt.NDArray[Any]]
+    Attributes:
+        first_output: of every row.
+        outputs: of every row, by name; large ones lie in files that are gone with them.
+        shapes: of one inference's outputs, by name, with -1 where they were not all of one size.
+        provider: that ran it.
+        latency_p50_ms: of single rows.
+        latency_p95_ms: of single rows.
+        memory_mb: what loading and running it added to this process.
+    """
+
+    first_output: Array
+    outputs: dict[str, Array]
+    shapes: dict[str, tuple[int, ...]]
     provider: str
     latency_p50_ms: float
     latency_p95_ms: float
@@ -41,26 +63,127 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
         ConversionError: when the file does not load or does not take the data.
     """
     before = psutil.Process().memory_info().rss
+    runtime = _open(manifest, path)
     try:
-        runtime = open_runtime(manifest, path)
-    except RuntimeLoadError as error:
-        raise ConversionError("bad_model", f"sources: {error.detail}", "sources") from None
-    try:
-        pieces: dict[str, list[npt.NDArray[Any]]] = {spec.name: [] for spec in manifest.outputs}
+        kept = {spec.name: Answers() for spec in manifest.outputs}
         for batch in data.batches(manifest.max_batch):
             for name, value in runtime.run(batch).items():
-                pieces[name].append(value if value.ndim else value[None])
-        outputs = {name: np.concatenate(parts) for name, parts in pieces.items()}
+                kept[name].add(value)
+        outputs = {name: answered.whole(data.rows) for name, answered in kept.items()}
         memory = (psutil.Process().memory_info().rss - before) / 2**20
         p50, p95 = _latency(runtime, data)
-    except ConversionError:
+    except (ConversionError, MemoryError):
         raise
     except Exception as error:
-        raise ConversionError("bad_model", f"sources: running it on the data failed: {str(error)[:400]}") from error
+        sizes = ", ".join(f"{name!r} {list(data.row_shape(name))}" for name in data.inputs)
+        detail = f"sources: running it on rows of the data ({sizes}) failed: {reason(error)}"
+        raise ConversionError("bad_model", detail, "sources") from error
     finally:
         runtime.close()
+    shapes = {name: answered.shape for name, answered in kept.items()}
     first = outputs[manifest.outputs[0].name]
-    return Run(first, outputs, runtime.provider, p50, p95, max(memory, 0.0))
+    return Run(first, outputs, shapes, runtime.provider, p50, p95, max(memory, 0.0))
+
+
+def _open(manifest: Manifest, path: Path) -> Runtime:
+    try:
+        return open_runtime(manifest, path)
+    except RuntimeLoadError as error:
+        remedy = next((said for mark, said in _REMEDIES if mark in error.detail), "")
+        raise ConversionError("bad_model", f"sources: {error.detail}{remedy}", "sources") from None
+
+
+def takes(manifest: Manifest, path: Path) -> str | None:
+    """None when a file loads and runs on its example; else why it does not."""
+    try:
+        open_runtime(manifest, path).close()
+    except RuntimeLoadError as error:
+        return error.detail
+    return None
+
+
+def rows_mix(manifest: Manifest, path: Path, data: Dataset) -> bool:
+    """Whether a batch is answered otherwise than its rows one by one, or not at all.
+
+    A free first axis need not count rows: it may be time, or the atoms of one molecule; and nets are exported with a
+    free batch and a reshape to one row. Such a file must never be given two requests at once.
+    """
+    count = min(MIXED_ROWS, manifest.max_batch, data.rows)
+    if count < 2 or data.whole:
+        return False
+    runtime = _open(manifest, path)
+    try:
+        rows = [runtime.run(row) for row in data.part(0, count).batches(1)]
+        together = runtime.run(next(data.part(0, count).batches(count)))
+    except Exception:  # noqa: BLE001 (a runtime raises anything; rows that fail alone are told of by `run_file`)
+        return True
+    finally:
+        runtime.close()
+    return any(not _alike(np.concatenate([row[name] for row in rows]), value) for name, value in together.items())
+
+
+def _alike(rows: Array, batch: Array) -> bool:
+    if rows.shape != batch.shape or rows.dtype.kind != "f":
+        return rows.shape == batch.shape and float((rows == batch).mean() if rows.size else 1.0) >= 1 - MIXED_SHARE
+    scale = float(np.abs(rows[np.isfinite(rows)]).max(initial=0.0)) or 1.0
+    return bool(np.allclose(rows, batch, rtol=MIXED_SHARE, atol=MIXED_SHARE * scale, equal_nan=True))
+
+
+class Answers:
+    """One output over all batches: in memory while it is small, then in a file that has no name and goes with it.
+
+    An evaluation set may be answered with more than fits in memory (masks, boxes before they are filtered).
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self._pieces: list[Array] = []
+        self._waiting = self._written = 0
+        self._file: IO[bytes] | None = None
+        self._same = True
+        self._count = 0
+
+    def add(self, value: Array) -> None:
+        """Append one inference's answer."""
+        if not self._count:
+            self.shape, self._dtype = value.shape, value.dtype
+        elif value.ndim != len(self.shape):
+            raise ValueError(f"an output has {value.ndim} axes for one row and {len(self.shape)} for another")
+        elif value.shape != self.shape:
+            pairs = zip(value.shape, self.shape, strict=True)
+            self.shape = tuple(now if now == before else -1 for now, before in pairs)
+        self._count += 1
+        self._pieces.append(np.ascontiguousarray(value))
+        self._waiting += value.nbytes
+        if self._waiting > SPILL_BYTES:
+            self._spill()
+
+    def whole(self, rows: int) -> Array:
+        """All answers: (rows, …) where they can be told apart by rows, and else as they come.
+
+        Where sizes vary from row to row they come in one flat row, as of boxes of which some rows have more.
+        """
+        size = self._written + sum(piece.size for piece in self._pieces)
+        rest = self.shape[1:]
+        if -1 in rest:
+            shape: tuple[int, ...] = (size,)
+        elif self._count == rows and self.shape[:1] not in {(1,), (-1,)}:
+            shape = (rows, *self.shape)  # each row's answer is a whole output
+        else:
+            shape = (-1, *rest) if size or not rest else (0, *rest)
+        if self._file is None:
+            flat = np.concatenate([piece.ravel() for piece in self._pieces])
+            return flat.reshape(shape)
+        self._spill()
+        return np.memmap(self._file, self._dtype, "r", shape=(size,)).reshape(shape)
+
+    def _spill(self) -> None:
+        self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 (goes with the last array that maps it)
+        for piece in self._pieces:
+            self._file.write(piece.tobytes())
+            self._written += piece.size
+        self._file.flush()
+        self._pieces, self._waiting = [], 0
 
 
 def _latency(runtime: Runtime, data: Dataset) -> tuple[float, float]:
@@ -87,14 +210,16 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
     """Score a run against labels (when there are any) and against the source's run."""
     mine, theirs = answers(run.first_output), answers(source.first_output)
     differences = [
-        float(np.abs(value.astype(np.float64) - source.outputs[name].astype(np.float64)).max(initial=0.0))
+        _largest(value, source.outputs[name])
         for name, value in run.outputs.items()
         if name in source.outputs and value.shape == source.outputs[name].shape
     ]
     classes: tuple[ClassScore, ...] = ()
     accuracy = None
     if data.labels is not None:
-        classes, accuracy = class_scores(data.labels, mine), float((mine == data.labels).mean())
+        fits = mine.shape == data.labels.shape
+        classes = class_scores(data.labels, mine) if fits else ()
+        accuracy = float((mine == data.labels).mean()) if fits else 0.0
     return Measurements(
         size=size,
         samples=data.rows,
@@ -104,7 +229,7 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
         macro_f1=_mean([one.f1 or 0.0 for one in classes]),
         classes=classes,
         fidelity=fidelity(run.outputs, source.outputs),
-        agreement=float((mine == theirs).mean()) if len(mine) == len(theirs) else 0.0,
+        agreement=float((mine == theirs).mean() if len(mine) else 1) if len(mine) == len(theirs) else 0.0,
         max_difference=max(differences, default=0.0),
         latency_p50_ms=run.latency_p50_ms,
         latency_p95_ms=run.latency_p95_ms,
@@ -113,11 +238,12 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
     )
 
 
-def fidelity(mine: dict[str, npt.NDArray[Any]], source: dict[str, npt.NDArray[Any]]) -> float | None:
+def fidelity(mine: dict[str, Array], source: dict[str, Array]) -> float | None:
     """Share of the variance of a source's answers that another file's explain: the coefficient of determination.
 
     For nets without labels, whose answers need not be classes: vectors, boxes, signals. Of several outputs the worst
-    counts, of those in floating point; None where none is.
+    counts, of those in floating point; None where none is. Where the source answers no number (NaN or an infinity), the
+    other file has to answer the same.
     """
     found = []
     for name, value in source.items():
@@ -125,12 +251,46 @@ def fidelity(mine: dict[str, npt.NDArray[Any]], source: dict[str, npt.NDArray[An
             continue
         if name not in mine or mine[name].shape != value.shape:
             return 0.0
-        wide = value.astype(np.float64)
-        missed = float(((mine[name].astype(np.float64) - wide) ** 2).sum())
-        spread = float(((wide - (wide.mean(0) if len(wide) > 1 else wide.mean())) ** 2).sum())
-        share = 1.0 if missed == 0 else 1 - missed / spread if spread > 0 else 0.0
-        found.append(share if share > 0 else 0.0)  # NaN too
+        found.append(_explained(mine[name], value))
     return min(found, default=None)
+
+
+def _explained(mine: Array, source: Array) -> float:
+    """The coefficient of determination of one output, a few rows at a time."""
+    sums = np.zeros(source.shape[1:] if len(source) > 1 else (), np.float64)
+    counts = np.zeros(sums.shape, np.int64)
+    axis = 0 if len(source) > 1 else None
+    for _, wide in _slices(mine, source):
+        finite = np.isfinite(wide)
+        sums, counts = sums + np.where(finite, wide, 0).sum(axis), counts + finite.sum(axis)
+    mean = sums / np.maximum(counts, 1)
+    missed = spread = 0.0
+    for got, wide in _slices(mine, source):
+        finite = np.isfinite(wide)
+        if not np.array_equal(np.where(finite, 0, got), np.where(finite, 0, wide), equal_nan=True):
+            return 0.0
+        with np.errstate(all="ignore"):
+            missed += float((np.where(finite, got - wide, 0) ** 2).sum())
+            spread += float((np.where(finite, wide - mean, 0) ** 2).sum())
+    share = 1.0 if missed == 0 else 1 - missed / spread if spread > 0 else 0.0
+    return share if share > 0 else 0.0  # NaN too
+
+
+def _largest(mine: Array, source: Array) -> float:
+    """The largest difference of two arrays of one shape, where both are numbers."""
+    largest = 0.0
+    for got, wide in _slices(mine, source):
+        with np.errstate(all="ignore"):
+            difference = np.abs(got - wide)
+        largest = max(largest, float(difference[np.isfinite(difference)].max(initial=0.0)))
+    return largest
+
+
+def _slices(mine: Array, source: Array) -> Iterator[tuple[Array, Array]]:
+    """Both in double precision, so many rows at a time that memory stays small."""
+    step = max(1, SLICE_ELEMENTS // max(1, source[:1].size))
+    for start in range(0, len(source), step):
+        yield mine[start : start + step].astype(np.float64), source[start : start + step].astype(np.float64)
 
 
 def class_scores(labels: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]) -> tuple[ClassScore, ...]:

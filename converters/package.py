@@ -19,22 +19,50 @@ _ONNX_DTYPES = {
 }  # fmt: skip
 
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_STRUCTURES = {
+    "sequence_type": "is a sequence: stack it to one tensor (of skl2onnx by options={'zipmap': False})",
+    "map_type": "is a map: give keys and values as tensors (of skl2onnx by options={'zipmap': False})",
+    "optional_type": "may be absent: export the net with it, or without",
+    "sparse_tensor_type": "is sparse: give it dense",
+}
 
 
 def onnx_specs(model: Any) -> Specs:
-    """Inputs and outputs of a parsed ONNX model."""
+    """Inputs and outputs of a parsed ONNX model.
+
+    Raises:
+        ConversionError: naming a tensor that can't be served, and what would help.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = tuple(_onnx_spec(value) for value in model.graph.input if value.name not in constants)
+    asked = [value for value in model.graph.input if value.name not in constants]
+    for value in asked:
+        if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape"):
+            raise _unserved(
+                value, "does not say how many axes it has: declare its shape, with free sizes where it varies"
+            )
+    inputs = tuple(_onnx_spec(value) for value in asked)
     return inputs, tuple(_onnx_spec(value) for value in model.graph.output)
 
 
 def _onnx_spec(value: Any) -> TensorSpec:
+    import onnx
+
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise _unserved(value, _STRUCTURES.get(kind or "", "has no type: export it again"))
     tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        raise _unserved(value, "holds strings: leave that step (a tokenizer, names of classes) out of the net")
     if tensor.elem_type not in _ONNX_DTYPES:
-        detail = f"sources: {value.name!r} is no plain tensor of numbers: only those can be served"
-        raise ConversionError("bad_model", detail, "sources")
+        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise _unserved(value, f"is of {dtype}: put a Cast from or to a dtype that numpy has there")
     shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return TensorSpec(value.name, _ONNX_DTYPES[tensor.elem_type], shape)
+
+
+def _unserved(value: Any, said: str) -> ConversionError:
+    detail = f"sources: only plain tensors of numbers can be served, but {value.name[:80]!r} {said}"
+    return ConversionError("bad_model", detail, "sources")
 
 
 def tflite_specs(path: Path, names: Specs | None) -> Specs:
@@ -107,6 +135,24 @@ def with_examples(specs: Specs, data: Dataset) -> Specs:
             spec = msgspec.structs.replace(spec, example_shape=data.row_shape(spec.name), example_value=value)  # noqa: PLW2901
         inputs.append(spec)
     return tuple(inputs), specs[1]
+
+
+def as_seen(specs: Specs, shapes: dict[str, tuple[int, ...]]) -> Specs:
+    """Specs whose outputs are as the net really answers: exporters write sizes that do not hold, or none at all.
+
+    Args:
+        specs: of a file.
+        shapes: of answers that were seen, by name, with -1 where they differed from row to row.
+    """
+    outputs = []
+    for spec in specs[1]:
+        seen = shapes.get(spec.name, spec.shape)
+        if len(seen) != len(spec.shape):
+            shape = (-1,) * len(seen)
+        else:
+            shape = tuple(said if said == size else -1 for said, size in zip(spec.shape, seen, strict=True))
+        outputs.append(msgspec.structs.replace(spec, shape=shape))
+    return specs[0], tuple(outputs)
 
 
 def manifest_for(

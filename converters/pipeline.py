@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.runtimes.base import reason
 from agent.trial.dataset import Array, Dataset
 from agent.trial.scoring import answers
 from converters.architectures import export_weights
 from converters.cache import CandidateCache
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import Run, measure, run_file, time_in_turns
+from converters.evaluate import Run, measure, rows_mix, run_file, takes, time_in_turns
 from converters.job import (
     BaselineArtifact,
     BuildJob,
@@ -36,7 +37,7 @@ from converters.job import (
     SourceFile,
     Target,
 )
-from converters.package import Specs, manifest_for, max_batch, onnx_specs, tflite_specs, with_examples
+from converters.package import Specs, as_seen, manifest_for, onnx_specs, tflite_specs, with_examples
 from converters.planner import choose, excesses, fates, plan, repairs
 from converters.sources import check_tflite, parse_onnx
 from converters.step import Context, Recipe, run_recipe, tool_versions
@@ -58,6 +59,7 @@ class Start:
 
 ProgressCall = Callable[[float, str], None]
 SAMPLE_ROWS = 16
+GUESSED_SIZES = (64, 256, 640, 16, 1)
 TIMED_AGAIN = 4
 RELATIVE_TOLERANCE = 1e-2
 _ANY = Target("inspection", RuntimeName.ONNX, ("cpu",), ())
@@ -95,9 +97,10 @@ def inspect(job: InspectJob, folder: Path, progress: ProgressCall) -> Inspection
             detail = f"evaluation: label {highest} has no name: {job.classes} class names were given"
             raise ConversionError("bad_data", detail, "evaluation")
     progress(0.4, "run")
-    sample = _sample(data, specs[main.format])
+    sample = _sample(data, main, specs[main.format])
     specs = {form: with_examples(one, sample) for form, one in specs.items()}
-    first = run_file(manifest_for(Path(main.path), specs[main.format], main.format, _ANY), Path(main.path), sample)
+    target = _without_mixing(_ANY, main, specs[main.format], sample)
+    first = run_file(manifest_for(Path(main.path), specs[main.format], main.format, target), Path(main.path), sample)
     _check_labels(first, evaluation)
     agreement = {}
     for source in job.sources:
@@ -106,7 +109,7 @@ def inspect(job: InspectJob, folder: Path, progress: ProgressCall) -> Inspection
             agreement[source.format.value] = _compare(source, specs[source.format], sample, first)
     return Inspection(
         inputs=specs[main.format][0],
-        outputs=specs[main.format][1],
+        outputs=as_seen(specs[main.format], first.shapes)[1],
         agreement=agreement,
         calibration_samples=data["calibration"].rows if "calibration" in data else 0,
         evaluation_samples=evaluation.rows if evaluation else 0,
@@ -149,24 +152,69 @@ def _source_specs(sources: tuple[SourceFile, ...]) -> tuple[dict[ModelFormat, Sp
     return specs, operators, parameters
 
 
-def _sample(data: dict[str, Dataset], specs: Specs) -> Dataset:
-    """Real rows where there are any; seeded random ones otherwise."""
+def _sample(data: dict[str, Dataset], main: SourceFile, specs: Specs) -> Dataset:
+    """Real rows where there are any; seeded random ones otherwise, of sizes that the file takes.
+
+    Raises:
+        ConversionError: when no guess at the sizes of its free dimensions runs.
+    """
     real = data.get("evaluation") or data.get("calibration")
     if real is not None:
         return real.part(0, SAMPLE_ROWS)
+    path, said = Path(main.path), ""
+    for guess in guesses(specs):
+        refused = takes(manifest_for(path, with_examples(specs, guess), main.format, _ANY), path)
+        if refused is None:
+            return guess
+        said = said or refused
+    free = ", ".join(f"{spec.name!r} {['any' if size < 0 else size for size in spec.shape]}" for spec in specs[0])
+    detail = f"sources: it runs on no made-up row ({said}) of {free}: give --calibration or --evaluation with real rows"
+    raise ConversionError("bad_model", detail.replace("'any'", "any"), "sources")
+
+
+def guesses(specs: Specs) -> Iterator[Dataset]:
+    """Random rows for a net of which no real ones are there, with one size after another for its free dimensions.
+
+    Integers and truths are one, then zero: one is a token that most vocabularies have, and a mask that hides nothing.
+    """
+    inputs = specs[0]
+    batched = all(spec.shape and spec.shape[0] in {-1, 1} for spec in inputs)
+    free = any(size < 0 for spec in inputs for size in spec.shape[1 if batched else 0 :])
+    firsts = (0,) if batched else (1, 0)  # 0: as large as any other free dimension
+    for value in (1, 0):
+        for size in GUESSED_SIZES if free else (1,):
+            for first in firsts:
+                yield _guess(inputs, batched=batched, first=first or size, size=size, value=value)
+
+
+def _guess(inputs: tuple[TensorSpec, ...], *, batched: bool, first: int, size: int, value: int) -> Dataset:
     rng = np.random.default_rng(0)
-    inputs = {}
-    rows = 1 if max_batch(specs, 2) == 1 else SAMPLE_ROWS
-    for spec in specs[0]:
-        shape = [rows if axis == 0 else max(size, 1) for axis, size in enumerate(spec.shape)]
+    rows = 1 if any(spec.shape[:1] != (-1,) for spec in inputs) else SAMPLE_ROWS
+    arrays = {}
+    for spec in inputs:
+        sizes = [(first if axis == 0 else size) if given < 0 else given for axis, given in enumerate(spec.shape)]
+        shape = (rows, *sizes[1:]) if batched else (rows, *sizes)
         dtype = np.dtype(spec.dtype)
-        inputs[spec.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
-    return Dataset(inputs, None, rows)
+        arrays[spec.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, value, dtype)
+    return Dataset(arrays, None, rows, frozenset() if batched else frozenset(arrays))
+
+
+def _without_mixing(target: Target, main: SourceFile, specs: Specs, data: Dataset) -> Target:
+    """The target, with batches of one where the net mixes the rows of a batch."""
+    path = Path(main.path)
+    mixes = rows_mix(manifest_for(path, specs, main.format, target), path, data)
+    return msgspec.structs.replace(target, max_batch=1) if mixes else target
 
 
 def _check_labels(first: Run, evaluation: Dataset | None) -> None:
     if evaluation is None or evaluation.labels is None:
         return
+    if len(first.first_output) != min(evaluation.rows, SAMPLE_ROWS):
+        detail = (
+            f"evaluation: `y` has a class for every row, but the first output gives {len(first.first_output)} answers "
+            f"to {min(evaluation.rows, SAMPLE_ROWS)} rows: leave `y` out, and closeness to the source is measured"
+        )
+        raise ConversionError("bad_data", detail, "evaluation")
     classes = max(2, first.first_output.reshape(len(first.first_output), -1).shape[1])
     highest = int(evaluation.labels.max())
     if highest >= classes:
@@ -213,10 +261,12 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     inputs = specs[main.format][0]
     calibration = _data(job.calibration, inputs, "calibration")
     evaluation = _data(job.evaluation, inputs, "evaluation")
-    data = evaluation or _sample({"calibration": calibration} if calibration else {}, specs[main.format])
+    data = evaluation or _sample({"calibration": calibration} if calibration else {}, main, specs[main.format])
     specs = {form: with_examples(one, data) for form, one in specs.items()}
     path = Path(main.path)
+    job = msgspec.structs.replace(job, target=_without_mixing(job.target, main, specs[main.format], data))
     source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data)
+    specs[main.format] = as_seen(specs[main.format], source_run.shapes)
     source = measure(source_run, source_run, data, path.stat().st_size)
     recipes = plan(job.target)
     starts: dict[ModelFormat, Start | str] = {
@@ -361,10 +411,15 @@ def _candidate(
         manifest = manifest_for(runnable, result_specs, recipe.result, job.target, precision=recipe.precision)
         if twin is not None and twin.measurements is not None:
             measured = twin.measurements
+            result_specs = (result_specs[0], twin.outputs)
         elif kept and cache.reuses_answers:
-            measured = _timed(kept.measurements, run_file(manifest, target, data.part(0, manifest.max_batch)))
+            ran = run_file(manifest, target, data.part(0, manifest.max_batch))
+            measured = _timed(kept.measurements, ran)
+            result_specs = as_seen(result_specs, ran.shapes)
         else:
-            measured = measure(run_file(manifest, runnable, data), source_run, data, target.stat().st_size)
+            ran = run_file(manifest, runnable, data)
+            measured = measure(ran, source_run, data, target.stat().st_size)
+            result_specs = as_seen(result_specs, ran.shapes)
             if recipe.compiled_for:
                 measured = msgspec.structs.replace(measured, provider=f"{measured.provider}, before it was compiled")
             else:
@@ -373,7 +428,8 @@ def _candidate(
         detail = error.detail.removeprefix("sources: ").removesuffix("; export it again")
         return Candidate(name, recipe.precision, error=detail)
     except Exception as error:  # noqa: BLE001 (quantizers raise anything; another recipe may work)
-        return Candidate(name, recipe.precision, error=f"{type(error).__name__}: {str(error)[:500]}")
+        detail = f"a tool of this recipe can't handle the net ({type(error).__name__}: {reason(error)})"
+        return Candidate(name, recipe.precision, error=f"{detail}; other recipes are not touched by that")
     lineage = Lineage(
         source_digest=start.source.digest,
         source_format=start.source.format,

@@ -7,7 +7,7 @@ be seen from the parsed file is bounded here; what can't is bounded by the memor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,18 @@ def parse_onnx(path: Path) -> Any:
         raise _bad(f"not a readable ONNX file ({str(error)[:120]}): it may be cut short; export it again") from None
     if not model.graph.node or not model.graph.output:
         raise _bad("not an ONNX model: it has no graph; export it again")
-    _check_opsets(model)
     _check_graph(model.graph, depth=0)
     for function in model.functions:
         for node in function.node:
             _check_node(node, depth=1)
+    _check_opsets(model)
     values = [*model.graph.input, *model.graph.output]
-    if len(values) > VALUES_LIMIT:
-        raise _bad(f"it has {len(values)} inputs and outputs, at most {VALUES_LIMIT} are served")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    asked = [value for value in values if value.name not in constants]
+    if len(asked) > VALUES_LIMIT:
+        raise _bad(f"it has {len(asked)} inputs and outputs, at most {VALUES_LIMIT} are served")
+    if all(value.name in constants for value in model.graph.input):
+        raise _bad("it takes no input, so there is nothing to ask it: export it with its inputs free")
     for value in values:
         _check_shape(value)
     return model
@@ -69,12 +73,34 @@ def check_tflite(path: Path) -> None:
 
 
 def _check_opsets(model: Any) -> None:
+    """Refuse operators that devices do not have. A domain that is declared but not used hurts nobody."""
+    own = {(function.domain, function.name) for function in model.functions}
+    bodies = (model.graph.node, *(function.node for function in model.functions))
+    used = {(node.domain, node.op_type) for nodes in bodies for node in nodes_of(nodes)} - own
+    strange = sorted({domain for domain, _ in used if domain not in DOMAINS})
+    if strange:
+        domain = strange[0]
+        names = ", ".join(sorted(name for one, name in used if one == domain)[:5])
+        known = ", ".join(sorted(domain for domain in DOMAINS if domain))
+        raise _bad(
+            f"it needs operators of {domain[:80]!r} ({names[:200]}), which devices do not have; known are {known}: "
+            "export it with standard operators"
+        )
     for opset in model.opset_import:
-        if opset.domain not in DOMAINS:
-            known = ", ".join(sorted(domain for domain in DOMAINS if domain))
-            raise _bad(f"it needs operators of {opset.domain[:80]!r}, which devices do not have; known are {known}")
         if opset.domain in {"", "ai.onnx"} and opset.version < OLDEST_OPSET:
-            raise _bad(f"it is of opset {opset.version}: export it with opset {OLDEST_OPSET} or newer")
+            raise _bad(
+                f"it is of opset {opset.version}: export it with opset {OLDEST_OPSET} or newer, or raise it with "
+                "onnx.version_converter.convert_version"
+            )
+
+
+def nodes_of(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Nodes, and those of the graphs within them."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from nodes_of(graph.node)
 
 
 def _check_graph(graph: Any, *, depth: int) -> None:

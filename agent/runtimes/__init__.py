@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest, RuntimeName
-from agent.runtimes.base import Runtime, RuntimeLoadError, check_file, warm_up_inputs
+from agent.runtimes.base import Runtime, RuntimeLoadError, check_file, reason, warm_up_inputs
 
 
 def open_runtime(manifest: Manifest, path: Path) -> Runtime:
@@ -33,5 +33,5 @@ def open_runtime(manifest: Manifest, path: Path) -> Runtime:
         runtime.run(warm_up_inputs(manifest))
     except Exception as error:
         runtime.close()
-        raise RuntimeLoadError(WireErrorCode.WARMUP_FAILED, f"a first inference failed: {str(error)[:500]}") from error
+        raise RuntimeLoadError(WireErrorCode.WARMUP_FAILED, f"a first inference failed: {reason(error)}") from error
     return runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,20 @@ from agent.protocol.manifest import Manifest, TensorSpec
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
+REASON_LENGTH = 500
+# What libraries put around their message: codes, the file's place on this machine, a C++ function's signature.
+_NOISE = tuple(
+    (re.compile(pattern, re.DOTALL), by)
+    for pattern, by in (
+        (r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", ""),
+        (r"Load model from .*? failed: ?", ""),
+        (r"\S*\.(?:cc|cpp|h):\d+ (?:[\w:<>~*&, ]+\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])? ?)?", ""),
+        (r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: ", r"\1 '\2': "),
+        (r" ''", ""),
+        (r"^This is an invalid model\. (?:Error: )?", ""),
+        (r"\s+", " "),
+    )
+)
 
 
 class RuntimeLoadError(Exception):
@@ -75,6 +90,14 @@ def to_file(spec: TensorSpec, array: Array) -> Array:
 def to_source(spec: TensorSpec, array: Array) -> Array:
     """An artifact's tensor with the axes of the source."""
     return array.transpose(np.argsort(spec.permutation)) if spec.permutation else array
+
+
+def reason(error: Exception) -> str:
+    """A library's error in one short line, without what only its authors can use."""
+    text = str(error) or type(error).__name__
+    for pattern, by in _NOISE:
+        text = pattern.sub(by, text)
+    return text.strip()[:REASON_LENGTH]
 
 
 def check_file(path: Path) -> None:

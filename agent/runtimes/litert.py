@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest, TensorSpec
-from agent.runtimes.base import Array, RuntimeLoadError, Tensors, to_file, to_source
+from agent.runtimes.base import Array, RuntimeLoadError, Tensors, reason, to_file, to_source
 
 log = logging.getLogger(__name__)
 EDGE_TPU_LIBRARY = "libedgetpu.so.1"
@@ -44,7 +44,7 @@ class LiteRtRuntime:
             self._inputs = [(spec, _detail(inputs, spec)) for spec in manifest.inputs]
             self._outputs = [(spec, _detail(outputs, spec)) for spec in manifest.outputs]
         except (ValueError, RuntimeError) as error:
-            raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, f"LiteRT refused the file: {str(error)[:500]}") from None
+            raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, f"LiteRT refused the file: {reason(error)}") from None
 
     def run(self, inputs: Tensors) -> Tensors:
         """One inference; see `agent.runtimes.base.Runtime`."""

@@ -10,7 +10,7 @@ import onnxruntime
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest, Precision
-from agent.runtimes.base import RuntimeLoadError, Tensors, to_file, to_source, warm_up_inputs
+from agent.runtimes.base import RuntimeLoadError, Tensors, reason, to_file, to_source, warm_up_inputs
 
 log = logging.getLogger(__name__)
 CPU = "CPUExecutionProvider"
@@ -90,7 +90,7 @@ def _open(manifest: Manifest, path: Path) -> tuple[Any, str]:
             feed = warm_up_inputs(manifest)
             session.run(None, {spec.file_name or spec.name: to_file(spec, feed[spec.name]) for spec in manifest.inputs})
         except Exception as error:  # noqa: BLE001 (the library raises bare C++ exceptions of many kinds)
-            problems.append(f"{provider}: {str(error)[:300]}")
+            problems.append(f"{provider}: {reason(error)}")
             continue
         if problems:
             log.warning("runs on %s, because: %s", provider, "; ".join(problems))

@@ -26,6 +26,8 @@ def answers(output: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     (rows, classes) scores: the largest. (rows,) or (rows, 1): class 1 above 0.5, as of a probability. Anything longer
     counts as scores over its flattened axes.
     """
+    if not output.size:
+        return np.zeros(len(output), np.int64)
     flat = output.reshape(len(output), -1)
     if flat.shape[1] == 1:
         binary: npt.NDArray[np.int64] = (flat[:, 0] > 0.5).astype(np.int64)

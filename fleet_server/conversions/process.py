@@ -84,6 +84,7 @@ def run_job(
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
+            env={**os.environ, "TMPDIR": str(folder.absolute())},  # what a killed child leaves goes with the folder
         )
     steps: list[Progress] = []
     assert child.stdout is not None
