@@ -31,21 +31,33 @@ class Wanted:
         return bool(self.prune or self.sparsity is not None or self.distill or self.quantize_aware)
 
 
-def derived_sources(wanted: Wanted, sources: list[str], weights: Path | None, folder: Path, out: Path) -> list[Any]:
-    """Train, export each net, and save its weights.
-
-    Returns:
-        `converters.job.DerivedSource` of each net.
-    """
+def check_wanted(wanted: Wanted, sources: list[str]) -> None:
+    """Refuse options that can't be carried out, before anything is exported or trained."""
     if not wanted.any and wanted.training is None:
-        return []
+        return
     if wanted.training is None:
         raise fail("--prune, --sparsity, --distill and --quantize-aware need rows to train on: --training T.npz", 2)
     if len(sources) != 1 or ".py:" not in sources[0]:
         raise fail("training needs a net as code: name net.py:function, with --weights W.safetensors", 2)
     if not wanted.training.is_file():
         raise fail(f"--training: there is no file {str(wanted.training)!r}", 2)
-    return _trained(wanted, sources[0], weights, folder, out)
+    from converters.errors import ConversionError
+    from converters.training.data import read_training
+
+    pruned_share(wanted.prune)
+    try:
+        read_training(wanted.training)
+    except ConversionError as error:
+        raise fail(error.detail) from None
+
+
+def derived_sources(wanted: Wanted, sources: list[str], weights: Path | None, folder: Path, out: Path) -> list[Any]:
+    """Train, export each net, and save its weights; `check_wanted` has let the options pass.
+
+    Returns:
+        `converters.job.DerivedSource` of each net.
+    """
+    return _trained(wanted, sources[0], weights, folder, out) if wanted.training is not None else []
 
 
 def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out: Path) -> list[Any]:

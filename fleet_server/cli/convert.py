@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.candidates import columns, plot, report
-from fleet_server.cli.compress import Wanted, derived_sources
+from fleet_server.cli.compress import Wanted, check_wanted, derived_sources
 from fleet_server.cli.models import source_files
 from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, rows_table
 from fleet_server.cli.profiles import read_profile
@@ -66,7 +66,9 @@ def convert(
         (folder / "work").mkdir()
         spec = read_profile(profile)
         wanted = Wanted(training, prune, sparsity, distill, quantize_aware, epochs, learning_rate, budget_points, seed)
+        check_wanted(wanted, sources)
         files = source_files(sources, weights, evaluation or calibration, folder)
+        _check(files, calibration, evaluation, folder / "work")
         derived = derived_sources(wanted, sources, weights, folder, out)
         result, verdict, manifest = _build(files, derived, spec, calibration, evaluation, folder / "work")
         out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,39 @@ def convert(
         raise typer.Exit(1)
 
 
+def _check(files: dict[str, Path], calibration: Path | None, evaluation: Path | None, work: Path) -> None:
+    """Refuse what does not load or fit, before hours of training."""
+    from converters.job import Inspection, InspectJob
+    from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
+
+    for path in (calibration, evaluation):
+        if path is not None and not path.is_file():
+            raise fail(f"{path}: there is no such file", 2)
+    job = InspectJob(_sources(files), _data(calibration), _data(evaluation))
+    try:
+        with errors.status("check the files"):
+            run_job(job, work, Inspection, Bounds(TIMEOUT_S, MEMORY_MB))
+    except ConversionFailedError as error:
+        raise fail(error.error.detail) from None
+
+
+def _sources(files: dict[str, Path]) -> tuple[Any, ...]:
+    from agent.protocol.manifest import ModelFormat
+    from converters.job import SourceFile
+    from fleet_server.catalog.artifacts import file_digest
+
+    return tuple(
+        SourceFile(ModelFormat(form), file_digest(path)[0], str(path.absolute())) for form, path in files.items()
+    )
+
+
+def _data(path: Path | None) -> Any:
+    from converters.job import DataFile
+    from fleet_server.catalog.artifacts import file_digest
+
+    return DataFile(file_digest(path)[0], str(path.absolute())) if path else None
+
+
 def _build(
     files: dict[str, Path],
     derived: list[Any],
@@ -103,41 +138,28 @@ def _build(
     """Runs the same bounded process as the server; returns the result, the gate's verdict, and the manifest."""
     import msgspec
 
-    from agent.protocol.manifest import ModelFormat
-    from converters.job import BuildJob, BuildResult, DataFile, Inspection, InspectJob, SourceFile
+    from converters.job import BuildJob, BuildResult
     from converters.package import manifest_for
-    from fleet_server.catalog.artifacts import file_digest
     from fleet_server.catalog.schemas import GateSpec
     from fleet_server.conversions.gate import References, judge
     from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
     from fleet_server.conversions.service import build_target
     from fleet_server.settings import Settings
 
-    def data(path: Path | None) -> DataFile | None:
-        return DataFile(file_digest(path)[0], str(path.absolute())) if path else None
-
-    for path in (calibration, evaluation):
-        if path is not None and not path.is_file():
-            raise fail(f"{path}: there is no such file", 2)
-    sources = tuple(
-        SourceFile(ModelFormat(form), file_digest(path)[0], str(path.absolute())) for form, path in files.items()
-    )
     target = build_target(spec.name, spec)
     python = Settings().effective_onnx2tf_python
     job = BuildJob(
-        sources,
+        _sources(files),
         target,
-        data(calibration),
-        data(evaluation),
+        _data(calibration),
+        _data(evaluation),
         onnx2tf_python=str(python) if python else None,
         derived=tuple(derived),
     )
     shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"))
     try:
         with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("converting", total=1.0, step="check the files")
-            check = InspectJob(sources, job.calibration, job.evaluation)
-            run_job(check, work, Inspection, Bounds(TIMEOUT_S, MEMORY_MB))
+            task = progress.add_task("converting", total=1.0, step="begin")
             result = run_job(
                 job,
                 work,
