@@ -313,7 +313,8 @@ def _trained(job: BuildJob, folder: Path, progress: ProgressCall) -> tuple[tuple
         return (), []
     from converters.training.derive import train
 
-    return train(job.training, folder, lambda text: progress(0.08, text))
+    evaluation = Path(job.evaluation.path) if job.evaluation else None
+    return train(job.training, evaluation, folder, lambda text: progress(0.08, text))
 
 
 def _timed_again(

@@ -10,18 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from converters.errors import ConversionError
 from converters.job import PassRecord
-from converters.training.data import Rows, hold_back
+from converters.training.data import Rows, deciding
 from converters.training.distill import distill
 from converters.training.fit import Fitting, Say, copied
-from converters.training.prune import Trained, prune_to, prune_within
+from converters.training.prune import Trained, prune_to, prune_within, said
 from converters.training.quantize_aware import quantize_aware
-from converters.training.record import Parameter, recorded
+from converters.training.record import Parameter, recorded, weight_bytes
 from converters.training.sparsify import sparsify
 
 TOOLS = ("torch", "torch-pruning", "numpy")
 ADAPTIVE = "adaptive"
+BEFORE = "pruned-less"
 
 
 @dataclass(frozen=True)
@@ -55,21 +58,21 @@ class Compressed:
 
 
 def compress(
-    net: Any, rows: Rows, plan: CompressionPlan, say: Say = lambda _: None
+    net: Any, rows: Rows, plan: CompressionPlan, say: Say = lambda _: None, *, validation: Rows | None = None
 ) -> tuple[list[Compressed], list[str]]:
     """Carry out a plan.
 
     Args:
         net: in evaluation mode; stays as it is.
-        rows: training rows; a fifth of them is held back to decide by.
+        rows: training rows.
         plan: what to do.
         say: told how far it is.
+        validation: rows to decide by; without, a fifth of the training rows is held back.
 
     Returns:
         The nets, and why a pass could not be done, a sentence each: the others go on.
     """
-    training, held_back = hold_back(rows, plan.how.seed)
-    trained = Trained(training, held_back, plan.how, say)
+    trained = Trained(*deciding(rows, validation, plan.how.seed), plan.how, say)
     nets: list[Compressed] = []
     problems: list[str] = []
 
@@ -79,15 +82,20 @@ def compress(
         except ConversionError as problem:
             problems.append(problem.detail)
 
-    if plan.prune is not None:
-        attempt(lambda: _pruned(net, trained, plan))
+    if plan.prune == ADAPTIVE:
+        try:
+            nets += _pruned_within(net, trained, plan)
+        except ConversionError as problem:
+            problems.append(problem.detail)
+    elif plan.prune is not None:
+        attempt(lambda: _pruned_to(net, trained, float(plan.prune or 1.0)))
     if plan.sparsity is not None:
         attempt(lambda: _sparse(net, trained, float(plan.sparsity or 0.0)))
     if plan.student is not None:
         student = plan.student
         attempt(lambda: _student(net, student(), trained))
     if plan.quantize_aware:
-        for start in [Compressed("whole", net, ()), *nets]:
+        for start in [Compressed("whole", net, ()), *(one for one in nets if one.name != BEFORE)]:
             attempt(lambda start=start: _integer_ready(net, start, trained))  # type: ignore[misc]
     return nets, problems
 
@@ -96,19 +104,30 @@ def _settings(plan: Fitting) -> dict[str, Parameter]:
     return {"epochs": plan.epochs, "rate": plan.rate, "batch": plan.batch, "seed": plan.seed}
 
 
-def _pruned(net: Any, trained: Trained, plan: CompressionPlan) -> Compressed:
+def _pruned_within(net: Any, trained: Trained, plan: CompressionPlan) -> list[Compressed]:
+    """The smallest net within the budget, and the one before it: integers may cost the smallest what was left of it."""
     records: list[PassRecord] = []
     settings = _settings(trained.how)
-    if plan.prune == ADAPTIVE:
-        with recorded(records, "prune-adaptive", net, budget=plan.budget, **settings) as running:
-            running.net = prune_within(net, plan.budget, trained, running.found)
-        name = "pruned"
-    else:
-        share = float(plan.prune or 1.0)
-        with recorded(records, "prune", net, work_wanted=share, **settings) as running:
-            running.net = prune_to(net, share, trained, running.found)
-        name = f"pruned-{share:g}"
-    return Compressed(name, running.net, tuple(records))
+    found: list[Any] = []
+    with recorded(records, "prune-adaptive", net, budget=plan.budget, **settings) as running:
+        found = prune_within(net, plan.budget, trained, running.found)
+        running.net = found[-1]
+    nets = [Compressed("pruned", found[-1], tuple(records))]
+    if len(found) > 1:
+        before = msgspec.structs.replace(
+            records[0],
+            parameters={**records[0].parameters, **said(net, found[-2], trained)},
+            bytes_after=weight_bytes(found[-2]),
+        )
+        nets.append(Compressed(BEFORE, found[-2], (before,)))
+    return nets
+
+
+def _pruned_to(net: Any, trained: Trained, share: float) -> Compressed:
+    records: list[PassRecord] = []
+    with recorded(records, "prune", net, work_wanted=share, **_settings(trained.how)) as running:
+        running.net = prune_to(net, share, trained, running.found)
+    return Compressed(f"pruned-{share:g}", running.net, tuple(records))
 
 
 def _sparse(net: Any, trained: Trained, sparsity: float) -> Compressed:

@@ -55,8 +55,24 @@ class Rows:
             yield self.take(order[start : start + size])
 
 
-def read_training(path: Path) -> Rows:
-    """Read training rows.
+def read_validation(path: Path | None, like: Rows) -> Rows | None:
+    """Rows to decide by; None where there is no file, or its rows have no targets as the training rows have.
+
+    Raises:
+        ConversionError: `bad_data`.
+    """
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        if TARGETS not in arrays.files:
+            return None
+    found = read_training(path, "validation")
+    fits = found.classifies == like.classifies and set(found.inputs) == set(like.inputs)
+    return Rows({name: found.inputs[name] for name in like.inputs}, found.targets) if fits else None
+
+
+def read_training(path: Path, field: str = "training") -> Rows:
+    """Read training rows, or others of their form.
 
     Raises:
         ConversionError: `bad_data`, saying what is wrong with which array.
@@ -65,37 +81,46 @@ def read_training(path: Path) -> Rows:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError) as error:
-        detail = f"training: {path} is not a readable .npz of plain arrays ({str(error)[:150]})"
-        raise ConversionError("bad_data", detail, "training") from None
+        detail = f"{field}: {path} is not a readable .npz of plain arrays ({str(error)[:150]})"
+        raise ConversionError("bad_data", detail, field) from None
     if TARGETS not in found:
-        detail = f"training: it has arrays {sorted(found)}, but no targets `y`: class indices, or numbers to be met"
-        raise ConversionError("bad_data", detail, "training")
+        detail = f"{field}: it has arrays {sorted(found)}, but no targets `y`: class indices, or numbers to be met"
+        raise ConversionError("bad_data", detail, field)
     targets = found.pop(TARGETS)
     lengths = {name: len(array) for name, array in found.items()}
     if not found or set(lengths.values()) != {len(targets)} or len(targets) < LEAST_ROWS:
         detail = (
-            f"training: every array needs as many rows as `y` has ({len(targets)}), at least {LEAST_ROWS}: {lengths}"
+            f"{field}: every array needs as many rows as `y` has ({len(targets)}), at least {LEAST_ROWS}: {lengths}"
         )
-        raise ConversionError("bad_data", detail, "training")
+        raise ConversionError("bad_data", detail, field)
     for name, array in {**found, TARGETS: targets}.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ConversionError(
-                "bad_data", f"training: {name!r} holds NaN or infinity: remove those rows", "training"
-            )
+            raise ConversionError("bad_data", f"{field}: {name!r} holds NaN or infinity: remove those rows", field)
     if targets.dtype.kind in "iu":
         if targets.ndim != 1 or targets.min() < 0:
-            detail = f"training: class indices `y` must be one a row and not negative, not of shape {targets.shape}"
-            raise ConversionError("bad_data", detail, "training")
+            detail = f"{field}: class indices `y` must be one a row and not negative, not of shape {targets.shape}"
+            raise ConversionError("bad_data", detail, field)
         return Rows(found, targets.astype(np.int64))
     if targets.dtype.kind != "f":
-        raise ConversionError(
-            "bad_data", f"training: `y` holds {targets.dtype}: integers or floats are meant", "training"
-        )
+        raise ConversionError("bad_data", f"{field}: `y` holds {targets.dtype}: integers or floats are meant", field)
     return Rows(found, targets.astype(np.float32))
 
 
+def deciding(rows: Rows, validation: Rows | None, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on, and rows to decide by how far a pass may go.
+
+    Validation rows decide where there are any, and all others are trained on. Else a part of the training rows is held
+    back. A net that was trained on those knows them by heart, which flatters it beside what is fine-tuned without them:
+    pruning then stops too early, never too late.
+    """
+    if validation is None:
+        return hold_back(rows, seed)
+    order = np.random.default_rng(seed).permutation(validation.count)
+    return rows, validation.take(order[:HELD_BACK_ROWS])
+
+
 def hold_back(rows: Rows, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on, and rows that decide: the evaluation set is never used for choosing."""
+    """Training rows in two parts."""
     order = np.random.default_rng(seed).permutation(rows.count)
     back = min(HELD_BACK_ROWS, max(LEAST_ROWS // 4, int(rows.count * HELD_BACK_SHARE)))
     return rows.take(order[back:]), rows.take(order[:back])

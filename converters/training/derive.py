@@ -11,15 +11,18 @@ from converters.job import DerivedSource, SourceFile, TrainingOrder
 from converters.step import tool_versions
 from converters.steps.export import export_forms
 from converters.training.compress import TOOLS, Compressed, CompressionPlan, compress
-from converters.training.data import Rows, read_training
+from converters.training.data import Rows, read_training, read_validation
 from converters.training.fit import Fitting, Say
 
 
-def train(order: TrainingOrder, folder: Path, say: Say) -> tuple[tuple[DerivedSource, ...], list[str]]:
+def train(
+    order: TrainingOrder, evaluation: Path | None, folder: Path, say: Say
+) -> tuple[tuple[DerivedSource, ...], list[str]]:
     """Carry out what was ordered of a net of a registered architecture.
 
     Args:
         order: which passes, on what.
+        evaluation: labelled rows that decide how far passes go, as they decide between recipes; None for none.
         folder: gets the files.
         say: told how far it is.
 
@@ -39,7 +42,8 @@ def train(order: TrainingOrder, folder: Path, say: Say) -> tuple[tuple[DerivedSo
         budget=order.budget_points,
         how=Fitting(epochs=order.epochs, rate=order.learning_rate, seed=order.seed),
     )
-    nets, problems = compress(load_weights(order.weights), rows, plan, say)
+    validation = read_validation(evaluation, rows)
+    nets, problems = compress(load_weights(order.weights), rows, plan, say, validation=validation)
     made = []
     for one in nets:
         say(f"export {one.name}")

@@ -81,25 +81,25 @@ def prune_to(net: Any, share: float, trained: Trained, found: dict[str, Paramete
         current = _step(current, wanted / count(current, trained.rows)[0], trained, adaptive=adaptive)
         how = trained.how if number == ROUNDS - 1 else replace(trained.how, epochs=trained.how.epochs / 3)
         fit(current, trained.rows, how, teacher=net, say=trained.say, name=f"recover {number + 1}/{ROUNDS}")
-    found.update(_said(net, current, trained))
+    found.update(said(net, current, trained))
     return current
 
 
-def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Parameter]) -> Any:
-    """The smallest net that adaptive pruning finds whose error on held-back rows rises by no more than a budget.
+def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Parameter]) -> list[Any]:
+    """Nets whose error on held-back rows rises by no more than a budget, ever smaller; the last is the smallest.
 
     Args:
         net: stays as it is.
         budget: points (see `fit.error`).
         trained: what to fine-tune on.
-        found: gets what was left, and each step's share and loss.
+        found: gets what was left in the smallest, and each step's share and loss.
 
     Raises:
         ConversionError: `not_prunable`.
     """
     whole = count(net, trained.rows)[0]
     allowed = error(net, trained.held_back) + budget
-    best, factor = copied(net), STEP_SHARE
+    kept, best, factor = [], copied(net), STEP_SHARE
     steps: list[str] = []
     while count(best, trained.rows)[0] * factor > LEAST_SHARE * whole:
         try:
@@ -121,12 +121,13 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
         trained.say(f"pruned to {share:.1%} of the work: {lost:+.2f} points of {budget:g} allowed")
         if lost <= budget:
             best = tried
+            kept.append(best)
         elif factor < STEP_SHARE:
             break
         else:
             factor = factor**0.5
-    found.update(steps="; ".join(steps), **_said(net, best, trained))
-    return best
+    found.update(steps="; ".join(steps), **said(net, best, trained))
+    return kept or [best]
 
 
 def _step(net: Any, share: float, trained: Trained, *, adaptive: bool) -> Any:
@@ -141,7 +142,8 @@ def _step(net: Any, share: float, trained: Trained, *, adaptive: bool) -> Any:
     return net
 
 
-def _said(net: Any, pruned: Any, trained: Trained) -> dict[str, Parameter]:
+def said(net: Any, pruned: Any, trained: Trained) -> dict[str, Parameter]:
+    """What is left of a net, for the record."""
     macs, parameters = count(net, trained.rows)
     left, still = count(pruned, trained.rows)
     return {

@@ -16,6 +16,7 @@ class Wanted:
     """What `shoal convert` was asked to do with training data; see its options."""
 
     training: Path | None
+    validation: Path | None
     prune: str | None
     sparsity: float | None
     distill: str | None
@@ -64,7 +65,7 @@ def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out:
     from converters.errors import ConversionError
     from converters.steps import export
     from converters.training.compress import CompressionPlan, compress
-    from converters.training.data import read_training
+    from converters.training.data import read_training, read_validation
     from converters.training.fit import Fitting
 
     assert wanted.training is not None
@@ -83,7 +84,13 @@ def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out:
         shown = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*shown, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             task = progress.add_task("training", total=None)
-            nets, problems = compress(net, rows, plan, lambda text: progress.update(task, description=text))
+            nets, problems = compress(
+                net,
+                rows,
+                plan,
+                lambda text: progress.update(task, description=text),
+                validation=read_validation(wanted.validation, rows),
+            )
         for problem in problems:
             errors.print(f"[yellow]left out:[/] {problem}")
         return [_exported(one, rows, folder, out) for one in nets]

@@ -37,6 +37,10 @@ def convert(
     training: Annotated[
         Path | None, typer.Option(help="Rows to train on, as .npz, with their targets as `y`: for net.py:function.")
     ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(help="Rows with targets to decide by how far to prune. Default: the evaluation rows."),
+    ] = None,
     prune: Annotated[
         str | None,
         typer.Option(help="Remove channels: adaptive, or the share of the work to be left. Default with --training."),
@@ -65,7 +69,18 @@ def convert(
         folder = Path(name)
         (folder / "work").mkdir()
         spec = read_profile(profile)
-        wanted = Wanted(training, prune, sparsity, distill, quantize_aware, epochs, learning_rate, budget_points, seed)
+        wanted = Wanted(
+            training,
+            validation or evaluation,
+            prune,
+            sparsity,
+            distill,
+            quantize_aware,
+            epochs,
+            learning_rate,
+            budget_points,
+            seed,
+        )
         check_wanted(wanted, sources)
         files = source_files(sources, weights, evaluation or calibration, folder)
         _check(files, calibration, evaluation, folder / "work")

@@ -47,13 +47,14 @@ def main() -> None:
     parser.add_argument("--skip-student", action="store_true", help="leave out the distilled student")
     options = parser.parse_args()
     checks = Checks("compress")
-    training, evaluation = load_pictures(ROOT / ".demo" / "data", training=options.rows, evaluation=2_000)
+    training, held = load_pictures(ROOT / ".demo" / "data", training=options.rows, evaluation=4_000)
+    evaluation, validation = Pictures(held.x[:2_000], held.y[:2_000]), Rows({"x": held.x[2_000:]}, held.y[2_000:])
     if not options.skip_student:
         students(checks, training, evaluation)
     for name in options.net or GOALS:
         if name == "none":
             continue
-        one(checks, name, training, evaluation, options)
+        one(checks, name, training, evaluation, validation, options)
     checks.print()
 
 
@@ -73,7 +74,14 @@ class Often:
             say(text)
 
 
-def one(checks: Checks, name: str, training: Pictures, evaluation: Pictures, options: argparse.Namespace) -> None:
+def one(
+    checks: Checks,
+    name: str,
+    training: Pictures,
+    evaluation: Pictures,
+    validation: Rows,
+    options: argparse.Namespace,
+) -> None:
     """Train, compress, convert with and without, compare."""
     builder, latency, size = GOALS[name]
     rows, held = Rows({"x": training.x}, training.y), Rows({"x": evaluation.x}, evaluation.y)
@@ -82,9 +90,9 @@ def one(checks: Checks, name: str, training: Pictures, evaluation: Pictures, opt
     fit(net, rows, Fitting(epochs=options.epochs, rate=2e-3, weight_decay=5e-4), say=Often(), name=f"train {name}")
     say(f"{name}: {100 - error(net, held):.2f} % right")
     how = Fitting(epochs=options.recover, rate=1e-3)
-    plans = [] if options.skip_adaptive else [CompressionPlan(budget=BUDGET, quantize_aware=True, how=how)]
+    plans = [] if options.skip_adaptive else [CompressionPlan(budget=BUDGET, how=how)]
     plans += [] if options.skip_half else [CompressionPlan(prune=HALF, how=how)]
-    nets = [made for plan in plans for made in compress(net, rows, plan, Often())[0]]
+    nets = [made for plan in plans for made in compress(net, rows, plan, Often(), validation=validation)[0]]
     with tempfile.TemporaryDirectory() as folder:
         result, files = converted(net, nets, training, evaluation, Path(folder))
         compare(checks, name, result, files, Path(folder), latency=latency, size=size)

@@ -14,7 +14,7 @@ from converters.errors import ConversionError
 from converters.steps.export import export_onnx
 from converters.training.channels import analyse, count, kept, prepared, remove, without
 from converters.training.compress import CompressionPlan, compress
-from converters.training.data import Rows, hold_back, read_training
+from converters.training.data import Rows, deciding, hold_back, read_training, read_validation
 from converters.training.distill import check_student
 from converters.training.fit import Fitting, copied, error, fit, outputs
 from converters.training.prune import Trained
@@ -135,18 +135,39 @@ def test_numbers_that_stay_suit_vectors(channels: int, ratio: float, left: int) 
 def test_adaptive_pruning_keeps_its_budget_and_is_deterministic(net: nn.Module) -> None:
     rows = images(600)
     plan = CompressionPlan(budget=2.0, how=QUICK)
-    (one,), problems = compress(net, rows, plan)
+    (one, *less), problems = compress(net, rows, plan, validation=images(300, seed=7))
     assert problems == []
+    assert [other.name for other in less] in ([], ["pruned-less"])
+    assert all(one.passes[0].bytes_after < other.passes[0].bytes_after for other in less)
     (record,) = one.passes
     assert (one.name, record.name) == ("pruned", "prune-adaptive")
     assert record.parameters["points_lost_on_held_back_rows"] <= 2.0
     assert record.parameters["work_left"] < 0.6
     assert record.bytes_after < record.bytes_before
     assert error(one.net, images(seed=9)) < error(net, images(seed=9)) + 5
-    (again,), _ = compress(net, rows, plan)
+    (again, *_), _ = compress(net, rows, plan, validation=images(300, seed=7))
     assert again.passes[0].parameters == record.parameters
     for mine, theirs in zip(one.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_validation_rows_decide_and_leave_the_training_rows_whole(tmp_path: Path) -> None:
+    rows = images(100)
+    training, held_back = deciding(rows, None, 0)
+    assert (training.count, held_back.count) == (80, 20)
+    training, decides = deciding(rows, images(50, seed=3), 0)
+    assert (training.count, decides.count) == (100, 50)
+    labelled, plain, named = (tmp_path / name for name in ("labelled.npz", "plain.npz", "named.npz"))
+    other = images(30, seed=4)
+    np.savez(labelled, x=other.inputs["x"], y=other.targets)
+    np.savez(plain, x=other.inputs["x"])
+    np.savez(named, z=other.inputs["x"], y=other.targets)
+    found = read_validation(labelled, rows)
+    assert found is not None
+    assert found.count == 30
+    assert read_validation(plain, rows) is None
+    assert read_validation(named, rows) is None
+    assert read_validation(None, rows) is None
 
 
 def test_a_fixed_share_of_the_work(net: nn.Module) -> None:
