@@ -39,9 +39,9 @@ HALF = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--net", choices=[*sorted(GOALS), "none"], action="append", help="only this one")
-    parser.add_argument("--rows", type=int, default=10_000, help="training rows")
-    parser.add_argument("--epochs", type=float, default=4.0, help="of the first training")
-    parser.add_argument("--recover", type=float, default=3.0, help="epochs of each fine-tuning")
+    parser.add_argument("--rows", type=int, default=12_000, help="training rows")
+    parser.add_argument("--epochs", type=float, default=3.0, help="of the first training")
+    parser.add_argument("--recover", type=float, default=1.5, help="epochs of each fine-tuning")
     parser.add_argument("--skip-adaptive", action="store_true", help="leave out pruning within the budget")
     parser.add_argument("--skip-half", action="store_true", help="leave out pruning alone at half the work")
     parser.add_argument("--skip-student", action="store_true", help="leave out the distilled student")

@@ -151,6 +151,14 @@ def test_adaptive_pruning_keeps_its_budget_and_is_deterministic(net: nn.Module) 
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_nets_learn_in_either_arithmetic_and_keep_their_layout(bfloat16: bool) -> None:
+    made = conv_net()
+    fit(made, images(), Fitting(epochs=6, rate=3e-3, batch=32, bfloat16=bfloat16))
+    assert error(made, images(seed=9)) < 10
+    assert all(one.is_contiguous() and one.dtype is torch.float32 for one in made.parameters())
+
+
 def test_validation_rows_decide_and_leave_the_training_rows_whole(tmp_path: Path) -> None:
     rows = images(100)
     training, held_back = deciding(rows, None, 0)
@@ -173,7 +181,7 @@ def test_validation_rows_decide_and_leave_the_training_rows_whole(tmp_path: Path
 def test_a_fixed_share_of_the_work(net: nn.Module) -> None:
     (one,), _ = compress(net, images(), CompressionPlan(prune=0.5, how=QUICK))
     assert one.name == "pruned-0.5"
-    assert abs(float(one.passes[0].parameters["work_left"] or 0) - 0.5) < 0.12
+    assert 0.25 < float(one.passes[0].parameters["work_left"] or 0) <= 0.5
 
 
 def test_pruned_weights_fit_a_fresh_net(net: nn.Module, tmp_path: Path) -> None:
