@@ -32,6 +32,8 @@ BUDGET_FREE = frozenset(
         "onnx-dynamic-int8",
         "onnx-equalize",
         "onnx-fp16",
+        "onnx-fuse-attention",
+        "onnx-keep-sums",
         "onnx-prepare",
         "onnx-static-int8",
         "onnx-weight-only",
