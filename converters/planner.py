@@ -12,6 +12,7 @@ from converters.step import Parameter, Planned, Recipe, Step
 from converters.steps import (
     edgetpu_compile,
     keep,
+    litert_half,
     litert_quantize,
     litert_signature,
     onnx_dynamic,
@@ -57,9 +58,10 @@ def _blocks(bits: int) -> Planned:
     return Planned("onnx-weight-only", onnx_weight_only.weight_only, {"bits": bits, "block": 32})
 
 
-def _edge(run: Step, recipe: str) -> tuple[Planned, Planned]:
+def _edge(run: Step, recipe: str) -> tuple[Planned, ...]:
     signed = Planned("litert-signature", litert_signature.add_signature)
-    return signed, Planned("litert-quantize", run, {"recipe": recipe})
+    wide = Planned("litert-widen", litert_half.widen_constants)
+    return signed, wide, Planned("litert-quantize", run, {"recipe": recipe})
 
 
 _SUMS = Planned("onnx-keep-sums", onnx_fuse.keep_sums)
