@@ -141,6 +141,8 @@ def _runtimes(only: tuple[str, ...]) -> tuple[RuntimeFacts, ...]:
             providers = _onnx_providers() if name == "onnx" else ("xnnpack",)
             if providers:
                 found.append(RuntimeFacts(name, package, version, providers))
+            if name == "litert":
+                break  # the first is the one that is used where both are installed
     return tuple(found)
 
 

@@ -32,11 +32,14 @@ BUDGET_FREE = frozenset(
         "onnx-dynamic-int8",
         "onnx-equalize",
         "onnx-fp16",
+        "onnx-fuse-attention",
+        "onnx-keep-sums",
         "onnx-prepare",
         "onnx-static-int8",
         "onnx-weight-only",
         "litert-quantize",
         "litert-signature",
+        "litert-widen",
     }
 )
 # Answers are the same on every run only where the processor gives them.

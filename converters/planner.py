@@ -12,11 +12,13 @@ from converters.step import Parameter, Planned, Recipe, Step
 from converters.steps import (
     edgetpu_compile,
     keep,
+    litert_half,
     litert_quantize,
     litert_signature,
     onnx_dynamic,
     onnx_equalize,
     onnx_fp16,
+    onnx_fuse,
     onnx_static,
     onnx_weight_only,
 )
@@ -27,8 +29,10 @@ NOISE = 1.03  # two timings of the same file differ by so much
 SAME_SIZE = 1.05
 
 
-def _onnx(name: str, precision: Precision, *steps: Planned, needs: bool = False) -> Recipe:
-    return Recipe(name, RuntimeName.ONNX, precision, ModelFormat.ONNX, needs, steps, _ONNX_TOOLS)
+def _onnx(
+    name: str, precision: Precision, *steps: Planned, needs: bool = False, providers: tuple[str, ...] = ()
+) -> Recipe:
+    return Recipe(name, RuntimeName.ONNX, precision, ModelFormat.ONNX, needs, steps, _ONNX_TOOLS, providers=providers)
 
 
 def _litert(name: str, precision: Precision, *steps: Planned, needs: bool = False) -> Recipe:
@@ -54,15 +58,26 @@ def _blocks(bits: int) -> Planned:
     return Planned("onnx-weight-only", onnx_weight_only.weight_only, {"bits": bits, "block": 32})
 
 
-def _edge(run: Step, recipe: str) -> tuple[Planned, Planned]:
+def _edge(run: Step, recipe: str) -> tuple[Planned, ...]:
     signed = Planned("litert-signature", litert_signature.add_signature)
-    return signed, Planned("litert-quantize", run, {"recipe": recipe})
+    wide = Planned("litert-widen", litert_half.widen_constants)
+    return signed, wide, Planned("litert-quantize", run, {"recipe": recipe})
+
+
+_SUMS = Planned("onnx-keep-sums", onnx_fuse.keep_sums)
+
+
+def _fused(*, half: bool) -> Planned:
+    return Planned("onnx-fuse-attention", onnx_fuse.fuse_attention, {"half": half})
 
 
 _STATIC, _MIXED = onnx_static.static_int8, onnx_static.mixed_int8
 RECIPES: tuple[Recipe, ...] = (
     _onnx("onnx-fp32", Precision.FP32, Planned("keep", keep.keep)),
+    _onnx("onnx-sums-fp32", Precision.FP32, _SUMS, providers=("cpu",)),
+    _onnx("onnx-fused-fp32", Precision.FP32, _fused(half=False), providers=("cuda",)),
     _onnx("onnx-fp16", Precision.FP16, Planned("onnx-fp16", onnx_fp16.to_fp16, {"keep_io_types": True})),
+    _onnx("onnx-fused-fp16", Precision.FP16, _fused(half=True), providers=("cuda",)),
     _onnx("onnx-static-u8s8", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "MinMax"), needs=True),
     _onnx(
         "onnx-static-u8s8-percentile", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Percentile"), needs=True
@@ -72,6 +87,20 @@ RECIPES: tuple[Recipe, ...] = (
     _onnx("onnx-dynamic", Precision.DYNAMIC_INT8, _dynamic("", per_channel=False)),
     _onnx("onnx-dynamic-matmul", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=False)),
     _onnx("onnx-dynamic-matmul-channels", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=True)),
+    _onnx(
+        "onnx-sums-dynamic-matmul",
+        Precision.DYNAMIC_INT8,
+        _SUMS,
+        _dynamic("MatMul,Gemm", per_channel=False),
+        providers=("cpu",),
+    ),
+    _onnx(
+        "onnx-sums-dynamic-matmul-channels",
+        Precision.DYNAMIC_INT8,
+        _SUMS,
+        _dynamic("MatMul,Gemm", per_channel=True),
+        providers=("cpu",),
+    ),
     _onnx("onnx-weights-int8", Precision.WEIGHT_INT8, _blocks(8)),
     _onnx("onnx-weights-int4", Precision.WEIGHT_INT4, _blocks(4)),
     _litert("litert-fp32", Precision.FP32, Planned("keep", keep.keep)),
@@ -141,6 +170,7 @@ def _of(recipes: tuple[Recipe, ...], target: Target) -> list[Recipe]:
         for recipe in recipes
         if recipe.runtime is target.runtime and recipe.precision is precision
         if not recipe.compiled_for or recipe.compiled_for in target.providers
+        if not recipe.providers or (target.providers or ("cpu",))[0] in recipe.providers
     ]
 
 

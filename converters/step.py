@@ -64,6 +64,7 @@ class Recipe:
         tools: distributions whose versions belong to the lineage.
         compiled_for: accelerator whose compiler is the last step; its result runs nowhere else, so what is measured on
             this machine is the file before that step.
+        providers: execution providers it is for: the first that a target names must be one of them. Empty for all.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Recipe:
     steps: tuple[Planned, ...]
     tools: tuple[str, ...]
     compiled_for: str = ""
+    providers: tuple[str, ...] = ()
 
     @property
     def result(self) -> ModelFormat:

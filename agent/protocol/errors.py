@@ -18,6 +18,7 @@ class WireErrorCode(StrEnum):
     STORE_ERROR = "store_error"
     RUNTIME_MISSING = "runtime_missing"
     PROVIDER_UNAVAILABLE = "provider_unavailable"
+    PRECISION_UNSUPPORTED = "precision_unsupported"
     LOAD_FAILED = "load_failed"
     WARMUP_FAILED = "warmup_failed"
     WORKER_CRASHED = "worker_crashed"

@@ -34,7 +34,8 @@ class RuntimeLoadError(Exception):
     """An artifact could not be loaded or warmed up.
 
     Attributes:
-        code: `runtime_missing`, `load_failed`, `warmup_failed` or `provider_unavailable`.
+        code: `runtime_missing`, `load_failed`, `warmup_failed`, `provider_unavailable` or
+            `precision_unsupported`.
         detail: a sentence with the remedy.
     """
 

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.manifest import Manifest, TensorSpec
+from agent.protocol.manifest import Manifest, Precision, TensorSpec
 from agent.runtimes.base import Array, RuntimeLoadError, Tensors, reason, to_file, to_source
 
 log = logging.getLogger(__name__)
 EDGE_TPU_LIBRARY = "libedgetpu.so.1"
 EDGE_TPU_OPERATOR = b"edgetpu-custom-op"
+OLD_LIBRARY = "tflite-runtime"
+# Measured on its version 2.14, the last: dynamic int8 answers wrongly without a word, and int4 can crash the process.
+OLD_LIBRARY_PRECISIONS = frozenset({Precision.FP32, Precision.INT8})
 
 
 def _library() -> tuple[Any, str]:
@@ -27,7 +30,7 @@ def _library() -> tuple[Any, str]:
     except ImportError:
         from tflite_runtime import interpreter
 
-        return interpreter, f"tflite-runtime {importlib.metadata.version('tflite-runtime')}"
+        return interpreter, f"{OLD_LIBRARY} {importlib.metadata.version(OLD_LIBRARY)}"
 
 
 class LiteRtRuntime:
@@ -35,6 +38,13 @@ class LiteRtRuntime:
 
     def __init__(self, manifest: Manifest, path: Path) -> None:
         library, self.version = _library()
+        if self.version.startswith(OLD_LIBRARY) and manifest.precision not in OLD_LIBRARY_PRECISIONS:
+            detail = (
+                f"{self.version} runs {manifest.precision.value} wrongly or crashes: install ai-edge-litert on the "
+                f"device, or give its profile `match: {{runtimes.litert.package: {OLD_LIBRARY}}}` and the precisions "
+                "fp32 and int8"
+            )
+            raise RuntimeLoadError(WireErrorCode.PRECISION_UNSUPPORTED, detail)
         self._lock = threading.Lock()
         try:
             self._interpreter, self.provider = _open(library, manifest, path)

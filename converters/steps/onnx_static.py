@@ -19,6 +19,7 @@ import numpy as np
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_pooling import pool_means
 from converters.steps.onnx_sensitivity import (
     LEFT,
     SENSITIVITY_ROWS,
@@ -48,9 +49,10 @@ class Reader:
 
 
 def prepare(
-    source: Path, target: Path, _context: Context, _parameters: dict[str, Parameter], _found: dict[str, Parameter]
+    source: Path, target: Path, _context: Context, _parameters: dict[str, Parameter], found: dict[str, Parameter]
 ) -> None:
     """Fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it."""
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     try:
@@ -59,6 +61,10 @@ def prepare(
         name_nodes(source, target)
     else:
         name_nodes(target, target)
+        model = onnx.load(str(target))
+        if pooled := pool_means(model):
+            onnx.save(onnx.shape_inference.infer_shapes(model), str(target))
+            found["means_pooled"] = pooled
 
 
 def static_int8(

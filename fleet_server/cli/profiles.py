@@ -140,6 +140,8 @@ def detect_profile(output: OutputOption = Output.TABLE) -> None:
 
 def detected(facts: dict[str, Any]) -> dict[str, Any]:
     """A profile for machines like the one with these facts (`agent.protocol.facts.DeviceFacts` as a dictionary)."""
+    from fleet_server.devices.schemas import OLD_LITERT, OLD_LITERT_PRECISIONS
+
     runtimes = {one["name"]: one for one in facts["runtimes"]}
     runtime = "onnx" if "onnx" in runtimes else "litert"
     telling = next((one for one in TELLING if one in facts["cpu_features"]), None)
@@ -155,6 +157,9 @@ def detected(facts: dict[str, Any]) -> dict[str, Any]:
     if "cuda" in available and match.get("accelerators.kind") == "cuda":
         providers = [*(one for one in ("tensorrt", "cuda") if one in available), "cpu"]
         precisions = ["fp32", "fp16", "int8"]
+    if runtime == "litert" and runtimes.get("litert", {}).get("package") == OLD_LITERT:
+        match["runtimes.litert.package"] = OLD_LITERT
+        precisions = [one.value for one in OLD_LITERT_PRECISIONS]
     match["memory_mb"] = {"min": 1 << max(8, (facts["memory_mb"] * 3 // 4).bit_length() - 1)}
     words = re.sub(r"[^a-z0-9]+", "-", f"{facts['arch']}-{telling or 'plain'}-{runtime}".lower()).strip("-")
     return {"name": words, "match": match, "runtime": runtime, "providers": providers, "precisions": precisions}

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from agent.protocol.manifest import Precision, RuntimeName
 from fleet_server.schemas import Name, Request, Response, example
 
+# What tflite-runtime runs rightly; its agent refuses the rest (`agent.runtimes.litert`).
+OLD_LITERT = "tflite-runtime"
+OLD_LITERT_PRECISIONS = (Precision.FP32, Precision.INT8)
 Scalar = str | int | float | bool
 
 
@@ -81,6 +84,15 @@ class ProfileSpec(Request):
                 raise ValueError(
                     f"provider_options: {name!r} is not one of the providers {self.providers}: add it there"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _old_litert_runs_what_it_can(self) -> Self:
+        wrong = [one.value for one in self.precisions if one not in OLD_LITERT_PRECISIONS]
+        if self.runtime is RuntimeName.LITERT and self.match.get("runtimes.litert.package") == OLD_LITERT and wrong:
+            raise ValueError(
+                f"precisions: {OLD_LITERT} runs {', '.join(wrong)} wrongly or crashes: fp32 and int8 are right on it"
+            )
         return self
 
 

@@ -133,3 +133,18 @@ def test_recipes_of_an_accelerators_compiler_are_for_targets_that_have_it() -> N
     assert not any("edgetpu" in name for name in names)
     coral = Target("p", RuntimeName.LITERT, ("edgetpu", "cpu"), (Precision.INT8,))
     assert [recipe.name for recipe in plan(coral)] == ["litert-static-int8", "litert-static-int8-edgetpu"]
+
+
+@pytest.mark.parametrize(
+    ("providers", "known"),
+    [
+        (("cpu",), {"onnx-sums-fp32"}),
+        ((), {"onnx-sums-fp32"}),
+        (("cuda", "cpu"), {"onnx-fused-fp32"}),
+        (("tensorrt", "cuda", "cpu"), set()),
+        (("openvino", "cpu"), set()),
+    ],
+)
+def test_graphs_are_reshaped_for_the_provider_that_is_tried_first(providers: tuple[str, ...], known: set[str]) -> None:
+    wanted = Target("p", RuntimeName.ONNX, providers, (Precision.FP32,))
+    assert {recipe.name for recipe in plan(wanted)} == {"onnx-fp32", *known}
