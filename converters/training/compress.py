@@ -76,17 +76,16 @@ def compress(
     nets: list[Compressed] = []
     problems: list[str] = []
 
-    def attempt(work: Callable[[], Compressed]) -> None:
+    def attempt(work: Callable[[], Compressed | list[Compressed]]) -> None:
         try:
-            nets.append(work())
+            made = work()
         except ConversionError as problem:
             problems.append(problem.detail)
+        else:
+            nets.extend(made if isinstance(made, list) else [made])
 
     if plan.prune == ADAPTIVE:
-        try:
-            nets += _pruned_within(net, trained, plan)
-        except ConversionError as problem:
-            problems.append(problem.detail)
+        attempt(lambda: _pruned_within(net, trained, plan))
     elif plan.prune is not None:
         attempt(lambda: _pruned_to(net, trained, float(plan.prune or 1.0)))
     if plan.sparsity is not None:

@@ -31,7 +31,7 @@ def distill(teacher: Any, student: Any, trained: Trained, found: dict[str, Param
         parameters_of_student=sum(one.numel() for one in student.parameters()),
         temperature=trained.how.temperature,
         soft_share=trained.how.soft,
-        points_lost_on_held_back_rows=round(lost, 3),
+        points_lost_on_deciding_rows=round(lost, 3),
     )
     return student
 

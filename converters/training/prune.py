@@ -150,5 +150,5 @@ def said(net: Any, pruned: Any, trained: Trained) -> dict[str, Parameter]:
         "work_left": round(left / macs, 4),
         "parameters_before": parameters,
         "parameters_after": still,
-        "points_lost_on_held_back_rows": round(error(pruned, trained.held_back) - error(net, trained.held_back), 3),
+        "points_lost_on_deciding_rows": round(error(pruned, trained.held_back) - error(net, trained.held_back), 3),
     }

@@ -42,6 +42,6 @@ def sparsify(net: Any, sparsity: float, trained: Trained, found: dict[str, Param
     total = sum(module.weight.numel() for module, _ in weights)
     found.update(
         sparsity=round(zeros / total, 4),
-        points_lost_on_held_back_rows=round(error(sparse, trained.held_back) - error(net, trained.held_back), 3),
+        points_lost_on_deciding_rows=round(error(sparse, trained.held_back) - error(net, trained.held_back), 3),
     )
     return sparse

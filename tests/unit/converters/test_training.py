@@ -141,7 +141,7 @@ def test_adaptive_pruning_keeps_its_budget_and_is_deterministic(net: nn.Module) 
     assert all(one.passes[0].bytes_after < other.passes[0].bytes_after for other in less)
     (record,) = one.passes
     assert (one.name, record.name) == ("pruned", "prune-adaptive")
-    assert record.parameters["points_lost_on_held_back_rows"] <= 2.0
+    assert record.parameters["points_lost_on_deciding_rows"] <= 2.0
     assert record.parameters["work_left"] < 0.6
     assert record.bytes_after < record.bytes_before
     assert error(one.net, images(seed=9)) < error(net, images(seed=9)) + 5
