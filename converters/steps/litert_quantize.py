@@ -10,18 +10,35 @@ from converters.errors import ConversionError
 from converters.step import Context, Parameter
 
 ROWS = 256
+# What holds state, or graphs of its own: the calibrator reads every tensor after a run, and theirs hold nothing then.
+RECURRENT = ("LSTM", "RNN", "WHILE", "IF")
 
 
 def static(
     source: Path, target: Path, context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
 ) -> None:
-    """Weights and activations, with ranges seen on calibration data."""
+    """Weights and activations, with ranges seen on calibration data.
+
+    Raises:
+        ConversionError: `not_quantizable` where the calibrator can't read the net's tensors, as of recurrent nets.
+    """
     from ai_edge_quantizer import quantizer, recipe
 
     assert context.calibration is not None
     worker = quantizer.Quantizer(str(source))
     worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
-    ranges = worker.calibrate(_samples(source, context.calibration), num_threads=1)
+    samples = _samples(source, context.calibration)
+    try:
+        ranges = worker.calibrate(samples, num_threads=1)
+    except ValueError as error:
+        recurrent = _recurrent(source)
+        if not recurrent:
+            raise
+        detail = (
+            f"AI Edge Quantizer can't calibrate nets with {', '.join(recurrent)}, as LSTM and GRU become "
+            f"({str(error)[:120]}): dynamic-int8 and weight-int8 need no calibration"
+        )
+        raise ConversionError("not_quantizable", detail) from None
     worker.quantize(ranges).export_model(str(target), overwrite=True)
 
 
@@ -34,6 +51,15 @@ def without_calibration(
     worker = quantizer.Quantizer(str(source))
     worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
     worker.quantize().export_model(str(target), overwrite=True)
+
+
+def _recurrent(source: Path) -> list[str]:
+    """Operators of a file that hold state or run graphs of their own."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(source))
+    names = {flatbuffer_utils.opcode_to_name(model, index) or "" for index in range(len(model.operatorCodes))}
+    return sorted(name for name in names if any(part in name for part in RECURRENT))
 
 
 def _samples(source: Path, calibration: Dataset) -> dict[str, list[dict[str, Any]]]:

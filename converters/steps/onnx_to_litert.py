@@ -32,7 +32,7 @@ from converters.steps.onnx2tf_worker import NOT_INSTALLED
 WORKER = Path(__file__).with_name("onnx2tf_worker.py")
 MAX_RANK = 5
 TAIL_BYTES = 64 * 1024
-REMEDY = "push the version with a TFLite form of its own"
+REMEDY = "push the version with a TFLite form of its own, or give the profile the runtime onnx"
 # onnx2tf looks for this file in its working folder before it asks the internet for it, where a net may take images.
 SAMPLE_IMAGES = "calibration_image_sample_data_20x128x128x3_float32.npy"
 OPTIONS: dict[str, bool | str] = {

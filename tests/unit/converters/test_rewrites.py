@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.trial.dataset import Dataset
+from converters.errors import ConversionError
 from converters.step import Context, Parameter
 from converters.steps import litert_quantize
 from converters.steps.litert_half import widen_constants
@@ -287,3 +288,32 @@ def test_old_files_in_half_precision_get_8_bits(tmp_path: Path, recipe: str) -> 
     again: dict[str, Parameter] = {}
     add_signature(tmp_path / "s.tflite", tmp_path / "again.tflite", context, {}, again)
     assert again == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_why_recurrent_nets_get_no_static_int8_is_said(tmp_path: Path, recurrent: bool) -> None:
+    """A tensor that holds nothing after a run, which is what the calibrator stumbles over in them."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    halved(tmp_path / "m.tflite")
+    context = Context(tmp_path, Dataset({"x": RNG.standard_normal((4, 8, 8, 3)).astype(np.float32)}, None, 4))
+    add_signature(tmp_path / "m.tflite", tmp_path / "s.tflite", context, {}, {})
+    widen_constants(tmp_path / "s.tflite", tmp_path / "w.tflite", context, {}, {})
+    model = flatbuffer_utils.read_model(str(tmp_path / "w.tflite"))
+    state, code = schema.TensorT(), schema.OperatorCodeT()
+    state.name, state.shape, state.type, state.buffer = "state", [1, 4], schema.TensorType.FLOAT32, 0
+    model.subgraphs[0].tensors.append(state)
+    if recurrent:
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.WHILE
+        code.version = 1
+        model.operatorCodes.append(code)
+    flatbuffer_utils.write_model(model, str(tmp_path / "l.tflite"))
+    with pytest.raises(ConversionError if recurrent else ValueError, match="data is null") as raised:
+        litert_quantize.static(tmp_path / "l.tflite", tmp_path / "q.tflite", context, {"recipe": "static_wi8_ai8"}, {})
+    if recurrent:
+        assert isinstance(raised.value, ConversionError)
+        assert raised.value.code == "not_quantizable"
+        assert "WHILE" in raised.value.detail
+        assert "dynamic-int8" in raised.value.detail
