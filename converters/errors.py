@@ -17,3 +17,7 @@ class ConversionError(Exception):
         self.code = code
         self.detail = detail
         self.field = field
+
+    def __reduce__(self) -> tuple[type[ConversionError], tuple[str, str, str | None]]:
+        """By its three parts: it may come from another process."""
+        return type(self), (self.code, self.detail, self.field)

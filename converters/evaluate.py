@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError, reason
@@ -89,15 +90,29 @@ def _open(manifest: Manifest, path: Path) -> Runtime:
     try:
         return open_runtime(manifest, path)
     except RuntimeLoadError as error:
-        remedy = next((said for mark, said in _REMEDIES if mark in error.detail), "")
-        raise ConversionError("bad_model", f"sources: {error.detail}{remedy}", "sources") from None
+        raise _refused(manifest, error) from None
+
+
+def _refused(manifest: Manifest, error: RuntimeLoadError) -> ConversionError:
+    """The refusal of a file that does not load, or does not run on its example: with a remedy, or with the example."""
+    remedy = next((said for mark, said in _REMEDIES if mark in error.detail), "")
+    if not remedy and any(spec.example_shape for spec in manifest.inputs):
+        sizes = ", ".join(f"{spec.name!r} {list(spec.example_shape or ())}" for spec in manifest.inputs)
+        remedy = f" (on {sizes})"
+    return ConversionError("bad_model", f"sources: {error.detail}{remedy}", "sources")
 
 
 def takes(manifest: Manifest, path: Path) -> str | None:
-    """None when a file loads and runs on its example; else why it does not."""
+    """None when a file loads and runs on its example; else why it does not.
+
+    Raises:
+        ConversionError: when no other example would help.
+    """
     try:
         open_runtime(manifest, path).close()
     except RuntimeLoadError as error:
+        if error.code is WireErrorCode.RUNTIME_MISSING or any(mark in error.detail for mark, _ in _REMEDIES):
+            raise _refused(manifest, error) from None
         return error.detail
     return None
 
@@ -175,7 +190,9 @@ class Answers:
             flat = np.concatenate([piece.ravel() for piece in self._pieces])
             return flat.reshape(shape)
         self._spill()
-        return np.memmap(self._file, self._dtype, "r", shape=(size,)).reshape(shape)
+        mapped = np.memmap(self._file, self._dtype, "r", shape=(size,)).reshape(shape)
+        self._file.close()  # what is mapped stays until its last array goes
+        return mapped
 
     def _spill(self) -> None:
         self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115 (goes with the last array that maps it)

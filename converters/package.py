@@ -56,7 +56,7 @@ def _onnx_spec(value: Any) -> TensorSpec:
     if tensor.elem_type not in _ONNX_DTYPES:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         raise _unserved(value, f"is of {dtype}: put a Cast from or to a dtype that numpy has there")
-    shape = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+    shape = tuple(max(size.dim_value, -1) if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return TensorSpec(value.name, _ONNX_DTYPES[tensor.elem_type], shape)
 
 

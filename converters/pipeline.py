@@ -21,6 +21,7 @@ from converters.cache import CandidateCache
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
 from converters.evaluate import Run, measure, rows_mix, run_file, takes, time_in_turns
+from converters.isolate import isolated
 from converters.job import (
     BaselineArtifact,
     BuildJob,
@@ -403,7 +404,7 @@ def _candidate(
         kept = None if recipe.compiled_for else cache.load(key, target)
         runnable = folder / f"{name}.plain.{recipe.result.value}" if recipe.compiled_for else target
         copy = runnable if recipe.compiled_for else None
-        records = kept.passes if kept else run_recipe(recipe, start.path, target, context, copy)
+        records = kept.passes if kept else _made(recipe, start, target, context, copy, job.target)
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         twin = next((one for one in earlier if one.digest == digest and one.measurements and not one.same_as), None)
         result_specs = start.specs
@@ -456,6 +457,23 @@ def _candidate(
         same_as=twin.recipe if twin is not None else "",
         compiled_for=recipe.compiled_for,
     )
+
+
+def _made(
+    recipe: Recipe, start: Start, target: Path, context: Context, copy: Path | None, profile: Target
+) -> tuple[PassRecord, ...]:
+    """Run a recipe. LiteRT's tools and kernels end the process on some nets, so they get one of their own."""
+    if recipe.result is not ModelFormat.TFLITE:
+        return run_recipe(recipe, start.path, target, context, copy)
+
+    def work() -> tuple[PassRecord, ...]:
+        records = run_recipe(recipe, start.path, target, context, copy)
+        runnable = copy or target
+        specs = tflite_specs(runnable, start.specs)
+        takes(manifest_for(runnable, specs, recipe.result, profile, precision=recipe.precision), runnable)
+        return records
+
+    return isolated(work, context.folder)
 
 
 def _timed(before: Measurements, run: Run) -> Measurements:

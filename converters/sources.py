@@ -153,7 +153,8 @@ def _check_shape(value: Any) -> None:
     if len(value.name) > NAME_LIMIT:
         raise _bad(f"a name in it is longer than {NAME_LIMIT} characters")
     sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
-    if any(size < 0 for size in sizes) or math.prod(max(size, 1) for size in sizes) > ELEMENTS_LIMIT:
+    # A negative size says that it is free, as of some exporters.
+    if math.prod(max(size, 1) for size in sizes) > ELEMENTS_LIMIT:
         raise _bad(f"{value.name[:80]!r} has the shape {sizes[:8]}: at most {ELEMENTS_LIMIT} elements are served")
 
 

@@ -21,6 +21,7 @@ from converters.steps.onnx_sensitivity import (
     name_nodes,
     relative_error,
 )
+from converters.steps.onnx_tidy import tidied
 
 MATRICES = ("MatMul", "Gemm")
 
@@ -71,7 +72,7 @@ def _quantize(
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(
-        str(source),
+        tidied(source),
         str(target),
         op_types_to_quantize=operators,
         weight_type=QuantType.QInt8,

@@ -1,19 +1,34 @@
-"""ONNX in half precision, by onnxconverter-common."""
+"""ONNX in half precision, by ONNX Runtime's own converter: it follows branches, loops and recurrent layers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_tidy import is_half, tidied
+
+# Their scales are in single precision in the opsets that most quantized nets are of.
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def to_fp16(
     source: Path, target: Path, _context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
 ) -> None:
-    """Weights and arithmetic in half precision; inputs and outputs keep their dtype when `keep_io_types` is set."""
-    import onnx
-    from onnxconverter_common import float16
+    """Weights and arithmetic in half precision; inputs and outputs keep their dtype when `keep_io_types` is set.
 
-    model = onnx.load(str(source))
-    half = float16.convert_float_to_float16(model, keep_io_types=bool(parameters["keep_io_types"]))
+    Raises:
+        ConversionError: when the net is in half precision already.
+    """
+    import onnx
+    from onnxruntime.transformers import float16
+
+    model = tidied(source, widen=False)
+    if is_half(model):
+        raise ConversionError("nothing_to_do", "the net is in half precision already: fp32 is the file as it is")
+    half = float16.convert_float_to_float16(
+        model,
+        keep_io_types=bool(parameters["keep_io_types"]),
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *QUANTIZED],
+    )
     onnx.save(half, str(target))

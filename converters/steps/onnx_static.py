@@ -29,6 +29,7 @@ from converters.steps.onnx_sensitivity import (
     name_nodes,
     relative_error,
 )
+from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, opset_of, raised, tidied
 
 ROWS = 512
 SLICE = 16
@@ -51,27 +52,31 @@ class Reader:
 def prepare(
     source: Path, target: Path, _context: Context, _parameters: dict[str, Parameter], found: dict[str, Parameter]
 ) -> None:
-    """Fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it."""
+    """Tidy, fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    tidy = target.with_suffix(".tidy.onnx")
+    onnx.save(raised(tidied(source)), str(tidy))
     try:
-        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        quant_pre_process(str(tidy), str(target), skip_symbolic_shape=True)
     except Exception:  # noqa: BLE001 (shape inference fails in many ways; the file as it is may still quantize)
-        name_nodes(source, target)
+        name_nodes(tidy, target)
     else:
         name_nodes(target, target)
         model = onnx.load(str(target))
         if pooled := pool_means(model):
             onnx.save(onnx.shape_inference.infer_shapes(model), str(target))
             found["means_pooled"] = pooled
+    tidy.unlink()
 
 
 def static_int8(
-    source: Path, target: Path, context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
+    source: Path, target: Path, context: Context, parameters: dict[str, Parameter], found: dict[str, Parameter]
 ) -> None:
     """Quantize every layer that can be."""
-    _quantize(source, target, context, parameters, exclude=[])
+    if not _quantize(source, target, context, parameters, exclude=[]):
+        found["per_channel"] = False
 
 
 def mixed_int8(
@@ -106,6 +111,29 @@ def mixed_int8(
 
 def _quantize(
     source: Path, target: Path, context: Context, parameters: dict[str, Parameter], *, exclude: list[str]
+) -> bool:
+    """Write the quantized net; returns whether weights have a scale a channel.
+
+    Some nets are too old for that, and of some the quantizer then makes files that do not load: those get one a tensor.
+    """
+    import onnx
+
+    if opset_of(onnx.load(str(source))) >= PER_CHANNEL_OPSET:
+        _quantize_static(source, target, context, parameters, exclude, per_channel=True)
+        if loads(onnx.load(str(target))):
+            return True
+    _quantize_static(source, target, context, parameters, exclude, per_channel=False)
+    return False
+
+
+def _quantize_static(
+    source: Path,
+    target: Path,
+    context: Context,
+    parameters: dict[str, Parameter],
+    exclude: list[str],
+    *,
+    per_channel: bool,
 ) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -118,7 +146,7 @@ def _quantize(
         quant_format=QuantFormat.QDQ,
         activation_type=kinds[str(parameters["activations"])],
         weight_type=QuantType.QInt8,
-        per_channel=True,
+        per_channel=per_channel,
         calibrate_method=method,
         nodes_to_exclude=exclude,
         calibration_cache_path=str(_ranges(source, context, method)),

@@ -217,7 +217,7 @@ def _fix_inputs(model: Any, data: Dataset) -> dict[str, list[int]]:
         dims = value.type.tensor_type.shape.dim
         row = data.row_shape(value.name)
         for axis, dim in enumerate(dims):
-            if not dim.HasField("dim_value"):
+            if not dim.HasField("dim_value") or dim.dim_value < 0:
                 size = int(row[axis])
                 if dim.dim_param:
                     sizes[dim.dim_param] = size

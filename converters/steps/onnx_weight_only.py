@@ -11,6 +11,7 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_tidy import tidied
 
 
 def weight_only(
@@ -24,14 +25,16 @@ def weight_only(
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    model = onnx.load(str(source))
+    model = tidied(source)
     split = split_gemms(model)
+    double = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.DOUBLE}
     worker = MatMulNBitsQuantizer(
         model,
         bits=int(parameters["bits"] or 4),
         block_size=int(parameters["block"] or 32),
         is_symmetric=True,
         accuracy_level=4,  # 8-bit arithmetic where the CPU has it
+        nodes_to_exclude=[node.name for node in model.graph.node if double.intersection(node.input)],
     )
     worker.process()
     changed = sum(node.op_type == "MatMulNBits" for node in worker.model.model.graph.node)

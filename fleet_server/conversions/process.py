@@ -142,7 +142,12 @@ def _result(status: int, folder: Path, result_type: type[ResultT], bounds: Bound
         error = msgspec.json.decode(_read_bounded(folder / ERROR_FILE), type=JobError)
         raise ConversionFailedError(error)
     tail = (folder / "stderr").read_bytes()[-STDERR_TAIL:].decode(errors="replace").strip()
-    if status in {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT} or "MemoryError" in tail or "bad_alloc" in tail:
+    if status == -signal.SIGSEGV:
+        detail = (
+            f"a library crashed on this model (SIGSEGV): convert it with fewer precisions. Last words: {tail[-400:]}"
+        )
+        raise ConversionFailedError(JobError("worker_died", detail))
+    if status in {-signal.SIGKILL, -signal.SIGABRT} or "MemoryError" in tail or "bad_alloc" in tail:
         detail = (
             f"the conversion process died (status {status}), most likely for lack of memory: it may use "
             f"{bounds.memory_mb} MiB (SHOAL_CONVERSION_MEMORY_MB). Its last words: {tail[-400:]}"
