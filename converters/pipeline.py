@@ -72,17 +72,17 @@ def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildRes
     Raises:
         ConversionError: when it can't be done, with the remedy.
     """
-    return inspect(job, folder, progress) if isinstance(job, InspectJob) else build(job, folder, progress)
-
-
-def inspect(job: InspectJob, folder: Path, progress: ProgressCall) -> Inspection:
-    """Check an uploaded version: its files load, agree with each other, and fit its data.
-
-    Weights of a registered architecture are exported first.
-    """
+    if isinstance(job, BuildJob):
+        return build(job, folder, progress)
     progress(0.05, "export" if job.weights else "load")
     exported = export_weights(job, folder)
-    job = msgspec.structs.replace(job, sources=(*job.sources, *exported))
+    found = inspect(msgspec.structs.replace(job, sources=(*job.sources, *exported)), progress)
+    names = tuple(msgspec.structs.replace(one, path=Path(one.path).name) for one in exported)
+    return msgspec.structs.replace(found, exported=names)
+
+
+def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
+    """Check an uploaded version: its files load, agree with each other, and fit its data."""
     progress(0.1, "load")
     specs, operators, parameters = _source_specs(job.sources)
     main = _main_source(job.sources)
@@ -116,7 +116,6 @@ def inspect(job: InspectJob, folder: Path, progress: ProgressCall) -> Inspection
         evaluation_samples=evaluation.rows if evaluation else 0,
         operators=operators,
         parameters=parameters,
-        exported=tuple(msgspec.structs.replace(one, path=Path(one.path).name) for one in exported),
         training_samples=_training_samples(job.training, specs[main.format]),
     )
 
