@@ -32,7 +32,8 @@ def isolated(work: Callable[[], ResultT], folder: Path) -> ResultT:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         answer = Path(name) / "answer"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: ours hold no locks here
+            # Python and JAX warn of forks beside threads: here those are idle, and the child asks nothing of them.
+            warnings.simplefilter("ignore")
             child = os.fork()
         if child == 0:
             _answer(work, answer)

@@ -41,7 +41,7 @@ def keep_sums(
         node.op_type = "Sum"
         changed += 1
     if changed == 0:
-        raise ConversionError("nothing_to_do", "no addition of the net feeds a layer normalization")
+        raise ConversionError("nothing_to_do", "no addition feeds a layer normalization: the recipe has nothing to do")
     found["residuals"] = changed
     onnx.save(model, str(target))
 
