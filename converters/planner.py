@@ -23,7 +23,7 @@ from converters.steps import (
     onnx_weight_only,
 )
 
-_ONNX_TOOLS = ("onnx", "onnxruntime", "onnxconverter-common", "numpy")
+_ONNX_TOOLS = ("onnx", "onnxruntime", "numpy")
 _LITERT_TOOLS = ("ai-edge-litert", "ai-edge-quantizer", "numpy")
 NOISE = 1.03  # two timings of the same file differ by so much
 SAME_SIZE = 1.05

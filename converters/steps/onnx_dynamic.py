@@ -9,8 +9,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
 from converters.steps.onnx_sensitivity import (
@@ -19,6 +17,7 @@ from converters.steps.onnx_sensitivity import (
     answers_of,
     groups_of,
     name_nodes,
+    ordered_by_harm,
     relative_error,
 )
 from converters.steps.onnx_tidy import tidied
@@ -53,9 +52,7 @@ def mixed_dynamic(
             _quantize(named, target, parameters, operators=list(MATRICES), exclude=exclude)
             return relative_error(expected, answers_of(target, context, SENSITIVITY_ROWS))
 
-        errors = [lost([name for other in groups if other is not group for name in other]) for group in groups]
-        ordered = [groups[index] for index in np.argsort(errors)[::-1]]
-        loss = errors[0]
+        ordered, loss = ordered_by_harm(groups, lost, found), 1.0
         for count in (one for one in LEFT if one <= max(1, (len(groups) + 1) // 2)):
             left = [name for group in ordered[:count] for name in group]
             loss = lost(left)

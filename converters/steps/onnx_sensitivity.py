@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.step import Context
+from converters.step import Context, Parameter
 
 SENSITIVITY_ROWS = 64
 GROUPS = 24
 LEFT = (1, 2, 3, 5, 8, 12)
+LEAST_ROWS = 16
+ANSWER_SECONDS = 20.0
+TRYING_SECONDS = 240.0
 
 
 def name_nodes(source: Path, target: Path) -> None:
@@ -41,14 +46,38 @@ def groups_of(source: Path, operators: tuple[str, ...]) -> list[list[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]
 
 
+def ordered_by_harm(
+    groups: list[list[str]], harm: Callable[[list[str]], float], found: dict[str, Parameter]
+) -> list[list[str]]:
+    """Groups, the most harmful first: each is quantized alone.
+
+    Of a net that is slow to quantize not all may be tried within `TRYING_SECONDS`; the rest counts as harmless.
+
+    Args:
+        groups: of nodes, by name.
+        harm: what is lost when the nodes of these names stay in floating point.
+        found: gets how many were not tried, if any.
+    """
+    until = time.monotonic() + TRYING_SECONDS
+    harms = []
+    for group in groups:
+        if time.monotonic() > until:
+            found["groups_not_tried"] = len(groups) - len(harms)
+            break
+        harms.append(harm([name for other in groups if other is not group for name in other]))
+    harms += [0.0] * (len(groups) - len(harms))
+    return [groups[index] for index in np.argsort(harms, kind="stable")[::-1]]
+
+
 def relative_error(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
-    """Mean squared difference, as a share of the expected's variance."""
-    wide = expected.astype(np.float64)
-    return float(((wide - got.astype(np.float64)) ** 2).mean() / max(wide.var(), 1e-12))
+    """Mean squared difference, as a share of the expected's variance, over the rows that both have."""
+    rows = min(len(expected), len(got))
+    wide = expected[:rows].astype(np.float64)
+    return float(((wide - got[:rows].astype(np.float64)) ** 2).mean() / max(wide.var(), 1e-12))
 
 
 def answers_of(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
-    """The first output on the calibration rows."""
+    """The first output on the calibration rows; of a slow net on as many as fit in `ANSWER_SECONDS`, but 16 at least."""
     import onnxruntime
 
     assert context.calibration is not None
@@ -56,12 +85,18 @@ def answers_of(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rows = context.calibration.part(0, most).batches(1)
-    return np.concatenate([np.atleast_1d(session.run(None, row)[0]) for row in rows])
+    until = time.monotonic() + ANSWER_SECONDS
+    answers = []
+    for row in context.calibration.part(0, most).batches(1):
+        answers.append(np.atleast_1d(session.run(None, row)[0]))
+        if len(answers) >= LEAST_ROWS and time.monotonic() > until:
+            break
+    return np.concatenate(answers)
 
 
 def agreement_of(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
-    """Share of rows with the same answer."""
+    """Share of rows with the same answer, of those that both have."""
     from agent.trial.scoring import answers
 
-    return float((answers(expected) == answers(got)).mean())
+    rows = min(len(expected), len(got))
+    return float((answers(expected[:rows]) == answers(got[:rows])).mean())

@@ -14,8 +14,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
@@ -27,6 +25,7 @@ from converters.steps.onnx_sensitivity import (
     answers_of,
     groups_of,
     name_nodes,
+    ordered_by_harm,
     relative_error,
 )
 from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, opset_of, raised, tidied
@@ -90,12 +89,12 @@ def mixed_int8(
     wanted = 1 - (context.accuracy_drop_points if context.accuracy_drop_points is not None else 1.0) / 100
     groups = groups_of(source, QUANTIZED)
     expected = answers_of(source, context, SENSITIVITY_ROWS)
-    errors = []
-    for group in groups:
-        others = [name for other in groups if other is not group for name in other]
-        _quantize(source, target, context, parameters, exclude=others)
-        errors.append(relative_error(expected, answers_of(target, context, SENSITIVITY_ROWS)))
-    ordered = [groups[index] for index in np.argsort(errors)[::-1]]
+
+    def harm(exclude: list[str]) -> float:
+        _quantize(source, target, context, parameters, exclude=exclude)
+        return relative_error(expected, answers_of(target, context, SENSITIVITY_ROWS))
+
+    ordered = ordered_by_harm(groups, harm, found)
     expected = answers_of(source, context, ROWS)
     agreement = 0.0
     for count in (one for one in LEFT if one <= max(1, (len(groups) + 1) // 2)):

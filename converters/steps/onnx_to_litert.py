@@ -1,7 +1,7 @@
 """A LiteRT file from an ONNX one, by onnx2tf in an environment of its own.
 
 onnx2tf needs TensorFlow and older libraries than Shoal's, so it runs as a process of another Python. What it makes is
-believed only after it has been compared with the ONNX file on real rows (`converters.pipeline`).
+believed only after it has been compared with the ONNX file on real rows (`converters.starts`).
 
 onnx2tf stumbles over names such as `images:0`, so it is given a net with plain ones. The result's signature gets the
 source's names back: by them tensors pair, never by their order.

@@ -13,8 +13,9 @@ from torch import nn
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from converters.errors import ConversionError
+from converters.inspection import inspect
 from converters.job import BuildJob, BuildResult, DataFile, InspectJob, SourceFile, Target
-from converters.pipeline import build, inspect
+from converters.pipeline import build
 from converters.planner import NOISE, RECIPES, plan
 from converters.steps.export import export_onnx, export_tflite, quiet
 

@@ -20,10 +20,11 @@ from agent.runtimes.base import reason
 from converters import evaluate
 from converters.errors import ConversionError
 from converters.evaluate import Answers, fidelity
+from converters.inspection import inspect
 from converters.isolate import isolated
 from converters.job import BuildJob, BuildResult, Candidate, DataFile, InspectJob, SourceFile, Target
 from converters.package import manifest_for
-from converters.pipeline import build, inspect
+from converters.pipeline import build
 from converters.steps.onnx_tidy import tidied
 
 ROWS = 12
