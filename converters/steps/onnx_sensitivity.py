@@ -59,7 +59,7 @@ def ordered_by_harm(
         found: gets how many were not tried, if any.
     """
     until = time.monotonic() + TRYING_SECONDS
-    harms = []
+    harms: list[float] = []
     for group in groups:
         if time.monotonic() > until:
             found["groups_not_tried"] = len(groups) - len(harms)
@@ -77,7 +77,7 @@ def relative_error(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) ->
 
 
 def answers_of(path: Path, context: Context, most: int) -> np.ndarray[Any, Any]:
-    """The first output on the calibration rows; of a slow net on as many as fit in `ANSWER_SECONDS`, but 16 at least."""
+    """The first output on the calibration rows; of a slow net those that fit in `ANSWER_SECONDS`, but 16."""
     import onnxruntime
 
     assert context.calibration is not None
