@@ -16,6 +16,8 @@ LEAST_CHANNELS = 4
 # At one row a layer waits for its weights as well as for its sums: a core multiplies about so often while it fetches
 # one (100 billion sums a second beside 20 GB/s). Counted, not timed: a seed must give the same net on a busy machine.
 SUMS_PER_WEIGHT = 20.0
+# Share of a net's time that stays however few channels it has: layers begin and end, and the first input is read.
+FIXED_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def cheapest(
     Args:
         layers: of the net.
         curves: by group, (ratio, harm) as measured, ratios rising from 0; between two of them harm is interpolated.
-        share: of the work, and of the cost, that is to be left.
+        share: of the work, and of the time, that is to be left.
         channels: how many each group has: steps are whole blocks of them; without, a sixteenth.
 
     Returns:
@@ -110,7 +112,7 @@ def cheapest(
     """
     rising = {group: _rising(curve) for group, curve in curves.items()}
     ratios = dict.fromkeys(rising, 0.0)
-    wanted = share * work(layers, {}), share * cost(layers, {})
+    wanted = share * work(layers, {}), max(share - FIXED_SHARE, share / 2) * cost(layers, {})
     while work(layers, ratios) > wanted[0] or cost(layers, ratios) > wanted[1]:
         best: tuple[float, str, float] | None = None
         for group, ratio in ratios.items():
