@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from agent.protocol.facts import DeviceFacts, RuntimeFacts
 from agent.protocol.messages import HostWindow, Presence, Reported, TelemetryBatch
 from agent.protocol.version import SPOKEN
 from fleet_server.app import create_app, running
-from fleet_server.catalog.schemas import VersionCreate
+from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
 from fleet_server.db import Base, Database, utc_now
 from fleet_server.devices import service as devices
@@ -39,7 +39,7 @@ class Inspector:
 
     refuse = False
 
-    def inspect(self, wanted: VersionCreate) -> InspectionRecord:
+    def inspect(self, wanted: VersionCreate, keep: Callable[[Path], UploadView]) -> InspectionRecord:
         if self.refuse:
             raise InvalidError("not_a_model", "sources.0: this is no model: push another", field="sources.0")
         return InspectionRecord(inputs=[TENSOR], outputs=[TENSOR], inspection={"samples": len(wanted.sources)})
