@@ -77,7 +77,8 @@ def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path) ->
     found = {one["recipe"]: one for one in result["candidates"]}
     starts = {name.partition("+")[0] for name in found if "+" in name}
     assert starts - {"pruned-less"} == {"pruned", "distilled", "whole-qat", "pruned-qat", "distilled-qat"}
-    assert all(one["measurements"] for one in found.values()), [one["error"] for one in found.values()]
+    unbuilt = [one["error"] for one in found.values() if not one["measurements"]]
+    assert all("nothing to do" in error for error in unbuilt), unbuilt
     chosen = result["candidates"][result["chosen"]]
     whole, small = found["onnx-fp32"]["measurements"], found["pruned+onnx-fp32"]["measurements"]
     assert small["size"] < 0.6 * whole["size"]
