@@ -234,8 +234,8 @@ def choose(candidates: Sequence[Candidate], target: Target) -> int | None:
 def fates(candidates: Sequence[Candidate], chosen: int | None, target: Target, source: Measurements) -> list[Candidate]:
     """The candidates, each with a sentence that says what became of it, and whether it is on the Pareto front.
 
-    On the front: no other within budgets is at least as good in accuracy, latency and size, and better in one. The picked
-    one is on it too: what another is better by is within what two timings differ by.
+    On the front: no other within budgets is at least as good in accuracy, latency and size, and better in one. The
+    picked one is on it too: what another is better by is within what two timings differ by.
     """
     front = {index for index, one in enumerate(candidates) if _on_front(one, candidates)}
     if chosen is not None and candidates[chosen].within_budgets:
