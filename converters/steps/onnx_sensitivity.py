@@ -16,8 +16,8 @@ SENSITIVITY_ROWS = 64
 GROUPS = 24
 LEFT = (1, 2, 3, 5, 8, 12)
 LEAST_ROWS = 16
-ANSWER_SECONDS = 20.0
-TRYING_SECONDS = 240.0
+ANSWER_SECONDS = 10.0
+TRYING_SECONDS = 90.0
 
 
 def name_nodes(source: Path, target: Path) -> None:
