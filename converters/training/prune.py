@@ -122,8 +122,8 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
         if lost <= budget:
             best = tried
             kept.append(best)
-        elif factor < STEP_SHARE:
-            break
+        elif factor > STEP_SHARE:
+            break  # a smaller step was tried already
         else:
             factor = factor**0.5
     found.update(steps="; ".join(steps), **said(net, best, trained))
