@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fleet import BIN, LocalFleet
+from tests.fleet import BIN, LocalFleet, write_classifier
 
 NETS = """
 from torch import nn
@@ -152,8 +152,11 @@ def test_what_does_not_fit_is_refused_by_name_and_leaves_nothing(fleet: LocalFle
 
 
 def test_only_weights_with_rows_can_be_trained(fleet: LocalFleet) -> None:
-    fleet.post("/models/plain/versions", body(fleet))
-    wanted = {"version": "plain@9", "profiles": ["edge"], "training": {"prune": 0.5}}
+    write_classifier(fleet.folder / "plain.onnx", hidden=16)
+    sources = [{"format": "onnx", "digest": fleet.upload(fleet.folder / "plain.onnx")}]
+    fleet.post("/models/plain/versions", {"name": "1", "sources": sources})
+    wanted = {"version": "plain@1", "profiles": ["edge"], "training": {"prune": 0.5}}
     answer = fleet.post("/variants", wanted, status=422)
     assert answer["code"] == "not_trainable"
-    assert "rows to train on" in answer["detail"]
+    assert "no weights of a registered architecture" in answer["detail"]
+    assert "`shoal convert`" in answer["detail"]
