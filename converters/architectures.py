@@ -6,14 +6,12 @@ a `torch.nn.Module`. What is installed is trusted; what is uploaded is safetenso
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from agent.trial.dataset import LABELS, Array
+from converters.dataset import example_rows
+from converters.digest import source_files
 from converters.errors import ConversionError
 from converters.job import InspectJob, SourceFile, Weights
 
@@ -77,23 +75,9 @@ def export_weights(job: InspectJob, folder: Path) -> tuple[SourceFile, ...]:
     if rows is None:
         detail = "architecture: weights are exported on example rows: give an evaluation or a calibration set"
         raise ConversionError("no_examples", detail, "architecture")
-    forms = export_forms(load_weights(job.weights), example_rows(Path(rows.path)), folder, "exported")
-    return tuple(
-        SourceFile(form, hashlib.sha256(path.read_bytes()).hexdigest(), str(path)) for form, path in forms.items()
-    )
-
-
-def example_rows(path: Path, count: int = 2) -> dict[str, Array]:
-    """The first rows of a data set by input, in the order of the net's parameters.
-
-    Raises:
-        ConversionError: `bad_data`.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name][:count] for name in arrays.files if name != LABELS}
-    except (OSError, ValueError, EOFError, IndexError) as error:
-        raise ConversionError("bad_data", f"not a readable .npz of plain arrays ({str(error)[:150]})") from None
+    field = "evaluation" if job.evaluation else "calibration"
+    examples = example_rows(Path(rows.path), field)
+    return source_files(export_forms(load_weights(job.weights), examples, folder, "exported"))
 
 
 def _found() -> dict[str, EntryPoint]:

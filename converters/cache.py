@@ -18,6 +18,7 @@ from typing import IO
 
 import msgspec
 
+from converters.digest import file_digest
 from converters.job import BuildJob, Measurements, PassRecord
 from converters.step import Recipe, tool_versions
 
@@ -71,7 +72,7 @@ class CandidateCache:
         target = self._job.target
         free = all(step.name in BUDGET_FREE for step in recipe.steps)
         decisive = {
-            "start": _file_digest(start),
+            "start": file_digest(start),
             "recipe": [recipe.name, *([step.name, sorted(step.parameters.items())] for step in recipe.steps)],
             "tools": sorted(tool_versions(recipe.tools).items()),
             "code": code_digest(),
@@ -141,11 +142,6 @@ def unpack(packed: Path, target: Path) -> Kept | None:
         with target.open("wb") as made:
             made.writelines(_pieces(source, size - LENGTH_BYTES - length))
     return kept
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pieces(source: IO[bytes], length: int | None = None) -> Iterator[bytes]:

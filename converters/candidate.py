@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from agent.protocol.manifest import Manifest, ModelFormat
 from agent.runtimes.base import reason
 from agent.trial.dataset import Dataset
 from converters.cache import CandidateCache
+from converters.digest import file_digest
 from converters.errors import ConversionError
 from converters.evaluate import Run, measure, run_file, takes
 from converters.isolate import isolated
@@ -65,7 +65,7 @@ def candidate_of(
         runnable = folder / f"{name}.plain.{recipe.result.value}" if recipe.compiled_for else target
         copy = runnable if recipe.compiled_for else None
         records = kept.passes if kept else _made(recipe, start, target, context, copy, job.target)
-        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        digest = file_digest(target)
         twin = next((one for one in earlier if one.digest == digest and one.measurements and not one.same_as), None)
         result_specs = start.specs
         if recipe.result is ModelFormat.TFLITE:

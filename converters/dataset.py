@@ -29,7 +29,7 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
     Raises:
         ConversionError: saying which array is missing or does not fit, what it is and what it ought to be.
     """
-    arrays = _read(path, field)
+    arrays = read_arrays(path, field, BYTES_LIMIT)
     inputs = {}
     whole = set()
     for spec in specs:
@@ -48,12 +48,35 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
     return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows, frozenset(whole))
 
 
-def _read(path: Path, field: str) -> dict[str, Array]:
+def example_rows(path: Path, field: str, count: int = 2) -> dict[str, Array]:
+    """The first rows of a data set by input, in the order in which they were written: that of the net's parameters.
+
+    Raises:
+        ConversionError: `bad_data`.
+    """
+    arrays = {name: array for name, array in read_arrays(path, field, BYTES_LIMIT).items() if name != LABELS}
+    single = [name for name, array in arrays.items() if array.ndim == 0]
+    if single:
+        raise ConversionError("bad_data", f"{field}: {single[0]!r} is a single number, and not one a row", field)
+    return {name: array[:count] for name, array in arrays.items()}
+
+
+def read_arrays(path: Path, field: str, limit: int | None = None) -> dict[str, Array]:
+    """Every array of an `.npz`, by name.
+
+    Args:
+        path: of the file.
+        field: of the request, for errors.
+        limit: of bytes, unpacked; None is no bound.
+
+    Raises:
+        ConversionError: `bad_data`, when it is too large, or no `.npz` of plain arrays.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > BYTES_LIMIT:
-            raise ConversionError("bad_data", f"{field}: unpacked it has {size} bytes, at most {BYTES_LIMIT}", field)
+        if limit is not None and size > limit:
+            raise ConversionError("bad_data", f"{field}: unpacked it has {size} bytes, at most {limit}", field)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:

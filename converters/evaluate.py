@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError, reason
-from agent.trial.dataset import Dataset
+from agent.trial.dataset import Array, Dataset
 from agent.trial.scoring import answers, time_rows
 from agent.trial.scoring import time_in_turns as turns
 from converters.errors import ConversionError
@@ -31,7 +31,6 @@ _REMEDIES = (
     ("IR version", ": save it with an older one (model.ir_version), or update ONNX Runtime here and on the devices"),
     ("released onnx opset", ": export it with an older opset, or update ONNX Runtime here and on the devices"),
 )
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ class Answers:
         self._pieces: list[Array] = []
         self._waiting = self._written = 0
         self._file: IO[bytes] | None = None
-        self._same = True
         self._count = 0
 
     def add(self, value: Array) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
@@ -13,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from agent.parent import end_with_parent
 from converters.errors import ConversionError
 
-PR_SET_PDEATHSIG = 1
 ResultT = TypeVar("ResultT")
 
 
@@ -34,9 +33,10 @@ def isolated(work: Callable[[], ResultT], folder: Path) -> ResultT:
         with warnings.catch_warnings():
             # Python and JAX warn of forks beside threads: here those are idle, and the child asks nothing of them.
             warnings.simplefilter("ignore")
+            parent = os.getpid()
             child = os.fork()
         if child == 0:
-            _answer(work, answer)
+            _answer(work, answer, parent)
         _, status = os.waitpid(child, 0)
         if not answer.exists():
             ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
@@ -49,10 +49,10 @@ def isolated(work: Callable[[], ResultT], folder: Path) -> ResultT:
     return result
 
 
-def _answer(work: Callable[[], object], answer: Path) -> None:
+def _answer(work: Callable[[], object], answer: Path, parent: int) -> None:
     """The child's part: never returns, and runs nothing of what its parent would do at its end."""
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(parent)
         try:
             found: tuple[bool, object] = (True, work())
         except (ConversionError, MemoryError) as error:

@@ -7,19 +7,17 @@ memory and ends when its parent does.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import resource
-import signal
 import sys
 from pathlib import Path
 
 import msgspec
 
+from agent.parent import end_with_parent
 from converters.errors import ConversionError
 from converters.job import ERROR_FILE, JOB_FILE, RESULT_FILE, Job, JobError, Progress
 
-PR_SET_PDEATHSIG = 1
 NICE = 10
 
 
@@ -30,7 +28,7 @@ def main() -> int:
     parser.add_argument("--memory-mb", type=int, default=8192)
     parser.add_argument("--parent", type=int, default=0)
     options = parser.parse_args()
-    _bind_to(options.parent)
+    end_with_parent(options.parent)
     resource.setrlimit(resource.RLIMIT_DATA, (options.memory_mb << 20, options.memory_mb << 20))
     os.nice(NICE)
     progress_to = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -53,13 +51,6 @@ def main() -> int:
         _write(folder / ERROR_FILE, msgspec.json.encode(JobError("out_of_memory", detail)))
         return 1
     return 0
-
-
-def _bind_to(parent: int) -> None:
-    """Let the kernel end this process when its parent dies, also when it died before we asked."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != parent:
-        sys.exit(1)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -34,6 +34,12 @@ class Precision(StrEnum):
     WEIGHT_INT4 = "weight-int4"
 
 
+# Measured on version 2.14 of tflite-runtime, the last: dynamic int8 answers wrongly without a word, and int4 can crash
+# the process. Its agent refuses what is not listed, and a profile for it may not ask for more.
+OLD_LITERT = "tflite-runtime"
+OLD_LITERT_PRECISIONS = (Precision.FP32, Precision.INT8)
+
+
 class TensorSpec(msgspec.Struct, frozen=True):
     """One input or output of a model.
 

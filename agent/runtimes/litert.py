@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.manifest import Manifest, Precision, TensorSpec
+from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Manifest, TensorSpec
 from agent.runtimes.base import Array, RuntimeLoadError, Tensors, reason, to_file, to_source
 
 log = logging.getLogger(__name__)
 EDGE_TPU_LIBRARY = "libedgetpu.so.1"
 EDGE_TPU_OPERATOR = b"edgetpu-custom-op"
-OLD_LIBRARY = "tflite-runtime"
-# Measured on its version 2.14, the last: dynamic int8 answers wrongly without a word, and int4 can crash the process.
-OLD_LIBRARY_PRECISIONS = frozenset({Precision.FP32, Precision.INT8})
 
 
 def _library() -> tuple[Any, str]:
@@ -30,7 +27,7 @@ def _library() -> tuple[Any, str]:
     except ImportError:
         from tflite_runtime import interpreter
 
-        return interpreter, f"{OLD_LIBRARY} {importlib.metadata.version(OLD_LIBRARY)}"
+        return interpreter, f"{OLD_LITERT} {importlib.metadata.version(OLD_LITERT)}"
 
 
 class LiteRtRuntime:
@@ -38,10 +35,10 @@ class LiteRtRuntime:
 
     def __init__(self, manifest: Manifest, path: Path) -> None:
         library, self.version = _library()
-        if self.version.startswith(OLD_LIBRARY) and manifest.precision not in OLD_LIBRARY_PRECISIONS:
+        if self.version.startswith(OLD_LITERT) and manifest.precision not in OLD_LITERT_PRECISIONS:
             detail = (
                 f"{self.version} runs {manifest.precision.value} wrongly or crashes: install ai-edge-litert on the "
-                f"device, or give its profile `match: {{runtimes.litert.package: {OLD_LIBRARY}}}` and the precisions "
+                f"device, or give its profile `match: {{runtimes.litert.package: {OLD_LITERT}}}` and the precisions "
                 "fp32 and int8"
             )
             raise RuntimeLoadError(WireErrorCode.PRECISION_UNSUPPORTED, detail)

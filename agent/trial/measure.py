@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.parent import end_with_parent
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Failure, TrialResult
@@ -33,7 +32,6 @@ from agent.trial.scoring import answers, time_in_turns, time_rows
 
 LATENCY_SECONDS = 10.0
 NICE = 19
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -42,7 +40,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parent", type=int, default=0)
     options = parser.parse_args()
-    _bind_to(options.parent)
+    end_with_parent(options.parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     folder: Path = options.folder
@@ -145,14 +143,6 @@ def _memory_mb(field: str) -> float | None:
         return None
     found = next((line for line in lines if line.startswith(f"{field}:")), None)
     return int(found.split()[1]) / 1024 if found else None
-
-
-def _bind_to(parent: int) -> None:
-    """Let the kernel end this process when its parent does, also when that happened before we asked."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent and os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from converters.steps.onnx_tidy import attributes_of
+
 SPATIAL = {2, 3}
 RANK = 4
 
@@ -20,7 +22,7 @@ def pool_means(model: Any) -> int:
     known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
     nodes, changed = [], 0
     for node in graph.node:
-        keeps = _attribute(node, "keepdims", 1)
+        keeps = attributes_of(node).get("keepdims", 1)
         value = known.get(node.input[0]) if node.op_type == "ReduceMean" else None
         if value is None or not _is_images(value) or _axes(node, graph) != SPATIAL:
             nodes.append(node)
@@ -51,7 +53,7 @@ def _axes(node: Any, graph: Any) -> set[int] | None:
     """The axes of a mean of four axes, an attribute before opset 18 and a constant input since; None when unknown."""
     from onnx import numpy_helper
 
-    listed = _attribute(node, "axes", None)
+    listed = attributes_of(node).get("axes")
     if len(node.input) > 1 and node.input[1]:
         constants = [one for one in graph.initializer if one.name == node.input[1]]
         constants += [
@@ -65,12 +67,3 @@ def _axes(node: Any, graph: Any) -> set[int] | None:
     if listed is None:
         return None
     return {axis + RANK if axis < 0 else axis for axis in listed}
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    import onnx
-
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default

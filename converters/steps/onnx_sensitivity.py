@@ -20,26 +20,13 @@ ANSWER_SECONDS = 10.0
 TRYING_SECONDS = 90.0
 
 
-def name_nodes(source: Path, target: Path) -> None:
-    """Give every node a name: layers are left out of quantization by it."""
-    import onnx
-
-    model = onnx.load(str(source))
-    for number, node in enumerate(model.graph.node):
-        if not node.name:
-            node.name = f"{node.op_type}_{number}"
-    onnx.save(model, str(target))
-
-
-def groups_of(source: Path, operators: tuple[str, ...]) -> list[list[str]]:
+def groups_of(model: Any, operators: tuple[str, ...]) -> list[list[str]]:
     """Names of nodes of some operators in order, in at most `GROUPS` rows of neighbours.
 
     Raises:
         ConversionError: when there is none.
     """
-    import onnx
-
-    names = [node.name for node in onnx.load(str(source)).graph.node if node.op_type in operators and node.name]
+    names = [node.name for node in model.graph.node if node.op_type in operators and node.name]
     if not names:
         raise ConversionError("nothing_to_do", "the net has no layer that this recipe would quantize")
     size = -(-len(names) // GROUPS)
@@ -67,6 +54,25 @@ def ordered_by_harm(
         harms.append(harm([name for other in groups if other is not group for name in other]))
     harms += [0.0] * (len(groups) - len(harms))
     return [groups[index] for index in np.argsort(harms, kind="stable")[::-1]]
+
+
+def left_in_float(ordered: list[list[str]], agrees: Callable[[list[str]], bool], found: dict[str, Parameter]) -> bool:
+    """Leave ever more of the most harmful groups in floating point, half of them at most, until the answers agree.
+
+    Args:
+        ordered: groups of nodes, the most harmful first.
+        agrees: whether the answers do when the nodes of these names stay in floating point.
+        found: gets how many layers there are, and how many were left, where that was enough.
+
+    Returns:
+        Whether it was.
+    """
+    for count in (one for one in LEFT if one <= max(1, (len(ordered) + 1) // 2)):
+        left = [name for group in ordered[:count] for name in group]
+        if agrees(left):
+            found.update(layers=sum(map(len, ordered)), left_in_float=len(left))
+            return True
+    return False
 
 
 def relative_error(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:

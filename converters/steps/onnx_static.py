@@ -10,25 +10,24 @@ quantized, and the answers on calibration rows are compared with the source's. A
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from agent.trial.dataset import Dataset
+from converters.digest import file_digest
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
 from converters.steps.onnx_pooling import pool_means
 from converters.steps.onnx_sensitivity import (
-    LEFT,
     SENSITIVITY_ROWS,
     agreement_of,
     answers_of,
     groups_of,
-    name_nodes,
+    left_in_float,
     ordered_by_harm,
     relative_error,
 )
-from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, opset_of, raised, tidied
+from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, name_nodes, opset_of, raised, tidied
 
 ROWS = 512
 SLICE = 16
@@ -60,13 +59,15 @@ def prepare(
     try:
         quant_pre_process(str(tidy), str(target), skip_symbolic_shape=True)
     except Exception:  # noqa: BLE001 (shape inference fails in many ways; the file as it is may still quantize)
-        name_nodes(tidy, target)
+        model = onnx.load(str(tidy))
+        name_nodes(model)
     else:
-        name_nodes(target, target)
         model = onnx.load(str(target))
+        name_nodes(model)
         if pooled := pool_means(model):
-            onnx.save(onnx.shape_inference.infer_shapes(model), str(target))
+            model = onnx.shape_inference.infer_shapes(model)
             found["means_pooled"] = pooled
+    onnx.save(model, str(target))
     tidy.unlink()
 
 
@@ -86,8 +87,10 @@ def mixed_int8(
     Raises:
         ConversionError: when even with half of the layers in floating point the answers differ too much.
     """
+    import onnx
+
     wanted = 1 - (context.accuracy_drop_points if context.accuracy_drop_points is not None else 1.0) / 100
-    groups = groups_of(source, QUANTIZED)
+    groups = groups_of(onnx.load(str(source)), QUANTIZED)
     expected = answers_of(source, context, SENSITIVITY_ROWS)
 
     def harm(exclude: list[str]) -> float:
@@ -97,15 +100,17 @@ def mixed_int8(
     ordered = ordered_by_harm(groups, harm, found)
     expected = answers_of(source, context, ROWS)
     agreement = 0.0
-    for count in (one for one in LEFT if one <= max(1, (len(groups) + 1) // 2)):
-        left = [name for group in ordered[:count] for name in group]
+
+    def agrees(left: list[str]) -> bool:
+        nonlocal agreement
         _quantize(source, target, context, parameters, exclude=left)
         agreement = agreement_of(expected, answers_of(target, context, ROWS))
-        if agreement >= wanted:
-            found.update(layers=sum(map(len, groups)), left_in_float=len(left), agreement=round(agreement, 5))
-            return
-    detail = f"with half of its layers in floating point it still agrees with the source on only {agreement:.1%}"
-    raise ConversionError("too_sensitive", detail)
+        return agreement >= wanted
+
+    if not left_in_float(ordered, agrees, found):
+        detail = f"with half of its layers in floating point it still agrees with the source on only {agreement:.1%}"
+        raise ConversionError("too_sensitive", detail)
+    found["agreement"] = round(agreement, 5)
 
 
 def _quantize(
@@ -156,9 +161,7 @@ def _ranges(source: Path, context: Context, method: Any) -> Path:
     """The file with the ranges of every activation, made once a file and method."""
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    cache = context.folder / f"ranges-{method.name}-{digest}.json"
+    cache = context.folder / f"ranges-{method.name}-{file_digest(source)}.json"
     if cache.exists():
         return cache
     assert context.calibration is not None

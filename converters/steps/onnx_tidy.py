@@ -46,7 +46,7 @@ def tidied(source: Path, *, widen: bool = True) -> Any:
     if widen and is_half(model):
         _widen(model)
     _fold_casts(model.graph)
-    _name_nodes(model)
+    name_nodes(model)
     return model
 
 
@@ -102,6 +102,13 @@ def graph_has(graph: Any, dtype: int) -> bool:
             for attribute in node.attribute
         )
     )
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """A node's attributes as Python values, by name."""
+    from onnx import helper
+
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -186,7 +193,7 @@ def _remove(items: Any, gone: Iterable[Any]) -> None:
         items.extend(copies)
 
 
-def _name_nodes(model: Any) -> None:
+def name_nodes(model: Any) -> None:
     """A name of its own for every node: tools find nodes by their names, and layers are left out by them."""
     taken: set[str] = set()
     for number, node in enumerate(nodes_of(model.graph.node)):

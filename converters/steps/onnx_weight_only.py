@@ -11,7 +11,7 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
-from converters.steps.onnx_tidy import tidied
+from converters.steps.onnx_tidy import attributes_of, tidied
 
 
 def weight_only(
@@ -58,7 +58,7 @@ def split_gemms(model: Any) -> int:
             continue
         changed += 1
         weight = node.input[1]
-        if _attributes(node).get("transB"):
+        if attributes_of(node).get("transB"):
             if weight not in turned:
                 turned[weight] = f"{weight}_turned"
                 value = numpy_helper.to_array(constants[weight])
@@ -77,14 +77,8 @@ def split_gemms(model: Any) -> int:
 
 
 def _is_plain(node: Any) -> bool:
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     return not attributes.get("transA") and all(attributes.get(name, 1.0) == 1.0 for name in ("alpha", "beta"))
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _drop_unused(graph: Any, turned: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters.dataset import read_arrays
 from converters.errors import ConversionError
 
 TARGETS = "y"
@@ -61,28 +62,25 @@ def read_validation(path: Path | None, like: Rows) -> Rows | None:
     Raises:
         ConversionError: `bad_data`.
     """
-    if path is None:
+    arrays = {} if path is None else read_arrays(path, "validation")
+    if TARGETS not in arrays:
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        if TARGETS not in arrays.files:
-            return None
-    found = read_training(path, "validation")
+    found = _rows(arrays, "validation")
     fits = found.classifies == like.classifies and set(found.inputs) == set(like.inputs)
     return Rows({name: found.inputs[name] for name in like.inputs}, found.targets) if fits else None
 
 
-def read_training(path: Path, field: str = "training") -> Rows:
-    """Read training rows, or others of their form.
+def read_training(path: Path) -> Rows:
+    """Read training rows.
 
     Raises:
         ConversionError: `bad_data`, saying what is wrong with which array.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
-        detail = f"{field}: {path} is not a readable .npz of plain arrays ({str(error)[:150]})"
-        raise ConversionError("bad_data", detail, field) from None
+    return _rows(read_arrays(path, "training"), "training")
+
+
+def _rows(found: dict[str, npt.NDArray[Any]], field: str) -> Rows:
+    """Arrays as rows with targets; the targets are taken out of them."""
     if TARGETS not in found:
         detail = f"{field}: it has arrays {sorted(found)}, but no targets `y`: class indices, or numbers to be met"
         raise ConversionError("bad_data", detail, field)

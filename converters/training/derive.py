@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from converters.architectures import build_net, load_weights
+from converters.digest import source_files
 from converters.errors import ConversionError
-from converters.job import DerivedSource, SourceFile, TrainingOrder
+from converters.job import DerivedSource, TrainingOrder
 from converters.step import tool_versions
 from converters.steps.export import export_forms
 from converters.training.compress import TOOLS, Compressed, CompressionPlan, compress
@@ -61,8 +61,4 @@ def derived_source(one: Compressed, rows: Rows, folder: Path) -> DerivedSource:
         ConversionError: when it can't be exported.
     """
     forms = export_forms(one.net, rows.first(2).inputs, folder, one.name)
-    files = tuple(
-        SourceFile(form, hashlib.sha256(path.read_bytes()).hexdigest(), str(path.absolute()))
-        for form, path in forms.items()
-    )
-    return DerivedSource(one.name, files, one.passes, tool_versions(TOOLS))
+    return DerivedSource(one.name, source_files(forms), one.passes, tool_versions(TOOLS))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +43,7 @@ class InspectionRecord:
     inputs: list[Any]
     outputs: list[Any]
     inspection: dict[str, Any]
-    exported: dict[ModelFormat, UploadView] = dataclasses.field(default_factory=dict)
+    exported: dict[ModelFormat, UploadView] = field(default_factory=dict)
 
 
 class Inspector(Protocol):
@@ -358,10 +357,10 @@ def _check_uploads(session: Session, fleet_id: str, wanted: VersionCreate) -> No
         raise InvalidError("duplicate_format", "sources: a version holds one file a format", field="sources")
     named = [(f"sources.{i}.digest", source.digest) for i, source in enumerate(wanted.sources)]
     named += [(name, getattr(wanted, name) or "") for name in ("calibration", "evaluation", "training")]
-    for field, digest in named:
+    for place, digest in named:
         if digest and repository.blob(session, fleet_id, digest) is None:
             raise InvalidError(
                 "upload_not_found",
-                f"{field}: {digest[:12]}… was not uploaded, or is gone: upload it first",
-                field=field,
+                f"{place}: {digest[:12]}… was not uploaded, or is gone: upload it first",
+                field=place,
             )

@@ -32,10 +32,10 @@ class Wanted:
         return bool(self.prune or self.sparsity is not None or self.distill or self.quantize_aware)
 
 
-def check_wanted(wanted: Wanted, sources: list[str]) -> None:
-    """Refuse options that can't be carried out, before anything is exported or trained."""
+def training_rows(wanted: Wanted, sources: list[str]) -> Any:
+    """The rows to train on, None where nothing is to be trained; refuses options before anything is exported."""
     if not wanted.any and wanted.training is None:
-        return
+        return None
     if wanted.training is None:
         raise fail("--prune, --sparsity, --distill and --quantize-aware need rows to train on: --training T.npz", 2)
     if len(sources) != 1 or ".py:" not in sources[0]:
@@ -47,31 +47,25 @@ def check_wanted(wanted: Wanted, sources: list[str]) -> None:
 
     pruned_share(wanted.prune)
     try:
-        read_training(wanted.training)
+        return read_training(wanted.training)
     except ConversionError as error:
         raise fail(error.detail) from None
 
 
-def derived_sources(wanted: Wanted, sources: list[str], weights: Path | None, folder: Path, out: Path) -> list[Any]:
-    """Train, export each net, and save its weights; `check_wanted` has let the options pass.
+def derived_sources(wanted: Wanted, rows: Any, spec: str, weights: Path | None, folder: Path, out: Path) -> list[Any]:
+    """Train on rows that `training_rows` gave, export each net, and save its weights.
 
     Returns:
         `converters.job.DerivedSource` of each net.
     """
-    return _trained(wanted, sources[0], weights, folder, out) if wanted.training is not None else []
-
-
-def _trained(wanted: Wanted, spec: str, weights: Path | None, folder: Path, out: Path) -> list[Any]:
     from converters.errors import ConversionError
     from converters.steps import export
     from converters.training.compress import CompressionPlan, compress
-    from converters.training.data import read_training, read_validation
+    from converters.training.data import read_validation
     from converters.training.fit import Fitting
 
-    assert wanted.training is not None
     prune = wanted.prune or (None if wanted.any else "adaptive")
     try:
-        rows = read_training(wanted.training)
         net = export.load_net(spec, weights)
         plan = CompressionPlan(
             prune=pruned_share(prune),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.candidates import columns, plot, report
-from fleet_server.cli.compress import Wanted, check_wanted, derived_sources
+from fleet_server.cli.compress import Wanted, derived_sources, training_rows
 from fleet_server.cli.models import source_files
 from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, rows_table
 from fleet_server.cli.profiles import read_profile
@@ -81,10 +81,10 @@ def convert(
             budget_points,
             seed,
         )
-        check_wanted(wanted, sources)
+        rows = training_rows(wanted, sources)
         files = source_files(sources, weights, evaluation or calibration, folder)
         _check(files, calibration, evaluation, folder / "work")
-        derived = derived_sources(wanted, sources, weights, folder, out)
+        derived = derived_sources(wanted, rows, sources[0], weights, folder, out) if rows is not None else []
         result, verdict, manifest = _build(files, derived, spec, calibration, evaluation, folder / "work")
         out.mkdir(parents=True, exist_ok=True)
         candidates = result["candidates"]
@@ -127,19 +127,16 @@ def _check(files: dict[str, Path], calibration: Path | None, evaluation: Path | 
 
 def _sources(files: dict[str, Path]) -> tuple[Any, ...]:
     from agent.protocol.manifest import ModelFormat
-    from converters.job import SourceFile
-    from fleet_server.catalog.artifacts import file_digest
+    from converters.digest import source_files
 
-    return tuple(
-        SourceFile(ModelFormat(form), file_digest(path)[0], str(path.absolute())) for form, path in files.items()
-    )
+    return source_files({ModelFormat(form): path for form, path in files.items()})
 
 
 def _data(path: Path | None) -> Any:
+    from converters.digest import file_digest
     from converters.job import DataFile
-    from fleet_server.catalog.artifacts import file_digest
 
-    return DataFile(file_digest(path)[0], str(path.absolute())) if path else None
+    return DataFile(file_digest(path), str(path.absolute())) if path else None
 
 
 def _build(

@@ -127,14 +127,14 @@ def source_files(sources: list[str], weights: Path | None, data: Path | None, fo
 
 
 def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
-    from converters.architectures import example_rows
+    from converters.dataset import example_rows
     from converters.errors import ConversionError
     from converters.steps import export
 
     if data is None:
         raise fail("a torch net needs example rows: give --evaluation or --calibration", 2)
     try:
-        examples = example_rows(data)
+        examples = example_rows(data, str(data))
         net = export.load_net(spec, weights)
         errors.print("exporting the net …")
         forms = export.export_forms(net, examples, folder, "model")

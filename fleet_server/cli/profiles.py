@@ -140,7 +140,7 @@ def detect_profile(output: OutputOption = Output.TABLE) -> None:
 
 def detected(facts: dict[str, Any]) -> dict[str, Any]:
     """A profile for machines like the one with these facts (`agent.protocol.facts.DeviceFacts` as a dictionary)."""
-    from fleet_server.devices.schemas import OLD_LITERT, OLD_LITERT_PRECISIONS
+    from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS
 
     runtimes = {one["name"]: one for one in facts["runtimes"]}
     runtime = "onnx" if "onnx" in runtimes else "litert"

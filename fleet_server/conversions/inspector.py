@@ -10,7 +10,7 @@ import msgspec
 from agent.protocol.manifest import ModelFormat
 from converters.job import Inspection, InspectJob, SourceFile, Weights
 from fleet_server.catalog.artifacts import ArtifactStore
-from fleet_server.catalog.schemas import SourceFormat, UploadView, VersionCreate
+from fleet_server.catalog.schemas import SourceFormat, SourceFormCreate, UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
 from fleet_server.conversions.files import work_folder
 from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
@@ -33,21 +33,18 @@ class ProcessInspector:
         """
         bounds = Bounds(self._settings.inspect_timeout_s, self._settings.conversion_memory_mb)
         with work_folder(self._settings.state_dir / "conversions", self._store) as folder:
-            paths = {one.format: folder.fetch(one.digest, f".{one.format.value}") for one in wanted.sources}
-            digests = {one.format: one.digest for one in wanted.sources}
-            weights = SourceFormat.SAFETENSORS
+
+            def bring(one: SourceFormCreate) -> str:
+                return folder.fetch(one.digest, f".{one.format.value}")
+
+            weights = next((one for one in wanted.sources if one.format is SourceFormat.SAFETENSORS), None)
+            forms = [one for one in wanted.sources if one is not weights]
             job = InspectJob(
-                sources=tuple(
-                    SourceFile(ModelFormat(form.value), digests[form], path)
-                    for form, path in paths.items()
-                    if form is not weights
-                ),
+                sources=tuple(SourceFile(ModelFormat(one.format.value), one.digest, bring(one)) for one in forms),
                 calibration=folder.data(wanted.calibration),
                 evaluation=folder.data(wanted.evaluation),
                 classes=len(wanted.labels) or None,
-                weights=Weights(wanted.architecture or "", digests[weights], paths[weights])
-                if weights in paths
-                else None,
+                weights=Weights(wanted.architecture or "", weights.digest, bring(weights)) if weights else None,
                 training=folder.data(wanted.training),
             )
             try:

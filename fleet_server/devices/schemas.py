@@ -7,12 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from agent.protocol.manifest import Precision, RuntimeName
+from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Precision, RuntimeName
 from fleet_server.schemas import Name, Request, Response, example
 
-# What tflite-runtime runs rightly; its agent refuses the rest (`agent.runtimes.litert`).
-OLD_LITERT = "tflite-runtime"
-OLD_LITERT_PRECISIONS = (Precision.FP32, Precision.INT8)
 Scalar = str | int | float | bool
 
 

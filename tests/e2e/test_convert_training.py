@@ -4,58 +4,25 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.fleet import BIN
-
-NET = """
-from torch import nn
-
-def build(width=64):
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
-    )
-
-def student():
-    return build(8)
-"""
-
-
-def write(path: Path, rows: int, seed: int, *, labels: bool = True) -> None:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows, 3, 12, 12)).astype(np.float32)
-    y = rng.integers(0, 3, rows)
-    x[np.arange(rows), y] += 0.7
-    np.savez(path, x=x, **({"y": y.astype(np.int64)} if labels else {}))
+from tests.small_net import NET, train, write_rows
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("net")
     (folder / "net.py").write_text(NET)
-    write(folder / "t.npz", 600, 1)
-    write(folder / "e.npz", 200, 2)
-    write(folder / "c.npz", 64, 3, labels=False)
+    write_rows(folder / "t.npz", 600, 1)
+    write_rows(folder / "e.npz", 200, 2)
+    write_rows(folder / "c.npz", 64, 3, labels=False)
     (folder / "p.yaml").write_text(
         "name: here\nruntime: onnx\nprecisions: [fp32, int8]\nbudgets: {accuracy_drop_points: 5}\n"
     )
-    training = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import net\n"
-        "from pathlib import Path\n"
-        "from safetensors.torch import save_file\n"
-        "from converters.training.data import read_training\n"
-        "from converters.training.fit import Fitting, fit\n"
-        "torch.manual_seed(0); made = net.build()\n"
-        "fit(made, read_training(Path(sys.argv[1]) / 't.npz'), Fitting(epochs=3, rate=3e-3))\n"
-        "save_file(made.state_dict(), sys.argv[1] + '/w.safetensors')\n"
-    )
-    subprocess.run([sys.executable, "-c", training, str(folder)], check=True)
+    train(folder, folder / "t.npz", folder / "w.safetensors")
     return folder
 
 

@@ -6,55 +6,21 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.fleet import BIN, LocalFleet, write_classifier
+from tests.small_net import NET, train, write_rows
 
-NETS = """
-from torch import nn
-
-def tiny(width=32):
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3),
-    )
-
-def tinier():
-    return tiny(8)
-
+BROKEN = """
 def broken():
     raise RuntimeError("no such layer")
 """
-ENTRY_POINTS = "[shoal.architectures]\ntiny = fleet_nets:tiny\ntinier = fleet_nets:tinier\nbroken = fleet_nets:broken\n"
-TRAINING = """
-import sys, torch
-sys.path.insert(0, sys.argv[1] + "/site")
-import fleet_nets
-from pathlib import Path
-from safetensors.torch import save_file
-from converters.training.data import read_training
-from converters.training.fit import Fitting, fit
-torch.manual_seed(0)
-net = fleet_nets.tiny()
-fit(net, read_training(Path(sys.argv[1]) / "t.npz"), Fitting(epochs=3, rate=3e-3))
-save_file(net.state_dict(), sys.argv[1] + "/w.safetensors")
-save_file(fleet_nets.tinier().state_dict(), sys.argv[1] + "/other.safetensors")
-"""
-
-
-def write(path: Path, rows: int, seed: int, *, labels: bool = True, name: str = "x") -> None:
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((rows, 3, 12, 12)).astype(np.float32)
-    y = rng.integers(0, 3, rows)
-    x[np.arange(rows), y] += 0.7
-    np.savez(path, **{name: x}, **({"y": y.astype(np.int64)} if labels else {}))
+ENTRY_POINTS = "[shoal.architectures]\ntiny = net:build\ntinier = net:student\nbroken = net:broken\n"
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +28,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     folder = tmp_path_factory.mktemp("fleet")
     site = folder / "site"
     (site / "fleet_nets-1.0.dist-info").mkdir(parents=True)
-    (site / "fleet_nets.py").write_text(NETS)
+    (site / "net.py").write_text(NET + BROKEN)
     (site / "fleet_nets-1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: fleet-nets\nVersion: 1.0\n"
     )
     (site / "fleet_nets-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
-    write(folder / "t.npz", 500, 1)
-    write(folder / "e.npz", 200, 2)
-    write(folder / "c.npz", 64, 3, labels=False)
-    write(folder / "misnamed.npz", 64, 1, name="z")
-    subprocess.run([sys.executable, "-c", TRAINING, str(folder)], check=True)
+    write_rows(folder / "t.npz", 500, 1)
+    write_rows(folder / "e.npz", 200, 2)
+    write_rows(folder / "c.npz", 64, 3, labels=False)
+    write_rows(folder / "misnamed.npz", 64, 1, name="z")
+    train(site, folder / "t.npz", folder / "w.safetensors")
+    save_file({"0.weight": np.zeros((8, 3, 3, 3), np.float32)}, folder / "other.safetensors")
     found = LocalFleet(folder)
     found.start_server(PYTHONPATH=str(site))
     profile = {"name": "edge", "runtime": "onnx", "precisions": ["fp32", "int8"]}

@@ -297,6 +297,8 @@ def test_training_rows_that_do_not_fit_are_refused(tmp_path: Path, arrays: dict[
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(ConversionError, match=said):
         read_training(tmp_path / "t.npz")
-    (tmp_path / "no.npz").write_bytes(b"nothing")
-    with pytest.raises(ConversionError, match="not a readable"):
-        read_training(tmp_path / "no.npz")
+    whole = (tmp_path / "t.npz").read_bytes()
+    for content in (b"nothing", whole[: len(whole) // 2]):
+        (tmp_path / "no.npz").write_bytes(content)
+        with pytest.raises(ConversionError, match="not a readable"):
+            read_training(tmp_path / "no.npz")
