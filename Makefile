@@ -46,6 +46,12 @@ test: check ## lint, types, and every test's short form
 test-long: check ## every test, the long forms too
 	$(BIN)/pytest
 
+RUNS := 10000000
+.PHONY: fuzz
+fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoders, led by coverage (about an hour)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --runs $(RUNS)
+
 .PHONY: test-onnx2tf
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
 	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import httptools
 import msgspec
 
 from agent import __version__
+from agent.protocol.limits import LIMITS
 from agent.serving.models import LoadedModel, QueueFullError, Registry, RetiredError
 from agent.serving.oip import BadRequestError, decode_request, encode_response, metadata
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 64 * 1024 * 1024
 HEADERS_LIMIT = 64
+DIGITS = 18  # of a length that makes sense
 REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
     500: "Internal Server Error", 503: "Service Unavailable",
@@ -193,8 +195,9 @@ class Api:
 
     async def _infer(self, request: _Request, model: LoadedModel) -> _Answer:
         length = request.headers.get("inference-header-content-length", "")
+        header_bytes = int(length[:DIGITS]) if length.isascii() and length.isdigit() else None
         try:
-            wanted = decode_request(bytes(request.body), int(length) if length.isdigit() else None, model.manifest)
+            wanted = decode_request(bytes(request.body), header_bytes, model.manifest)
         except BadRequestError as error:
             model.recorder.rejected()
             return _error(400, str(error))
@@ -230,9 +233,12 @@ class Api:
         return _json({"matched_rows": matched, "unknown_ids": unknown})
 
 
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=LIMITS.counter)]  # more would be refused with the telemetry it is in
+
+
 class _Label(msgspec.Struct):
     id: str
-    label: int | list[int]
+    label: _Index | list[_Index]
 
 
 class _Feedback(msgspec.Struct):

@@ -6,6 +6,8 @@ Where it has one more, each row is a whole input: for recurrent states, whose ro
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 LABELS = "y"
 ONLY_INPUT = "x"
+UNPACKED_BYTES = LIMITS.artifact_bytes
 
 
 @dataclass(frozen=True)
@@ -63,19 +67,40 @@ def array_name(spec: TensorSpec, names: list[str], *, inputs: int) -> str:
     return spec.name if spec.name in names or inputs != 1 else ONLY_INPUT
 
 
+class DataSetError(Exception):
+    """A data set can't be read, or is not one of the model's; the message says why."""
+
+
 def read_checked(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
     """Read an `.npz` that the server has checked against the model's inputs.
 
     Raises:
-        KeyError: when an array is missing.
-        ValueError: when the file is no `.npz` of plain arrays.
-        OSError: when it can't be read.
+        DataSetError: when it can't be read, unpacks to more than `UNPACKED_BYTES`, or does not fit the inputs.
     """
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > UNPACKED_BYTES:
+                raise DataSetError(f"it unpacks to more than {UNPACKED_BYTES} bytes")
+        return _read(path, specs)
+    except (OSError, EOFError, KeyError, ValueError, ArithmeticError) as error:
+        raise DataSetError(str(error)[:300] or type(error).__name__) from None
+    except (MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:
+        # Headers of arrays are Python literals, and a zip file may ask for passwords and other methods.
+        raise DataSetError(f"{type(error).__name__}: {str(error)[:300]}") from None
+    except (zipfile.BadZipFile, zlib.error, UnicodeError) as error:
+        raise DataSetError(f"it is damaged: {str(error)[:300]}") from None
+
+
+def _read(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
     with np.load(path, allow_pickle=False) as arrays:
+        if not all(isinstance(arrays[name], np.ndarray) for name in arrays.files):
+            raise ValueError("it holds files that are no arrays")
         inputs = {
             spec.name: arrays[array_name(spec, arrays.files, inputs=len(specs))].astype(spec.dtype, copy=False)
             for spec in specs
         }
         labels = arrays[LABELS].astype(np.int64) if LABELS in arrays.files else None
+    if not all(array.ndim for array in inputs.values()):
+        raise ValueError("an array of it has no axis that counts rows")
     whole = frozenset(spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape))
     return Dataset(inputs, labels, len(next(iter(inputs.values()))), whole)

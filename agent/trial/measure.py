@@ -26,7 +26,7 @@ from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Failure, TrialResult
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
-from agent.trial.dataset import Dataset, read_checked
+from agent.trial.dataset import Dataset, DataSetError, read_checked
 from agent.trial.job import ANSWERS_FILE, JOB_FILE, RESULT_FILE, MeasureJob
 from agent.trial.scoring import answers, time_in_turns, time_rows
 
@@ -65,8 +65,8 @@ def measure(job: MeasureJob, kept: Path) -> TrialResult:
     manifest = job.manifest
     try:
         data = read_checked(Path(job.data), manifest.inputs)
-    except (KeyError, ValueError, OSError) as error:
-        return _failed(manifest, WireErrorCode.MEASURING_FAILED, f"the evaluation set does not fit: {str(error)[:300]}")
+    except DataSetError as error:
+        return _failed(manifest, WireErrorCode.MEASURING_FAILED, f"the evaluation set does not fit: {error}")
     before = _memory_mb("VmRSS")
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

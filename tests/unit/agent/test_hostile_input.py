@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +29,8 @@ from agent.protocol.messages import (
 )
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic
 from agent.serving.oip import BadRequestError, decode_request
+from agent.trial.dataset import DataSetError, read_checked
+from tests.fuzz.targets import TARGETS
 from tests.unit.agent.test_journal_and_spool import batch
 from tests.unit.agent.test_serving_models import manifest
 from tests.unit.agent.test_updater import desired
@@ -182,3 +186,51 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], said: str) -> None:
     body = {"inputs": [{**REQUEST["inputs"][0], **change}]}  # type: ignore[dict-item]
     with pytest.raises(BadRequestError, match=said):
         decode_request(json.dumps(body).encode(), None, manifest(-1, 8))
+
+
+def sent(path: str, body: bytes, header: str) -> bytes:
+    lengths = f"Inference-Header-Content-Length: {header}\r\nContent-Length: {len(body)}"
+    return f"POST /v2/models/m/{path} HTTP/1.1\r\nHost: d\r\n{lengths}\r\n\r\n".encode("latin-1") + body
+
+
+@pytest.mark.parametrize("header", ["9³", "²", "-1", "1e9", "9" * 400])
+def test_a_length_that_is_no_number_is_not_the_servers_failure(header: str) -> None:
+    """`str.isdigit` takes superscripts, which `int` does not."""
+    TARGETS["http"].run(sent("infer", json.dumps(REQUEST).encode(), header))
+
+
+@pytest.mark.parametrize("label", [-1, 2**40, [0, -5]])
+def test_a_label_that_the_fleet_server_would_refuse_is_refused_at_once(label: Any) -> None:
+    """A batch that holds one would be sent for ever, and everything after it with it."""
+    asked = sent("infer", json.dumps(REQUEST).encode(), "")
+    TARGETS["http"].run(asked + sent("feedback", json.dumps({"labels": [{"id": "r", "label": label}]}).encode(), ""))
+
+
+def damaged(tmp_path: Path, change: Any) -> Path:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=np.zeros((3, 2), np.float32), y=np.arange(3))
+    change(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-80]), "damaged"),
+        (lambda path: path.write_bytes(b"no zip at all"), "damaged"),
+        (lambda path: np.savez(path, z=np.zeros(3)), "x"),
+        (lambda path: np.savez(path, x=np.float32(1)), "axis"),
+        (lambda path: np.savez(path, x=np.array(["a"])), "could not convert"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("x", b"1"), "no arrays"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_a_data_set_that_can_not_be_read_says_why(tmp_path: Path, change: Any, said: str) -> None:
+    with pytest.raises(DataSetError, match=said):
+        read_checked(damaged(tmp_path, change), manifest(-1, 8).inputs)
+
+
+def test_a_data_set_unpacks_to_so_much_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.trial.dataset.UNPACKED_BYTES", 100)
+    with pytest.raises(DataSetError, match="more than 100 bytes"):
+        read_checked(damaged(tmp_path, lambda _: None), manifest(-1, 8).inputs)

@@ -1,0 +1,232 @@
+"""Every decoder of bytes from outside, each as a function that takes any bytes and lets only its own error escape.
+
+`test_targets.py` runs them for a moment in CI, `python -m tests.fuzz` for as long as one likes, led by coverage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from agent.protocol.codec import Message, decode, encode
+from agent.protocol.errors import WireError
+from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
+from agent.protocol.lifecycle import Phase
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import (
+    ChunkRange,
+    DeploymentReport,
+    HostWindow,
+    ModelWindow,
+    Need,
+    Presence,
+    Reported,
+    ServingReport,
+    TelemetryAck,
+    TelemetryBatch,
+    TrialPhase,
+    TrialReport,
+    TrialResult,
+)
+from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_topic
+from agent.protocol.version import SPOKEN
+from agent.runtimes.base import Tensors
+from agent.serving.http import Api, Connection
+from agent.serving.models import LoadedModel, Registry
+from agent.serving.oip import BadRequestError, decode_request
+from agent.trial.dataset import DataSetError, read_checked
+from agent.update.store import ArtifactStore
+from tests.unit.agent.test_serving_models import Doubling, manifest
+from tests.unit.agent.test_updater import desired
+
+D = "a" * 64
+FACTS = DeviceFacts(
+    "0.1.0", "Debian", "6.1", "x86_64", "a CPU", 4, ("avx2",), 1024, 9000,
+    (AcceleratorFacts("cuda", "Orin", "8.7"),), (RuntimeFacts("onnx", "onnxruntime", "1.31.0", ("cpu",)),),
+    {"site": "plant7"},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """One decoder: what runs it, and what it takes gladly."""
+
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+
+
+def _message(*examples: Message) -> Target:
+    kind: Any = type(examples[0])
+
+    def run(payload: bytes) -> None:
+        with contextlib.suppress(WireError):
+            message = decode(payload, kind)
+            decode(encode(message), kind)  # what was read can be said again
+
+    return Target(run, tuple(encode(one) for one in examples))
+
+
+def _topic(payload: bytes) -> None:
+    text = payload.decode("utf-8", errors="replace")
+    for parse in (parse_device_topic, parse_chunk_topic):
+        with contextlib.suppress(WireError):
+            parse(text)
+
+
+_MODEL: Manifest = manifest(-1, 8)
+_HEADER = b'{"id": "r", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]}'
+_BINARY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"parameters":{"binary_data_size":8}}]}'
+
+
+def _infer(payload: bytes) -> None:
+    """The first byte says how long the header is: a client says that in a header of its own."""
+    length = None if not payload or payload[0] > 250 else payload[0]
+    with contextlib.suppress(BadRequestError):
+        found = decode_request(payload[1:], length, _MODEL)
+        assert found.inputs["x"].dtype == np.float32
+
+
+class _Transport:
+    """Takes what a connection writes, and notes whether it was closed."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+class _Quiet(Connection):
+    """A connection of which only the reading is tried; requests it has read are answered in `_http`."""
+
+    def connection_made(self, transport: Any) -> None:
+        import httptools
+
+        self._transport = transport
+        self._parser = httptools.HttpRequestParser(self)
+
+
+class _Echo(Doubling):
+    """A runtime that gives back what it gets."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        return {"y": inputs["x"]}
+
+
+@cache
+def _served() -> tuple[asyncio.AbstractEventLoop, Api, LoadedModel]:
+    """The routes with a model that gives back its input, and the loop that they run in."""
+    registry = Registry()
+    model = LoadedModel(_MODEL, "d", _Echo())
+    registry.add(model)
+    registry.activate(_MODEL.model, _MODEL.digest)
+    return asyncio.new_event_loop(), Api(registry), model
+
+
+def _http(payload: bytes) -> None:
+    """Whatever comes, no answer is a failure of the server's own."""
+    loop, api, model = _served()
+    connection = _Quiet(api)
+    connection.connection_made(_Transport())
+    half = len(payload) // 2
+    connection.data_received(payload[:half])
+    connection.data_received(payload[half:])
+    while not connection._waiting.empty():
+        request = connection._waiting.get_nowait()
+        assert request is not None
+        assert loop.run_until_complete(api.answer(request)).status != 500
+    window = model.recorder.collect()
+    decode(
+        encode(msgspec.structs.replace(_BATCH, models=(window,))), TelemetryBatch
+    )  # the server takes what was counted
+
+
+def _npz(**arrays: Any) -> bytes:
+    kept = io.BytesIO()
+    np.savez_compressed(kept, **arrays)
+    return kept.getvalue()
+
+
+def _data_set(payload: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        file.write(payload)
+        file.flush()
+        with contextlib.suppress(DataSetError):
+            read_checked(Path(file.name), _MODEL.inputs)
+
+
+def _chunks(payload: bytes) -> None:
+    """A download that gets anything in any order keeps nothing but what has the digest."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        store = ArtifactStore(folder)
+        content = msgspec.structs.replace(_MODEL, digest=D, size=64, chunk_size=16)
+        part = store.open_part(content)
+        for start in range(0, len(payload), 17):
+            part.write(payload[start] % 8 - 2, payload[start + 1 : start + 17])
+        if part.missing == 0:
+            assert not part.finish()
+        part.close()
+        assert not store.has(D)
+    finally:
+        shutil.rmtree(folder)
+
+
+_STATES = (desired(3, ("one", "a" * 64), ("two", "b" * 64)), desired(4))
+_REPORT = Reported(
+    SPOKEN, "boot", 3, 2, FACTS,
+    (DeploymentReport("one", "m", "1", D, Phase.DOWNLOADING, 100, 2),),
+    (ServingReport("m", "1", D, "one", "onnxruntime 1", "cpu", 0.1),),
+    1.0,
+    (TrialReport("t", TrialPhase.DONE, (TrialResult(D, "onnxruntime 1", "cpu", accuracy=0.5),)),),
+)  # fmt: skip
+_BATCH = TelemetryBatch(
+    SPOKEN, "spool", 1, 0.0, 1.0, (ModelWindow("m", "1", D, "one", "cpu", 3, latency={4: 3}, confusion=((1, 2, 3),)),),
+    HostWindow(cpu_percent=1.0),
+)  # fmt: skip
+_RAW = bytes.fromhex("0000803f00000040")
+
+
+def _post(path: str, body: bytes, header: int) -> bytes:
+    lengths = f"Inference-Header-Content-Length: {header}\r\nContent-Length: {len(body)}"
+    return f"POST /v2/models/m/{path} HTTP/1.1\r\nHost: d\r\n{lengths}\r\n\r\n".encode() + body
+
+
+_ASKED = (
+    _post("infer", _BINARY + _RAW, len(_BINARY)),
+    _post("infer", _HEADER, len(_HEADER)),
+    _post("feedback", b'{"labels": [{"id": "r", "label": 1}]}', 0),
+    b"GET /v2/models/m HTTP/1.1\r\nHost: d\r\n\r\n" * 2,
+)
+
+TARGETS: dict[str, Target] = {
+    "desired": _message(*_STATES),
+    "reported": _message(_REPORT),
+    "presence": _message(Presence(online=True, boot_id="b")),
+    "need": _message(Need(D, "one", (ChunkRange(0, 3), ChunkRange(5, 9)), 32)),
+    "telemetry": _message(_BATCH),
+    "telemetry-ack": _message(TelemetryAck("spool", (1, 2))),
+    "topic": Target(_topic, (repair_topic("camera-01", D, 3).encode(), b"shoal/v1/12/d/camera-01/need")),
+    "infer": Target(_infer, (b"\xff" + _HEADER, bytes([len(_BINARY)]) + _BINARY + _RAW)),
+    "http": Target(_http, _ASKED),
+    "data-set": Target(_data_set, (_npz(x=np.zeros((3, 2), np.float32), y=np.arange(3)),)),
+    "chunks": Target(_chunks, (bytes(range(68)), b"\2" + b"x" * 16)),
+}
