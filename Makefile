@@ -11,7 +11,7 @@ BENCHES := convert serving optimize compress footprint
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z0-9_%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt deploy/dev/setup-venv.sh
+$(STAMP): pyproject.toml constraints.txt deploy/locks/dev.lock deploy/dev/setup-venv.sh
 	@deploy/dev/setup-venv.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -26,6 +26,30 @@ $(ONNX2TF)/.installed: deploy/dev/setup-onnx2tf.sh deploy/dev/constraints-onnx2t
 
 .PHONY: setup-onnx2tf
 setup-onnx2tf: $(ONNX2TF)/.installed ## the environment that lets the server make LiteRT variants of ONNX alone (1.9 GB)
+
+TOOLS := .venv-tools
+$(TOOLS)/.installed: deploy/dev/setup-tools.sh deploy/dev/constraints-tools.txt
+	@deploy/dev/setup-tools.sh "$(PYTHON)" "$(TOOLS)"
+	@touch $@
+
+LOCKS := agent server dev
+.PHONY: lock audit sbom
+lock: $(TOOLS)/.installed ## write deploy/locks anew from pyproject.toml and constraints.txt
+	@deploy/dev/lock.sh $(TOOLS)
+
+audit: $(TOOLS)/.installed ## look every locked package up among known vulnerabilities (asks pypi.org)
+	@for name in $(LOCKS); do \
+	  echo "deploy/locks/$$name.lock"; \
+	  $(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --requirement deploy/locks/$$name.lock || exit 1; \
+	done
+
+sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server are made of (CycloneDX)
+	@mkdir -p dist
+	@for name in agent server; do \
+	  $(TOOLS)/bin/cyclonedx-py requirements deploy/locks/$$name.lock --pyproject pyproject.toml \
+	    --output-reproducible --validate --output-file dist/sbom-$$name.cdx.json || exit 1; \
+	  echo "dist/sbom-$$name.cdx.json"; \
+	done
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)

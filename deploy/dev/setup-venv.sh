@@ -14,8 +14,11 @@ if [ ! -x "$venv/bin/python" ]; then
   fi
 fi
 echo "Installing Shoal and its tools into $venv (about 2 GB; a few minutes the first time) …"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --upgrade 'pip>=25'
-# constraints.txt pins torch: an unpinned one may bring gigabytes of CUDA. Where pip is configured with the CPU wheel
-# (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), it is taken from there.
-"$venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar on \
-  --constraint constraints.txt --editable '.[dev]'
+pip=("$venv/bin/pip" --quiet --disable-pip-version-check)
+# What is installed is what was locked, to the byte; without its dependencies, for the lock names them all.
+"${pip[@]}" install --progress-bar on --require-hashes --no-deps --requirement deploy/locks/dev.lock
+# torch alone has no hash: an unpinned one may bring gigabytes of CUDA, and its wheel for CPUs has another hash than the
+# one for GPUs. Where pip is configured with the CPU wheel (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL), it is taken from there.
+"${pip[@]}" install --progress-bar on --no-deps "$(grep '^torch==' constraints.txt)"
+"${pip[@]}" install --no-deps --no-build-isolation --editable .
+"$venv/bin/pip" check >/dev/null || { "$venv/bin/pip" check >&2; exit 1; }
