@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from agent import __version__
 from agent.config import load_config
 from agent.errors import AgentError
+from agent.protocol.secrets import log_to_stderr
 
 
 def main() -> None:
@@ -61,9 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     from agent.supervisor import Supervisor
 
     config = load_config(options.config, os.environ)
-    logging.basicConfig(
-        level=config.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
+    log_to_stderr(config.log_level)
     supervisor = Supervisor(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import msgspec
 import psutil
 
 from agent.protocol.errors import WireErrorCode
+from agent.protocol.secrets import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.framing import pack, read_frame
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--unix-socket", default="")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("INFO")
     asyncio.run(Worker(options.listen, options.unix_socket).run(socket.socket(fileno=options.fd)))
 
 

@@ -60,6 +60,7 @@ def run(options: dict[str, Any]) -> int:
 
     import uvicorn
 
+    from agent.protocol.secrets import log_to_stderr
     from fleet_server.app import create_app, running
     from fleet_server.errors import FleetError
     from fleet_server.settings import Settings
@@ -71,9 +72,7 @@ def run(options: dict[str, Any]) -> int:
             name = "SHOAL_" + str(problem["loc"][0]).upper() if problem["loc"] else "settings"
             print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
+    log_to_stderr(settings.log_level)
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log = logging.getLogger("shoal")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from agent.protocol.secrets import log_to_stderr
 from fleet_server.cli.output import fail
 
 
@@ -38,7 +39,6 @@ def worker(
     Example: shoal worker --scheduler tcp://127.0.0.1:8786
     """
     import logging
-    import sys
 
     try:
         import distributed  # noqa: F401 (a clear word here is better than a failure later)
@@ -46,9 +46,7 @@ def worker(
         from fleet_server.conversions.cluster_worker import WorkerOptions, parse_resources, run
     except ModuleNotFoundError as error:
         raise fail(f"{error.name} is not installed: pip install 'shoal[server,convert,dask]'") from None
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
-    )
+    log_to_stderr("INFO")
     logging.getLogger("distributed").setLevel(logging.WARNING)
     try:
         run(
