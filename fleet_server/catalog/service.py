@@ -31,6 +31,7 @@ from fleet_server.catalog.schemas import (
 from fleet_server.db import Database, utc_now
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Blob, Model, SourceForm, Variant, Version
+from fleet_server.principals import Who
 from fleet_server.schemas import Failure
 
 UPLOAD_LIFETIME = dt.timedelta(days=1)
@@ -103,7 +104,7 @@ def create_version(
     fleet_id: str,
     model_name: str,
     wanted: VersionCreate,
-    actor: str,
+    actor: Who,
 ) -> VersionView:
     """Check an uploaded version and add it; the same version sent again is answered as it is.
 
@@ -180,7 +181,7 @@ def create_version(
 
 
 def delete_version(
-    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: str
+    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: Who
 ) -> None:
     """Remove a version that was never rolled out: its variants, its files, and its model when it was the last.
 
