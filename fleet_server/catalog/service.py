@@ -78,13 +78,14 @@ def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Pa
 
 
 def discard_uploads(database: Database, store: ArtifactStore, fleet_id: str, digests: Iterable[str]) -> None:
-    """Throw away uploads that no version or variant names."""
+    """Throw away uploads that no version or variant of the fleet names; the bytes stay while another fleet has them."""
     for digest in sorted(set(digests)):
         with database.write() as session:
             blob = repository.blob(session, fleet_id, digest)
-            if blob is not None and not repository.is_referenced(session, digest):
+            if blob is not None and not repository.is_referenced(session, digest, fleet_id):
                 session.delete(blob)
                 session.flush()
+            if not repository.is_kept(session, digest):
                 store.delete(digest)
 
 

@@ -107,7 +107,7 @@ def _evaluation(session: Session, settings: Settings, version: Version, referenc
 
 def _devices(session: Session, fleet_id: str, profile: Profile, wanted: GateRunCreate) -> Sequence[Device]:
     if not wanted.devices:
-        found = repository.online_devices(session, profile.id, wanted.count)
+        found = repository.online_devices(session, fleet_id, profile.id, wanted.count)
         if not found:
             raise ConflictError(
                 "no_device_online",
