@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -13,7 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_server import migrations
 from fleet_server.access import endpoints as access
-from fleet_server.access.endpoints import require_admin
+from fleet_server.access.authentication import LoginDesk
+from fleet_server.access.authorization import authorize
+from fleet_server.access.bootstrap import bootstrap_token
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.conversions import endpoints as conversions
@@ -27,7 +31,7 @@ from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.openapi import describe, operation_name, problems
+from fleet_server.openapi import PUBLIC, describe, operation_name, problems
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -46,6 +50,10 @@ Shoal takes one trained model and makes a fleet of unlike devices run it well.
 5. Create a **rollout**: devices get the variant of their profile in stages, judged by what they report.
 6. Read **telemetry**: latency, errors and accuracy as the devices had them.
 
+Every request but `POST /api/v1/login` carries a bearer token. It acts in one fleet, with one role: a **viewer** reads;
+an **operator** handles devices, profiles, models, variants and gate runs; a **releaser** also creates and controls
+rollouts; an **admin** manages users, tokens and the fleet. What belongs to another fleet is not found.
+
 Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
 fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow the `Link` header (RFC 8288).
 """
@@ -57,6 +65,7 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
     {"name": "audit", "description": "What was done, and by whom."},
     {"name": "health", "description": "Whether this server works."},
 ]
@@ -76,8 +85,11 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=operation_name,
     )
     app.state.settings = settings
+    app.state.login_desk = LoginDesk(dt.timedelta(hours=settings.session_hours), time.monotonic)
     api = APIRouter(
-        prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(400, 401, 422, 500, 503)
+        prefix="/api/v1",
+        dependencies=[Depends(authorize)],
+        responses=problems(400, 401, 403, 422, 429, 500, 503),
     )
     for subject in (devices, catalog, conversions, gates, rollouts, telemetry, access):
         api.include_router(subject.router)
@@ -114,6 +126,8 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     except SQLAlchemyError as error:
         detail = f"the database does not answer ({str(error)[:300]}): see SHOAL_DATABASE_URL"
         raise UnavailableError("database", detail) from None
+    given = settings.admin_token
+    app.state.admin_token = given.get_secret_value() if given else bootstrap_token(settings.state_dir)
     database = Database(settings.effective_database_url)
     stack.callback(database.dispose)
     with database.write() as session:
@@ -144,7 +158,7 @@ class Readiness(BaseModel):
     missing: list[str] = Field(examples=[["broker"]])
 
 
-@_health.get("/healthz", summary="Whether the process lives")
+@_health.get("/healthz", summary="Whether the process lives", openapi_extra=PUBLIC)
 def healthz() -> dict[str, str]:
     """Answers as long as the process does."""
     return {"status": "ok"}
@@ -154,6 +168,7 @@ def healthz() -> dict[str, str]:
     "/readyz",
     summary="Whether the server can work",
     response_model=Readiness,
+    openapi_extra=PUBLIC,
     responses={503: {"model": Readiness, "description": "Something does not answer"}},
 )
 def readyz(request: Request) -> JSONResponse:

@@ -74,6 +74,28 @@ class UnauthorizedError(FleetError):
     title = "Not authenticated"
 
 
+class ForbiddenError(FleetError):
+    """The caller is known, and may not do this."""
+
+    status = 403
+    title = "Not allowed"
+
+
+class TooManyRequestsError(FleetError):
+    """The caller asks too often.
+
+    Attributes:
+        retry_after_s: when to ask again, in seconds.
+    """
+
+    status = 429
+    title = "Too many requests"
+
+    def __init__(self, code: str, detail: str, *, retry_after_s: float) -> None:
+        super().__init__(code, detail)
+        self.retry_after_s = retry_after_s
+
+
 class TooLargeError(FleetError):
     """An upload or a value is larger than the settings allow."""
 

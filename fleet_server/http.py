@@ -1,4 +1,4 @@
-"""What every endpoint shares: sessions, the caller's fleet, and keyset paging. It knows HTTP and no subject.
+"""What every endpoint shares: sessions, who calls and in which fleet, and keyset paging. It knows HTTP and no subject.
 
 A writing session commits when the endpoint function ends and before the answer is sent (FastAPI's `scope="function"`),
 so that a client that has its answer can rely on it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Query, Request, Response
@@ -17,8 +17,9 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Database
-from fleet_server.errors import InvalidError
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.errors import FleetError, InvalidError
+from fleet_server.principals import Actor as ActorOfRequest
+from fleet_server.principals import Principal
 from fleet_server.schemas import PAGE_LIMIT, Digest, Name, Page
 from fleet_server.settings import Settings
 
@@ -47,12 +48,31 @@ def _settings(request: Request) -> Settings:
     return settings
 
 
-def _fleet_id() -> str:
-    return DEFAULT_FLEET
+def current_principal(request: Request) -> Principal:
+    """Who sent the request, as the check before every endpoint found out.
+
+    Raises:
+        FleetError: where there was no such check: then nobody may.
+    """
+    principal: Principal | None = getattr(request.state, "principal", None)
+    if principal is None:
+        raise FleetError("not_checked", "this endpoint does not check who asks, so nobody may: report this defect")
+    return principal
 
 
-def _actor() -> str:
-    return "admin"
+def _fleet_id(request: Request) -> str:
+    return current_principal(request).fleet_id
+
+
+def origin(request: Request) -> ActorOfRequest:
+    """Where a request comes from, when it is not known from whom."""
+    address = request.client.host if request.client else ""
+    return ActorOfRequest("", "", address, request.state.request_id)
+
+
+def _actor(request: Request) -> ActorOfRequest:
+    principal = current_principal(request)
+    return replace(origin(request), name=principal.name, id=principal.id)
 
 
 @dataclass(frozen=True)
@@ -116,7 +136,9 @@ WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
 Db = Annotated[Database, Depends(_database)]
 AppSettings = Annotated[Settings, Depends(_settings)]
 FleetId = Annotated[str, Depends(_fleet_id)]
-Actor = Annotated[str, Depends(_actor)]
+Actor = Annotated[ActorOfRequest, Depends(_actor)]
+Origin = Annotated[ActorOfRequest, Depends(origin)]
+CurrentPrincipal = Annotated[Principal, Depends(current_principal)]
 Paging = Annotated[PageRequest, Depends(_paging)]
 DeviceId = Annotated[str, Path(description="The device's id.", examples=["camera-01"])]
 ProfileName = Annotated[str, Path(description="The profile's name.", examples=["rpi5-litert"])]

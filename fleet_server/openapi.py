@@ -12,14 +12,23 @@ from fleet_server.schemas import Problem
 
 _MEANINGS = {
     400: ("Bad request", "bad_body", "the body can't be read: send JSON in UTF-8"),
-    401: ("Not authenticated", "unauthorized", "send the server's token as `Authorization: Bearer …`"),
+    401: ("Not authenticated", "not_authenticated", "send `Authorization: Bearer <token>`"),
+    403: ("Not allowed", "role_needed", "this needs the role releaser in fleet 'default', and token/ci has operator"),
     404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
     409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
     413: ("Too large", "upload_too_large", "an upload may have 2048 MiB (SHOAL_UPLOAD_MAX_MB)"),
     422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),
+    429: ("Too many requests", "too_many_guesses", "too many wrong passwords: try again in 4 s"),
     500: ("The server failed", "internal", "something unexpected happened; the server's log has it under this id"),
     503: ("Not available now", "artifact_store", "the artifact store failed: no space left"),
 }
+
+
+BEARER = """\
+A service token (`shoal token create`), or that of a session (`POST /api/v1/login`). It acts in one fleet; one that may
+act in several names another with the header `X-Shoal-Fleet`.
+"""
+PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of an operation that needs no token
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -66,11 +75,11 @@ def describe(app: FastAPI) -> None:
             schemas.update(problem.pop("$defs", {}))
             schemas["Problem"] = problem
             made["components"]["securitySchemes"] = {
-                "token": {"type": "http", "scheme": "bearer", "description": "Where the server was given a token."}
+                "token": {"type": "http", "scheme": "bearer", "description": BEARER}
             }
             for item in made["paths"].values():
                 _describe_links(item)
-            made["security"] = [{}, {"token": []}]
+            made["security"] = [{"token": []}]
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from fleet_server.errors import FleetError
+from fleet_server.errors import FleetError, TooManyRequestsError
 from fleet_server.settings import is_loopback
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,14 @@ def _fleet(request: Request, error: Exception) -> JSONResponse:
         code=error.code,
         detail=error.detail,
         problems=[{"field": one.field, "detail": one.detail} for one in error.problems],
-        headers={"WWW-Authenticate": "Bearer"} if error.status == 401 else None,
+        headers=_headers(error),
     )
+
+
+def _headers(error: FleetError) -> dict[str, str]:
+    if isinstance(error, TooManyRequestsError):
+        return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
 
 
 def _validation(request: Request, error: Exception) -> JSONResponse:

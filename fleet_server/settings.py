@@ -80,7 +80,13 @@ class Settings(BaseSettings):
     state_dir: Path = Field(Path("/var/lib/shoal"), description="Folder for database, artifacts and working files.")
     host: str = Field("127.0.0.1", description="Address the REST API listens on.")
     port: int = Field(DEFAULT_API_PORT, ge=0, le=65535, description="Port of the REST API.")
-    admin_token: SecretStr | None = Field(None, description="Bearer token of the REST API; needed beyond loopback.")
+    admin_token: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="The server-wide admin's bearer token; needed beyond loopback. When absent, one is made at the "
+        "first start and kept in the file `admin-token` of the state folder.",
+    )
+    session_hours: float = Field(12.0, gt=0, le=24 * 30, description="How long a login holds, in hours.")
     database_url: str | None = Field(
         None, description="SQLAlchemy URL, such as postgresql+psycopg://…; SQLite in the state folder when absent."
     )

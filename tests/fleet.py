@@ -94,6 +94,7 @@ class LocalFleet:
         self.url = f"http://127.0.0.1:{self.port}"
         self.external_broker = external_broker
         self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180)
+        self.token = ""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.agent_ports: dict[str, int] = {}
         self._agent_configs: dict[str, Path] = {}
@@ -123,6 +124,14 @@ class LocalFleet:
         }
         self._spawn("server", [str(BIN / "shoal-server")], environment)
         wait_until("the server", lambda: self._alive("server") and httpx.get(f"{self.url}/readyz").status_code == 200)
+        given = variables.get("SHOAL_ADMIN_TOKEN")
+        self.token = given or (self.folder / "server" / "admin-token").read_text().strip()
+        self.api.headers.update(self.authorization)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header of the server's admin."""
+        return {"Authorization": f"Bearer {self.token}"}
 
     def start_agent(self, name: str, **tags: str) -> None:
         if name not in self._agent_configs:

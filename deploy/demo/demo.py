@@ -30,6 +30,7 @@ from deploy.demo.train import break_weights, train
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".demo"
+ADMIN_TOKEN = HOME / "server" / "admin-token"
 IMAGES = 2000
 BIN = Path(sys.executable).parent
 console = Console()
@@ -85,8 +86,8 @@ def make_devices() -> list[DemoDevice]:
 class Shoal:
     """Runs `shoal` commands against the demo's server, and shows them."""
 
-    def __init__(self, url: str) -> None:
-        self._environment = {**os.environ, "SHOAL_URL": url}
+    def __init__(self, url: str, token: str) -> None:
+        self._environment = {**os.environ, "SHOAL_URL": url, "SHOAL_TOKEN": token}
 
     def __call__(self, *arguments: str, expect: int = 0, stdin: str | None = None) -> Any:
         """Run a command with `-o json`.
@@ -330,8 +331,8 @@ def run(processes: Processes, devices: list[DemoDevice]) -> str:
     prepare_files(data)
     console.rule("server, broker and three agents")
     url = start_all(processes, devices)
-    shoal = Shoal(url)
     wait_for("the server", 60, lambda: processes.check() or is_open(url))
+    shoal = Shoal(url, ADMIN_TOKEN.read_text().strip())
     for device in devices:
         shoal("profile", "create", "-f", "-", stdin=json.dumps(device.spec))
     wait_for(
@@ -420,7 +421,7 @@ def main() -> None:
     console.print(f"[bold green]All of it held[/], in {time.monotonic() - started:.0f} s.")
     if keep:
         console.print(
-            f"\nIt is still running. Try, with [bold]export SHOAL_URL={url}[/]:\n"
+            f"\nIt is still running. Try, with [bold]export SHOAL_URL={url} SHOAL_TOKEN=$(cat {ADMIN_TOKEN})[/]:\n"
             "  .venv/bin/shoal device list\n"
             "  .venv/bin/shoal variant list --version mnist@1\n"
             f"  curl -s http://127.0.0.1:{devices[0].port}/v2/models/mnist\n"

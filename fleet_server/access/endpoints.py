@@ -1,24 +1,149 @@
-"""HTTP of the audit log, and the check that stands before every endpoint."""
+"""HTTP of login, users, service tokens, fleets and the audit log."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, status
 
 from fleet_server.access import repository, service
-from fleet_server.access.schemas import AuditEventView
-from fleet_server.http import AppSettings, FleetId, Paging, ReadSession, page
+from fleet_server.access.authentication import LoginDesk
+from fleet_server.access.schemas import (
+    AuditEventView,
+    FleetCreate,
+    FleetView,
+    Login,
+    Me,
+    NewToken,
+    Session,
+    TokenCreate,
+    TokenView,
+    UserCreate,
+    UserUpdate,
+    UserView,
+)
+from fleet_server.db import utc_now
+from fleet_server.http import Actor, CurrentPrincipal, Db, FleetId, Origin, Paging, ReadSession, WriteSession, page
+from fleet_server.openapi import PUBLIC, problems
 from fleet_server.schemas import Page
 
-router = APIRouter(tags=["audit"])
+router = APIRouter()
+UserName = Annotated[str, Path(description="The user's name.", examples=["ada"])]
+TokenId = Annotated[str, Path(description="The token's id: the middle part of its text.")]
+FleetName = Annotated[str, Path(description="The fleet's id.", examples=["plant7"])]
 
 
-def require_admin(request: Request, settings: AppSettings) -> None:
-    """Dependency of every router below `/api/v1`."""
-    token = settings.admin_token.get_secret_value() if settings.admin_token else None
-    service.check_token(token, request.headers.get("Authorization"))
+@router.post("/login", tags=["access"], summary="Log in", openapi_extra=PUBLIC)
+def login(request: Request, database: Db, origin: Origin, wanted: Login) -> Session:
+    """A session of a user, for some hours. Wrong names and passwords are answered ever more slowly."""
+    desk: LoginDesk = request.app.state.login_desk
+    return desk.log_in(database, wanted, origin, utc_now())
 
 
-@router.get("/audit-events", summary="List what was done")
+@router.post(
+    "/logout",
+    tags=["access"],
+    summary="Log out",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(409),
+)
+def logout(session: WriteSession, principal: CurrentPrincipal, actor: Actor) -> None:
+    """Ends the session, or the service token, that the request came with."""
+    service.log_out(session, principal, utc_now(), actor=actor)
+
+
+@router.get("/me", tags=["access"], summary="Show who the caller is")
+def show_me(principal: CurrentPrincipal) -> Me:
+    """The caller's name, fleet and role there."""
+    return Me(name=principal.name, fleet=principal.fleet_id, role=principal.role, server_wide=principal.server_wide)
+
+
+@router.get("/fleets", tags=["access"], summary="List fleets")
+def list_fleets(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[FleetView]:
+    """Every fleet for a server-wide admin; for others the one they act in."""
+    rows = repository.fleets_page(session, paging, only=None if principal.server_wide else principal.fleet_id)
+    return page(rows, paging, FleetView.model_validate, key=lambda row: row.id)
+
+
+@router.post("/fleets", tags=["access"], summary="Create a fleet", status_code=status.HTTP_201_CREATED)
+def create_fleet(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: FleetCreate) -> FleetView:
+    """Only by a server-wide admin; one that is there already is answered as it is."""
+    return FleetView.model_validate(service.create_fleet(session, principal, wanted, actor=actor))
+
+
+@router.get("/fleets/{fleet}", tags=["access"], summary="Show a fleet", responses=problems(404))
+def show_fleet(session: ReadSession, principal: CurrentPrincipal, fleet: FleetName) -> FleetView:
+    """One fleet with its settings."""
+    return FleetView.model_validate(service.get_fleet(session, principal, fleet))
+
+
+@router.get("/users", tags=["access"], summary="List users")
+def list_users(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[UserView]:
+    """Users with a role in the caller's fleet, by name; a server-wide admin sees such admins too."""
+    rows = repository.users_page(session, principal.fleet_id, paging, server_wide=principal.server_wide)
+    return page(rows, paging, lambda row: service.user_view(session, principal, row), key=lambda row: row.name)
+
+
+@router.post(
+    "/users", tags=["access"], summary="Create a user", status_code=status.HTTP_201_CREATED, responses=problems(409)
+)
+def create_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: UserCreate) -> UserView:
+    """A person who logs in, with a role in the caller's fleet."""
+    return service.create_user(session, principal, wanted, actor=actor)
+
+
+@router.patch("/users/{user}", tags=["access"], summary="Change a user", responses=problems(404))
+def change_user(
+    session: WriteSession, principal: CurrentPrincipal, actor: Actor, user: UserName, change: UserUpdate
+) -> UserView:
+    """Role in the caller's fleet, or password. A server-wide admin gives users of other fleets a role here so too."""
+    return service.change_user(session, principal, user, change, actor=actor)
+
+
+@router.delete(
+    "/users/{user}",
+    tags=["access"],
+    summary="Delete a user",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(404),
+)
+def delete_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor, user: UserName) -> None:
+    """Takes the role in the caller's fleet away, and with the last role the user and their sessions."""
+    service.delete_user(session, principal, user, actor=actor)
+
+
+@router.get("/tokens", tags=["access"], summary="List service tokens")
+def list_tokens(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[TokenView]:
+    """Tokens of the caller's fleet, ended ones too; a server-wide admin sees server-wide ones as well."""
+    rows = repository.tokens_page(session, principal.fleet_id, paging, server_wide=principal.server_wide)
+    return page(rows, paging, service.token_view, key=lambda row: row.id)
+
+
+@router.post(
+    "/tokens",
+    tags=["access"],
+    summary="Create a service token",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(409),
+)
+def create_token(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: TokenCreate) -> NewToken:
+    """For programs. The answer holds its text, once: the server keeps a hash."""
+    return service.create_token(session, principal, wanted, utc_now(), actor=actor)
+
+
+@router.delete(
+    "/tokens/{token_id}",
+    tags=["access"],
+    summary="Revoke a service token",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(404),
+)
+def revoke_token(session: WriteSession, principal: CurrentPrincipal, actor: Actor, token_id: TokenId) -> None:
+    """It holds no longer, from the next request on."""
+    service.revoke_token(session, principal, token_id, utc_now(), actor=actor)
+
+
+@router.get("/audit-events", tags=["audit"], summary="List what was done")
 def list_events(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[AuditEventView]:
     """Who did what to which thing, newest first."""
     rows = repository.events_page(session, fleet_id, paging)

@@ -1,14 +1,101 @@
-"""Every query over the audit log."""
+"""Every query over fleets, users, tokens and the audit log."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.http import PageRequest
-from fleet_server.models import AuditEvent
+from fleet_server.models import AccessToken, AuditEvent, Fleet, Grant, User
+
+
+def fleet(session: Session, fleet_id: str) -> Fleet | None:
+    """One fleet."""
+    return session.get(Fleet, fleet_id)
+
+
+def fleets_page(session: Session, request: PageRequest, *, only: str | None) -> Sequence[Fleet]:
+    """Fleets by id: one more than asked for, when there are more; `only` that one where it is given."""
+    query = select(Fleet).order_by(Fleet.id).limit(request.limit + 1)
+    if request.after is not None:
+        query = query.where(Fleet.id > request.after)
+    return session.scalars(query if only is None else query.where(Fleet.id == only)).all()
+
+
+def token(session: Session, token_id: str) -> AccessToken | None:
+    """A token by its public id."""
+    return session.get(AccessToken, token_id)
+
+
+def service_token(session: Session, fleet_id: str, token_id: str, *, server_wide: bool) -> AccessToken | None:
+    """A service token of a fleet, or, for who may see those too, a server-wide one."""
+    query = select(AccessToken).where(AccessToken.id == token_id, AccessToken.user_id.is_(None))
+    return session.scalar(query.where(_of_fleet(fleet_id, server_wide=server_wide)))
+
+
+def tokens_page(session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool) -> Sequence[AccessToken]:
+    """Service tokens by id: one more than asked for, when there are more."""
+    query = select(AccessToken).where(AccessToken.user_id.is_(None), _of_fleet(fleet_id, server_wide=server_wide))
+    if request.after is not None:
+        query = query.where(AccessToken.id > request.after)
+    return session.scalars(query.order_by(AccessToken.id).limit(request.limit + 1)).all()
+
+
+def named_token(session: Session, fleet_id: str | None, name: str) -> AccessToken | None:
+    """The service token of a name that was not revoked."""
+    of_fleet = AccessToken.fleet_id.is_(None) if fleet_id is None else AccessToken.fleet_id == fleet_id
+    query = select(AccessToken).where(of_fleet, AccessToken.name == name, AccessToken.user_id.is_(None))
+    return session.scalar(query.where(AccessToken.revoked_at.is_(None)).limit(1))
+
+
+def _of_fleet(fleet_id: str, *, server_wide: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a condition)
+    mine = AccessToken.fleet_id == fleet_id
+    return or_(mine, AccessToken.fleet_id.is_(None)) if server_wide else mine
+
+
+def touch_token(session: Session, token_id: str, now: dt.datetime) -> None:
+    """Note that a token was used."""
+    session.execute(update(AccessToken).where(AccessToken.id == token_id).values(last_used_at=now))
+
+
+def sweep_sessions(session: Session, now: dt.datetime) -> None:
+    """Forget sessions that are over."""
+    session.execute(delete(AccessToken).where(AccessToken.user_id.is_not(None), AccessToken.expires_at < now))
+
+
+def end_sessions(session: Session, user_id: str) -> None:
+    """Forget every session of a user."""
+    session.execute(delete(AccessToken).where(AccessToken.user_id == user_id))
+
+
+def user(session: Session, name: str) -> User | None:
+    """A user by name, of any fleet."""
+    return session.scalar(select(User).where(User.name == name))
+
+
+def users_page(session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool) -> Sequence[User]:
+    """Users with a role in a fleet, and server-wide ones for who may see them, by name; one more than asked for."""
+    granted = select(Grant.user_id).where(Grant.fleet_id == fleet_id)
+    visible = or_(User.id.in_(granted), User.server_wide.is_(True)) if server_wide else User.id.in_(granted)
+    query = select(User).where(visible).order_by(User.name).limit(request.limit + 1)
+    return session.scalars(query if request.after is None else query.where(User.name > request.after)).all()
+
+
+def grants(session: Session, user_id: str) -> dict[str, str]:
+    """A user's roles by fleet."""
+    query = select(Grant.fleet_id, Grant.role).where(Grant.user_id == user_id).order_by(Grant.fleet_id)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def delete_user(session: Session, found: User) -> None:
+    """Remove a user with roles and sessions."""
+    end_sessions(session, found.id)
+    session.execute(delete(Grant).where(Grant.user_id == found.id))
+    session.delete(found)
+    session.flush()
 
 
 def events_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[AuditEvent]:

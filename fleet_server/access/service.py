@@ -1,22 +1,239 @@
-"""Who may use the API: one admin token for now, compared in constant time."""
+"""Rules of fleets, users and service tokens. Each function works in its caller's transaction."""
 
 from __future__ import annotations
 
-import secrets
+import datetime as dt
 
-from fleet_server.errors import UnauthorizedError
+from sqlalchemy.orm import Session
+
+from fleet_server import audit
+from fleet_server.access import repository, secret_tokens
+from fleet_server.access.passwords import hash_password
+from fleet_server.access.policy import server_wide_needed
+from fleet_server.access.schemas import (
+    FleetCreate,
+    NewToken,
+    TokenCreate,
+    TokenView,
+    UserCreate,
+    UserUpdate,
+    UserView,
+)
+from fleet_server.errors import ConflictError, ForbiddenError, NotFoundError
+from fleet_server.models import AccessToken, Fleet, Grant, User
+from fleet_server.principals import Actor, Principal, Role
 
 
-def check_token(expected: str | None, header: str | None) -> None:
-    """Let a request pass when no token is set, or when its Authorization header carries it.
+def create_fleet(session: Session, principal: Principal, wanted: FleetCreate, *, actor: Actor) -> Fleet:
+    """Add a fleet; the same again is answered as it is."""
+    found = repository.fleet(session, wanted.id)
+    if found is not None:
+        return found
+    fleet = Fleet(id=wanted.id)
+    session.add(fleet)
+    session.flush()
+    for fleet_id in (principal.fleet_id, fleet.id):
+        audit.record(session, fleet_id=fleet_id, actor=actor, action="fleet.create", subject=f"fleet/{fleet.id}")
+    return fleet
+
+
+def get_fleet(session: Session, principal: Principal, fleet_id: str) -> Fleet:
+    """A fleet that the principal may see.
 
     Raises:
-        UnauthorizedError: otherwise.
+        NotFoundError: for another, whether it is there or not.
     """
-    if expected is None:
+    fleet = repository.fleet(session, fleet_id) if principal.server_wide or fleet_id == principal.fleet_id else None
+    if fleet is None:
+        raise NotFoundError("fleet", fleet_id, remedy="list them with `shoal fleet list`")
+    return fleet
+
+
+def create_user(session: Session, principal: Principal, wanted: UserCreate, *, actor: Actor) -> UserView:
+    """Add a user with a role in the principal's fleet; a server-wide admin may give one that is there a role.
+
+    Raises:
+        ForbiddenError: for a server-wide user, to others than server-wide admins.
+        ConflictError: when the name is taken.
+    """
+    if wanted.server_wide and not principal.server_wide:
+        raise server_wide_needed(principal)
+    if repository.user(session, wanted.name) is not None:
+        raise ConflictError("user_exists", f"there is a user {wanted.name!r} already: take another name")
+    user = User(name=wanted.name, password_hash=hash_password(wanted.password), server_wide=wanted.server_wide)
+    session.add(user)
+    session.flush()
+    session.add(Grant(user_id=user.id, fleet_id=principal.fleet_id, role=wanted.role.value))
+    session.flush()
+    _record_user(
+        session, principal, user, actor, "user.create", {"role": wanted.role, "server_wide": wanted.server_wide}
+    )
+    return user_view(session, principal, user)
+
+
+def change_user(session: Session, principal: Principal, name: str, change: UserUpdate, *, actor: Actor) -> UserView:
+    """Change a user's role in the principal's fleet, or password.
+
+    A server-wide admin may so give a user of another fleet a role in this one.
+
+    Raises:
+        NotFoundError: when the fleet has none of that name.
+        ForbiddenError: for the password of a user who has rights that the principal has not.
+    """
+    user = _user(session, principal, name, of_any_fleet=principal.server_wide)
+    detail: dict[str, object] = {}
+    if change.password is not None:
+        _check_may_own(session, principal, user)
+        user.password_hash = hash_password(change.password)
+        repository.end_sessions(session, user.id)
+        detail["password"] = "changed"  # noqa: S105 (that it was, not which)
+    if change.role is not None:
+        grant = session.get(Grant, (user.id, principal.fleet_id))
+        if grant is None:
+            grant = Grant(user_id=user.id, fleet_id=principal.fleet_id)
+            session.add(grant)
+        detail["role"] = change.role
+        grant.role = change.role.value
+    session.flush()
+    _record_user(session, principal, user, actor, "user.update", detail)
+    return user_view(session, principal, user)
+
+
+def delete_user(session: Session, principal: Principal, name: str, *, actor: Actor) -> None:
+    """Take a user's role in the principal's fleet away, and with the last one the user.
+
+    Raises:
+        NotFoundError: when the fleet has none of that name.
+        ForbiddenError: for a server-wide user, to others than server-wide admins.
+    """
+    user = _user(session, principal, name)
+    if user.server_wide and not principal.server_wide:
+        raise server_wide_needed(principal)
+    if user.server_wide or set(repository.grants(session, user.id)) <= {principal.fleet_id}:
+        repository.delete_user(session, user)
+    else:
+        session.delete(session.get_one(Grant, (user.id, principal.fleet_id)))
+        session.flush()
+    _record_user(session, principal, user, actor, "user.delete", {})
+
+
+def user_view(session: Session, principal: Principal, user: User) -> UserView:
+    """The HTTP shape of a user."""
+    role = repository.grants(session, user.id).get(principal.fleet_id)
+    return UserView(
+        name=user.name, role=Role(role) if role else None, server_wide=user.server_wide, created_at=user.created_at
+    )
+
+
+def _user(session: Session, principal: Principal, name: str, *, of_any_fleet: bool = False) -> User:
+    user = repository.user(session, name)
+    visible = user is not None and (
+        of_any_fleet
+        or principal.fleet_id in repository.grants(session, user.id)
+        or (user.server_wide and principal.server_wide)
+    )
+    if user is None or not visible:
+        raise NotFoundError("user", name, remedy="list them with `shoal user list`")
+    return user
+
+
+def _check_may_own(session: Session, principal: Principal, user: User) -> None:
+    """Whoever sets a password can act as that user: nobody may so get rights elsewhere."""
+    if principal.server_wide:
         return
-    scheme, _, token = (header or "").partition(" ")
-    if scheme.lower() != "bearer" or not secrets.compare_digest(token.encode(), expected.encode()):
-        raise UnauthorizedError(
-            "not_authenticated", "send `Authorization: Bearer <token>`, or set SHOAL_TOKEN for the command line"
+    if user.server_wide or set(repository.grants(session, user.id)) != {principal.fleet_id}:
+        raise ForbiddenError(
+            "user_of_other_fleets", f"{user.name} has rights beyond this fleet: ask a server-wide admin to do this"
         )
+
+
+def _record_user(
+    session: Session, principal: Principal, user: User, actor: Actor, action: str, detail: dict[str, object]
+) -> None:
+    audit.record(
+        session, fleet_id=principal.fleet_id, actor=actor, action=action, subject=f"user/{user.name}", detail=detail
+    )
+
+
+def create_token(
+    session: Session, principal: Principal, wanted: TokenCreate, now: dt.datetime, *, actor: Actor
+) -> NewToken:
+    """Add a service token; its secret is in the answer and nowhere else.
+
+    Raises:
+        ForbiddenError: for a server-wide one, to others than server-wide admins.
+        ConflictError: when another one that holds has the name.
+    """
+    if wanted.server_wide and not principal.server_wide:
+        raise server_wide_needed(principal)
+    fleet_id = None if wanted.server_wide else principal.fleet_id
+    if repository.named_token(session, fleet_id, wanted.name) is not None:
+        raise ConflictError(
+            "token_exists", f"there is a token {wanted.name!r} already: revoke it first, or take another name"
+        )
+    minted = secret_tokens.mint()
+    token = AccessToken(
+        id=minted.id,
+        digest=minted.digest,
+        name=wanted.name,
+        fleet_id=fleet_id,
+        role=wanted.role.value,
+        created_by=actor.name,
+        expires_at=now + dt.timedelta(days=wanted.days),
+    )
+    session.add(token)
+    session.flush()
+    detail = wanted.model_dump(mode="json", exclude={"name"}) | {"name": wanted.name}
+    _record_token(session, principal, token, actor, "token.create", detail)
+    return NewToken(**token_view(token).model_dump(), token=minted.text)
+
+
+def revoke_token(session: Session, principal: Principal, token_id: str, now: dt.datetime, *, actor: Actor) -> None:
+    """End a service token; one that has ended already is fine.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+    """
+    token = repository.service_token(session, principal.fleet_id, token_id, server_wide=principal.server_wide)
+    if token is None:
+        raise NotFoundError("token", token_id, remedy="list them with `shoal token list`")
+    if token.revoked_at is None:
+        token.revoked_at = now
+        _record_token(session, principal, token, actor, "token.revoke", {"name": token.name})
+
+
+def log_out(session: Session, principal: Principal, now: dt.datetime, *, actor: Actor) -> None:
+    """End the token that the principal came with; that of the settings can't be ended so.
+
+    Raises:
+        ConflictError: for the admin token of the settings.
+    """
+    if principal.token_id is None:
+        raise ConflictError("admin_token", "the server's admin token can't log out: change SHOAL_ADMIN_TOKEN instead")
+    token = session.get_one(AccessToken, principal.token_id)
+    token.revoked_at = now
+    subject = principal.name if token.user_id else f"token/{token.id}"
+    audit.record(session, fleet_id=principal.fleet_id, actor=actor, action="session.close", subject=subject)
+
+
+def token_view(token: AccessToken) -> TokenView:
+    """The HTTP shape of a service token."""
+    return TokenView(
+        id=token.id,
+        name=token.name,
+        role=Role(token.role),
+        server_wide=token.fleet_id is None,
+        created_by=token.created_by,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        revoked_at=token.revoked_at,
+        last_used_at=token.last_used_at,
+    )
+
+
+def _record_token(
+    session: Session, principal: Principal, token: AccessToken, actor: Actor, action: str, detail: dict[str, object]
+) -> None:
+    audit.record(
+        session, fleet_id=principal.fleet_id, actor=actor, action=action, subject=f"token/{token.id}", detail=detail
+    )

@@ -37,25 +37,25 @@ def stale_blobs(session: Session, before: dt.datetime) -> Sequence[Blob]:
     return session.scalars(select(Blob).where(Blob.created_at < before)).all()
 
 
-def is_referenced(session: Session, digest: str) -> bool:
-    """Whether any version or variant names the digest."""
-    queries = (
-        select(SourceForm.id).where(SourceForm.digest == digest),
-        select(Version.id).where(
-            or_(
-                Version.calibration_digest == digest,
-                Version.evaluation_digest == digest,
-                Version.training_digest == digest,
-            )
-        ),
-        select(Variant.id).where(Variant.digest == digest),
-        select(CandidateArtifact.variant_id).where(CandidateArtifact.digest == digest),
+def is_referenced(session: Session, digest: str, fleet_id: str | None = None) -> bool:
+    """Whether any version or variant, of a fleet where one is given, names the digest."""
+    data = or_(
+        Version.calibration_digest == digest, Version.evaluation_digest == digest, Version.training_digest == digest
     )
-    return any(session.scalar(query.limit(1)) is not None for query in queries)
+    queries = (
+        (select(SourceForm.id).where(SourceForm.digest == digest), SourceForm.fleet_id),
+        (select(Version.id).where(data), Version.fleet_id),
+        (select(Variant.id).where(Variant.digest == digest), Variant.fleet_id),
+        (select(CandidateArtifact.variant_id).where(CandidateArtifact.digest == digest), CandidateArtifact.fleet_id),
+    )
+    return any(
+        session.scalar((query if fleet_id is None else query.where(column == fleet_id)).limit(1)) is not None
+        for query, column in queries
+    )
 
 
 def is_kept(session: Session, digest: str) -> bool:
-    """Whether the bytes have an owner: something that names them, or an upload that something may yet name."""
+    """Whether the bytes have an owner in any fleet: what names them, or an upload that something may yet name."""
     uploaded = select(Blob.digest).where(Blob.digest == digest).limit(1)
     return session.scalar(uploaded) is not None or is_referenced(session, digest)
 

@@ -31,6 +31,7 @@ from fleet_server.catalog.schemas import (
 from fleet_server.db import Database, utc_now
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Blob, Model, SourceForm, Variant, Version
+from fleet_server.principals import Who
 from fleet_server.schemas import Failure
 
 UPLOAD_LIFETIME = dt.timedelta(days=1)
@@ -77,13 +78,14 @@ def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Pa
 
 
 def discard_uploads(database: Database, store: ArtifactStore, fleet_id: str, digests: Iterable[str]) -> None:
-    """Throw away uploads that no version or variant names."""
+    """Throw away uploads that no version or variant of the fleet names; the bytes stay while another fleet has them."""
     for digest in sorted(set(digests)):
         with database.write() as session:
             blob = repository.blob(session, fleet_id, digest)
-            if blob is not None and not repository.is_referenced(session, digest):
+            if blob is not None and not repository.is_referenced(session, digest, fleet_id):
                 session.delete(blob)
                 session.flush()
+            if not repository.is_kept(session, digest):
                 store.delete(digest)
 
 
@@ -103,7 +105,7 @@ def create_version(
     fleet_id: str,
     model_name: str,
     wanted: VersionCreate,
-    actor: str,
+    actor: Who,
 ) -> VersionView:
     """Check an uploaded version and add it; the same version sent again is answered as it is.
 
@@ -180,7 +182,7 @@ def create_version(
 
 
 def delete_version(
-    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: str
+    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: Who
 ) -> None:
     """Remove a version that was never rolled out: its variants, its files, and its model when it was the last.
 

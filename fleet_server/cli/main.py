@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fleet_server.cli.access import fleet, login, logout, token, user, whoami
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -23,7 +24,7 @@ app = typer.Typer(
         "Try it on this machine with `shoal up`. On the way from a model to devices: `shoal profile create`, "
         "`shoal model push`, `shoal variant build`, `shoal gate run`, `shoal rollout create`, "
         "`shoal telemetry models`.\n\n"
-        "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."
+        "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated or not allowed, 4 not found, 5 conflict."
     ),
 )
 server = typer.Typer(no_args_is_help=True, help="The fleet server on this machine.")
@@ -35,6 +36,9 @@ for name, group in (
     ("gate", gate),
     ("rollout", rollout),
     ("telemetry", telemetry),
+    ("fleet", fleet),
+    ("user", user),
+    ("token", token),
     ("audit", audit),
     ("server", server),
 ):
@@ -45,10 +49,15 @@ for name, group in (
 def connection(
     context: typer.Context,
     url: Annotated[str, typer.Option(envvar="SHOAL_URL", help="The fleet server's address.")] = "http://127.0.0.1:7470",
-    token: Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="Its token, where it wants one.")] = None,
+    bearer: Annotated[
+        str | None, typer.Option("--token", envvar="SHOAL_TOKEN", help="Your token. Default: that of `shoal login`.")
+    ] = None,
+    in_fleet: Annotated[
+        str | None, typer.Option("--fleet", envvar="SHOAL_FLEET", help="The fleet to act in, where you may in several.")
+    ] = None,
 ) -> None:
-    """Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."""
-    context.obj = {"url": url, "token": token}
+    """Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated or not allowed, 4 not found, 5 conflict."""
+    context.obj = {"url": url, "token": bearer, "fleet": in_fleet}
 
 
 @app.command()
@@ -59,6 +68,8 @@ def version() -> None:
     typer.echo(f"shoal {__version__}")
 
 
+for command in (login, logout, whoami):
+    app.command(command.__name__)(command)
 app.command("convert")(convert)
 app.command("worker")(worker)
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fleet_server.cli import credentials
 from fleet_server.sdk import ApiError, AuthError, Client, ConflictError, NotFoundError
 
 Json = dict[str, Any]
@@ -33,14 +34,15 @@ errors = Console(stderr=True, highlight=False)
 @contextmanager
 def client(context: typer.Context) -> Iterator[Client]:
     """The client for the URL and token the user gave; its errors become exit codes."""
-    url, token = context.obj["url"], context.obj["token"]
-    with exit_codes(), Client(url, token) as found:
+    url, fleet = context.obj["url"], context.obj["fleet"]
+    token = context.obj["token"] or credentials.load(url)
+    with exit_codes(), Client(url, token, fleet=fleet) as found:
         yield found
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """1 failed, 3 not authenticated, 4 not found, 5 conflict; the sentence goes to standard error."""
+    """1 failed, 3 not authenticated or not allowed, 4 not found, 5 conflict; the sentence goes to standard error."""
     try:
         yield
     except ApiError as error:

@@ -61,6 +61,7 @@ def run(options: dict[str, Any]) -> int:
     import uvicorn
 
     from agent.protocol.secrets import log_to_stderr
+    from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
     from fleet_server.app import create_app, running
     from fleet_server.errors import FleetError
     from fleet_server.settings import Settings
@@ -79,7 +80,7 @@ def run(options: dict[str, Any]) -> int:
     log.info("REST API: http://%s:%d/api/v1, its pages: /docs", settings.host, settings.port)
     log.info("devices connect to %s; state is in %s", settings.effective_broker_url, settings.state_dir)
     if settings.admin_token is None:
-        log.warning("the API has no token: everybody on this machine may use it (SHOAL_ADMIN_TOKEN)")
+        log.info("the admin's token is in %s", settings.state_dir / ADMIN_TOKEN_FILE)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

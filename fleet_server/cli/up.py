@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
 from fleet_server.cli.output import errors
 
 PR_SET_PDEATHSIG = 1
@@ -30,6 +32,7 @@ def run_all(*, agents: int, state: Path, port: int) -> int:
         "SHOAL_PORT": str(port),
         "SHOAL_BROKER_PORT": str(port + 1),
     }
+    token = state / "server" / ADMIN_TOKEN_FILE
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: stopping.append(got))
@@ -45,6 +48,10 @@ def run_all(*, agents: int, state: Path, port: int) -> int:
         }
         children[name] = _start(state, name, ["-m", "agent.main", "run"], variables)
         errors.print(f"{name} serves at http://{listen}/v2")
+    given = "$SHOAL_ADMIN_TOKEN" if "SHOAL_ADMIN_TOKEN" in os.environ else f"$(cat {shlex.quote(str(token))})"
+    errors.print(
+        f"to use it: export SHOAL_URL=http://127.0.0.1:{port} SHOAL_TOKEN={given}", soft_wrap=True, markup=False
+    )
     errors.print(f"logs are in {state / 'logs'}; Ctrl-C stops all")
     failed = ""
     while not stopping and not failed:

@@ -25,6 +25,7 @@ from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError, InvalidError
 from fleet_server.models import Blob, ConversionJob, Model, Profile, SourceForm, Variant, Version
+from fleet_server.principals import Who
 
 LEASE_S = 15.0
 ATTEMPTS = 3
@@ -43,7 +44,7 @@ class ClaimedJob:
     attempt: int
 
 
-def request_builds(session: Session, fleet_id: str, wanted: VariantBuild, *, actor: str) -> list[str]:
+def request_builds(session: Session, fleet_id: str, wanted: VariantBuild, *, actor: Who) -> list[str]:
     """Ask for a version's variants; returns their ids in the order of the profiles.
 
     Raises:
@@ -66,7 +67,7 @@ def _check_trainable(version: Version, wanted: VariantBuild) -> None:
     raise InvalidError("not_trainable", f"training: {wanted.version} has no {missing}: {remedy}", field="training")
 
 
-def _request_build(session: Session, version: Version, profile: Profile, wanted: VariantBuild, *, actor: str) -> str:
+def _request_build(session: Session, version: Version, profile: Profile, wanted: VariantBuild, *, actor: Who) -> str:
     variant = catalog.variant_of(session, version.id, profile.id)
     if variant is None:
         variant = Variant(fleet_id=version.fleet_id, version_id=version.id, profile_id=profile.id, candidates=[])
@@ -210,7 +211,7 @@ def _requeue(session: Session, claimed: ClaimedJob) -> ConversionJob:
     return job
 
 
-def cancel(session: Session, fleet_id: str, variant_id: str, now: dt.datetime, *, actor: str) -> None:
+def cancel(session: Session, fleet_id: str, variant_id: str, now: dt.datetime, *, actor: Who) -> None:
     """Give up the building of a variant; whoever runs it finds its lease gone within `scheduler.HEARTBEAT_S`.
 
     Raises:

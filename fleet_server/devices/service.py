@@ -19,6 +19,7 @@ from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Device, Profile
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import Who
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def select_devices(
     ]
 
 
-def update_device(session: Session, fleet_id: str, device_id: str, change: DeviceUpdate, *, actor: str) -> Device:
+def update_device(session: Session, fleet_id: str, device_id: str, change: DeviceUpdate, *, actor: Who) -> Device:
     """Change a device's tags or pin its profile.
 
     Raises:
@@ -139,7 +140,7 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
     return device
 
 
-def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: str) -> None:
+def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: Who) -> None:
     """Hide a device that is offline. Its history stays; when it connects again it is back, with its tags.
 
     Raises:
@@ -166,7 +167,7 @@ def get_profile(session: Session, fleet_id: str, name: str) -> Profile:
     return profile
 
 
-def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, actor: str) -> Profile:
+def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, actor: Who) -> Profile:
     """Add a profile, and let every device that is not pinned match again.
 
     Raises:
@@ -189,7 +190,7 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
     return profile
 
 
-def delete_profile(session: Session, fleet_id: str, name: str, *, actor: str) -> None:
+def delete_profile(session: Session, fleet_id: str, name: str, *, actor: Who) -> None:
     """Remove a profile no variant was built for; its devices match again.
 
     Raises:

@@ -58,9 +58,12 @@ def trials(session: Session, run_id: str) -> Sequence[GateTrial]:
     return session.scalars(select(GateTrial).where(GateTrial.run_id == run_id).order_by(GateTrial.device_id)).all()
 
 
-def online_devices(session: Session, profile_id: str, limit: int) -> Sequence[Device]:
-    """Devices of a profile that are there now."""
+def online_devices(session: Session, fleet_id: str, profile_id: str, limit: int) -> Sequence[Device]:
+    """Devices of a fleet and a profile that are there now."""
     query = select(Device).where(
-        Device.profile_id == profile_id, Device.online.is_(True), Device.forgotten_at.is_(None)
+        Device.fleet_id == fleet_id,
+        Device.profile_id == profile_id,
+        Device.online.is_(True),
+        Device.forgotten_at.is_(None),
     )
     return session.scalars(query.order_by(Device.id).limit(limit)).all()

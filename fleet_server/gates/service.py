@@ -27,6 +27,7 @@ from fleet_server.gates import repository
 from fleet_server.gates.judging import choose_on_devices, device_checks
 from fleet_server.gates.schemas import GateRunCreate, GateRunState, GateRunView, GateTrialView
 from fleet_server.models import Device, GateRun, GateTrial, Model, Profile, Variant, Version
+from fleet_server.principals import Who
 from fleet_server.rollouts.service import queue_desired
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
@@ -34,7 +35,7 @@ from fleet_server.settings import Settings
 ENDED = frozenset({TrialPhase.DONE.value, TrialPhase.FAILED.value})
 
 
-def start(session: Session, settings: Settings, fleet_id: str, wanted: GateRunCreate, *, actor: str) -> GateRun:
+def start(session: Session, settings: Settings, fleet_id: str, wanted: GateRunCreate, *, actor: Who) -> GateRun:
     """Send a variant's candidates to devices of its profile, to be measured there.
 
     Raises:
@@ -106,7 +107,7 @@ def _evaluation(session: Session, settings: Settings, version: Version, referenc
 
 def _devices(session: Session, fleet_id: str, profile: Profile, wanted: GateRunCreate) -> Sequence[Device]:
     if not wanted.devices:
-        found = repository.online_devices(session, profile.id, wanted.count)
+        found = repository.online_devices(session, fleet_id, profile.id, wanted.count)
         if not found:
             raise ConflictError(
                 "no_device_online",
@@ -187,7 +188,7 @@ def _give_up(trial: GateTrial, code: str, detail: str) -> None:
     trial.phase, trial.failure = TrialPhase.FAILED.value, {"code": code, "detail": detail}
 
 
-def cancel(session: Session, settings: Settings, fleet_id: str, run_id: str, *, actor: str) -> GateRun:
+def cancel(session: Session, settings: Settings, fleet_id: str, run_id: str, *, actor: Who) -> GateRun:
     """End a run; its devices stop measuring, and the variant is as it was.
 
     Raises:

@@ -1,6 +1,6 @@
 """The tables (ORM only, no rules). Every table carries its fleet, so that fleets can be tenants."""
 
-from fleet_server.models.access import AuditEvent, Fleet
+from fleet_server.models.access import AccessToken, AuditEvent, Fleet, Grant, User
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.devices import Device, Profile
@@ -10,6 +10,7 @@ from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
 
 __all__ = [
+    "AccessToken",
     "AuditEvent",
     "Blob",
     "CandidateArtifact",
@@ -19,6 +20,7 @@ __all__ = [
     "Fleet",
     "GateRun",
     "GateTrial",
+    "Grant",
     "HostWindowRow",
     "Lease",
     "Model",
@@ -28,6 +30,7 @@ __all__ = [
     "Rollout",
     "SourceForm",
     "TelemetryBatchRow",
+    "User",
     "Variant",
     "Version",
 ]

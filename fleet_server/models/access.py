@@ -1,11 +1,11 @@
-"""Fleets and what was done in them."""
+"""Fleets, who may do what in them, and what was done there."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -14,12 +14,59 @@ DEFAULT_FLEET = "default"
 
 
 class Fleet(Base):
-    """A set of devices with its models; the unit that will become a tenant."""
+    """A set of devices with its models: a tenant."""
 
     __tablename__ = "fleets"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+
+
+class User(Base):
+    """A person. The hash of the password is argon2id in its standard text form (RFC 9106)."""
+
+    __tablename__ = "users"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    password_hash: Mapped[str]
+    server_wide: Mapped[bool] = mapped_column(default=False, server_default=false())  # admin of every fleet
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+
+
+class Grant(Base):
+    """A user's role in a fleet. `role` is `fleet_server.principals.Role`."""
+
+    __tablename__ = "grants"
+    __table_args__ = (Index(None, "fleet_id"),)
+
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"), primary_key=True)
+    role: Mapped[str]
+
+
+class AccessToken(Base):
+    """A bearer token: of a service (with a name, a fleet and a role), or of a user's session (with that user).
+
+    `digest` is the SHA-256 of its secret, which is shown once: 256 random bits need no slow hash. Without a fleet a
+    service token is server-wide.
+    """
+
+    __tablename__ = "access_tokens"
+    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "user_id"), Index(None, "expires_at"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    name: Mapped[str] = mapped_column(default="")
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id"))
+    fleet_id: Mapped[str | None] = mapped_column(ForeignKey("fleets.id"))
+    role: Mapped[str] = mapped_column(default="")
+    created_by: Mapped[str]
+    created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[dt.datetime]
+    revoked_at: Mapped[dt.datetime | None]
+    last_used_at: Mapped[dt.datetime | None]  # to within a few minutes
 
 
 class AuditEvent(Base):

@@ -21,6 +21,7 @@ from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
+from fleet_server.principals import Who
 from fleet_server.rollouts import repository
 from fleet_server.rollouts.policy import RolloutTransitionError, assign_stages, check_transition
 from fleet_server.rollouts.schemas import (
@@ -40,7 +41,7 @@ SCHEDULED = "scheduled"
 _NAMED = 20
 
 
-def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: str) -> Rollout:
+def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: Who) -> Rollout:
     """Start a rollout.
 
     Raises:
@@ -269,18 +270,18 @@ def _reaches(current: Phase, wanted: Phase) -> bool:
     return wanted in seen
 
 
-def pause(session: Session, rollout: Rollout, reason: str, *, actor: str) -> None:
+def pause(session: Session, rollout: Rollout, reason: str, *, actor: Who) -> None:
     """Send no further stage; what was sent goes on."""
     _move(session, rollout, RolloutState.PAUSED, "pause", reason, actor=actor)
 
 
-def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: str) -> None:
+def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: Who) -> None:
     """Go on with a paused rollout."""
     _move(session, rollout, RolloutState.RUNNING, "resume", "asked to go on", actor=actor)
     send_stage(session, settings, rollout)
 
 
-def abort(session: Session, settings: Settings, rollout: Rollout, *, revert: bool, actor: str) -> None:
+def abort(session: Session, settings: Settings, rollout: Rollout, *, revert: bool, actor: Who) -> None:
     """End a rollout; with `revert` take its devices back to what they ran before."""
     if revert:
         start_revert(session, settings, rollout, "aborted with revert", actor=actor)
@@ -289,7 +290,7 @@ def abort(session: Session, settings: Settings, rollout: Rollout, *, revert: boo
     _move(session, rollout, RolloutState.STOPPED, "abort", "devices that have the version keep it", actor=actor)
 
 
-def start_revert(session: Session, settings: Settings, rollout: Rollout, reason: str, *, actor: str) -> None:
+def start_revert(session: Session, settings: Settings, rollout: Rollout, reason: str, *, actor: Who) -> None:
     """Take every device that was sent the version back to what it ran before, or take the model off it."""
     _move(session, rollout, RolloutState.REVERTING, "revert", reason, actor=actor)
     _drop_scheduled(session, rollout, "the rollout was reverted")
@@ -323,7 +324,7 @@ def _take_back(session: Session, settings: Settings, deployment: Deployment) -> 
     _desire(session, settings, back)
 
 
-def forget_device(session: Session, settings: Settings, fleet_id: str, device_id: str, *, actor: str) -> None:
+def forget_device(session: Session, settings: Settings, fleet_id: str, device_id: str, *, actor: Who) -> None:
     """Forget a device and end its part in every rollout, so that none waits for it.
 
     Raises:
@@ -353,7 +354,7 @@ def finish(session: Session, rollout: Rollout, state: RolloutState, decision: st
     _move(session, rollout, state, decision, reason, actor="server")
 
 
-def _move(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str, *, actor: str) -> None:
+def _move(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str, *, actor: Who) -> None:
     try:
         rollout.state = check_transition(RolloutState(rollout.state), state).value
     except RolloutTransitionError as error:

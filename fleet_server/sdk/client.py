@@ -35,18 +35,26 @@ class Client:
 
     Args:
         url: such as `http://127.0.0.1:7470`.
-        token: bearer token, where the server wants one.
+        token: bearer token.
+        fleet: in which fleet to act, where the token may act in several.
         timeout_s: of one request; uploads and new versions may take longer.
 
     Raises:
         ApiError: for a URL or a token that can be none.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, timeout_s: float = 30.0, *, fleet: str | None = None
+    ) -> None:
         if token and not (token.isascii() and token.isprintable()):
             detail = "the token holds characters that no token has: see SHOAL_TOKEN"
             raise error_for(401, {"code": "not_authenticated", "detail": detail})
+        if fleet and not (fleet.isascii() and fleet.isprintable()):
+            raise error_for(
+                403, {"code": "fleet_not_yours", "detail": f"no fleet is called {fleet!r}: see SHOAL_FLEET"}
+            )
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= {"X-Shoal-Fleet": fleet} if fleet else {}
         self._url = url.rstrip("/")
         try:
             usable = httpx.URL(self._url).scheme in {"http", "https"} and httpx.URL(self._url).host

@@ -205,9 +205,14 @@ def test_up_starts_a_whole_fleet_and_ctrl_c_stops_all_of_it(tmp_path: Path) -> N
     started: list[psutil.Process] = []
     try:
         url = f"http://127.0.0.1:{port}/api/v1/devices"
+        token = tmp_path / "state" / "server" / "admin-token"
 
         def online() -> bool:
-            return len([one for one in httpx.get(url).json()["items"] if one["online"]]) == 2
+            if not token.exists():
+                return False
+            headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+            answer = httpx.get(url, headers=headers)
+            return answer.is_success and len([one for one in answer.json()["items"] if one["online"]]) == 2
 
         wait_until("two devices", online)
         started = psutil.Process(process.pid).children(recursive=True)

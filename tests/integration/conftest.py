@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from fleet_server import migrations
-from fleet_server.db import Base, Database
-from fleet_server.models import Fleet
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.db import Database
+from tests.databases import make_empty
 from tests.fleet import free_port, wait_until
 
 
@@ -65,8 +64,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     migrations.upgrade(url)
     database = Database(url)
     with database.write() as session:
-        for table in reversed(Base.metadata.sorted_tables):
-            session.execute(table.delete())
-        session.add(Fleet(id=DEFAULT_FLEET))
+        make_empty(session)
     yield database
     database.dispose()

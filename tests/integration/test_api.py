@@ -21,15 +21,17 @@ from agent.protocol.version import SPOKEN
 from fleet_server.app import create_app, running
 from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
-from fleet_server.db import Base, Database, utc_now
+from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
 from fleet_server.errors import InvalidError
-from fleet_server.models import Deployment, Fleet, Model, Profile, Rollout, Variant
+from fleet_server.models import Deployment, Model, Profile, Rollout, Variant
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from tests.databases import make_empty
 from tests.fleet import wait_until
 
+TOKEN = "the-admin-of-tests"
 JSON = {"Content-Type": "application/json"}
 TENSOR = {"name": "x", "dtype": "float32", "shape": [-1, 8]}
 
@@ -52,7 +54,12 @@ def application(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     url = None if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     app = create_app(
         Settings(
-            state_dir=folder, database_url=url, broker_url="mqtt://127.0.0.1:1", conversion_workers=0, upload_max_mb=1
+            state_dir=folder,
+            database_url=url,
+            broker_url="mqtt://127.0.0.1:1",
+            conversion_workers=0,
+            upload_max_mb=1,
+            admin_token=TOKEN,
         )
     )
     with running(app):
@@ -64,9 +71,7 @@ def database(application: FastAPI) -> Database:
     """Empty but for the default fleet."""
     database: Database = application.state.database
     with database.write() as session:
-        for table in reversed(Base.metadata.sorted_tables):
-            session.execute(table.delete())
-        session.add(Fleet(id=DEFAULT_FLEET))
+        make_empty(session)
     return database
 
 
@@ -81,7 +86,8 @@ def api(application: FastAPI, database: Database, inspector: Inspector) -> TestC
     """The server's errors come back as answers."""
     for path in kept_files(application):
         path.unlink()
-    return TestClient(application, base_url="http://localhost/api/v1", raise_server_exceptions=False)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return TestClient(application, base_url="http://localhost/api/v1", headers=headers, raise_server_exceptions=False)
 
 
 def kept_files(application: FastAPI) -> set[Path]:

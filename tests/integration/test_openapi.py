@@ -90,7 +90,9 @@ def test_answers_fit_the_document(fleet: LocalFleet, operation: Any) -> None:
     @hypothesis.given(case=operation.as_strategy())
     def check(case: schemathesis.Case[Any]) -> None:
         # What fits the document may still be refused with 422: a cursor that is none, a target that selects nothing.
-        case.call_and_validate(base_url=fleet.url, excluded_checks=[positive_data_acceptance])
+        case.call_and_validate(
+            base_url=fleet.url, headers=fleet.authorization, excluded_checks=[positive_data_acceptance]
+        )
 
     check()
 

@@ -1,0 +1,61 @@
+"""Which role an action needs: one table over the names of all operations. Pure.
+
+An operation that the table lacks is refused to everybody, and a test says so.
+"""
+
+from __future__ import annotations
+
+from fleet_server.errors import FleetError, ForbiddenError
+from fleet_server.principals import Principal, Role
+
+PUBLIC = frozenset({"login"})  # how one becomes a principal
+
+_BY_ROLE: dict[Role, tuple[str, ...]] = {
+    Role.VIEWER: (
+        *("show_me", "logout", "list_fleets", "show_fleet", "list_events"),
+        *("list_devices", "show_device", "list_profiles", "show_profile"),
+        *("list_models", "show_model", "list_versions", "show_version", "list_architectures"),
+        *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
+        *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
+        *("model_telemetry", "host_telemetry"),
+    ),
+    Role.OPERATOR: (
+        *("change_device", "forget_device", "create_profile", "delete_profile"),
+        *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
+        *("create_gate_run", "cancel_gate_run"),
+    ),
+    Role.RELEASER: ("create_rollout", "pause_rollout", "resume_rollout", "abort_rollout"),
+    Role.ADMIN: (
+        *("list_users", "create_user", "change_user", "delete_user"),
+        *("list_tokens", "create_token", "revoke_token", "create_fleet"),
+    ),
+}
+LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}
+SERVER_WIDE = frozenset({"create_fleet"})
+
+
+def check(principal: Principal, action: str) -> None:
+    """Let a principal do what an operation does, or not.
+
+    Raises:
+        ForbiddenError: naming the role that is needed.
+        FleetError: for an operation whose role nobody declared.
+    """
+    least = LEAST.get(action)
+    if least is None:
+        raise FleetError("role_not_declared", f"nobody said who may do {action}, so nobody may: report this defect")
+    if not principal.role.covers(least):
+        raise ForbiddenError(
+            "role_needed",
+            f"this needs the role {least.value} in fleet {principal.fleet_id!r}, and {principal.name} has "
+            f"{principal.role.value}: ask an admin of the fleet",
+        )
+    if action in SERVER_WIDE and not principal.server_wide:
+        raise server_wide_needed(principal)
+
+
+def server_wide_needed(principal: Principal) -> ForbiddenError:
+    """What a server-wide admin may do alone, and this principal is none."""
+    return ForbiddenError(
+        "server_wide_needed", f"this needs a server-wide admin, and {principal.name} is of fleet {principal.fleet_id!r}"
+    )

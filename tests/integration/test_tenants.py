@@ -1,0 +1,251 @@
+"""Fleets are tenants: with objects in one, a token of another finds nothing of them at any endpoint there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from agent.protocol.facts import DeviceFacts, RuntimeFacts
+from agent.protocol.messages import HostWindow, ModelWindow, Reported, TelemetryBatch
+from agent.protocol.version import SPOKEN
+from fleet_server.app import create_app, running
+from fleet_server.catalog.schemas import UploadView, VersionCreate
+from fleet_server.catalog.service import InspectionRecord, discard_uploads
+from fleet_server.db import utc_now
+from fleet_server.devices import service as devices
+from fleet_server.models import Deployment, GateRun, GateTrial, Rollout, Variant, Version
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.settings import Settings
+from fleet_server.telemetry import service as telemetry
+
+ADMIN = "the-admin-of-tests"
+METHODS = {"get", "post", "put", "patch", "delete"}
+DOCUMENT = create_app(Settings()).openapi()
+OPERATIONS = {
+    operation["operationId"]: (method, path)
+    for path, item in DOCUMENT["paths"].items()
+    if path.startswith("/api/v1")
+    for method, operation in item.items()
+    if method in METHODS
+}
+TENSOR = {"name": "x", "dtype": "float32", "shape": [-1, 8]}
+SECRET = b"alpha's weights"
+
+
+class Inspector:
+    """Stands for the child process that loads the files."""
+
+    def inspect(self, wanted: VersionCreate, keep: Callable[[Path], UploadView]) -> InspectionRecord:
+        return InspectionRecord(inputs=[TENSOR], outputs=[TENSOR], inspection={})
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    settings = Settings(
+        state_dir=tmp_path_factory.mktemp("state"), broker_url="mqtt://127.0.0.1:1", conversion_workers=0,
+        admin_token=ADMIN,
+    )  # fmt: skip
+    app = create_app(settings)
+    with running(app):
+        app.state.inspector = Inspector()
+        yield app
+
+
+def client(application: FastAPI, token: str, **headers: str) -> TestClient:
+    headers["Authorization"] = f"Bearer {token}"
+    return TestClient(application, base_url="http://localhost", headers=headers, raise_server_exceptions=False)
+
+
+def created(answer: Any) -> Any:
+    assert answer.is_success, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def alpha(application: FastAPI) -> dict[str, str]:
+    """Something of everything in the default fleet, all of it called alpha; by the name of its path parameter."""
+    api = client(application, ADMIN)
+    digest = created(api.post("/api/v1/uploads", content=SECRET))["digest"]
+    facts = DeviceFacts(
+        agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(), memory_mb=1,
+        disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
+    )  # fmt: skip
+    window = ModelWindow("alpha-deployment", "alpha-model", "1", "a" * 64, "cpu", 1, 0, 0, 1, {}, ())
+    with application.state.database.write() as session:
+        devices.record_report(session, "alpha-device", Reported(SPOKEN, "b", 1, 0, facts), utc_now())
+        batch = TelemetryBatch(SPOKEN, "alpha-spool", 1, 0.0, 1.0, (window,), HostWindow())
+        assert telemetry.store_batch(session, "alpha-device", batch, utc_now())
+    created(api.post("/api/v1/profiles", json={"name": "alpha-profile", "runtime": "onnx"}))
+    version = {"name": "1", "sources": [{"format": "onnx", "digest": digest}]}
+    created(api.post("/api/v1/models/alpha-model/versions", json=version))
+    wanted = {"version": "alpha-model@1", "profiles": ["alpha-profile"]}
+    variant_id = created(api.post("/api/v1/variants", json=wanted))[0]["id"]
+    user = {"name": "alpha-user", "role": "viewer", "password": "correct horse battery"}
+    created(api.post("/api/v1/users", json=user))
+    token_id = created(api.post("/api/v1/tokens", json={"name": "alpha-token", "role": "viewer"}))["id"]
+    with application.state.database.write() as session:
+        variant = session.get_one(Variant, variant_id)
+        version_row = session.get_one(Version, variant.version_id)
+        target, strategy = {"all": True}, {"stages": [{"percent": 100}]}
+        of_fleet = {"fleet_id": DEFAULT_FLEET}
+        rollout = Rollout(
+            **of_fleet, name="alpha", version_id=version_row.id, state="paused", target=target, strategy=strategy
+        )
+        run = GateRun(
+            **of_fleet,
+            variant_id=variant_id,
+            state="running",
+            candidates=[],
+            data={"digest": digest},
+            deadline_at=utc_now(),
+        )
+        session.add_all([rollout, run])
+        session.flush()
+        session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
+        session.add(
+            Deployment(
+                **of_fleet, rollout_id=rollout.id, device_id="alpha-device", model_id=version_row.model_id,
+                version_id=version_row.id, variant_id=variant_id, stage=0,
+            )
+        )  # fmt: skip
+        return {
+            "device_id": "alpha-device", "name": "alpha-profile", "model": "alpha-model", "version": "1",
+            "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
+            "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def beta(application: FastAPI, alpha: dict[str, str]) -> TestClient:
+    """An admin of another fleet, who has a version and a profile too."""
+    wide = client(application, ADMIN)
+    created(wide.post("/api/v1/fleets", json={"id": "beta"}))
+    in_beta = client(application, ADMIN, **{"X-Shoal-Fleet": "beta"})
+    token = created(in_beta.post("/api/v1/tokens", json={"name": "theirs", "role": "admin"}))["token"]
+    api = client(application, token)
+    digest = created(api.post("/api/v1/uploads", content=b"their own"))["digest"]
+    version = {"name": "1", "sources": [{"format": "onnx", "digest": digest}]}
+    created(api.post("/api/v1/models/own/versions", json=version))
+    created(api.post("/api/v1/profiles", json={"name": "own", "runtime": "onnx"}))
+    return api
+
+
+def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]:
+    """What one might send of another fleet's things, and the answer to it; every operation with a body has a line."""
+    version = {"name": "9", "sources": [{"format": "onnx", "digest": alpha["digest"]}]}
+    target = {"devices": ["alpha-device"]}
+    return {
+        "create_version": [(version, 422), (version | {"name": "1"}, 422)],
+        "build_variants": [
+            ({"version": "alpha-model@1", "profiles": ["own"]}, 404),
+            ({"version": "own@1", "profiles": ["alpha-profile"]}, 404),
+        ],
+        "create_gate_run": [
+            ({"version": "alpha-model@1", "profile": "own"}, 404),
+            ({"version": "own@1", "profile": "alpha-profile"}, 404),
+        ],
+        "create_rollout": [
+            ({"version": "alpha-model@1", "target": {"all": True}}, 404),
+            ({"version": "own@1", "target": target}, 404),
+            ({"version": "own@1", "target": {"profiles": ["alpha-profile"]}}, 404),
+            ({"version": "own@1", "target": {"all": True}}, 422),
+        ],
+        "change_device": [({"tags": {"mine": "yes"}}, 404), ({"profile": "own"}, 404)],
+        "abort_rollout": [({"revert": True}, 404)],
+        "change_user": [({"role": "admin"}, 404), ({"password": "another password"}, 404)],
+        "create_user": [
+            ({"name": "wide", "role": "admin", "password": "correct horse battery", "server_wide": True}, 403)
+        ],
+        "create_token": [({"name": "wide", "role": "admin", "server_wide": True}, 403)],
+        "create_fleet": [({"id": "gamma"}, 403)],
+    }
+
+
+OWN = {"login", "logout", "show_me", "create_profile", "upload"}  # name nothing that is there already
+
+
+@pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - OWN))
+def test_another_fleet_finds_nothing(operation: str, alpha: dict[str, str], beta: TestClient) -> None:
+    method, path = OPERATIONS[operation]
+    filled = path.format(**alpha)
+    for body, status in bodies(alpha).get(operation, []):
+        assert method in {"post", "patch"}
+        answer = beta.request(method, filled, json=body)
+        assert answer.status_code == status, f"{operation} {body}: {answer.text}"
+    if operation in bodies(alpha):
+        return
+    answer = beta.request(method, filled)
+    if "{" in path:
+        assert answer.status_code == 404, answer.text
+        return
+    assert method == "get", f"{operation} has no line in bodies()"
+    assert answer.status_code == 200
+    said = answer.text
+    assert "alpha" not in said
+    assert not any(one in said for name, one in alpha.items() if name.endswith(("_id", "digest")))
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "variants?version=alpha-model@1", "variants?profile=alpha-profile", "gate-runs?version=alpha-model@1",
+        "devices?profile=alpha-profile", "deployments?device=alpha-device", "rollouts?model=alpha-model",
+        "telemetry/models?device=alpha-device", "telemetry/hosts?device=alpha-device",
+    ],
+)  # fmt: skip
+def test_filters_find_nothing_either(query: str, beta: TestClient) -> None:
+    answer = beta.get(f"/api/v1/{query}")
+    assert answer.status_code == 404 or answer.json()["items"] == []
+
+
+def test_the_other_fleet_sees_all_of_it(application: FastAPI, alpha: dict[str, str]) -> None:
+    """Or the test above would prove nothing."""
+    api = client(application, ADMIN)
+    for operation, (method, path) in OPERATIONS.items():
+        if method == "get" and operation not in OWN:
+            answer = api.get(path.format(**alpha))
+            assert answer.status_code == 200, answer.text
+            if "{" not in path and operation != "list_architectures":
+                assert answer.json()["items"], operation
+
+
+def test_the_header_opens_only_what_the_token_may(application: FastAPI, beta: TestClient) -> None:
+    for fleet in (b"default", b"nowhere", b"a\xff"):
+        answer = beta.get("/api/v1/devices", headers={"X-Shoal-Fleet": fleet})
+        assert (answer.status_code, answer.json()["code"]) == (403, "fleet_not_yours")
+    wide = client(application, ADMIN, **{"X-Shoal-Fleet": "beta"})
+    assert wide.get("/api/v1/devices").json()["items"] == []
+    assert wide.get("/api/v1/me").json()["fleet"] == "beta"
+    assert [one["name"] for one in wide.get("/api/v1/models").json()["items"]] == ["own"]
+
+
+def test_the_same_bytes_belong_to_who_brought_them(
+    application: FastAPI, alpha: dict[str, str], beta: TestClient
+) -> None:
+    mine = client(application, ADMIN)
+    digest = created(mine.post("/api/v1/uploads", content=b"waits for its version"))["digest"]
+    assert beta.get(f"/api/v1/artifacts/{digest}").status_code == 404
+    assert created(beta.post("/api/v1/uploads", content=b"waits for its version"))["digest"] == digest
+    assert beta.get(f"/api/v1/artifacts/{digest}").content == b"waits for its version"
+    discard_uploads(application.state.database, application.state.artifacts, "beta", [digest])
+    assert beta.get(f"/api/v1/artifacts/{digest}").status_code == 404
+    assert mine.get(f"/api/v1/artifacts/{digest}").content == b"waits for its version"
+    discard_uploads(application.state.database, application.state.artifacts, DEFAULT_FLEET, [digest])
+    assert not application.state.artifacts.exists(digest)
+
+
+def test_an_admin_of_a_fleet_can_not_become_somebody_of_another(
+    application: FastAPI, alpha: dict[str, str], beta: TestClient
+) -> None:
+    wide = client(application, ADMIN, **{"X-Shoal-Fleet": "beta"})
+    assert wide.patch("/api/v1/users/alpha-user", json={"role": "viewer"}).status_code == 200
+    taken = beta.patch("/api/v1/users/alpha-user", json={"password": "another password"})
+    assert (taken.status_code, taken.json()["code"]) == (403, "user_of_other_fleets")
+    assert beta.delete("/api/v1/users/alpha-user").status_code == 204
+    assert client(application, ADMIN).get("/api/v1/users").json()["items"][0]["name"] == "alpha-user"
+    assert beta.get("/api/v1/users").json()["items"] == []
