@@ -86,3 +86,17 @@ class UnavailableError(FleetError):
 
     status = 503
     title = "Not available now"
+
+
+class ForbiddenError(FleetError):
+    """The caller is known, and may not do this."""
+
+    status = 403
+    title = "Not allowed"
+
+
+class RateLimitedError(FleetError):
+    """Too many requests, or too much that waits."""
+
+    status = 429
+    title = "Too many requests"

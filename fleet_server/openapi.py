@@ -13,10 +13,12 @@ from fleet_server.schemas import Problem
 _MEANINGS = {
     400: ("Bad request", "bad_body", "the body can't be read: send JSON in UTF-8"),
     401: ("Not authenticated", "unauthorized", "send the server's token as `Authorization: Bearer …`"),
+    403: ("Not allowed", "device_locked_out", "this device was locked out: an operator can approve it again"),
     404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
     409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
     413: ("Too large", "upload_too_large", "an upload may have 2048 MiB (SHOAL_UPLOAD_MAX_MB)"),
     422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),
+    429: ("Too many requests", "too_many_enrolments", "too many devices try to enrol: try again in a minute"),
     500: ("The server failed", "internal", "something unexpected happened; the server's log has it under this id"),
     503: ("Not available now", "artifact_store", "the artifact store failed: no space left"),
 }

@@ -46,9 +46,12 @@ def connection(
     context: typer.Context,
     url: Annotated[str, typer.Option(envvar="SHOAL_URL", help="The fleet server's address.")] = "http://127.0.0.1:7470",
     token: Annotated[str | None, typer.Option(envvar="SHOAL_TOKEN", help="Its token, where it wants one.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CA_FILE", help="Certificates (PEM) that an https:// one is checked by.")
+    ] = None,
 ) -> None:
     """Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated, 4 not found, 5 conflict."""
-    context.obj = {"url": url, "token": token}
+    context.obj = {"url": url, "token": token, "ca_file": ca_file}
 
 
 @app.command()

@@ -33,8 +33,8 @@ errors = Console(stderr=True, highlight=False)
 @contextmanager
 def client(context: typer.Context) -> Iterator[Client]:
     """The client for the URL and token the user gave; its errors become exit codes."""
-    url, token = context.obj["url"], context.obj["token"]
-    with exit_codes(), Client(url, token) as found:
+    given = context.obj
+    with exit_codes(), Client(given["url"], given["token"], ca_file=given["ca_file"]) as found:
         yield found
 
 

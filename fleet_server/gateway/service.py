@@ -14,9 +14,12 @@ from agent.protocol.topics import FROM_DEVICE, broadcast_topic, every_shard_filt
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
+from fleet_server.enrolment.service import SERVER_NAME, Authority
 from fleet_server.errors import FleetError
 from fleet_server.gateway.broker import EmbeddedBroker
+from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.handlers import Handlers
+from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import INBOX_LIMIT, Connected, Message, MqttLink
 from fleet_server.gateway.streamer import Send, Streamer
 from fleet_server.settings import Settings
@@ -26,26 +29,29 @@ OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
 STREAM_POLL_S = 0.02
 STREAM_BUDGET = 64
-CLIENT_ID = "shoal-server"
+LOCKOUT_POLL_S = 1.0
 
 
 class Gateway:
     """Starts and stops the broker (when it is embedded), the link, and the threads that serve it."""
 
-    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore, authority: Authority) -> None:
         self._database = database
         self._artifacts = artifacts
-        self._broker = EmbeddedBroker(settings) if settings.broker_url is None else None
+        files = BrokerFiles(settings, authority.ca)
+        self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
+        self._lockout = Lockout(settings, database, files, self._broker)
         self._inbox: queue.Queue[Message | Connected | None] = queue.Queue(INBOX_LIMIT)
         self._link = MqttLink(
             settings.effective_broker_url,
-            CLIENT_ID,
+            SERVER_NAME,
             [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE)],
             self._inbox,
+            self._lockout.context,
         )
         self._streamer = Streamer()
         self._streamer_lock = threading.Lock()
-        self._handlers = Handlers(database, settings, self._hear)
+        self._handlers = Handlers(database, settings, self._hear, authority)
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -61,6 +67,7 @@ class Gateway:
         Raises:
             UnavailableError: when the embedded broker can't start.
         """
+        self._lockout.prepare()
         if self._broker is not None:
             self._broker.start()
         self._link.start()
@@ -68,6 +75,7 @@ class Gateway:
             ("gateway-handler", self._handle_one),
             ("gateway-outbox", self._publish_pending),
             ("gateway-streamer", self._stream),
+            ("gateway-lockout", self._keep_out),
         ):
             thread = threading.Thread(target=self._forever, args=(name, step), name=name, daemon=True)
             thread.start()
@@ -95,6 +103,10 @@ class Gateway:
         item = self._inbox.get()
         if isinstance(item, Message):
             self._handlers.handle(item)
+
+    def _keep_out(self) -> None:
+        self._lockout.step()
+        self._stopping.wait(LOCKOUT_POLL_S)
 
     def _publish_pending(self) -> None:
         """Send what the outbox holds, oldest first; rows go when the broker has acknowledged them."""
