@@ -29,7 +29,8 @@ from fleet_server.enrolment import service as enrolment
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import FleetError
 from fleet_server.gates import service as gates
-from fleet_server.gateway.mqtt import Message
+from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.rollouts import service as rollouts
@@ -49,6 +50,7 @@ class Handlers:
         settings: what devices are told.
         on_need: takes a device's need, when the device is entitled to the artifact.
         authority: renews certificates.
+        conduct: notes devices that send what can't be read.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class Handlers:
         settings: Settings,
         on_need: Callable[[str, Need, int], None],
         authority: Authority,
+        conduct: Conduct,
     ) -> None:
         self._database = database
         self._authority = authority
+        self._conduct = conduct
         self._settings = settings
         self._on_need = on_need
         self._complained: dict[str, float] = {}
@@ -70,6 +74,7 @@ class Handlers:
             topic = parse_device_topic(message.topic)
             self._dispatch(topic, message.payload)
         except WireError as error:
+            self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
             self._complain(message.topic, error)
 
     def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:

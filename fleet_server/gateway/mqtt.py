@@ -11,7 +11,6 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -21,24 +20,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet_server.errors import InvalidError
+from fleet_server.gateway.inbox import Message
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 3600
-INBOX_LIMIT = 20_000
 IN_FLIGHT = 200
-
-
-@dataclass(frozen=True)
-class Message:
-    """What came in."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Connected:
-    """The link is up (again), and subscribed."""
 
 
 class MqttLink:
@@ -48,7 +34,7 @@ class MqttLink:
         url: `mqtt://[user:password@]host:port` or `mqtts://…`.
         client_id: of the session.
         filters: subscribed at every connect, QoS 1.
-        inbox: where messages and `Connected` go.
+        put: takes what comes in; called from the link's thread, must not block.
         context: certificates for `mqtts://`; the system's, and none of our own, when absent.
     """
 
@@ -57,18 +43,17 @@ class MqttLink:
         url: str,
         client_id: str,
         filters: Sequence[str],
-        inbox: queue.Queue[Message | Connected | None],
+        put: Callable[[Message], None],
         context: ssl.SSLContext | None = None,
     ) -> None:
         parts = urlsplit(url)
         self._address = _address(url)
         self._filters = list(filters)
-        self._inbox = inbox
+        self._put = put
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._early: set[int] = set()
         self._lock = threading.Lock()
-        self.dropped = 0
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
         client.max_queued_messages_set(0)
         client.max_inflight_messages_set(IN_FLIGHT)
@@ -135,7 +120,6 @@ class MqttLink:
             log.warning("the broker refused the connection: %s", reason)
             return
         client.subscribe([(topic, 1) for topic in self._filters])
-        self._put(Connected())
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._put(Message(message.topic, bytes(message.payload)))
@@ -155,12 +139,6 @@ class MqttLink:
                 callback()
             except Exception:
                 log.exception("noting an acknowledged message failed")
-
-    def _put(self, item: Message | Connected) -> None:
-        try:
-            self._inbox.put_nowait(item)
-        except queue.Full:
-            self.dropped += 1  # devices say again what matters
 
 
 def end_session(url: str, client_id: str, context: ssl.SSLContext, timeout_s: float = 10.0) -> bool:

@@ -18,9 +18,11 @@ from fleet_server.enrolment.service import SERVER_NAME, Authority
 from fleet_server.errors import FleetError
 from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles
+from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
+from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
-from fleet_server.gateway.mqtt import INBOX_LIMIT, Connected, Message, MqttLink
+from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.gateway.streamer import Send, Streamer
 from fleet_server.settings import Settings
 
@@ -30,6 +32,7 @@ OUTBOX_BATCH = 200
 STREAM_POLL_S = 0.02
 STREAM_BUDGET = 64
 LOCKOUT_POLL_S = 1.0
+INBOX_WAIT_S = 0.5
 
 
 class Gateway:
@@ -41,17 +44,18 @@ class Gateway:
         files = BrokerFiles(settings, authority.ca)
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
-        self._inbox: queue.Queue[Message | Connected | None] = queue.Queue(INBOX_LIMIT)
+        self._conduct = Conduct(database)
+        self._inbox = FairInbox(self._conduct.flooded)
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,
             [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE)],
-            self._inbox,
+            self._inbox.put,
             self._lockout.context,
         )
         self._streamer = Streamer()
         self._streamer_lock = threading.Lock()
-        self._handlers = Handlers(database, settings, self._hear, authority)
+        self._handlers = Handlers(database, settings, self._hear, authority, self._conduct)
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -60,6 +64,11 @@ class Gateway:
     def connected(self) -> bool:
         """Whether the broker has accepted the connection."""
         return self._link.connected
+
+    @property
+    def broker_pid(self) -> int | None:
+        """Of the embedded broker."""
+        return self._broker.pid if self._broker is not None else None
 
     def start(self) -> None:
         """Start everything; the broker first.
@@ -84,7 +93,6 @@ class Gateway:
     def stop(self) -> None:
         """Stop everything; the broker last."""
         self._stopping.set()
-        self._inbox.put(None)
         for thread in self._threads:
             thread.join(10)
         self._link.stop()
@@ -100,11 +108,12 @@ class Gateway:
                 self._stopping.wait(1.0)
 
     def _handle_one(self) -> None:
-        item = self._inbox.get()
-        if isinstance(item, Message):
-            self._handlers.handle(item)
+        message = self._inbox.get(INBOX_WAIT_S)
+        if message is not None:
+            self._handlers.handle(message)
 
     def _keep_out(self) -> None:
+        self._conduct.write()
         self._lockout.step()
         self._stopping.wait(LOCKOUT_POLL_S)
 

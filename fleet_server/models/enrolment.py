@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -88,8 +88,8 @@ class DeviceConduct(Base):
 
     device_id: Mapped[str] = mapped_column(primary_key=True)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
-    malformed: Mapped[int] = mapped_column(default=0)
-    flooded: Mapped[int] = mapped_column(default=0)
+    malformed: Mapped[int] = mapped_column(BigInteger, default=0)
+    flooded: Mapped[int] = mapped_column(BigInteger, default=0)
     last_at: Mapped[dt.datetime]
     last_detail: Mapped[str]
     alerted_at: Mapped[dt.datetime | None]

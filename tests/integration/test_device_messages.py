@@ -26,8 +26,9 @@ from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
 from fleet_server.enrolment.service import Authority
+from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
-from fleet_server.gateway.mqtt import Message
+from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
@@ -53,7 +54,7 @@ BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
 @pytest.fixture
 def handlers(database: Database, tmp_path: Path) -> Handlers:
     authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
-    return Handlers(database, Settings(), lambda *_: None, authority)
+    return Handlers(database, Settings(), lambda *_: None, authority, Conduct(database))
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:
