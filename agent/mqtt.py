@@ -66,24 +66,32 @@ class MqttLink:
         self._put = put
         self._downloads: set[str] = set()
         self.epoch = 0
-        parts = urlsplit(config.broker)
+        self._config = config
+        self._context = context
+        self._client = self._new_client()
+
+    def _new_client(self) -> paho.Client:
+        device_id = self._config.device_id
+        parts = urlsplit(self._config.broker)
         tls = parts.scheme == "mqtts"
         self._address = (parts.hostname or "", parts.port or (8883 if tls else 1883))
         # A broker that knows devices by their certificates takes the certificate's name as the client id.
-        client_id = config.device_id if tls else f"shoal-{config.device_id}"
+        client_id = device_id if tls else f"shoal-{device_id}"
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
         client.max_queued_messages_set(QUEUE_LIMIT)
         client.reconnect_delay_set(min_delay=1, max_delay=60)
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if tls:
-            client.tls_set_context(context)
-        will = encode(Presence(online=False, boot_id=boot_id))
-        client.will_set(device_topic(config.device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
+            client.tls_set_context(self._context)
+        will = encode(Presence(online=False, boot_id=self._boot_id))
+        client.will_set(device_topic(device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
-        client.on_message = lambda _client, _data, message: put(MqttMessage(message.topic, bytes(message.payload)))
-        self._client = client
+        client.on_message = lambda _client, _data, message: self._put(
+            MqttMessage(message.topic, bytes(message.payload))
+        )
+        return client
 
     def start(self) -> None:
         """Connect in the background, and keep connecting."""
@@ -108,6 +116,7 @@ class MqttLink:
         self._client.disconnect()
         self._client.loop_stop()
         self.epoch += 1
+        self._client = self._new_client()  # the library does not close all of one that is started again
         self.start()
 
     @property

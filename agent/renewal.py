@@ -159,14 +159,19 @@ class Renewal:
             log.exception("the new certificate can't be used; asking for another")
             drop_identity(self._folder, NEXT)
             self._next, self._ask_at = None, now + ASK_SELDOM_S
+            self._back_to_old()
             return
         log.info("trying the new certificate")
         self._trying_until = now + TRY_S
         self._link.reconnect()
 
     def _give_up(self, now: float) -> None:
-        assert self._identity is not None
         log.error("the broker did not take the new certificate; back to the old one")
         self._trying_until, self._ask_at = None, now + ASK_SELDOM_S
-        load_into(self._context, self._folder, self._identity, CURRENT)
+        self._back_to_old()
         self._link.reconnect()
+
+    def _back_to_old(self) -> None:
+        """OpenSSL may have taken half of what did not work."""
+        assert self._identity is not None
+        load_into(self._context, self._folder, self._identity, CURRENT)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
+from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fleet_server.db import utc_now
@@ -25,7 +27,7 @@ from fleet_server.enrolment.schemas import (
     TokenView,
 )
 from fleet_server.enrolment.service import Authority
-from fleet_server.errors import NotFoundError, RateLimitedError
+from fleet_server.errors import NotFoundError, RateLimitedError, TooLargeError
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, WriteSession, page
 from fleet_server.models import Enrolment
 from fleet_server.openapi import problems
@@ -39,7 +41,7 @@ PEM = "application/x-pem-file"
 REFUSED_BURST = 60
 REFUSED_RATE = 0.5
 
-public = APIRouter(tags=["enrolment"])
+BODY_BYTES = 64 * 1024
 router = APIRouter(tags=["enrolment"])
 EnrolmentId = Annotated[str, Path(description="The request's id.")]
 TokenId = Annotated[str, Path(description="The token's id.")]
@@ -60,6 +62,30 @@ class EnrolmentGate:
     def succeeded(self, address: str) -> None:
         """Gives back what was taken: a factory enrols many devices from one address."""
         self._buckets.of(address, time.monotonic()).give(1)
+
+
+class _Guarded(APIRoute):
+    """Bounds the request of somebody who has proved nothing yet, before its body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            if request.method == "POST":
+                length = request.headers.get("content-length", "")
+                if not (length.isascii() and length.isdigit() and len(length) < 9 and int(length) <= BODY_BYTES):
+                    raise TooLargeError("body_too_large", f"say Content-Length, and send at most {BODY_BYTES} bytes")
+                _gate(request).enter(_address(request))
+            return await handle(request)
+
+        return guarded
+
+
+public = APIRouter(tags=["enrolment"], route_class=_Guarded)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _authority(request: Request) -> Authority:
@@ -95,7 +121,7 @@ def show_revocations(session: ReadSession, authority: AuthorityOf) -> Response:
     return Response(crl, media_type=PEM)
 
 
-@public.post("/enrolments", summary="Ask for a device's certificate", responses=problems(403, 429))
+@public.post("/enrolments", summary="Ask for a device's certificate", responses=problems(403, 413, 429))
 def create_enrolment(
     request: Request,
     session: WriteSession,
@@ -105,11 +131,9 @@ def create_enrolment(
     wanted: EnrolmentCreate,
 ) -> EnrolmentView:
     """The enrolment token is the credential; without one the request waits until somebody approves it."""
-    address = request.client.host if request.client else ""
-    gate.enter(address)
-    row = service.enrol(session, authority, wanted, address)
+    row = service.enrol(session, authority, wanted, _address(request))
     if row.state == EnrolmentState.ISSUED:
-        gate.succeeded(address)
+        gate.succeeded(_address(request))
     return _view(session, row, authority, settings, request)
 
 
