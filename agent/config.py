@@ -13,11 +13,24 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
+from agent.identity import identity_folder, load_identity
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
 
 PREFIX = "SHOAL_AGENT_"
-KEYS = ("device_id", "state_dir", "broker", "listen", "unix_socket", "tags", "runtimes", "log_level", "ca_file")
+KEYS = (
+    "device_id",
+    "state_dir",
+    "broker",
+    "listen",
+    "unix_socket",
+    "tags",
+    "runtimes",
+    "log_level",
+    "ca_file",
+    "cert_file",
+    "key_file",
+)
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
@@ -28,13 +41,16 @@ class Config:
     Attributes:
         device_id: this device's name in the fleet.
         state_dir: artifacts, journal, spool.
-        broker: `mqtt://[user:password@]host:port` or `mqtts://…`.
+        broker: `mqtt://[user:password@]host:port` or `mqtts://…`; what enrolling gave when absent.
         listen: `host:port` of the local inference API.
         unix_socket: path of its Unix socket; empty for none.
         tags: what this device says of itself, for profiles to match.
         runtimes: the only ones to use; empty for all that import.
         log_level: DEBUG, INFO, WARNING or ERROR.
-        ca_file: certificates that the broker's is checked against; empty for the system's.
+        ca_file: certificates that the broker's is checked against; empty for those that enrolling gave, or for the
+            system's.
+        cert_file: the device's certificate chain (PEM), where it was not got by enrolling.
+        key_file: its key (PEM).
     """
 
     device_id: str
@@ -46,6 +62,8 @@ class Config:
     runtimes: tuple[str, ...] = ()
     log_level: str = "INFO"
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -66,23 +84,36 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
     state_dir = Path(_text(values, "state_dir", "") or "/var/lib/shoal-agent")
+    identity = load_identity(identity_folder(state_dir))
     try:
-        device_id = check_device_id(_text(values, "device_id", "") or kept_device_id(state_dir))
+        given = _text(values, "device_id", "")
+        device_id = check_device_id(given or (identity.device_id if identity else kept_device_id(state_dir)))
     except ValueError as error:
         raise ConfigError(f"device_id: {error}") from None
     except OSError as error:
         detail = error.strerror or error
         raise ConfigError(f"state_dir: {state_dir} can't be written ({detail}): name a folder that can") from None
+    if identity is not None and identity.device_id != device_id:
+        raise ConfigError(
+            f"device_id: {device_id!r} is not the {identity.device_id!r} that is enrolled in {state_dir}: leave it "
+            "out, or name another state_dir"
+        )
+    cert_file, key_file = (_pem_file(key, _text(values, key, "")) for key in ("cert_file", "key_file"))
+    if bool(cert_file) != bool(key_file):
+        raise ConfigError("cert_file and key_file go together: give both, or enrol (shoal-agent enroll)")
+    default_broker = (identity.broker if identity else "") or Config.broker
     return Config(
         device_id=device_id,
         state_dir=state_dir,
-        broker=_url(_text(values, "broker", Config.broker)),
+        broker=_url(_text(values, "broker", default_broker)),
         listen=_address(_text(values, "listen", Config.listen)),
         unix_socket=_unix_socket(_text(values, "unix_socket", "")),
         tags=_tags(values.get("tags", {})),
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
-        ca_file=_ca_file(_text(values, "ca_file", "")),
+        ca_file=_pem_file("ca_file", _text(values, "ca_file", "")),
+        cert_file=cert_file,
+        key_file=key_file,
     )
 
 
@@ -167,9 +198,9 @@ def _unix_socket(value: str) -> str:
     return value
 
 
-def _ca_file(value: str) -> str:
+def _pem_file(key: str, value: str) -> str:
     if value and not os.access(value, os.R_OK):
-        raise ConfigError(f"ca_file: {value!r} can't be read: name a PEM file, or leave it empty for the system's")
+        raise ConfigError(f"{key}: {value!r} can't be read: name a PEM file, or leave it out")
     return value
 
 

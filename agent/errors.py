@@ -9,3 +9,11 @@ class AgentError(Exception):
 
 class ConfigError(AgentError):
     """A configuration key is missing, unknown or not usable; the message names it."""
+
+
+class IdentityError(AgentError):
+    """The device's key or certificate can't be used, or the server is not who it should be."""
+
+
+class EnrolmentError(AgentError):
+    """The device got no certificate; the message says why and what to do."""

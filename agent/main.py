@@ -13,12 +13,15 @@ from agent.config import load_config
 from agent.errors import AgentError
 from agent.protocol.secrets import log_to_stderr
 
+TOKEN_VARIABLE = "SHOAL_AGENT_TOKEN"  # noqa: S105 (a name, no secret)
+
 
 def main() -> None:
-    """Run the daemon, or print this machine's facts."""
+    """Run the daemon, enrol the device, or print this machine's facts."""
     options = _parser().parse_args()
     try:
-        sys.exit(_facts(options) if options.command == "facts" else _run(options))
+        commands = {"facts": _facts, "enroll": _enroll}
+        sys.exit(commands.get(options.command, _run)(options))
     except AgentError as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -46,7 +49,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: shoal-agent facts -o json",
     )
     facts.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how to print")
-    for one in (parser, run, facts):
+    enroll = commands.add_parser(
+        "enroll",
+        help="get this device's certificate from a fleet server",
+        description="Make this device's key and get its certificate from a fleet server. Without a token it waits "
+        "until somebody approves the device there.",
+        epilog="Example: shoal-agent enroll --server https://fleet.example:7470 --token shoal1.…",
+    )
+    enroll.add_argument("--server", required=True, metavar="URL", help="https://host:port of the fleet server")
+    enroll.add_argument("--token", default="", help="enrolment token; SHOAL_AGENT_TOKEN keeps it out of process lists")
+    enroll.add_argument("--ca-pin", default="", metavar="SHA256", help="the CA's pin, where no token carries it")
+    enroll.add_argument("--ca-file", default="", metavar="FILE", help="check the server against these certificates")
+    enroll.add_argument("--new-key", action="store_true", help="make another key, such as after a lockout")
+    enroll.add_argument("--wait", type=float, default=3600.0, metavar="S", help="how long to wait for approval")
+    for one in (parser, run, facts, enroll):
         one.add_argument(
             "--config",
             metavar="FILE",
@@ -66,6 +82,16 @@ def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     supervisor.run()
+    return 0
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    from agent.enrolment import Request, enroll
+
+    config = load_config(options.config, {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE})
+    token = options.token or os.environ.get(TOKEN_VARIABLE, "")
+    request = Request(options.server, token, options.ca_pin, options.ca_file, options.new_key, options.wait)
+    enroll(config, request, lambda text: print(text, flush=True))  # noqa: T201
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from paho.mqtt.properties import Properties
 from agent.config import Config
 from agent.protocol.codec import encode
 from agent.protocol.messages import Presence
-from agent.protocol.topics import DeviceTopic, broadcast_filter, device_topic, repair_filter
+from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, device_topic, repair_filter
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 7 * 86_400
@@ -34,7 +35,13 @@ class MqttMessage:
 
 @dataclass(frozen=True)
 class LinkUp:
-    """The broker has accepted the connection, and the device's topics are subscribed."""
+    """The broker has accepted the connection, and the device's topics are subscribed.
+
+    Attributes:
+        epoch: how often `reconnect` was called before.
+    """
+
+    epoch: int = 0
 
 
 class MqttLink:
@@ -44,31 +51,47 @@ class MqttLink:
         config: broker and device id.
         boot_id: said in presence.
         put: takes every event; called from the link's thread, must not block.
+        context: certificates for `mqtts://`.
     """
 
-    def __init__(self, config: Config, boot_id: str, put: Callable[[MqttMessage | LinkUp], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        boot_id: str,
+        put: Callable[[MqttMessage | LinkUp], None],
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self._device_id = config.device_id
         self._boot_id = boot_id
         self._put = put
         self._downloads: set[str] = set()
-        parts = urlsplit(config.broker)
+        self.epoch = 0
+        self._config = config
+        self._context = context
+        self._client = self._new_client()
+
+    def _new_client(self) -> paho.Client:
+        device_id = self._config.device_id
+        parts = urlsplit(self._config.broker)
         tls = parts.scheme == "mqtts"
         self._address = (parts.hostname or "", parts.port or (8883 if tls else 1883))
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"shoal-{config.device_id}", protocol=MQTTProtocolVersion.MQTTv5
-        )
+        # A broker that knows devices by their certificates takes the certificate's name as the client id.
+        client_id = device_id if tls else f"shoal-{device_id}"
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
         client.max_queued_messages_set(QUEUE_LIMIT)
         client.reconnect_delay_set(min_delay=1, max_delay=60)
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if tls:
-            client.tls_set(ca_certs=config.ca_file or None)
-        will = encode(Presence(online=False, boot_id=boot_id))
-        client.will_set(device_topic(config.device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
+            client.tls_set_context(self._context)
+        will = encode(Presence(online=False, boot_id=self._boot_id))
+        client.will_set(device_topic(device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
-        client.on_message = lambda _client, _data, message: put(MqttMessage(message.topic, bytes(message.payload)))
-        self._client = client
+        client.on_message = lambda _client, _data, message: self._put(
+            MqttMessage(message.topic, bytes(message.payload))
+        )
+        return client
 
     def start(self) -> None:
         """Connect in the background, and keep connecting."""
@@ -87,6 +110,14 @@ class MqttLink:
                 said.wait_for_publish(2)
         self._client.disconnect()
         self._client.loop_stop()
+
+    def reconnect(self) -> None:
+        """End the connection in order and make a new one, with what the context holds by now."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self.epoch += 1
+        self._client = self._new_client()  # the library does not close all of one that is started again
+        self.start()
 
     @property
     def connected(self) -> bool:
@@ -115,11 +146,11 @@ class MqttLink:
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
             return
-        own = [(device_topic(self._device_id, leaf), 1) for leaf in (DeviceTopic.DESIRED, DeviceTopic.TELEMETRY_ACK)]
+        own = [(device_topic(self._device_id, leaf), 1) for leaf in sorted(TO_DEVICE)]
         client.subscribe([*own, (repair_filter(self._device_id), 1)])
         for digest in list(self._downloads):
             client.subscribe(broadcast_filter(digest), qos=0)
-        self._put(LinkUp())
+        self._put(LinkUp(self.epoch))
 
 
 def _no_delay(_client: Any, _data: Any, sock: Any) -> None:

@@ -20,6 +20,7 @@ from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
 from agent.protocol.messages import (
+    Certificate,
     DeploymentReport,
     DesiredState,
     ModelWindow,
@@ -32,6 +33,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.topics import DeviceTopic, ParsedChunkTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
+from agent.renewal import Renewal, tls_context
 from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
@@ -76,7 +78,9 @@ class Supervisor:
         self._spool = Spool(config.state_dir / "spool.db")
         self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
         self._facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
-        self._link = MqttLink(config, self._boot_id, self._events.put)
+        context = tls_context(config)
+        self._link = MqttLink(config, self._boot_id, self._events.put, context)
+        self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
         self._downloads: dict[str, DownloadProgress] = {}
         self._trials = Trials(
@@ -146,6 +150,8 @@ class Supervisor:
                 for download in self._downloads.values():
                     download.say_now(time.monotonic())
                 self._trials.link_up()
+                if self._renewal is not None:
+                    self._renewal.link_up(event.epoch)
                 self._report(force=True)
             case WorkerDied() if event.generation == self._worker.generation:
                 self._worker_died()
@@ -166,6 +172,8 @@ class Supervisor:
                 self._desired(decode(message.payload, DesiredState))
             elif leaf is DeviceTopic.TELEMETRY_ACK:
                 self._spool.acknowledge(decode(message.payload, TelemetryAck))
+            elif leaf is DeviceTopic.CERTIFICATE and self._renewal is not None:
+                self._renewal.answered(decode(message.payload, Certificate))
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
 
@@ -404,6 +412,8 @@ class Supervisor:
             self._window_started = time.time()
             self._worker.send(Collect(self._request_id))
         self._trials.tick(now)
+        if self._renewal is not None:
+            self._renewal.tick(now, time.time())
         self._report(force=False)
 
     def _tick_download(self, download: DownloadProgress, now: float) -> None:

@@ -25,6 +25,8 @@ from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
 from fleet_server.devices import endpoints as devices
+from fleet_server.enrolment import endpoints as enrolment
+from fleet_server.enrolment.service import Authority
 from fleet_server.errors import UnavailableError
 from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
@@ -37,6 +39,7 @@ from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings, is_loopback
 from fleet_server.telemetry import endpoints as telemetry
+from fleet_server.trust.ca import FleetCa
 from fleet_server.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow 
 """
 TAGS = [
     {"name": "devices", "description": "Machines with an agent: what they are, and what runs on them."},
+    {"name": "enrolment", "description": "How devices get their certificates, and how they are locked out."},
     {"name": "profiles", "description": "Kinds of device: a match over facts, a runtime, precisions, budgets."},
     {"name": "models", "description": "Named models, their immutable versions, and uploads."},
     {"name": "variants", "description": "Versions converted for profiles, with measurements and the gate's verdict."},
@@ -91,10 +95,12 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authorize)],
         responses=problems(400, 401, 403, 422, 429, 500, 503),
     )
-    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, access):
+    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     app.include_router(api)
+    # What a device asks for before it is anybody: its enrolment token, or an operator's approval, is what counts.
+    app.include_router(enrolment.public, prefix="/api/v1", responses=problems(400, 401, 422, 500, 503))
     app.include_router(_health)
     add_pages(app)
     describe(app)
@@ -134,7 +140,10 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         if session.get(Fleet, DEFAULT_FLEET) is None:
             session.add(Fleet(id=DEFAULT_FLEET))
     artifacts = ArtifactStore.open(settings.artifacts_url, folder=settings.state_dir / "artifacts")
-    gateway = Gateway(settings, database, artifacts)
+    ca = FleetCa.open(settings.state_dir / "ca", DEFAULT_FLEET, certificate=settings.ca_cert, key=settings.ca_key)
+    authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
+    app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
+    gateway = Gateway(settings, database, artifacts, authority)
     parts = (
         gateway,
         ConversionScheduler(database, artifacts, settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,46 @@ class Settings(BaseSettings):
         None, description="mqtt://[user:password@]host:port of an external broker; embedded Mosquitto when absent."
     )
     broker_port: int = Field(DEFAULT_BROKER_PORT, ge=1, le=65535, description="Port of the embedded broker (loopback).")
+    broker_host: str = Field(
+        "127.0.0.1", description="Address the embedded broker listens on; beyond loopback SHOAL_BROKER_TLS is needed."
+    )
+    broker_tls: bool = Field(
+        False,
+        description=(
+            "Devices and server prove themselves to the broker by certificates of the fleet's CA. The embedded broker "
+            "is set up so; an external one (mqtts://) must be: shoal broker config."
+        ),
+    )
+    broker_public_url: str | None = Field(
+        None,
+        description=(
+            "mqtts://host:port that enrolled devices are told; the host they enrolled at, with the embedded broker's "
+            "port, when absent."
+        ),
+    )
+    tls: bool = Field(
+        False,
+        description="The REST API speaks HTTPS, by the fleet's CA or SHOAL_TLS_CERT; devices enrol over it.",
+    )
+    tls_cert: Path | None = Field(None, description="The REST API's own certificate chain (PEM), with SHOAL_TLS_KEY.")
+    tls_key: Path | None = Field(None, description="Its key (PEM).")
+    tls_names: str = Field(
+        "",
+        description=(
+            "Host names and addresses, by commas, that the server's certificates are made for, besides this machine's "
+            "name, localhost and the addresses it listens on."
+        ),
+    )
+    ca_cert: Path | None = Field(
+        None, description="A CA of your own (PEM: the issuing certificate, then those above), with SHOAL_CA_KEY."
+    )
+    ca_key: Path | None = Field(None, description="Its key (PEM, not encrypted). Without, a CA is made at first start.")
+    certificate_days: float = Field(
+        90.0, gt=0, le=3650, description="How long devices' certificates are valid, in days."
+    )
+    pending_enrolments: int = Field(
+        200, ge=0, le=100_000, description="Devices without a token that may wait for approval; 0 lets none."
+    )
     mosquitto: str = Field("mosquitto", description="The Mosquitto executable of the embedded broker.")
     artifacts_url: str | None = Field(
         None, description="Where artifacts are kept: file://, s3://, gs://, az://; a state sub-folder when absent."
@@ -163,7 +204,7 @@ class Settings(BaseSettings):
     def _in_capitals(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("broker_url")
+    @field_validator("broker_url", "broker_public_url")
     @classmethod
     def _is_mqtt(cls, value: str | None) -> str | None:
         try:
@@ -216,6 +257,38 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _files_come_in_pairs(self) -> Self:
+        for names in (("tls_cert", "tls_key"), ("ca_cert", "ca_key")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) == 1:
+                raise ValueError(f"{' and '.join(f'SHOAL_{name.upper()}' for name in names)} go together: give both")
+            for name in given:
+                if not getattr(self, name).is_file():
+                    raise ValueError(f"SHOAL_{name.upper()}: there is no file {getattr(self, name)}")
+        if self.tls_cert is not None and not self.tls:
+            raise ValueError("SHOAL_TLS_CERT serves HTTPS: set SHOAL_TLS=true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_beyond_loopback_need_certificates(self) -> Self:
+        if not is_loopback(self.broker_host) and not self.broker_tls:
+            raise ValueError(
+                f"broker_host {self.broker_host!r} is reachable from other machines: set SHOAL_BROKER_TLS=true, or "
+                "let the broker listen on 127.0.0.1"
+            )
+        if self.broker_tls and self.broker_url is not None and not self.broker_url.startswith("mqtts://"):
+            raise ValueError("SHOAL_BROKER_TLS needs a broker that speaks TLS: SHOAL_BROKER_URL=mqtts://host:port")
+        return self
+
+    @property
+    def server_names(self) -> list[str]:
+        """Host names and addresses that the server's certificates are for; the first is its main one."""
+        own = [one.strip() for one in self.tls_names.split(",") if one.strip()]
+        bound = [one for one in (self.host, self.broker_host) if one not in {"0.0.0.0", "::", ""}]  # noqa: S104
+        found = dict.fromkeys([*own, *bound, socket.gethostname(), "localhost", "127.0.0.1", "::1"])
+        return [one for one in found if one]
+
     @property
     def effective_onnx2tf_python(self) -> Path | None:
         """The interpreter with onnx2tf, when there is one."""
@@ -241,4 +314,9 @@ class Settings(BaseSettings):
     @property
     def effective_broker_url(self) -> str:
         """The MQTT URL in use."""
-        return self.broker_url or f"mqtt://127.0.0.1:{self.broker_port}"
+        if self.broker_url is not None:
+            return self.broker_url
+        if not self.broker_tls:
+            return f"mqtt://127.0.0.1:{self.broker_port}"
+        host = "127.0.0.1" if self.broker_host in {"0.0.0.0", "::"} else self.broker_host  # noqa: S104
+        return f"mqtts://{f'[{host}]' if ':' in host else host}:{self.broker_port}"

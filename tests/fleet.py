@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fleet_server.gateway.broker import find_mosquitto
 
 BIN = Path(sys.executable).parent
+AGENT = (str(BIN / "shoal-agent"),)
 ValueT = TypeVar("ValueT")
 
 
@@ -88,10 +90,12 @@ def write_data(path: Path, *, rows: int, seed: int, labelled: bool = True) -> No
 class LocalFleet:
     """Server (with its own broker, or an external one) and agents, each a process; state below `folder`."""
 
-    def __init__(self, folder: Path, *, external_broker: bool = False) -> None:
+    def __init__(self, folder: Path, *, external_broker: bool = False, tls: bool = False) -> None:
         self.folder = folder
         self.port, self.broker_port = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.tls = tls
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.ca_file = folder / "server" / "ca" / "ca.pem"
         self.external_broker = external_broker
         self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180)
         self.token = ""
@@ -119,11 +123,14 @@ class LocalFleet:
             "SHOAL_PORT": str(self.port),
             "SHOAL_TELEMETRY_INTERVAL_S": "1",
             "SHOAL_PROBATION_S": "1",
+            **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,
             **variables,
         }
         self._spawn("server", [str(BIN / "shoal-server")], environment)
-        wait_until("the server", lambda: self._alive("server") and httpx.get(f"{self.url}/readyz").status_code == 200)
+        wait_until("the server", lambda: self._alive("server") and self._ready())
+        if self.tls:
+            self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180, verify=self._verify())
         given = variables.get("SHOAL_ADMIN_TOKEN")
         self.token = given or (self.folder / "server" / "admin-token").read_text().strip()
         self.api.headers.update(self.authorization)
@@ -133,13 +140,38 @@ class LocalFleet:
         """The header of the server's admin."""
         return {"Authorization": f"Bearer {self.token}"}
 
+    def _verify(self) -> ssl.SSLContext | bool:
+        return ssl.create_default_context(cafile=str(self.ca_file)) if self.tls else True
+
+    def _ready(self) -> bool:
+        if self.tls and not self.ca_file.exists():
+            return False
+        return httpx.get(f"{self.url}/readyz", verify=self._verify()).status_code == 200
+
+    def enroll(self, name: str, *options: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `shoal-agent enroll` for a device; with a new token of its own unless one is given."""
+        if token is None:
+            token = self.post("/enrolment-tokens", {})["token"]
+        return subprocess.run(
+            [*AGENT, "enroll", "--server", self.url, "--token", token, *options],
+            env={**os.environ, **self.agent_variables(name)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def agent_variables(self, name: str) -> dict[str, str]:
+        return {"SHOAL_AGENT_DEVICE_ID": name, "SHOAL_AGENT_STATE_DIR": str(self.folder / name)}
+
     def start_agent(self, name: str, **tags: str) -> None:
         if name not in self._agent_configs:
             self.agent_ports[name] = free_port()
             config = self.folder / f"{name}.toml"
             config.write_text(
                 f"device_id = {json.dumps(name)}\nstate_dir = {json.dumps(str(self.folder / name))}\n"
-                f'broker = "mqtt://127.0.0.1:{self.broker_port}"\nlisten = "127.0.0.1:{self.agent_ports[name]}"\n'
+                + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{self.broker_port}"\n')
+                + f'listen = "127.0.0.1:{self.agent_ports[name]}"\n'
                 "[tags]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
             )
             self._agent_configs[name] = config

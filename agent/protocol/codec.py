@@ -17,9 +17,11 @@ from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import (
+    Certificate,
     DesiredState,
     Need,
     Presence,
+    Renew,
     Reported,
     TelemetryAck,
     TelemetryBatch,
@@ -28,12 +30,12 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DEVICE_ID, DIGEST
 from agent.protocol.version import ProtocolRange, check_peer
 
-Message = DesiredState | Reported | Presence | Need | TelemetryBatch | TelemetryAck
-MessageT = TypeVar("MessageT", DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck)
+Message = DesiredState | Reported | Presence | Need | TelemetryBatch | TelemetryAck | Renew | Certificate
+MessageT = TypeVar("MessageT", DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck, Renew, Certificate)
 
 _PACKED = (TelemetryBatch, TelemetryAck)
 _DECODERS: dict[type, Any] = {
-    **{kind: msgspec.json.Decoder(kind) for kind in (DesiredState, Reported, Presence, Need)},
+    **{kind: msgspec.json.Decoder(kind) for kind in (DesiredState, Reported, Presence, Need, Renew, Certificate)},
     **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
 }
 
@@ -78,14 +80,28 @@ def _check(message: Message) -> None:
             _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
             _bound(message.missing, LIMITS.missing_ranges, "missing")
             _require(0 < message.window <= 4096, "window must be between 1 and 4096")
-            for span in message.missing:
-                _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
+            spans = message.missing
+            _require(all(0 <= a.first <= a.last < 1 << 24 for a in spans), "missing holds an impossible range")
         case TelemetryBatch():
             _check_batch(message)
         case TelemetryAck():
             _require(all(0 <= one < LIMITS.total for one in message.sequences), "sequences holds an impossible number")
+        case Renew() | Certificate():
+            _check_renewal(message)
         case Presence():
             pass
+
+
+def _check_renewal(message: Renew | Certificate) -> None:
+    if isinstance(message, Renew):
+        _bound(message.csr, LIMITS.csr_chars, "csr")
+        _bound(message.signature, LIMITS.signature_bytes, "signature")
+        return
+    _require(DIGEST.match(message.key_sha256) is not None, "key_sha256 is not a SHA-256 digest")
+    _bound(message.certificate, LIMITS.certificate_chars, "certificate")
+    _bound(message.ca, LIMITS.certificate_chars, "ca")
+    moments = (message.not_before, message.not_after)
+    _require(all(0 <= one <= LIMITS.unix_seconds for one in moments), "not_before or not_after is out of bounds")
 
 
 def _check_desired(message: DesiredState) -> None:

@@ -25,6 +25,7 @@ class WireErrorCode(StrEnum):
     PROBATION_FAILED = "probation_failed"
     DOWNLOAD_STALLED = "download_stalled"
     MEASURING_FAILED = "measuring_failed"
+    RENEWAL_REFUSED = "renewal_refused"
     INTERNAL = "internal"
 
 

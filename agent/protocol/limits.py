@@ -28,11 +28,15 @@ class WireLimits:
     example_elements: int = 1 << 28
     facts_entries: int = 256
     name_chars: int = 128
+    csr_chars: int = 16 * KIB
+    certificate_chars: int = 64 * KIB
+    signature_bytes: int = 1024
     detail_chars: int = 2000
     counter: int = 1 << 30  # what counts one at a time: sequences, revisions, attempts
     total: int = 1 << 53  # what adds up: bytes, requests
     shortest_interval_s: float = 0.1
     seconds: float = 1e9  # over thirty years
+    unix_seconds: float = 253_402_300_799.0  # the last one of the year 9999, which certificates say for "never"
 
 
 LIMITS = WireLimits()

@@ -305,3 +305,37 @@ class TelemetryAck(msgspec.Struct, frozen=True):
 
     spool_id: str
     sequences: tuple[int, ...]
+
+
+class Renew(msgspec.Struct, frozen=True):
+    """A device asks for a certificate for its next key, before the present one expires.
+
+    Attributes:
+        protocol: the agent's versions.
+        csr: signing request (PKCS #10) of the next key, as PEM.
+        signature: over the bytes of `csr`, by the present key (ECDSA or RSA PKCS #1 v1.5 with SHA-256, or Ed25519).
+    """
+
+    protocol: ProtocolRange
+    csr: str
+    signature: bytes
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """The answer to `Renew`. Times are Unix seconds.
+
+    Attributes:
+        key_sha256: of the public key (SubjectPublicKeyInfo) that was asked for.
+        certificate: with its chain, as PEM; empty on failure.
+        ca: what the broker's certificate is checked against from then on, as PEM; empty on failure.
+        not_before: valid from.
+        not_after: valid until.
+        failure: why there is none; None otherwise.
+    """
+
+    key_sha256: str
+    certificate: str = ""
+    ca: str = ""
+    not_before: float = 0.0
+    not_after: float = 0.0
+    failure: Failure | None = None

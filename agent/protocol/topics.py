@@ -29,11 +29,14 @@ class DeviceTopic(StrEnum):
     TELEMETRY = "telemetry"
     TELEMETRY_ACK = "telemetry-ack"
     NEED = "need"
+    RENEW = "renew"
+    CERTIFICATE = "certificate"
 
 
 FROM_DEVICE = frozenset(
-    {DeviceTopic.REPORTED, DeviceTopic.PRESENCE, DeviceTopic.TELEMETRY, DeviceTopic.NEED},
+    {DeviceTopic.REPORTED, DeviceTopic.PRESENCE, DeviceTopic.TELEMETRY, DeviceTopic.NEED, DeviceTopic.RENEW},
 )
+TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE
 
 
 def check_device_id(device_id: str) -> str:

@@ -17,21 +17,23 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_models", "show_model", "list_versions", "show_version", "list_architectures"),
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
         *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
-        *("model_telemetry", "host_telemetry"),
+        *("model_telemetry", "host_telemetry", "list_enrolments", "show_identity"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "delete_profile"),
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
+        *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
+        *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
     ),
     Role.RELEASER: ("create_rollout", "pause_rollout", "resume_rollout", "abort_rollout"),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),
-        *("list_tokens", "create_token", "revoke_token", "create_fleet"),
+        *("list_tokens", "create_token", "revoke_token", "create_fleet", "create_server_certificate"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}
-SERVER_WIDE = frozenset({"create_fleet"})
+SERVER_WIDE = frozenset({"create_fleet", "create_server_certificate"})
 
 
 def check(principal: Principal, action: str) -> None:

@@ -6,11 +6,23 @@ from typing import Annotated
 
 import typer
 
+from fleet_server.cli import identities
 from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, show_object, show_rows
 from fleet_server.cli.profiles import pairs
 from fleet_server.sdk import segment
 
 device = typer.Typer(no_args_is_help=True, help="Devices: what they are, and what runs on them.")
+device.add_typer(identities.token, name="token")
+for name, command in (
+    ("pending", identities.pending),
+    ("approve", identities.approve),
+    ("reject", identities.reject),
+    ("register", identities.register),
+    ("identity", identities.identity),
+    ("revoke", identities.revoke),
+    ("ca", identities.authority),
+):
+    device.command(name)(command)
 
 
 @device.command("list")
@@ -48,6 +60,8 @@ def show_device(
     """Show one device: facts, tags, profile, and what truly answers requests."""
     with client(context) as api:
         found = api.get(f"/devices/{segment(device_id)}")
+        identity = api.get(f"/devices/{segment(device_id)}/identity")
+        found = {**found, "locked_out_at": identity["revoked_at"], "out_of_order": identity["conduct"]}
         if output is Output.TABLE:
             found = {**{k: v for k, v in found.items() if k != "facts"}, **found["facts"]}
         show_object(found, output)

@@ -55,9 +55,12 @@ def connection(
     in_fleet: Annotated[
         str | None, typer.Option("--fleet", envvar="SHOAL_FLEET", help="The fleet to act in, where you may in several.")
     ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CA_FILE", help="Certificates (PEM) that an https:// one is checked by.")
+    ] = None,
 ) -> None:
     """Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not authenticated or not allowed, 4 not found, 5 conflict."""
-    context.obj = {"url": url, "token": bearer, "fleet": in_fleet}
+    context.obj = {"url": url, "token": bearer, "fleet": in_fleet, "ca_file": ca_file}
 
 
 @app.command()

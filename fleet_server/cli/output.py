@@ -34,9 +34,9 @@ errors = Console(stderr=True, highlight=False)
 @contextmanager
 def client(context: typer.Context) -> Iterator[Client]:
     """The client for the URL and token the user gave; its errors become exit codes."""
-    url, fleet = context.obj["url"], context.obj["fleet"]
-    token = context.obj["token"] or credentials.load(url)
-    with exit_codes(), Client(url, token, fleet=fleet) as found:
+    url, given = context.obj["url"], context.obj
+    token = given["token"] or credentials.load(url)
+    with exit_codes(), Client(url, token, fleet=given["fleet"], ca_file=given["ca_file"]) as found:
         yield found
 
 

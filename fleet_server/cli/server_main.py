@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fleet_server.settings import Settings, is_loopback
+
 
 def main() -> None:
     """Run the server with the settings in `SHOAL_*` variables."""
@@ -34,8 +36,6 @@ def _width() -> int:
 
 def _settings_help() -> str:
     """Every variable with its meaning and default."""
-    from fleet_server.settings import Settings
-
     lines = ["settings, by environment variables:"]
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f" [default: {field.default}]"
@@ -64,7 +64,7 @@ def run(options: dict[str, Any]) -> int:
     from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
     from fleet_server.app import create_app, running
     from fleet_server.errors import FleetError
-    from fleet_server.settings import Settings
+    from fleet_server.trust.https import https_certificate
 
     try:
         settings = Settings(**options)
@@ -77,10 +77,13 @@ def run(options: dict[str, Any]) -> int:
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log = logging.getLogger("shoal")
-    log.info("REST API: http://%s:%d/api/v1, its pages: /docs", settings.host, settings.port)
+    scheme = "https" if settings.tls else "http"
+    log.info("REST API: %s://%s:%d/api/v1, its pages: /docs", scheme, settings.host, settings.port)
     log.info("devices connect to %s; state is in %s", settings.effective_broker_url, settings.state_dir)
     if settings.admin_token is None:
         log.info("the admin's token is in %s", settings.state_dir / ADMIN_TOKEN_FILE)
+    for warning in _insecure(settings):
+        log.warning("%s", warning)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -90,17 +93,33 @@ def run(options: dict[str, Any]) -> int:
         access_log=False,
         timeout_graceful_shutdown=10,
     )
-    server = uvicorn.Server(config)
     # uvicorn raises the signal that ended it once more when it is done; what runs beside it is to be stopped first.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
         with running(app):
+            if settings.tls:
+                config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
+            server = uvicorn.Server(config)
             server.run()
     except FleetError as error:
         log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)
         return 1
     return 0 if server.started else 1
+
+
+def _insecure(settings: Settings) -> list[str]:
+    """What is right for trying things out on one machine only."""
+    found = []
+    if not settings.broker_tls:
+        where = "SHOAL_BROKER_URL" if settings.broker_url else "the embedded broker"
+        found.append(
+            f"INSECURE: {where} is used without devices' certificates: whoever reaches it may pass for any device, and "
+            "for this server (SHOAL_BROKER_TLS)"
+        )
+    if not settings.tls and not is_loopback(settings.host):
+        found.append("INSECURE: the API is reachable from other machines without TLS: tokens can be read (SHOAL_TLS)")
+    return found
 
 
 if __name__ == "__main__":

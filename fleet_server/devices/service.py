@@ -17,7 +17,7 @@ from fleet_server.devices import repository
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
 from fleet_server.errors import ConflictError, NotFoundError
-from fleet_server.models import Device, Profile
+from fleet_server.models import Device, DeviceIdentity, Profile
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Who
 
@@ -38,10 +38,12 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     check_device_id(device_id)
     device = session.get(Device, device_id)
     if device is None:
-        device = Device(id=device_id, fleet_id=DEFAULT_FLEET, facts={}, tags={}, online=True, reported_sequence=0)
+        identity = session.get(DeviceIdentity, device_id)
+        fleet_id, tags = (identity.fleet_id, dict(identity.tags)) if identity else (DEFAULT_FLEET, {})
+        device = Device(id=device_id, fleet_id=fleet_id, facts={}, tags=tags, online=True, reported_sequence=0)
         session.add(device)
         audit.record(
-            session, fleet_id=DEFAULT_FLEET, actor=device_id, action="device.register", subject=f"device/{device_id}"
+            session, fleet_id=fleet_id, actor=device_id, action="device.register", subject=f"device/{device_id}"
         )
         session.flush()
     elif device.boot_id == reported.boot_id and reported.sequence <= device.reported_sequence:

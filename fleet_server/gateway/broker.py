@@ -1,4 +1,4 @@
-"""The embedded broker: Mosquitto as a child of the server, on loopback only, with a generated configuration.
+"""The embedded broker: Mosquitto as a child of the server, with a generated configuration (`broker_files`).
 
 It dies with the server, even with one that is killed: the kernel signals it when the thread that started it ends.
 """
@@ -19,26 +19,12 @@ import time
 from pathlib import Path
 
 from fleet_server.errors import UnavailableError
+from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.settings import Settings
 
 log = logging.getLogger(__name__)
 READY_S = 15.0
 PR_SET_PDEATHSIG = 1
-CONFIGURATION = """\
-# Written by Shoal at every start; changes are lost.
-listener {port} 127.0.0.1
-allow_anonymous true
-persistence true
-persistence_location {folder}/
-autosave_interval 5
-max_inflight_messages 200
-max_queued_messages 100000
-max_packet_size 2097152
-sys_interval 0
-log_dest stderr
-log_type error
-log_type warning
-"""
 
 
 def find_mosquitto(name: str) -> tuple[str, dict[str, str]]:
@@ -64,9 +50,11 @@ def find_mosquitto(name: str) -> tuple[str, dict[str, str]]:
 class EmbeddedBroker:
     """Starts Mosquitto, and starts it again when it dies."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, files: BrokerFiles) -> None:
         self._port = settings.broker_port
-        self._folder = (settings.state_dir / "broker").absolute()
+        self._host = "127.0.0.1" if settings.broker_host in {"0.0.0.0", "::"} else settings.broker_host  # noqa: S104
+        self._files = files
+        self._folder = files.folder
         self._executable, self._environment = find_mosquitto(settings.mosquitto)
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -80,13 +68,7 @@ class EmbeddedBroker:
         Raises:
             UnavailableError: when the port is taken, or it ends at once.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        configuration = CONFIGURATION.format(port=self._port, folder=self._folder)
-        (self._folder / "mosquitto.conf").write_text(configuration)
-        if os.geteuid() == 0:
-            # Started by root, Mosquitto becomes the user `mosquitto` where there is one; the state stays root's.
-            with (self._folder / "mosquitto.conf").open("a") as file:
-                file.write("user root\n")
+        self._files.write_configuration()
         self._await_free_port()
         self._keeper = threading.Thread(target=self._keep, name="broker-keeper", daemon=True)
         self._keeper.start()
@@ -108,6 +90,12 @@ class EmbeddedBroker:
         if self._keeper is not None:
             self._keeper.join(10)
 
+    def reload(self) -> None:
+        """Let it read its certificates, revocations and access list again; connections stay."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+
     @property
     def pid(self) -> int | None:
         """Of the running broker."""
@@ -116,7 +104,7 @@ class EmbeddedBroker:
     def _await_free_port(self) -> None:
         """A broker of a killed server may need a moment to die."""
         deadline = time.monotonic() + 5
-        while _answers(self._port):
+        while _answers(self._host, self._port):
             if time.monotonic() > deadline:
                 raise UnavailableError(
                     "broker_port_taken",
@@ -159,7 +147,7 @@ class EmbeddedBroker:
         assert self._process is not None
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            if _answers(self._port):
+            if _answers(self._host, self._port):
                 self._ready.set()
                 return
             time.sleep(0.02)
@@ -176,7 +164,7 @@ def _die_with_parent() -> None:
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False

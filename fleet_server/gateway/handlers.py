@@ -6,16 +6,32 @@ import logging
 import time
 from collections.abc import Callable
 
+from sqlalchemy.orm import Session
+
 from agent.protocol.codec import decode, encode
-from agent.protocol.errors import WireError
-from agent.protocol.messages import Need, Presence, Reported, TelemetryAck, TelemetryBatch
+from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.limits import LIMITS
+from agent.protocol.messages import (
+    Certificate,
+    Failure,
+    Need,
+    Presence,
+    Renew,
+    Reported,
+    TelemetryAck,
+    TelemetryBatch,
+)
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
+from fleet_server.enrolment import service as enrolment
+from fleet_server.enrolment.service import Authority
+from fleet_server.errors import FleetError
 from fleet_server.gates import service as gates
-from fleet_server.gateway.mqtt import Message
-from fleet_server.models import Device
+from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.inbox import Message, sender_of
+from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.rollouts import service as rollouts
 from fleet_server.settings import Settings
@@ -23,6 +39,7 @@ from fleet_server.telemetry import service as telemetry
 
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
+NO_KEY = "0" * 64
 
 
 class Handlers:
@@ -32,10 +49,21 @@ class Handlers:
         database: where everything goes.
         settings: what devices are told.
         on_need: takes a device's need, when the device is entitled to the artifact.
+        authority: renews certificates.
+        conduct: notes devices that send what can't be read.
     """
 
-    def __init__(self, database: Database, settings: Settings, on_need: Callable[[str, Need, int], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        on_need: Callable[[str, Need, int], None],
+        authority: Authority,
+        conduct: Conduct,
+    ) -> None:
         self._database = database
+        self._authority = authority
+        self._conduct = conduct
         self._settings = settings
         self._on_need = on_need
         self._complained: dict[str, float] = {}
@@ -46,9 +74,13 @@ class Handlers:
             topic = parse_device_topic(message.topic)
             self._dispatch(topic, message.payload)
         except WireError as error:
+            self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
             self._complain(message.topic, error)
 
     def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
+        with self._database.read() as session:
+            if enrolment.is_locked_out(session, topic.device_id):
+                return
         match topic.leaf:
             case DeviceTopic.REPORTED:
                 self._reported(topic.device_id, decode(payload, Reported))
@@ -59,6 +91,8 @@ class Handlers:
                 self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
             case DeviceTopic.NEED:
                 self._need(topic.device_id, decode(payload, Need))
+            case DeviceTopic.RENEW:
+                self._renew(topic.device_id, decode(payload, Renew))
             case _:
                 pass
 
@@ -108,6 +142,38 @@ class Handlers:
                 return
         log.info(
             "device %s asked for chunks of %s, which it is neither to run nor to measure", device_id, need.digest[:12]
+        )
+
+    def _renew(self, device_id: str, asked: Renew) -> None:
+        """Its next certificate, or why it gets none."""
+        with self._database.write() as session:
+            identity = session.get(DeviceIdentity, device_id)
+            if identity is None:
+                log.warning("device %s asks for a new certificate, but never enrolled", device_id)
+                return
+            answer = self._renewed(session, device_id, asked)
+            outbox.enqueue(
+                session,
+                fleet_id=identity.fleet_id,
+                topic=device_topic(device_id, DeviceTopic.CERTIFICATE),
+                payload=encode(answer),
+                retain=False,
+            )
+
+    def _renewed(self, session: Session, device_id: str, asked: Renew) -> Certificate:
+        try:
+            row = enrolment.renew(session, self._authority, device_id, asked.csr, asked.signature)
+        except FleetError as error:
+            log.warning("device %s gets no new certificate: %s", device_id, error.detail)
+            return Certificate(
+                key_sha256=NO_KEY, failure=Failure(WireErrorCode.RENEWAL_REFUSED, error.detail[: LIMITS.detail_chars])
+            )
+        return Certificate(
+            key_sha256=row.key_sha256,
+            certificate=row.pem,
+            ca=self._authority.ca.bundle,
+            not_before=row.not_before.timestamp(),
+            not_after=row.not_after.timestamp(),
         )
 
     def _complain(self, topic: str, error: WireError) -> None:

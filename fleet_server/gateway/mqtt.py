@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -20,24 +20,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet_server.errors import InvalidError
+from fleet_server.gateway.inbox import Message
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 3600
-INBOX_LIMIT = 20_000
 IN_FLIGHT = 200
-
-
-@dataclass(frozen=True)
-class Message:
-    """What came in."""
-
-    topic: str
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Connected:
-    """The link is up (again), and subscribed."""
 
 
 class MqttLink:
@@ -47,23 +34,26 @@ class MqttLink:
         url: `mqtt://[user:password@]host:port` or `mqtts://…`.
         client_id: of the session.
         filters: subscribed at every connect, QoS 1.
-        inbox: where messages and `Connected` go.
+        put: takes what comes in; called from the link's thread, must not block.
+        context: certificates for `mqtts://`; the system's, and none of our own, when absent.
     """
 
     def __init__(
-        self, url: str, client_id: str, filters: Sequence[str], inbox: queue.Queue[Message | Connected | None]
+        self,
+        url: str,
+        client_id: str,
+        filters: Sequence[str],
+        put: Callable[[Message], None],
+        context: ssl.SSLContext | None = None,
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
-            raise InvalidError("bad_broker_url", f"broker_url: {url!r} is not mqtt://host:port or mqtts://host:port")
-        self._address = (parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883))
+        self._address = _address(url)
         self._filters = list(filters)
-        self._inbox = inbox
+        self._put = put
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._early: set[int] = set()
         self._lock = threading.Lock()
-        self.dropped = 0
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
         client.max_queued_messages_set(0)
         client.max_inflight_messages_set(IN_FLIGHT)
@@ -71,7 +61,7 @@ class MqttLink:
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if parts.scheme == "mqtts":
-            client.tls_set()
+            client.tls_set_context(context)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
         client.on_message = self._on_message
@@ -130,7 +120,6 @@ class MqttLink:
             log.warning("the broker refused the connection: %s", reason)
             return
         client.subscribe([(topic, 1) for topic in self._filters])
-        self._put(Connected())
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._put(Message(message.topic, bytes(message.payload)))
@@ -151,11 +140,37 @@ class MqttLink:
             except Exception:
                 log.exception("noting an acknowledged message failed")
 
-    def _put(self, item: Message | Connected) -> None:
-        try:
-            self._inbox.put_nowait(item)
-        except queue.Full:
-            self.dropped += 1  # devices say again what matters
+
+def end_session(url: str, client_id: str, context: ssl.SSLContext, timeout_s: float = 10.0) -> bool:
+    """End whatever connection and session a client id has, by taking it over and leaving; says whether it worked.
+
+    Args:
+        url: of the broker.
+        client_id: whose; the context's certificate must be its.
+        context: connects as that client.
+        timeout_s: how long the broker may take.
+    """
+    outcome: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+    client.tls_set_context(context)
+    client.on_connect = lambda _client, _data, _flags, reason, _properties: outcome.put(not reason.is_failure)
+    client.on_connect_fail = lambda _client, _data: outcome.put(item=False)
+    client.connect_async(*_address(url), keepalive=20, clean_start=True)
+    client.loop_start()
+    try:
+        return outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        return False
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+        raise InvalidError("bad_broker_url", "broker_url: it is not mqtt://host:port or mqtts://host:port")
+    return parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
 
 
 def _no_delay(_client: Any, _data: Any, sock: Any) -> None:

@@ -14,10 +14,15 @@ from agent.protocol.topics import FROM_DEVICE, broadcast_topic, every_shard_filt
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
+from fleet_server.enrolment.service import SERVER_NAME, Authority
 from fleet_server.errors import FleetError
 from fleet_server.gateway.broker import EmbeddedBroker
+from fleet_server.gateway.broker_files import BrokerFiles
+from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
-from fleet_server.gateway.mqtt import INBOX_LIMIT, Connected, Message, MqttLink
+from fleet_server.gateway.inbox import FairInbox
+from fleet_server.gateway.lockout import Lockout
+from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.gateway.streamer import Send, Streamer
 from fleet_server.settings import Settings
 
@@ -26,26 +31,31 @@ OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
 STREAM_POLL_S = 0.02
 STREAM_BUDGET = 64
-CLIENT_ID = "shoal-server"
+LOCKOUT_POLL_S = 1.0
+INBOX_WAIT_S = 0.5
 
 
 class Gateway:
     """Starts and stops the broker (when it is embedded), the link, and the threads that serve it."""
 
-    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore, authority: Authority) -> None:
         self._database = database
         self._artifacts = artifacts
-        self._broker = EmbeddedBroker(settings) if settings.broker_url is None else None
-        self._inbox: queue.Queue[Message | Connected | None] = queue.Queue(INBOX_LIMIT)
+        files = BrokerFiles(settings, authority.ca)
+        self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
+        self._lockout = Lockout(settings, database, files, self._broker)
+        self._conduct = Conduct(database)
+        self._inbox = FairInbox(self._conduct.flooded)
         self._link = MqttLink(
             settings.effective_broker_url,
-            CLIENT_ID,
+            SERVER_NAME,
             [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE)],
-            self._inbox,
+            self._inbox.put,
+            self._lockout.context,
         )
         self._streamer = Streamer()
         self._streamer_lock = threading.Lock()
-        self._handlers = Handlers(database, settings, self._hear)
+        self._handlers = Handlers(database, settings, self._hear, authority, self._conduct)
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -55,12 +65,18 @@ class Gateway:
         """Whether the broker has accepted the connection."""
         return self._link.connected
 
+    @property
+    def broker_pid(self) -> int | None:
+        """Of the embedded broker."""
+        return self._broker.pid if self._broker is not None else None
+
     def start(self) -> None:
         """Start everything; the broker first.
 
         Raises:
             UnavailableError: when the embedded broker can't start.
         """
+        self._lockout.prepare()
         if self._broker is not None:
             self._broker.start()
         self._link.start()
@@ -68,6 +84,7 @@ class Gateway:
             ("gateway-handler", self._handle_one),
             ("gateway-outbox", self._publish_pending),
             ("gateway-streamer", self._stream),
+            ("gateway-lockout", self._keep_out),
         ):
             thread = threading.Thread(target=self._forever, args=(name, step), name=name, daemon=True)
             thread.start()
@@ -76,7 +93,6 @@ class Gateway:
     def stop(self) -> None:
         """Stop everything; the broker last."""
         self._stopping.set()
-        self._inbox.put(None)
         for thread in self._threads:
             thread.join(10)
         self._link.stop()
@@ -92,9 +108,14 @@ class Gateway:
                 self._stopping.wait(1.0)
 
     def _handle_one(self) -> None:
-        item = self._inbox.get()
-        if isinstance(item, Message):
-            self._handlers.handle(item)
+        message = self._inbox.get(INBOX_WAIT_S)
+        if message is not None:
+            self._handlers.handle(message)
+
+    def _keep_out(self) -> None:
+        self._conduct.write()
+        self._lockout.step()
+        self._stopping.wait(LOCKOUT_POLL_S)
 
     def _publish_pending(self) -> None:
         """Send what the outbox holds, oldest first; rows go when the broker has acknowledged them."""

@@ -4,6 +4,13 @@ from fleet_server.models.access import AccessToken, AuditEvent, Fleet, Grant, Us
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.devices import Device, Profile
+from fleet_server.models.enrolment import (
+    DeviceCertificate,
+    DeviceConduct,
+    DeviceIdentity,
+    Enrolment,
+    EnrolmentToken,
+)
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
@@ -17,6 +24,11 @@ __all__ = [
     "ConversionJob",
     "Deployment",
     "Device",
+    "DeviceCertificate",
+    "DeviceConduct",
+    "DeviceIdentity",
+    "Enrolment",
+    "EnrolmentToken",
     "Fleet",
     "GateRun",
     "GateTrial",

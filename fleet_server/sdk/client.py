@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,13 +39,20 @@ class Client:
         token: bearer token.
         fleet: in which fleet to act, where the token may act in several.
         timeout_s: of one request; uploads and new versions may take longer.
+        ca_file: certificates (PEM) that an `https://` server is checked by; the system's when absent.
 
     Raises:
         ApiError: for a URL or a token that can be none.
     """
 
     def __init__(
-        self, url: str, token: str | None = None, timeout_s: float = 30.0, *, fleet: str | None = None
+        self,
+        url: str,
+        token: str | None = None,
+        timeout_s: float = 30.0,
+        *,
+        fleet: str | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         if token and not (token.isascii() and token.isprintable()):
             detail = "the token holds characters that no token has: see SHOAL_TOKEN"
@@ -63,7 +71,12 @@ class Client:
         if not usable:
             detail = f"{url!r} is not an address such as http://127.0.0.1:7470: see SHOAL_URL"
             raise UnreachableError(0, {"code": "bad_url", "detail": detail})
-        self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s)
+        try:
+            verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+        except OSError as error:
+            detail = f"{ca_file} can't be used as certificates in PEM ({error}): see SHOAL_CA_FILE"
+            raise UnreachableError(0, {"code": "bad_ca_file", "detail": detail}) from None
+        self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s, verify=verify)
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +155,8 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            detail = f"no fleet server answers at {self._url} ({error}): start it, or set SHOAL_URL"
+            remedy = "set SHOAL_CA_FILE" if "CERTIFICATE_VERIFY_FAILED" in str(error) else "start it, or set SHOAL_URL"
+            detail = f"no fleet server answers at {self._url} ({error}): {remedy}"
             raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
         if answer.is_success:
             return answer.json() if answer.content else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,12 +25,15 @@ from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
+from fleet_server.enrolment.service import Authority
+from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
-from fleet_server.gateway.mqtt import Message
+from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from fleet_server.trust.ca import FleetCa
 
 FACTS = DeviceFacts(
     agent_version="1",
@@ -48,8 +52,9 @@ BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
 
 
 @pytest.fixture
-def handlers(database: Database) -> Handlers:
-    return Handlers(database, Settings(), lambda *_: None)
+def handlers(database: Database, tmp_path: Path) -> Handlers:
+    authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
+    return Handlers(database, Settings(), lambda *_: None, authority, Conduct(database))
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:

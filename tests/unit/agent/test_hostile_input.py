@@ -18,11 +18,13 @@ from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
+    Certificate,
     ChunkRange,
     DesiredState,
     ModelWindow,
     Need,
     Presence,
+    Renew,
     Reported,
     TelemetryAck,
     TelemetryBatch,
@@ -35,7 +37,16 @@ from tests.unit.agent.test_journal_and_spool import batch
 from tests.unit.agent.test_serving_models import manifest
 from tests.unit.agent.test_updater import desired
 
-KINDS: tuple[Any, ...] = (DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck)
+KINDS: tuple[Any, ...] = (
+    DesiredState,
+    Reported,
+    Presence,
+    Need,
+    TelemetryBatch,
+    TelemetryAck,
+    Renew,
+    Certificate,
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
@@ -66,7 +77,7 @@ def test_messages_with_a_field_changed(data: st.DataObject) -> None:
         assert len(decode(msgspec.json.encode(original), DesiredState).deployments) <= LIMITS.deployments
 
 
-@pytest.mark.parametrize("kind", [DesiredState, Reported, Presence, Need])
+@pytest.mark.parametrize("kind", [DesiredState, Reported, Presence, Need, Renew, Certificate])
 def test_depth_and_size_are_bounded(kind: Any) -> None:
     with pytest.raises(WireError):
         decode(b"[" * 200_000, kind)
@@ -133,6 +144,29 @@ def test_a_desired_state_names_an_id_and_a_model_once() -> None:
 def test_an_acknowledgement_of_numbers_no_database_holds_is_refused() -> None:
     with pytest.raises(WireError, match="sequences"):
         decode(encode(TelemetryAck("s", (2**64 - 1,))), TelemetryAck)
+
+
+RENEW = b'{"protocol":{"current":1,"oldest":1},"csr":"c","signature":"AQI="}'
+CERTIFICATE = (
+    b'{"key_sha256":"' + b"a" * 64 + b'","certificate":"c","ca":"r","not_before":1.0,"not_after":2.0,"failure":null}'
+)
+
+
+def test_a_renewal_as_it_is_on_the_wire_and_its_bounds() -> None:
+    asked, given_ = decode(RENEW, Renew), decode(CERTIFICATE, Certificate)
+    assert (asked.csr, asked.signature) == ("c", b"\1\2")
+    assert (encode(asked), encode(given_)) == (RENEW, CERTIFICATE)
+    for message, change, said in (
+        (asked, {"csr": "c" * (LIMITS.csr_chars + 1)}, "csr"),
+        (asked, {"signature": bytes(LIMITS.signature_bytes + 1)}, "signature"),
+        (given_, {"key_sha256": "A" * 64}, "key_sha256"),
+        (given_, {"certificate": "c" * (LIMITS.certificate_chars + 1)}, "certificate"),
+        (given_, {"ca": "c" * (LIMITS.certificate_chars + 1)}, "ca"),
+        (given_, {"not_after": -1.0}, "not_after"),
+        (given_, {"not_before": 1e300}, "not_before"),
+    ):
+        with pytest.raises(WireError, match=said):
+            decode(encode(msgspec.structs.replace(message, **change)), type(message))
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,123 @@
+"""The device's identity on its disk: key, certificate, and where to connect. Each is one file, swapped as a whole.
+
+`identity.json` is what holds; `enrolment.json` and `next.json` are those that are being got or tried. `*.pem` beside
+them are copies, because OpenSSL reads files. Keys lie here (0600), or in a PKCS #11 token that the file names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.errors import IdentityError
+
+log = logging.getLogger(__name__)
+CURRENT = "identity.json"
+NEXT = "next.json"
+ENROLLING = "enrolment.json"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who the device is. Times are Unix seconds.
+
+    Attributes:
+        device_id: its name, as the certificate has it.
+        key: the private key as PEM (PKCS #8), or the `pkcs11:` URI (RFC 7512) of one in a token.
+        key_sha256: of its public key: the fingerprint that is compared by people.
+        certificate: with its chain, as PEM; empty while there is none.
+        ca: what the broker is checked against, as PEM.
+        broker: where to connect.
+        fleet: whose device it is.
+        not_before: the certificate is valid from.
+        not_after: the certificate is valid until.
+        server: where it enrolled.
+        trust_root: the TUF root that came with it, if any.
+    """
+
+    device_id: str
+    key: str
+    key_sha256: str
+    certificate: str = ""
+    ca: str = ""
+    broker: str = ""
+    fleet: str = ""
+    not_before: float = 0.0
+    not_after: float = 0.0
+    server: str = ""
+    trust_root: dict[str, Any] | None = None
+
+
+def identity_folder(state_dir: Path) -> Path:
+    """Where a device keeps its identity."""
+    return state_dir / "identity"
+
+
+def load_identity(folder: Path, name: str = CURRENT) -> Identity | None:
+    """The identity in a file; None when there is none.
+
+    Raises:
+        IdentityError: when it can't be read.
+    """
+    path = folder / name
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Identity)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise IdentityError(
+            f"{path} can't be read ({error.strerror}): run the agent as the user that enrolled"
+        ) from None
+    except msgspec.MsgspecError as error:
+        raise IdentityError(f"{path} is damaged ({error}): remove it and enrol again (shoal-agent enroll)") from None
+
+
+def save_identity(folder: Path, identity: Identity, name: str = CURRENT) -> None:
+    """Keep an identity: after a power cut the file is the old or the new one.
+
+    Raises:
+        IdentityError: when the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(folder / name, msgspec.json.format(msgspec.json.encode(identity)))
+    except OSError as error:
+        raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
+
+
+def drop_identity(folder: Path, name: str) -> None:
+    """Remove one that is of no use."""
+    (folder / name).unlink(missing_ok=True)
+
+
+def load_into(context: ssl.SSLContext, folder: Path, identity: Identity, name: str = CURRENT) -> None:
+    """Let a TLS context connect with the identity's certificate and believe its CA.
+
+    Raises:
+        IdentityError: when key and certificate do not fit, or the key is not where OpenSSL finds it.
+    """
+    chain = (folder / name).with_suffix(".pem")
+    key = identity.key if not identity.key.startswith("pkcs11:") else ""
+    try:
+        _write(chain, (key + identity.certificate).encode())
+        context.load_verify_locations(cadata=identity.ca)
+        context.load_cert_chain(chain)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise IdentityError(f"{chain} can't be used ({error}): enrol again (shoal-agent enroll)") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    os.fsync(parent)
+    os.close(parent)

@@ -1,0 +1,1 @@
+"""How a device gets its identity and loses it: tokens, registration, approval, certificates, lockout."""

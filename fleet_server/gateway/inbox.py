@@ -1,0 +1,117 @@
+"""What came in and waits to be handled: a queue a device, served in turns, each device within its share.
+
+A device that floods loses its own messages (devices say again what matters) and delays nobody else's. MQTT has handed a
+message over when it comes here, so nothing below slows a flooding device down; the broker bounds what it may send.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleet_server.rates import KeyedBuckets
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one device may send: sustained and at once. An honest device stays far below.
+
+    Attributes:
+        messages_s: messages a second.
+        messages: messages at once.
+        bytes_s: bytes a second.
+        bytes: bytes at once.
+        waiting: messages that may wait for the server.
+    """
+
+    messages_s: float = 100.0
+    messages: float = 1000.0
+    bytes_s: float = 4e6
+    bytes: float = 32e6
+    waiting: int = 500
+
+
+@dataclass(frozen=True)
+class Message:
+    """What came in."""
+
+    topic: str
+    payload: bytes
+
+
+class FairInbox:
+    """Filled by the link's thread, emptied by the handler's.
+
+    Args:
+        flooded: told the device whose message was dropped; called from the link's thread, must only note it.
+        share: of one device.
+        limit: messages of all devices that may wait.
+        limit_bytes: bytes of all devices that may wait.
+    """
+
+    def __init__(
+        self,
+        flooded: Callable[[str], None],
+        share: Share | None = None,
+        *,
+        limit: int = 20_000,
+        limit_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self._flooded = flooded
+        self._share = share or Share()
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._messages = KeyedBuckets(self._share.messages_s, self._share.messages)
+        self._bytes = KeyedBuckets(self._share.bytes_s, self._share.bytes)
+        self._queues: dict[str, deque[Message]] = {}
+        self._turns: deque[str] = deque()
+        self._count = self._size = 0
+        self._changed = threading.Condition()
+
+    def put(self, message: Message) -> None:
+        """Keep a message, or drop it when its device is beyond its share or the inbox is full."""
+        sender = sender_of(message.topic)
+        now = time.monotonic()
+        with self._changed:
+            if not self._fits(sender, len(message.payload), now):
+                self._flooded(sender)
+                return
+            waiting = self._queues.get(sender)
+            if waiting is None:
+                waiting = self._queues[sender] = deque()
+                self._turns.append(sender)
+            waiting.append(message)
+            self._count += 1
+            self._size += len(message.payload)
+            self._changed.notify()
+
+    def get(self, timeout_s: float) -> Message | None:
+        """The next message of the device whose turn it is; None when nothing came for that long."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
+                return None
+            sender = self._turns.popleft()
+            waiting = self._queues[sender]
+            message = waiting.popleft()
+            if waiting:
+                self._turns.append(sender)
+            else:
+                del self._queues[sender]
+            self._count -= 1
+            self._size -= len(message.payload)
+            return message
+
+    def _fits(self, sender: str, size: int, now: float) -> bool:
+        messages, content = self._messages.of(sender, now), self._bytes.of(sender, now)
+        within = messages.take(1, now) and content.take(size, now)
+        room = self._count < self._limit and self._size + size <= self._limit_bytes
+        return within and room and len(self._queues.get(sender, ())) < self._share.waiting
+
+
+def sender_of(topic: str) -> str:
+    """The device a topic names; empty for what is no device's."""
+    parts = topic.split("/", 5)
+    return parts[4] if len(parts) == 6 and parts[3] == "d" else ""

@@ -1,0 +1,53 @@
+"""Token buckets: how fast somebody may do something. Pure; a clock is passed in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+
+class TokenBucket:
+    """Holds up to `burst` units and gains `rate` units a second; each act takes some."""
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._level = burst
+        self._at = now
+
+    def has(self, amount: float, now: float) -> bool:
+        """Whether that much is there."""
+        self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
+        self._at = now
+        return self._level >= amount
+
+    def take(self, amount: float, now: float) -> bool:
+        """Take that much when it is there; says whether it was."""
+        if not self.has(amount, now):
+            return False
+        self._level -= amount
+        return True
+
+    def give(self, amount: float) -> None:
+        """Give back what was taken."""
+        self._level = min(self._burst, self._level + amount)
+
+
+class KeyedBuckets:
+    """One bucket a key, for at most `keys` of them: those not used for longest are forgotten, and begin anew full."""
+
+    def __init__(self, rate: float, burst: float, keys: int = 10_000) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._keys = keys
+        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+
+    def of(self, key: Hashable, now: float) -> TokenBucket:
+        """The bucket of a key."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+            if len(self._buckets) > self._keys:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(key)
+        return bucket

@@ -1,0 +1,71 @@
+"""A device that floods crowds out nobody: shares, turns and bounds of the gateway's inbox."""
+
+from __future__ import annotations
+
+from agent.protocol.topics import DeviceTopic, device_topic
+from fleet_server.gateway.inbox import FairInbox, Message, Share, sender_of
+from fleet_server.rates import KeyedBuckets, TokenBucket
+
+
+def message(device: str, payload: bytes = b"x") -> Message:
+    return Message(device_topic(device, DeviceTopic.REPORTED), payload)
+
+
+def emptied(inbox: FairInbox) -> list[str]:
+    found = []
+    while (one := inbox.get(0)) is not None:
+        found.append(sender_of(one.topic))
+    return found
+
+
+def test_devices_are_served_in_turns() -> None:
+    inbox = FairInbox(lambda _: None)
+    for device in ("a", "a", "a", "a", "b", "c"):
+        inbox.put(message(device))
+    assert emptied(inbox) == ["a", "b", "c", "a", "a", "a"]
+
+
+def test_what_is_beyond_a_share_is_dropped_and_noted() -> None:
+    dropped: list[str] = []
+    inbox = FairInbox(dropped.append, Share(messages=10, messages_s=1, waiting=5))
+    for _ in range(100):
+        inbox.put(message("flood"))
+    inbox.put(message("honest"))
+    inbox.put(Message("not/a/device", b""))
+    assert dropped == ["flood"] * 95
+    assert emptied(inbox).count("flood") == 5
+    dropped.clear()
+    inbox.put(message("big", b"x" * 33_000_000))
+    assert dropped == ["big"]
+
+
+def test_all_devices_together_are_bounded() -> None:
+    dropped: list[str] = []
+    inbox = FairInbox(dropped.append, limit=50, limit_bytes=1000)
+    for number in range(60):
+        inbox.put(message(f"d{number}"))
+    assert len(dropped) == 10
+    assert len(emptied(inbox)) == 50
+    inbox.put(message("a", b"x" * 1001))
+    assert len(dropped) == 11
+
+
+def test_a_bucket_gains_what_time_gives_and_no_more() -> None:
+    bucket = TokenBucket(rate=2, burst=4, now=0)
+    assert [bucket.take(1, 0) for _ in range(5)] == [True] * 4 + [False]
+    assert bucket.take(2, 1)
+    assert not bucket.take(1, 1)
+    assert not bucket.take(5, 1000)
+    assert bucket.take(4, 1000)
+    bucket.give(100)
+    assert bucket.take(4, 1000)
+    assert not bucket.take(1, 999)
+
+
+def test_buckets_of_many_keys_are_bounded() -> None:
+    buckets = KeyedBuckets(1, 1, keys=2)
+    assert buckets.of("a", 0).take(1, 0)
+    assert not buckets.of("a", 0).take(1, 0)
+    for key in ("b", "c"):
+        buckets.of(key, 0)
+    assert buckets.of("a", 0).take(1, 0)
