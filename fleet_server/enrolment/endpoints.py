@@ -30,7 +30,7 @@ from fleet_server.enrolment.service import Authority
 from fleet_server.errors import NotFoundError, RateLimitedError, TooLargeError
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, WriteSession, page
 from fleet_server.models import Enrolment
-from fleet_server.openapi import problems
+from fleet_server.openapi import PUBLIC, problems
 from fleet_server.rates import KeyedBuckets
 from fleet_server.schemas import Page
 from fleet_server.settings import Settings
@@ -43,7 +43,7 @@ REFUSED_RATE = 0.5
 BODY_BYTES = 64 * 1024
 router = APIRouter(tags=["enrolment"])
 EnrolmentId = Annotated[str, Path(description="The request's id.")]
-TokenId = Annotated[str, Path(description="The token's id.")]
+TokenId = Annotated[str, Path(alias="enrolment_token_id", description="The enrolment token's id.")]
 
 
 class EnrolmentGate:
@@ -101,7 +101,7 @@ AuthorityOf = Annotated[Authority, Depends(_authority)]
 Gate = Annotated[EnrolmentGate, Depends(_gate)]
 
 
-@public.get("/ca", summary="The fleet's CA")
+@public.get("/ca", summary="The fleet's CA", openapi_extra=PUBLIC)
 def show_authority(authority: AuthorityOf) -> AuthorityView:
     """What certificates of this server and of the broker are checked against; public."""
     return AuthorityView(certificate=authority.ca.bundle, pin=authority.ca.pin)
@@ -110,6 +110,7 @@ def show_authority(authority: AuthorityOf) -> AuthorityView:
 @public.get(
     "/crl",
     summary="Revoked certificates",
+    openapi_extra=PUBLIC,
     response_class=Response,
     responses={200: {"content": {PEM: {}}, "description": "A CRL (RFC 5280) as PEM"}},
 )
@@ -120,7 +121,9 @@ def show_revocations(session: ReadSession, authority: AuthorityOf) -> Response:
     return Response(crl, media_type=PEM)
 
 
-@public.post("/enrolments", summary="Ask for a device's certificate", responses=problems(403, 413, 429))
+@public.post(
+    "/enrolments", summary="Ask for a device's certificate", openapi_extra=PUBLIC, responses=problems(403, 413, 429)
+)
 def create_enrolment(
     request: Request,
     session: WriteSession,
@@ -136,7 +139,12 @@ def create_enrolment(
     return _view(session, row, authority, settings, request)
 
 
-@public.get("/enrolments/{enrolment_id}", summary="What became of a request to enrol", responses=problems(404))
+@public.get(
+    "/enrolments/{enrolment_id}",
+    summary="What became of a request to enrol",
+    openapi_extra=PUBLIC,
+    responses=problems(404),
+)
 def show_enrolment(
     request: Request, session: ReadSession, authority: AuthorityOf, settings: AppSettings, enrolment_id: EnrolmentId
 ) -> EnrolmentView:
@@ -194,7 +202,7 @@ def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Pagin
 
 
 @router.delete(
-    "/enrolment-tokens/{token_id}",
+    "/enrolment-tokens/{enrolment_token_id}",
     summary="End an enrolment token",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(404),

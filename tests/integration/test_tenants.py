@@ -18,7 +18,16 @@ from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord, discard_uploads
 from fleet_server.db import utc_now
 from fleet_server.devices import service as devices
-from fleet_server.models import Deployment, GateRun, GateTrial, Rollout, Variant, Version
+from fleet_server.models import (
+    Deployment,
+    DeviceIdentity,
+    Enrolment,
+    GateRun,
+    GateTrial,
+    Rollout,
+    Variant,
+    Version,
+)
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
@@ -88,6 +97,7 @@ def alpha(application: FastAPI) -> dict[str, str]:
     user = {"name": "alpha-user", "role": "viewer", "password": "correct horse battery"}
     created(api.post("/api/v1/users", json=user))
     token_id = created(api.post("/api/v1/tokens", json={"name": "alpha-token", "role": "viewer"}))["id"]
+    enrolment_token_id = created(api.post("/api/v1/enrolment-tokens", json={"tags": {"of": "alpha"}}))["id"]
     with application.state.database.write() as session:
         variant = session.get_one(Variant, variant_id)
         version_row = session.get_one(Version, variant.version_id)
@@ -104,7 +114,17 @@ def alpha(application: FastAPI) -> dict[str, str]:
             data={"digest": digest},
             deadline_at=utc_now(),
         )
-        session.add_all([rollout, run])
+        asked = Enrolment(
+            **of_fleet,
+            device_id="alpha-device",
+            key_sha256="a" * 64,
+            csr="",
+            state="pending",
+            reason="alpha",
+            address="",
+        )
+        identity = DeviceIdentity(**of_fleet, device_id="alpha-device", created_by="alpha-user")
+        session.add_all([rollout, run, asked, identity])
         session.flush()
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
@@ -117,6 +137,7 @@ def alpha(application: FastAPI) -> dict[str, str]:
             "device_id": "alpha-device", "name": "alpha-profile", "model": "alpha-model", "version": "1",
             "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
+            "enrolment_id": asked.id, "enrolment_token_id": enrolment_token_id,
         }  # fmt: skip
 
 
@@ -163,10 +184,16 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         ],
         "create_token": [({"name": "wide", "role": "admin", "server_wide": True}, 403)],
         "create_fleet": [({"id": "gamma"}, 403)],
+        "create_server_certificate": [({"csr": "", "names": ["broker"]}, 403)],
+        "register_device": [({"device_id": "alpha-device"}, 409)],
     }
 
 
-OWN = {"login", "logout", "show_me", "create_profile", "upload"}  # name nothing that is there already
+# Name nothing that is there already, or nothing that is secret.
+OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
+OWN |= {"show_authority", "show_revocations"}
+# Whoever knows a request's random id may ask what became of it: the device that made it is nobody yet.
+OWN |= {"show_enrolment"}
 
 
 @pytest.mark.parametrize("operation", sorted(set(OPERATIONS) - OWN))
