@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fleet_server.cli.broker import broker
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -29,6 +30,7 @@ app = typer.Typer(
 server = typer.Typer(no_args_is_help=True, help="The fleet server on this machine.")
 for name, group in (
     ("device", device),
+    ("broker", broker),
     ("profile", profile),
     ("model", model),
     ("variant", variant),

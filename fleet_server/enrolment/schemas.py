@@ -130,6 +130,16 @@ class ConductView(Response):
     last_detail: str
 
 
+class IdentitySummary(Response):
+    """A device that has an identity."""
+
+    device_id: str
+    fleet: str
+    created_at: dt.datetime
+    created_by: str
+    revoked_at: dt.datetime | None
+
+
 class IdentityView(Response):
     """A device's identity: who registered it, its certificates, and whether it is locked out."""
 
