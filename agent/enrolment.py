@@ -18,7 +18,16 @@ import msgspec
 
 from agent.config import Config
 from agent.errors import EnrolmentError, IdentityError
-from agent.identity import CURRENT, ENROLLING, Identity, drop_identity, identity_folder, load_identity, save_identity
+from agent.identity import (
+    CURRENT,
+    ENROLLING,
+    Identity,
+    drop_identity,
+    identity_folder,
+    load_identity,
+    save_certificates,
+    save_identity,
+)
 from agent.keys import fingerprint, new_key, pinned, signing_request
 
 log = logging.getLogger(__name__)
@@ -117,6 +126,8 @@ def enroll(config: Config, request: Request, say: Callable[[str], None]) -> Iden
         trust_root=answer.trust_root,
     )
     save_identity(folder, identity)
+    if config.key:
+        save_certificates(folder, identity)
     drop_identity(folder, ENROLLING)
     say(f"enrolled in fleet {answer.fleet}; the agent will connect to {answer.broker}")
     return identity
@@ -124,6 +135,8 @@ def enroll(config: Config, request: Request, say: Callable[[str], None]) -> Iden
 
 def _key(folder: Path, config: Config, *, new: bool) -> str:
     """The key of an earlier try, of the present identity, or a new one."""
+    if config.key:
+        return new_key(config.key)
     if not new:
         for name in (ENROLLING, CURRENT):
             kept = load_identity(folder, name)

@@ -177,6 +177,7 @@ class LocalFleet:
         process.wait()
 
     def stop(self) -> None:
+        self.api.close()  # a server that speaks TLS waits for its clients' goodbye
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -185,7 +186,6 @@ class LocalFleet:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self.api.close()
 
     def post(self, path: str, body: Any = None, *, status: int = 201) -> Any:
         answer = self.api.post(path, json=body)
