@@ -30,6 +30,7 @@ KEYS = (
     "ca_file",
     "cert_file",
     "key_file",
+    "key",
 )
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
@@ -51,6 +52,7 @@ class Config:
             system's.
         cert_file: the device's certificate chain (PEM), where it was not got by enrolling.
         key_file: its key (PEM).
+        key: `pkcs11:` URI (RFC 7512) of the key to enrol with; a file in state_dir when absent.
     """
 
     device_id: str
@@ -64,6 +66,7 @@ class Config:
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    key: str = ""
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -114,6 +117,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         ca_file=_pem_file("ca_file", _text(values, "ca_file", "")),
         cert_file=cert_file,
         key_file=key_file,
+        key=_token_key(_text(values, "key", "")),
     )
 
 
@@ -201,6 +205,12 @@ def _unix_socket(value: str) -> str:
 def _pem_file(key: str, value: str) -> str:
     if value and not os.access(value, os.R_OK):
         raise ConfigError(f"{key}: {value!r} can't be read: name a PEM file, or leave it out")
+    return value
+
+
+def _token_key(value: str) -> str:
+    if value and not value.startswith("pkcs11:"):
+        raise ConfigError("key: it is no pkcs11: URI, such as pkcs11:token=T;object=O?module-path=/usr/lib/….so")
     return value
 
 

@@ -18,7 +18,16 @@ import msgspec
 
 from agent.config import Config
 from agent.errors import EnrolmentError, IdentityError
-from agent.identity import CURRENT, ENROLLING, Identity, drop_identity, identity_folder, load_identity, save_identity
+from agent.identity import (
+    CURRENT,
+    ENROLLING,
+    Identity,
+    drop_identity,
+    identity_folder,
+    load_identity,
+    save_certificates,
+    save_identity,
+)
 from agent.keys import fingerprint, new_key, pinned, signing_request
 
 log = logging.getLogger(__name__)
@@ -26,6 +35,7 @@ TOKEN = re.compile(r"^shoal1\.([0-9a-f]{64})\.[A-Za-z0-9_-]{32}\Z")
 ANSWER_BYTES = 1 << 20
 TIMEOUT_S = 20.0
 POLL_LEAST_S = 1.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,8 @@ def enroll(config: Config, request: Request, say: Callable[[str], None]) -> Iden
         trust_root=answer.trust_root,
     )
     save_identity(folder, identity)
+    if config.key:
+        save_certificates(folder, identity)
     drop_identity(folder, ENROLLING)
     say(f"enrolled in fleet {answer.fleet}; the agent will connect to {answer.broker}")
     return identity
@@ -123,6 +135,8 @@ def enroll(config: Config, request: Request, say: Callable[[str], None]) -> Iden
 
 def _key(folder: Path, config: Config, *, new: bool) -> str:
     """The key of an earlier try, of the present identity, or a new one."""
+    if config.key:
+        return new_key(config.key)
     if not new:
         for name in (ENROLLING, CURRENT):
             kept = load_identity(folder, name)
@@ -143,15 +157,26 @@ def _pin(request: Request) -> str:
 
 
 class _Server:
-    """Verified HTTPS. With a pin, the CA is first fetched without trust, and believed only if it is the pinned one."""
+    """Verified HTTPS. With a pin, the CA is first fetched without trust, and believed only if it is the pinned one.
+
+    To this machine itself plain HTTP will do: nobody stands between.
+    """
 
     def __init__(self, request: Request, pin: str) -> None:
-        parts = urlsplit(request.server)
-        if parts.scheme != "https" or not parts.hostname:
+        try:
+            parts = urlsplit(request.server)
+            scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        except ValueError:
+            scheme, host, port = "", "", None
+        plain = host in LOOPBACK and scheme == "http"
+        if not host or not (plain or scheme == "https"):
             raise EnrolmentError(
-                f"--server: {request.server!r} is not https://host:port: a token is sent over TLS only"
+                f"--server: {request.server[:200]!r} is not https://host:port: tokens go over TLS only"
             )
-        self._host, self._port = parts.hostname, parts.port or 443
+        self._host, self._port = host, port or (80 if plain else 443)
+        self._context: ssl.SSLContext | None = None
+        if plain:
+            return
         if request.ca_file or not pin:
             try:
                 self._context = ssl.create_default_context(cafile=request.ca_file or None)
@@ -176,7 +201,11 @@ class _Server:
             ) from None
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=TIMEOUT_S)
+        connection = (
+            http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+            if self._context is None
+            else http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=TIMEOUT_S)
+        )
         try:
             content = json.dumps(body).encode() if body is not None else None
             connection.request(method, path, content, {"Content-Type": "application/json"})

@@ -6,6 +6,7 @@ them are copies, because OpenSSL reads files. Keys lie here (0600), or in a PKCS
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import ssl
@@ -89,6 +90,19 @@ def save_identity(folder: Path, identity: Identity, name: str = CURRENT) -> None
         raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
 
 
+def save_certificates(folder: Path, identity: Identity) -> None:
+    """Keep the certificates as PEM files too, for a TLS proxy that connects in the agent's place.
+
+    Raises:
+        IdentityError: when the folder can't be written.
+    """
+    try:
+        _write(folder / "certificate.pem", identity.certificate.encode())
+        _write(folder / "ca.pem", identity.ca.encode())
+    except OSError as error:
+        raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
+
+
 def drop_identity(folder: Path, name: str) -> None:
     """Remove one that is of no use."""
     (folder / name).unlink(missing_ok=True)
@@ -101,13 +115,35 @@ def load_into(context: ssl.SSLContext, folder: Path, identity: Identity, name: s
         IdentityError: when key and certificate do not fit, or the key is not where OpenSSL finds it.
     """
     chain = (folder / name).with_suffix(".pem")
-    key = identity.key if not identity.key.startswith("pkcs11:") else ""
+    in_token = identity.key.startswith("pkcs11:")
+    key = provider_pem(identity.key) if in_token else identity.key
     try:
         _write(chain, (key + identity.certificate).encode())
         context.load_verify_locations(cadata=identity.ca)
         context.load_cert_chain(chain)
     except (OSError, ValueError) as error:  # SSLError is an OSError
+        if in_token:
+            raise IdentityError(
+                f"OpenSSL here can't use the key in the token ({error}): install pkcs11-provider 1.0 or newer and name "
+                "it in OPENSSL_CONF, or connect through a TLS proxy on this machine (docs/operations.md)"
+            ) from None
         raise IdentityError(f"{chain} can't be used ({error}): enrol again (shoal-agent enroll)") from None
+
+
+def provider_pem(uri: str) -> str:
+    """How a PEM file names a key in a token to OpenSSL's pkcs11-provider: a DER sequence of a version and the URI."""
+    version, text = (b"\x0c" + _der_length(len(one)) + one for one in (b"PKCS#11 Provider URI v1.0", uri.encode()))
+    der = b"\x30" + _der_length(len(version) + len(text)) + version + text
+    label = "PKCS#11 PROVIDER URI"
+    body = base64.encodebytes(der).decode()
+    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n"
+
+
+def _der_length(length: int) -> bytes:
+    if length < 0x80:
+        return bytes([length])
+    content = length.to_bytes((length.bit_length() + 7) // 8)
+    return bytes([0x80 | len(content)]) + content
 
 
 def _write(path: Path, content: bytes) -> None:

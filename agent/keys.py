@@ -11,8 +11,20 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 
-def new_key() -> str:
-    """A new key (EC P-256, FIPS 186-5) as PEM."""
+TOKEN_KEY = "pkcs11:"  # noqa: S105 (how a URI begins)
+
+
+def new_key(token_uri: str = "") -> str:
+    """A new key (EC P-256, FIPS 186-5) as PEM; or the URI of one in a token, which is made when it is not there.
+
+    Raises:
+        IdentityError: when the token does not work.
+    """
+    if token_uri:
+        from agent.pkcs11_key import make_token_key
+
+        make_token_key(token_uri)
+        return token_uri
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -23,7 +35,7 @@ def new_key() -> str:
 
 
 def load_key(text: str) -> EllipticCurvePrivateKey:
-    """The key of a PEM text.
+    """The key of a PEM text, or of a `pkcs11:` URI.
 
     Raises:
         IdentityError: when it is none.
@@ -31,6 +43,10 @@ def load_key(text: str) -> EllipticCurvePrivateKey:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    if text.startswith(TOKEN_KEY):
+        from agent.pkcs11_key import TokenKey, parse_uri
+
+        return TokenKey(parse_uri(text))
     try:
         key = serialization.load_pem_private_key(text.encode(), password=None)
     except (ValueError, TypeError) as error:

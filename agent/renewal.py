@@ -30,7 +30,7 @@ from agent.protocol.topics import DeviceTopic
 from agent.protocol.version import SPOKEN
 
 log = logging.getLogger(__name__)
-DUE_SHARE = 2 / 3
+DUE_SHARE = 0.67
 JITTER_SHARE = 0.1  # of the lifetime, so that devices enrolled together do not all come at once
 ASK_AGAIN_S = 60.0
 ASK_SELDOM_S = 3600.0
@@ -140,10 +140,11 @@ class Renewal:
         log.info("the new certificate holds until %s", time.strftime("%F", time.gmtime(self._identity.not_after)))
 
     def _ask(self, identity: Identity, now: float) -> None:
-        from agent.keys import fingerprint, new_key, sign, signing_request
+        from agent.keys import TOKEN_KEY, fingerprint, new_key, sign, signing_request
 
         if self._next is None:
-            key = new_key()
+            # A key in a token stays the same one.
+            key = identity.key if identity.key.startswith(TOKEN_KEY) else new_key()
             self._next = Identity(identity.device_id, key, fingerprint(key))
             save_identity(self._folder, self._next, NEXT)
         csr = signing_request(self._next.key, identity.device_id)

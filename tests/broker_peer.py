@@ -79,14 +79,22 @@ class Peer:
     """A device's connection that nobody made behave."""
 
     def __init__(
-        self, server: SecureServer, folder: Path, identity: Identity | None, *, client_id: str = "", will: str = ""
+        self,
+        server: SecureServer,
+        folder: Path,
+        identity: Identity | None,
+        *,
+        client_id: str = "",
+        will: str = "",
+        port: int | None = None,
+        protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
     ) -> None:
         self.messages: queue.Queue[paho.MQTTMessage] = queue.Queue()
         self.connects: queue.Queue[Any] = queue.Queue()
         self.lost: queue.Queue[Any] = queue.Queue()
         self.granted: queue.Queue[list[Any]] = queue.Queue()
         self.acknowledged: queue.Queue[tuple[int, Any]] = queue.Queue()
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol)
         context = ssl.create_default_context(cadata=server.app.state.authority.ca.bundle)
         if identity is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,12 +108,13 @@ class Peer:
         client.on_message = lambda _c, _d, message: self.messages.put(message)
         client.on_subscribe = lambda _c, _d, _mid, reasons, _p: self.granted.put(reasons)
         client.on_publish = lambda _c, _d, mid, reason, _p: self.acknowledged.put((mid, reason))
-        self.client, self._port = client, server.port
+        self.client, self._port = client, port or server.port
+        self._clean: dict[str, Any] = {"clean_start": True} if protocol is MQTTProtocolVersion.MQTTv5 else {}
 
     def connect(self, seconds: float = 10) -> bool:
         """Whether the broker accepts it."""
         try:
-            self.client.connect("127.0.0.1", self._port, keepalive=20, clean_start=True)
+            self.client.connect("127.0.0.1", self._port, keepalive=20, **self._clean)
         except (OSError, ssl.SSLError):
             return False
         self.client.loop_start()

@@ -148,12 +148,14 @@ class LocalFleet:
             return False
         return httpx.get(f"{self.url}/readyz", verify=self._verify()).status_code == 200
 
-    def enroll(self, name: str, *options: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    def enroll(
+        self, name: str, *options: str, token: str | None = None, server: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run `shoal-agent enroll` for a device; with a new token of its own unless one is given."""
         if token is None:
             token = self.post("/enrolment-tokens", {})["token"]
         return subprocess.run(
-            [*AGENT, "enroll", "--server", self.url, "--token", token, *options],
+            [*AGENT, "enroll", "--server", server or self.url, "--token", token, *options],
             env={**os.environ, **self.agent_variables(name)},
             capture_output=True,
             text=True,
@@ -184,6 +186,7 @@ class LocalFleet:
         process.wait()
 
     def stop(self) -> None:
+        self.api.close()  # a server that speaks TLS waits for its clients' goodbye
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
@@ -192,7 +195,6 @@ class LocalFleet:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self.api.close()
 
     def post(self, path: str, body: Any = None, *, status: int = 201) -> Any:
         answer = self.api.post(path, json=body)

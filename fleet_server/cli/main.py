@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
+from fleet_server.cli.broker import broker
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -30,6 +31,7 @@ app = typer.Typer(
 server = typer.Typer(no_args_is_help=True, help="The fleet server on this machine.")
 for name, group in (
     ("device", device),
+    ("broker", broker),
     ("profile", profile),
     ("model", model),
     ("variant", variant),
@@ -116,11 +118,17 @@ def up(
     port: Annotated[
         int, typer.Option(help="Port of the REST API; the broker takes the next, agents those from +100.")
     ] = 7470,
+    insecure: Annotated[  # noqa: FBT002
+        bool, typer.Option("--insecure", help="A broker that takes everybody, instead of certificates.")
+    ] = False,
 ) -> None:
-    """Run a server, its broker and some agents on this machine until Ctrl-C."""
+    """Run a server, its broker and some agents on this machine until Ctrl-C.
+
+    The agents are enrolled: they and the broker prove themselves by certificates of a CA that is made in the folder.
+    """
     from fleet_server.cli.up import run_all
 
-    raise typer.Exit(run_all(agents=agents, state=state, port=port))
+    raise typer.Exit(run_all(agents=agents, state=state, port=port, insecure=insecure))
 
 
 def main() -> None:

@@ -13,14 +13,21 @@ from pathlib import Path
 
 from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
 from fleet_server.cli.output import errors
+from fleet_server.sdk import ApiError, Client, UnreachableError
 
 PR_SET_PDEATHSIG = 1
 STOP_S = 15.0
 _LIBC = ctypes.CDLL(None)
 
 
-def run_all(*, agents: int, state: Path, port: int) -> int:
+def run_all(*, agents: int, state: Path, port: int, insecure: bool = False) -> int:
     """Start everything, wait for Ctrl-C or the end of one, stop everything.
+
+    Args:
+        agents: how many.
+        state: folder for what they keep.
+        port: of the REST API; the others follow from it.
+        insecure: let the broker take everybody instead of enrolling the agents for certificates.
 
     Returns:
         0 after Ctrl-C, 1 when a process ended by itself.
@@ -31,24 +38,32 @@ def run_all(*, agents: int, state: Path, port: int) -> int:
         "SHOAL_STATE_DIR": str(state / "server"),
         "SHOAL_PORT": str(port),
         "SHOAL_BROKER_PORT": str(port + 1),
+        "SHOAL_BROKER_TLS": "false" if insecure else "true",
     }
-    token = state / "server" / ADMIN_TOKEN_FILE
+    admin = state / "server" / ADMIN_TOKEN_FILE
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: stopping.append(got))
     children = {"server": _start(state, "server", ["-m", "fleet_server.cli.server_main"], settings)}
-    errors.print(f"REST API [bold]http://127.0.0.1:{port}[/] (docs at /docs), broker mqtt://127.0.0.1:{port + 1}")
+    broker = f"{'mqtt' if insecure else 'mqtts'}://127.0.0.1:{port + 1}"
+    errors.print(f"REST API [bold]http://127.0.0.1:{port}[/] (docs at /docs), broker {broker}")
+    token = ""
+    if not insecure:
+        token = _enrolment_token(f"http://127.0.0.1:{port}", admin, children["server"], stopping, agents)
     for index in range(1, agents + 1):
         name, listen = f"agent-{index}", f"127.0.0.1:{port + 100 + index}"
         variables = {
             "SHOAL_AGENT_DEVICE_ID": name,
             "SHOAL_AGENT_STATE_DIR": str(state / name),
-            "SHOAL_AGENT_BROKER": f"mqtt://127.0.0.1:{port + 1}",
+            "SHOAL_AGENT_BROKER": broker,
             "SHOAL_AGENT_LISTEN": listen,
         }
+        if token and not (state / name / "identity" / "identity.json").exists():
+            options = ["-m", "agent.main", "enroll", "--server", f"http://127.0.0.1:{port}"]
+            _start(state, name, options, {**variables, "SHOAL_AGENT_TOKEN": token}).wait()
         children[name] = _start(state, name, ["-m", "agent.main", "run"], variables)
         errors.print(f"{name} serves at http://{listen}/v2")
-    given = "$SHOAL_ADMIN_TOKEN" if "SHOAL_ADMIN_TOKEN" in os.environ else f"$(cat {shlex.quote(str(token))})"
+    given = "$SHOAL_ADMIN_TOKEN" if "SHOAL_ADMIN_TOKEN" in os.environ else f"$(cat {shlex.quote(str(admin))})"
     errors.print(
         f"to use it: export SHOAL_URL=http://127.0.0.1:{port} SHOAL_TOKEN={given}", soft_wrap=True, markup=False
     )
@@ -69,6 +84,22 @@ def run_all(*, agents: int, state: Path, port: int) -> int:
             child.kill()
             child.wait()
     return 1 if failed else 0
+
+
+def _enrolment_token(url: str, admin: Path, server: subprocess.Popen[bytes], stopping: list[int], agents: int) -> str:
+    """Wait for the server, and get a token for the agents; empty when it ended, or was ended, before."""
+    while not stopping and server.poll() is None:
+        given = os.environ.get("SHOAL_ADMIN_TOKEN")
+        try:
+            with Client(url, given or admin.read_text().strip(), timeout_s=5) as api:
+                wanted = {"uses": max(agents, 1), "ttl_s": 600}
+                return str(api.post("/enrolment-tokens", wanted)["token"])
+        except (UnreachableError, FileNotFoundError):
+            time.sleep(0.2)
+        except ApiError as error:
+            errors.print(f"[red]error:[/] {error.detail}; the agents can't enrol")
+            return ""
+    return ""
 
 
 def _start(state: Path, name: str, arguments: list[str], variables: dict[str, str]) -> subprocess.Popen[bytes]:

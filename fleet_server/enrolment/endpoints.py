@@ -18,6 +18,7 @@ from fleet_server.enrolment.schemas import (
     EnrolmentState,
     EnrolmentSummary,
     EnrolmentView,
+    IdentitySummary,
     IdentityView,
     RegistrationCreate,
     ServerCertificateCreate,
@@ -219,6 +220,13 @@ def register_device(session: WriteSession, fleet_id: FleetId, actor: Actor, want
     """Before it first connects: by its id, and by its key where that is known."""
     service.register(session, fleet_id, wanted, actor=actor)
     return views.identity(session, fleet_id, wanted.device_id)
+
+
+@router.get("/device-identities", summary="List devices that have an identity")
+def list_identities(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[IdentitySummary]:
+    """Registered, enrolled and locked out ones, by id."""
+    rows = repository.identities_page(session, fleet_id, paging)
+    return page(rows, paging, views.identity_summary, key=lambda row: row.device_id)
 
 
 @router.get("/devices/{device_id}/identity", summary="Show a device's identity", responses=problems(404))

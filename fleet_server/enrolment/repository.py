@@ -77,6 +77,14 @@ def pending_of(session: Session, device_id: str) -> Sequence[Enrolment]:
     ).all()
 
 
+def identities_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[DeviceIdentity]:
+    """Identities by id: one more than asked for, when there are more."""
+    query = select(DeviceIdentity).where(DeviceIdentity.fleet_id == fleet_id).order_by(DeviceIdentity.device_id)
+    if request.after is not None:
+        query = query.where(DeviceIdentity.device_id > request.after)
+    return session.scalars(query.limit(request.limit + 1)).all()
+
+
 def certificates(session: Session, device_id: str, limit: int = 10) -> Sequence[DeviceCertificate]:
     """A device's certificates, newest first."""
     query = select(DeviceCertificate).where(DeviceCertificate.device_id == device_id)

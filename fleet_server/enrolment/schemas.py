@@ -53,7 +53,7 @@ class EnrolmentView(Response):
     ca: str = Field(description="What the broker's and this server's certificates are checked against, as PEM.")
     broker: str = Field(description="Where to connect, such as mqtts://fleet.example:8883.")
     trust_root: dict[str, Any] | None = Field(None, description="The TUF root that artifacts are checked by, if any.")
-    retry_after_s: float = Field(5.0, description="Ask again after this time while it is pending.")
+    retry_after_s: float = Field(2.0, description="Ask again after this time while it is pending.")
 
 
 class EnrolmentSummary(Response):
@@ -128,6 +128,16 @@ class ConductView(Response):
     flooded: int = Field(description="Messages beyond its share, which were dropped.")
     last_at: dt.datetime
     last_detail: str
+
+
+class IdentitySummary(Response):
+    """A device that has an identity."""
+
+    device_id: str
+    fleet: str
+    created_at: dt.datetime
+    created_by: str
+    revoked_at: dt.datetime | None
 
 
 class IdentityView(Response):

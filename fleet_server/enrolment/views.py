@@ -10,6 +10,7 @@ from fleet_server.enrolment.schemas import (
     ConductView,
     EnrolmentState,
     EnrolmentView,
+    IdentitySummary,
     IdentityView,
 )
 from fleet_server.errors import NotFoundError
@@ -31,6 +32,17 @@ def enrolment(session: Session, row: Enrolment, ca: str, broker: str) -> Enrolme
         not_after=certificate.not_after if certificate else None,
         ca=ca,
         broker=broker,
+    )
+
+
+def identity_summary(row: DeviceIdentity) -> IdentitySummary:
+    """A row of the list."""
+    return IdentitySummary(
+        device_id=row.device_id,
+        fleet=row.fleet_id,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        revoked_at=row.revoked_at,
     )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
-from tests.fleet import LocalFleet, wait_until, write_classifier
+from fleet_server.cli.main import app
+from tests.fleet import AGENT, LocalFleet, wait_until, write_classifier
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,56 @@ def test_a_device_enrols_by_a_token_and_runs_what_is_desired(fleet: LocalFleet, 
     wait_until("the rollout", lambda: fleet.rollout_state(rollout) == "succeeded")
     scores = np.array(fleet.infer("cam-1", "tri", np.eye(8, dtype=np.float32)[:3])["outputs"][0]["data"])
     assert scores.reshape(3, 3).argmax(1).tolist() == [0, 1, 2]
+    broker = tmp_path / "broker"
+    written = shoal(fleet, "broker", "config", "--kind", "mosquitto", "--out", str(broker), "--name", "mqtt.example")
+    assert written.exit_code == 0, written.output
+    assert "BEGIN CERTIFICATE" in (broker / "server.pem").read_text()
     spent = fleet.enroll("cam-2", token=token)
     assert spent.returncode == 2
     assert "used up" in spent.stderr
+
+
+def shoal(fleet: LocalFleet, *arguments: str) -> Result:
+    """The command line in this process, which is quicker."""
+    environment = {"SHOAL_URL": fleet.url, "SHOAL_CA_FILE": str(fleet.ca_file), "COLUMNS": "80", "NO_COLOR": "1"}
+    return CliRunner().invoke(app, arguments, env=environment)
+
+
+def test_a_device_without_a_token_waits_until_its_key_is_approved(fleet: LocalFleet) -> None:
+    pin = json.loads(shoal(fleet, "device", "ca", "-o", "json").output)["pin"]
+    with subprocess.Popen(
+        [*AGENT, "enroll", "--server", fleet.url, "--ca-pin", pin, "--wait", "60"],
+        env={**os.environ, **fleet.agent_variables("hand-1")},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        (request,) = wait_until("the request", lambda: pending(fleet), 30)
+        assert waiting.stdout is not None
+        assert request["key_sha256"] in waiting.stdout.readline()
+        assert request["id"] in waiting.stdout.readline()
+        assert shoal(fleet, "device", "approve", request["id"]).exit_code == 0
+        assert waiting.wait(30) == 0
+    assert pending(fleet) == []
+    assert (fleet.folder / "hand-1" / "identity" / "identity.json").exists()
+    assert shoal(fleet, "device", "revoke", "hand-1").exit_code == 2, "nobody is asked without --yes"
+    assert shoal(fleet, "device", "revoke", "hand-1", "--yes").exit_code == 0
+    shown = json.loads(shoal(fleet, "device", "identity", "hand-1", "-o", "json").output)
+    assert all(one["revoked_at"] for one in shown["certificates"])
+
+
+def pending(fleet: LocalFleet) -> Any:
+    return json.loads(shoal(fleet, "device", "pending", "-o", "json").output)
+
+
+def test_a_server_that_is_not_the_pinned_one_gets_no_token(fleet: LocalFleet) -> None:
+    made = json.loads(shoal(fleet, "device", "token", "create", "--ttl", "5m", "-o", "json").output)
+    start, pin, secret = made["token"].split(".")
+    other = ("0" if pin[0] != "0" else "1") + pin[1:]
+    refused = fleet.enroll("pin-1", token=f"{start}.{other}.{secret}")
+    assert refused.returncode == 2
+    assert "not the one that the token" in refused.stderr
+    plain = fleet.enroll("pin-1", token=made["token"], server="http://fleet.example:1")
+    assert "over TLS only" in plain.stderr
+    assert [one["uses_left"] for one in fleet.get("/enrolment-tokens")["items"] if one["id"] == made["id"]] == [1]
+    unverified = fleet.enroll("pin-1", "--ca-file", str(Path(__file__)), token=made["token"])
+    assert "--ca-file" in unverified.stderr
