@@ -11,6 +11,7 @@ from fleet_server.access.authentication import LoginDesk
 from fleet_server.access.schemas import (
     AuditEventView,
     FleetCreate,
+    FleetUpdate,
     FleetView,
     Login,
     Me,
@@ -75,6 +76,14 @@ def create_fleet(session: WriteSession, principal: CurrentPrincipal, actor: Acto
 def show_fleet(session: ReadSession, principal: CurrentPrincipal, fleet: FleetName) -> FleetView:
     """One fleet with its settings."""
     return FleetView.model_validate(service.get_fleet(session, principal, fleet))
+
+
+@router.patch("/fleets/{fleet}", tags=["access"], summary="Change a fleet", responses=problems(404))
+def change_fleet(
+    session: WriteSession, principal: CurrentPrincipal, actor: Actor, fleet: FleetName, change: FleetUpdate
+) -> FleetView:
+    """How many approvals a new rollout needs. Those that wait keep the number that they were created with."""
+    return FleetView.model_validate(service.change_fleet(session, principal, fleet, change, actor=actor))
 
 
 @router.get("/users", tags=["access"], summary="List users")

@@ -24,10 +24,13 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
     ),
-    Role.RELEASER: ("create_rollout", "pause_rollout", "resume_rollout", "abort_rollout"),
+    Role.RELEASER: (
+        *("create_rollout", "approve_rollout", "reject_rollout"),
+        *("pause_rollout", "resume_rollout", "abort_rollout"),
+    ),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),
-        *("list_tokens", "create_token", "revoke_token", "create_fleet"),
+        *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

@@ -53,7 +53,18 @@ class FleetView(Response):
     """A fleet: a tenant with its own devices, models, rollouts, users and tokens."""
 
     id: str
+    approvals: int = Field(description="How many others must approve a rollout before it starts.")
     created_at: dt.datetime
+
+
+class FleetUpdate(Request):
+    """What to change of a fleet; absent fields stay as they are."""
+
+    model_config = example(approvals=1)
+
+    approvals: int | None = Field(
+        None, ge=0, le=10, description="How many others than its creator must approve a new rollout; 0: it starts."
+    )
 
 
 class UserCreate(Request):

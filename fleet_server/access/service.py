@@ -12,6 +12,7 @@ from fleet_server.access.passwords import hash_password
 from fleet_server.access.policy import server_wide_needed
 from fleet_server.access.schemas import (
     FleetCreate,
+    FleetUpdate,
     NewToken,
     TokenCreate,
     TokenView,
@@ -46,6 +47,22 @@ def get_fleet(session: Session, principal: Principal, fleet_id: str) -> Fleet:
     fleet = repository.fleet(session, fleet_id) if principal.server_wide or fleet_id == principal.fleet_id else None
     if fleet is None:
         raise NotFoundError("fleet", fleet_id, remedy="list them with `shoal fleet list`")
+    return fleet
+
+
+def change_fleet(session: Session, principal: Principal, fleet_id: str, change: FleetUpdate, *, actor: Actor) -> Fleet:
+    """Change a fleet's settings. Rollouts that wait keep the number of approvals they were created with.
+
+    Raises:
+        NotFoundError: as `get_fleet`.
+    """
+    fleet = get_fleet(session, principal, fleet_id)
+    detail = change.model_dump(exclude_none=True)
+    if change.approvals is not None:
+        fleet.approvals = change.approvals
+    audit.record(
+        session, fleet_id=fleet.id, actor=actor, action="fleet.update", subject=f"fleet/{fleet.id}", detail=detail
+    )
     return fleet
 
 

@@ -19,6 +19,7 @@ class Fleet(Base):
     __tablename__ = "fleets"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    approvals: Mapped[int] = mapped_column(default=0)  # how many others must approve a rollout before it starts
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 

@@ -157,6 +157,9 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         ],
         "change_device": [({"tags": {"mine": "yes"}}, 404), ({"profile": "own"}, 404)],
         "abort_rollout": [({"revert": True}, 404)],
+        "approve_rollout": [({"comment": "fine"}, 404)],
+        "reject_rollout": [({"comment": "no"}, 404)],
+        "change_fleet": [({"approvals": 1}, 404)],
         "change_user": [({"role": "admin"}, 404), ({"password": "another password"}, 404)],
         "create_user": [
             ({"name": "wide", "role": "admin", "password": "correct horse battery", "server_wide": True}, 403)

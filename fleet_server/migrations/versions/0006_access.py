@@ -1,4 +1,4 @@
-"""users, roles and tokens"""
+"""users, roles, tokens, and approvals of rollouts"""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ branch_labels = None
 depends_on = None
 
 TIME = sa.DateTime(timezone=True)
+ROLLOUT_COLUMNS = (
+    ("terms", sa.JSON(), "{}"),
+    ("created_by", sa.String(), ""),
+    ("creator_id", sa.String(), ""),
+    ("approvals_needed", sa.Integer(), "0"),
+    ("approvals", sa.JSON(), "[]"),
+)
 
 
 def upgrade() -> None:
@@ -54,8 +61,14 @@ def upgrade() -> None:
     op.create_index("ix_access_tokens_fleet_id_id", "access_tokens", ["fleet_id", "id"])
     op.create_index("ix_access_tokens_user_id", "access_tokens", ["user_id"])
     op.create_index("ix_access_tokens_expires_at", "access_tokens", ["expires_at"])
+    op.add_column("fleets", sa.Column("approvals", sa.Integer(), nullable=False, server_default="0"))
+    for name, kind, default in ROLLOUT_COLUMNS:
+        op.add_column("rollouts", sa.Column(name, kind, nullable=False, server_default=default))
 
 
 def downgrade() -> None:
+    for name, _, _ in ROLLOUT_COLUMNS:
+        op.drop_column("rollouts", name)
+    op.drop_column("fleets", "approvals")
     for table in ("access_tokens", "grants", "users"):
         op.drop_table(table)
