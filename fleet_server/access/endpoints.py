@@ -10,6 +10,7 @@ from fleet_server.access import repository, service
 from fleet_server.access.authentication import LoginDesk
 from fleet_server.access.schemas import (
     AuditEventView,
+    AuditVerification,
     FleetCreate,
     FleetUpdate,
     FleetView,
@@ -156,4 +157,10 @@ def revoke_token(session: WriteSession, principal: CurrentPrincipal, actor: Acto
 def list_events(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[AuditEventView]:
     """Who did what to which thing, newest first."""
     rows = repository.events_page(session, fleet_id, paging)
-    return page(rows, paging, AuditEventView.model_validate, key=lambda row: row.id)
+    return page(rows, paging, AuditEventView.model_validate, key=lambda row: str(row.sequence))
+
+
+@router.get("/audit-events/verify", tags=["audit"], summary="Verify the audit log")
+def verify_events(session: ReadSession, fleet_id: FleetId) -> AuditVerification:
+    """Walks the whole hash chain of the fleet, and names the first event that was changed, removed or put in."""
+    return service.verify_audit(session, fleet_id)

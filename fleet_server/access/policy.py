@@ -12,7 +12,7 @@ PUBLIC = frozenset({"login"})  # how one becomes a principal
 
 _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.VIEWER: (
-        *("show_me", "logout", "list_fleets", "show_fleet", "list_events"),
+        *("show_me", "logout", "list_fleets", "show_fleet", "list_events", "verify_events"),
         *("list_devices", "show_device", "list_profiles", "show_profile"),
         *("list_models", "show_model", "list_versions", "show_version", "list_architectures"),
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),

@@ -278,11 +278,26 @@ def list_audit(
             [
                 ("at", lambda row: row["at"][:19]),
                 ("actor", lambda row: row["actor"]),
+                ("from", lambda row: row["address"] or None),
                 ("action", lambda row: row["action"]),
                 ("subject", lambda row: row["subject"]),
             ],
             empty="nothing was done yet",
         )
+
+
+@audit.command("verify")
+def verify_audit(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Walk the log's hash chain; exit 1 where it is broken.
+
+    Keep the hash of the newest event elsewhere: if it is not in the log later, events were cut off.
+    """
+    with client(context) as api:
+        found = api.get("/audit-events/verify")
+        shown = {**found, "broken": found["broken"] and found["broken"]["reason"]}
+        show_object(found if output is Output.JSON else shown, output)
+        if not found["whole"]:
+            raise typer.Exit(1)
 
 
 def _follow(api: Client, rollout_id: str) -> Json:

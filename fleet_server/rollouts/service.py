@@ -431,6 +431,7 @@ def move(session: Session, rollout: Rollout, state: RolloutState, decision: str,
     Raises:
         ConflictError: where the table of states does not lead there.
     """
+    before = {"state": rollout.state}
     try:
         rollout.state = check_transition(RolloutState(rollout.state), state).value
     except RolloutTransitionError as error:
@@ -445,6 +446,8 @@ def move(session: Session, rollout: Rollout, state: RolloutState, decision: str,
         action=f"rollout.{decision}",
         subject=f"rollout/{rollout.id}",
         detail={"reason": reason},
+        before=before,
+        after={"state": rollout.state},
     )
 
 
