@@ -10,7 +10,9 @@ from fleet_server.access import repository, service
 from fleet_server.access.authentication import LoginDesk
 from fleet_server.access.schemas import (
     AuditEventView,
+    AuditVerification,
     FleetCreate,
+    FleetUpdate,
     FleetView,
     Login,
     Me,
@@ -75,6 +77,14 @@ def create_fleet(session: WriteSession, principal: CurrentPrincipal, actor: Acto
 def show_fleet(session: ReadSession, principal: CurrentPrincipal, fleet: FleetName) -> FleetView:
     """One fleet with its settings."""
     return FleetView.model_validate(service.get_fleet(session, principal, fleet))
+
+
+@router.patch("/fleets/{fleet}", tags=["access"], summary="Change a fleet", responses=problems(404))
+def change_fleet(
+    session: WriteSession, principal: CurrentPrincipal, actor: Actor, fleet: FleetName, change: FleetUpdate
+) -> FleetView:
+    """How many approvals a new rollout needs. Those that wait keep the number that they were created with."""
+    return FleetView.model_validate(service.change_fleet(session, principal, fleet, change, actor=actor))
 
 
 @router.get("/users", tags=["access"], summary="List users")
@@ -147,4 +157,10 @@ def revoke_token(session: WriteSession, principal: CurrentPrincipal, actor: Acto
 def list_events(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[AuditEventView]:
     """Who did what to which thing, newest first."""
     rows = repository.events_page(session, fleet_id, paging)
-    return page(rows, paging, AuditEventView.model_validate, key=lambda row: row.id)
+    return page(rows, paging, AuditEventView.model_validate, key=lambda row: str(row.sequence))
+
+
+@router.get("/audit-events/verify", tags=["audit"], summary="Verify the audit log")
+def verify_events(session: ReadSession, fleet_id: FleetId) -> AuditVerification:
+    """Walks the whole hash chain of the fleet, and names the first event that was changed, removed or put in."""
+    return service.verify_audit(session, fleet_id)

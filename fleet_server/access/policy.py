@@ -13,12 +13,13 @@ PUBLIC = frozenset({"login", "create_enrolment", "show_enrolment", "show_authori
 
 _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.VIEWER: (
-        *("show_me", "logout", "list_fleets", "show_fleet", "list_events"),
+        *("show_me", "logout", "list_fleets", "show_fleet", "list_events", "verify_events"),
         *("list_devices", "show_device", "list_profiles", "show_profile"),
         *("list_models", "show_model", "list_versions", "show_version", "list_architectures"),
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
         *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
-        *("model_telemetry", "host_telemetry", "list_enrolments", "show_identity"),
+        *("model_telemetry", "host_telemetry", "list_enrolments"),
+        *("list_identities", "show_identity"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "delete_profile"),
@@ -27,10 +28,14 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
     ),
-    Role.RELEASER: ("create_rollout", "pause_rollout", "resume_rollout", "abort_rollout"),
+    Role.RELEASER: (
+        *("create_rollout", "approve_rollout", "reject_rollout"),
+        *("pause_rollout", "resume_rollout", "abort_rollout"),
+    ),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),
-        *("list_tokens", "create_token", "revoke_token", "create_fleet", "create_server_certificate"),
+        *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
+        "create_server_certificate",
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
+from fleet_server.errors import InvalidError
 from fleet_server.http import PageRequest
-from fleet_server.models import AccessToken, AuditEvent, Fleet, Grant, User
+from fleet_server.models import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
+
+SEQUENCE_DIGITS = 9
 
 
 def fleet(session: Session, fleet_id: str) -> Fleet | None:
@@ -100,7 +103,22 @@ def delete_user(session: Session, found: User) -> None:
 
 def events_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[AuditEvent]:
     """Events, newest first: one more than asked for, when there are more."""
-    query = select(AuditEvent).where(AuditEvent.fleet_id == fleet_id).order_by(AuditEvent.id.desc())
+    query = select(AuditEvent).where(AuditEvent.fleet_id == fleet_id).order_by(AuditEvent.sequence.desc())
     if request.after is not None:
-        query = query.where(AuditEvent.id < request.after)
+        if not request.after.isdecimal() or len(request.after) > SEQUENCE_DIGITS:
+            raise InvalidError("bad_cursor", "cursor: not one this list gave; begin again without it", field="cursor")
+        query = query.where(AuditEvent.sequence < int(request.after))
     return session.scalars(query.limit(request.limit + 1)).all()
+
+
+def events_until(session: Session, fleet_id: str, sequence: int | None) -> Iterator[AuditEvent]:
+    """Every event of a fleet, up to one where it is given, by sequence; read in pieces."""
+    query = select(AuditEvent).where(AuditEvent.fleet_id == fleet_id).order_by(AuditEvent.sequence)
+    if sequence is not None:
+        query = query.where(AuditEvent.sequence <= sequence)
+    yield from session.scalars(query.execution_options(yield_per=1000))
+
+
+def audit_head(session: Session, fleet_id: str) -> AuditHead | None:
+    """The newest link of a fleet's chain."""
+    return session.get(AuditHead, fleet_id)

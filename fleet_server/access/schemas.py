@@ -53,7 +53,18 @@ class FleetView(Response):
     """A fleet: a tenant with its own devices, models, rollouts, users and tokens."""
 
     id: str
+    approvals: int = Field(description="How many others must approve a rollout before it starts.")
     created_at: dt.datetime
+
+
+class FleetUpdate(Request):
+    """What to change of a fleet; absent fields stay as they are."""
+
+    model_config = example(approvals=1)
+
+    approvals: int | None = Field(
+        None, ge=0, le=10, description="How many others than its creator must approve a new rollout; 0: it starts."
+    )
 
 
 class UserCreate(Request):
@@ -120,8 +131,31 @@ class AuditEventView(Response):
     """One thing that was done."""
 
     id: str
+    sequence: int = Field(description="Its place in the fleet's chain, from 1.")
     at: dt.datetime
     actor: str
+    address: str = Field(description="Where the request came from; empty for devices and the server.")
+    request_id: str = Field(description="Under which the server's log has the request.")
     action: str
     subject: str
     detail: dict[str, Any]
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    previous_hash: str
+    hash: str = Field(description="SHA-256 over `previous_hash` and the canonical JSON of the rest.")
+
+
+class BreakView(Response):
+    """Where a chain breaks first."""
+
+    sequence: int
+    reason: str
+
+
+class AuditVerification(Response):
+    """Whether the audit log is whole."""
+
+    whole: bool
+    events: int
+    hash: str = Field(description="Of the newest event: kept elsewhere, it shows later that nothing was cut off.")
+    broken: BreakView | None

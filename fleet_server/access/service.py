@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
@@ -11,7 +12,10 @@ from fleet_server.access import repository, secret_tokens
 from fleet_server.access.passwords import hash_password
 from fleet_server.access.policy import server_wide_needed
 from fleet_server.access.schemas import (
+    AuditVerification,
+    BreakView,
     FleetCreate,
+    FleetUpdate,
     NewToken,
     TokenCreate,
     TokenView,
@@ -49,6 +53,28 @@ def get_fleet(session: Session, principal: Principal, fleet_id: str) -> Fleet:
     return fleet
 
 
+def change_fleet(session: Session, principal: Principal, fleet_id: str, change: FleetUpdate, *, actor: Actor) -> Fleet:
+    """Change a fleet's settings. Rollouts that wait keep the number of approvals they were created with.
+
+    Raises:
+        NotFoundError: as `get_fleet`.
+    """
+    fleet = get_fleet(session, principal, fleet_id)
+    before = {"approvals": fleet.approvals}
+    if change.approvals is not None:
+        fleet.approvals = change.approvals
+    audit.record(
+        session,
+        fleet_id=fleet.id,
+        actor=actor,
+        action="fleet.update",
+        subject=f"fleet/{fleet.id}",
+        before=before,
+        after={"approvals": fleet.approvals},
+    )
+    return fleet
+
+
 def create_user(session: Session, principal: Principal, wanted: UserCreate, *, actor: Actor) -> UserView:
     """Add a user with a role in the principal's fleet; a server-wide admin may give one that is there a role.
 
@@ -65,9 +91,8 @@ def create_user(session: Session, principal: Principal, wanted: UserCreate, *, a
     session.flush()
     session.add(Grant(user_id=user.id, fleet_id=principal.fleet_id, role=wanted.role.value))
     session.flush()
-    _record_user(
-        session, principal, user, actor, "user.create", {"role": wanted.role, "server_wide": wanted.server_wide}
-    )
+    after = {"role": wanted.role, "server_wide": wanted.server_wide}
+    _record_user(session, principal, user, actor, "user.create", after=after)
     return user_view(session, principal, user)
 
 
@@ -82,6 +107,7 @@ def change_user(session: Session, principal: Principal, name: str, change: UserU
     """
     user = _user(session, principal, name, of_any_fleet=principal.server_wide)
     detail: dict[str, object] = {}
+    before = {"role": repository.grants(session, user.id).get(principal.fleet_id)}
     if change.password is not None:
         _check_may_own(session, principal, user)
         user.password_hash = hash_password(change.password)
@@ -92,10 +118,10 @@ def change_user(session: Session, principal: Principal, name: str, change: UserU
         if grant is None:
             grant = Grant(user_id=user.id, fleet_id=principal.fleet_id)
             session.add(grant)
-        detail["role"] = change.role
         grant.role = change.role.value
     session.flush()
-    _record_user(session, principal, user, actor, "user.update", detail)
+    after = {"role": repository.grants(session, user.id).get(principal.fleet_id)}
+    _record_user(session, principal, user, actor, "user.update", detail=detail, before=before, after=after)
     return user_view(session, principal, user)
 
 
@@ -109,12 +135,13 @@ def delete_user(session: Session, principal: Principal, name: str, *, actor: Act
     user = _user(session, principal, name)
     if user.server_wide and not principal.server_wide:
         raise server_wide_needed(principal)
+    before = {"role": repository.grants(session, user.id).get(principal.fleet_id)}
     if user.server_wide or set(repository.grants(session, user.id)) <= {principal.fleet_id}:
         repository.delete_user(session, user)
     else:
         session.delete(session.get_one(Grant, (user.id, principal.fleet_id)))
         session.flush()
-    _record_user(session, principal, user, actor, "user.delete", {})
+    _record_user(session, principal, user, actor, "user.delete", before=before)
 
 
 def user_view(session: Session, principal: Principal, user: User) -> UserView:
@@ -148,11 +175,10 @@ def _check_may_own(session: Session, principal: Principal, user: User) -> None:
 
 
 def _record_user(
-    session: Session, principal: Principal, user: User, actor: Actor, action: str, detail: dict[str, object]
+    session: Session, principal: Principal, user: User, actor: Actor, action: str, **what: Mapping[str, object]
 ) -> None:
-    audit.record(
-        session, fleet_id=principal.fleet_id, actor=actor, action=action, subject=f"user/{user.name}", detail=detail
-    )
+    subject = f"user/{user.name}"
+    audit.record(session, fleet_id=principal.fleet_id, actor=actor, action=action, subject=subject, **what)
 
 
 def create_token(
@@ -214,6 +240,15 @@ def log_out(session: Session, principal: Principal, now: dt.datetime, *, actor: 
     token.revoked_at = now
     subject = principal.name if token.user_id else f"token/{token.id}"
     audit.record(session, fleet_id=principal.fleet_id, actor=actor, action="session.close", subject=subject)
+
+
+def verify_audit(session: Session, fleet_id: str) -> AuditVerification:
+    """Walk the fleet's audit chain."""
+    head = repository.audit_head(session, fleet_id)
+    # What is added while this walks comes after the head that was read.
+    found = audit.verify(repository.events_until(session, fleet_id, head.sequence if head else None), head)
+    broken = BreakView(sequence=found.broken.sequence, reason=found.broken.reason) if found.broken else None
+    return AuditVerification(whole=broken is None, events=found.events, hash=found.hash, broken=broken)
 
 
 def token_view(token: AccessToken) -> TokenView:

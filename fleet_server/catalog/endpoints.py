@@ -74,6 +74,7 @@ async def upload(
     store: Store,
     settings: AppSettings,
     fleet_id: FleetId,
+    actor: Actor,
     sha256: Annotated[Digest | None, Query(description="Refuse the upload when its digest is another.")] = None,
 ) -> UploadView:
     """The raw bytes as the body. An upload that no version names is thrown away after a day."""
@@ -83,7 +84,7 @@ async def upload(
         path = Path(work) / "upload"
         with _upload_problems():
             await _receive(request, path, settings, sha256)
-        return await run_in_threadpool(service.add_upload, database, store, fleet_id, path)
+        return await run_in_threadpool(service.add_upload, database, store, fleet_id, path, actor=actor)
 
 
 async def _receive(request: Request, path: Path, settings: Settings, sha256: str | None) -> None:

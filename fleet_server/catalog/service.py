@@ -63,7 +63,7 @@ class Inspector(Protocol):
         ...
 
 
-def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Path) -> UploadView:
+def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Path, *, actor: Who) -> UploadView:
     """Keep an uploaded file's bytes under their digest."""
     digest, size = store.put_file(path)
     with database.write() as session:
@@ -72,6 +72,10 @@ def add_upload(database: Database, store: ArtifactStore, fleet_id: str, path: Pa
             session.add(Blob(fleet_id=fleet_id, digest=digest, size=size))
         else:
             blob.created_at = utc_now()
+        subject = f"upload/{digest}"
+        audit.record(
+            session, fleet_id=fleet_id, actor=actor, action="upload.create", subject=subject, detail={"size": size}
+        )
     # Somebody may have thrown the same bytes away between the two steps above; the row now protects them.
     store.put_file(path)
     return UploadView(digest=digest, size=size)
@@ -122,7 +126,7 @@ def create_version(
     data = (wanted.calibration, wanted.evaluation, wanted.training)
     digests = [source.digest for source in wanted.sources] + [digest for digest in data if digest]
     try:
-        found = inspector.inspect(wanted, lambda path: add_upload(database, store, fleet_id, path))
+        found = inspector.inspect(wanted, lambda path: add_upload(database, store, fleet_id, path, actor=actor))
     except InvalidError:
         discard_uploads(database, store, fleet_id, digests)
         raise
@@ -177,7 +181,14 @@ def create_version(
             )
         session.flush()
         reference = f"{model_name}@{wanted.name}"
-        audit.record(session, fleet_id=fleet_id, actor=actor, action="version.create", subject=f"version/{reference}")
+        audit.record(
+            session,
+            fleet_id=fleet_id,
+            actor=actor,
+            action="version.create",
+            subject=f"version/{reference}",
+            after=wanted.model_dump(mode="json"),
+        )
         return version_view(session, model, version)
 
 

@@ -84,7 +84,11 @@ def list_fleets(context: typer.Context, output: OutputOption = Output.TABLE) -> 
         show_rows(
             api.items("/fleets"),
             output,
-            [("fleet", lambda row: row["id"]), ("since", lambda row: row["created_at"][:10])],
+            [
+                ("fleet", lambda row: row["id"]),
+                ("approvals", lambda row: row["approvals"]),
+                ("since", lambda row: row["created_at"][:10]),
+            ],
             empty="there is no fleet",
         )
 
@@ -97,6 +101,21 @@ def create_fleet(context: typer.Context, name: NameArgument, output: OutputOptio
     """
     with client(context) as api:
         show_object(api.post("/fleets", {"id": name}), output)
+
+
+@fleet.command("update")
+def update_fleet(
+    context: typer.Context,
+    name: NameArgument,
+    approvals: Annotated[int, typer.Option(help="How many others must approve a new rollout.", min=0, max=10)],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Change a fleet: how many others must approve a new rollout.
+
+    Example: shoal fleet update default --approvals 1
+    """
+    with client(context) as api:
+        show_object(api.patch(f"/fleets/{segment(name)}", {"approvals": approvals}), output)
 
 
 @user.command("list")

@@ -32,6 +32,7 @@ telemetry = typer.Typer(
 )
 audit = typer.Typer(no_args_is_help=True, help="Audit: what was done, and by whom.")
 RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="The rollout's id.")]
+CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Why; it is kept.")]
 _STAGE = re.compile(r"^(\d+(?:\.\d+)?)%(?::(\d+(?:\.\d+)?)(s|m|h))?$")
 _RULE = re.compile(r"^([a-z0-9_]+)>(\d+(?:\.\d+)?)(?::(\d+))?$")
 COUNTED = ("active", "in_progress", "scheduled", "failed", "superseded")
@@ -73,6 +74,7 @@ def create(
     """Roll a version out to devices, in stages.
 
     Every profile of the devices needs a variant that passed the gate, on a device (`shoal gate run`).
+    Where the fleet asks for approvals, it waits for those first (`shoal rollout approve`).
 
     Example: shoal rollout create mnist@2 --all --stages "10%:60s,100%" --stop-when "failed_percent>5" --watch
     """
@@ -152,6 +154,30 @@ def watch(context: typer.Context, rollout_id: RolloutArgument, output: OutputOpt
         show_object(_brief(found) if output is Output.TABLE else found, output)
         if found["state"] != "succeeded":
             raise typer.Exit(1)
+
+
+@rollout.command("approve")
+def approve(
+    context: typer.Context,
+    rollout_id: RolloutArgument,
+    comment: CommentOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Approve a rollout that another created; with the last one it starts."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/approve", {"comment": comment})), output)
+
+
+@rollout.command("reject")
+def reject(
+    context: typer.Context,
+    rollout_id: RolloutArgument,
+    comment: CommentOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """End a rollout that waits for approvals; nothing was sent."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/reject", {"comment": comment})), output)
 
 
 @rollout.command("pause")
@@ -252,11 +278,26 @@ def list_audit(
             [
                 ("at", lambda row: row["at"][:19]),
                 ("actor", lambda row: row["actor"]),
+                ("from", lambda row: row["address"] or None),
                 ("action", lambda row: row["action"]),
                 ("subject", lambda row: row["subject"]),
             ],
             empty="nothing was done yet",
         )
+
+
+@audit.command("verify")
+def verify_audit(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Walk the log's hash chain; exit 1 where it is broken.
+
+    Keep the hash of the newest event elsewhere: if it is not in the log later, events were cut off.
+    """
+    with client(context) as api:
+        found = api.get("/audit-events/verify")
+        shown = {**found, "broken": found["broken"] and found["broken"]["reason"]}
+        show_object(found if output is Output.JSON else shown, output)
+        if not found["whole"]:
+            raise typer.Exit(1)
 
 
 def _follow(api: Client, rollout_id: str) -> Json:
@@ -302,6 +343,8 @@ def _brief(found: Json) -> Json:
         "version": f"{found['model']}@{found['version']}",
         "state": found["state"],
         "stage": f"{found['stage'] + 1} of {found['stages']}",
+        "created by": found["created_by"],
+        "approvals": f"{len(found['approvals'])} of {found['approvals_needed']}" if found["approvals_needed"] else None,
         "devices": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["counts"].items() if count),
         "verdicts": "\n".join(verdicts),
     }

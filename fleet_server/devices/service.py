@@ -124,6 +124,7 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
         NotFoundError: for an unknown device or profile.
     """
     device = get_device(session, fleet_id, device_id)
+    before = {"tags": dict(device.tags), "profile": profile_name(session, device), "pinned": device.profile_pinned}
     if change.tags is not None:
         device.tags = dict(change.tags)
     if "profile" in change.model_fields_set:
@@ -138,6 +139,8 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
         action="device.update",
         subject=f"device/{device_id}",
         detail=change.model_dump(exclude_unset=True),
+        before=before,
+        after={"tags": dict(device.tags), "profile": profile_name(session, device), "pinned": device.profile_pinned},
     )
     return device
 
@@ -187,7 +190,7 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
     session.flush()
     _rematch_all(session, fleet_id)
     audit.record(
-        session, fleet_id=fleet_id, actor=actor, action="profile.create", subject=f"profile/{wanted.name}", detail=spec
+        session, fleet_id=fleet_id, actor=actor, action="profile.create", subject=f"profile/{wanted.name}", after=spec
     )
     return profile
 
@@ -202,12 +205,15 @@ def delete_profile(session: Session, fleet_id: str, name: str, *, actor: Who) ->
     variants = repository.variants_of_profile(session, profile.id)
     if variants:
         raise ConflictError("profile_in_use", f"profile {name!r} has {variants} variants, which keep their history")
+    spec = profile.spec
     repository.unpin(session, profile.id)
     session.flush()
     session.delete(profile)
     session.flush()
     _rematch_all(session, fleet_id)
-    audit.record(session, fleet_id=fleet_id, actor=actor, action="profile.delete", subject=f"profile/{name}")
+    audit.record(
+        session, fleet_id=fleet_id, actor=actor, action="profile.delete", subject=f"profile/{name}", before=spec
+    )
 
 
 def profile_view(profile: Profile, devices: int | None = None) -> ProfileView:

@@ -1,6 +1,6 @@
 """The tables (ORM only, no rules). Every table carries its fleet, so that fleets can be tenants."""
 
-from fleet_server.models.access import AccessToken, AuditEvent, Fleet, Grant, User
+from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.devices import Device, Profile
@@ -19,6 +19,7 @@ from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, Telemet
 __all__ = [
     "AccessToken",
     "AuditEvent",
+    "AuditHead",
     "Blob",
     "CandidateArtifact",
     "ConversionJob",

@@ -19,6 +19,7 @@ class Fleet(Base):
     __tablename__ = "fleets"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    approvals: Mapped[int] = mapped_column(default=0)  # how many others must approve a rollout before it starts
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 
@@ -70,15 +71,38 @@ class AccessToken(Base):
 
 
 class AuditEvent(Base):
-    """One thing that somebody, or the server by itself, did. Only ever added."""
+    """One thing that somebody, or the server by itself, did; a link of its fleet's chain (`fleet_server.audit`).
+
+    Only ever added: a trigger of the database refuses to change or remove a row.
+    """
 
     __tablename__ = "audit_events"
-    __table_args__ = (Index(None, "fleet_id", "id"),)
+    __table_args__ = (
+        Index(None, "fleet_id", "id"),
+        Index("uq_audit_events_chain", "fleet_id", "sequence", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    sequence: Mapped[int]  # from 1, without gaps, in each fleet
     at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     actor: Mapped[str]
+    address: Mapped[str] = mapped_column(default="")
+    request_id: Mapped[str] = mapped_column(default="")
     action: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    before: Mapped[dict[str, Any] | None]
+    after: Mapped[dict[str, Any] | None]
+    previous_hash: Mapped[str]
+    hash: Mapped[str]
+
+
+class AuditHead(Base):
+    """The newest link of a fleet's audit chain: locked by who adds the next one."""
+
+    __tablename__ = "audit_heads"
+
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"), primary_key=True)
+    sequence: Mapped[int]
+    hash: Mapped[str]

@@ -27,6 +27,11 @@ class Rollout(Base):
     stage: Mapped[int] = mapped_column(default=0)
     stage_started_at: Mapped[dt.datetime | None]
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
+    terms: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Terms, as JSON: what holds when it starts
+    created_by: Mapped[str] = mapped_column(default="")
+    creator_id: Mapped[str] = mapped_column(default="")  # fleet_server.principals.Principal.id
+    approvals_needed: Mapped[int] = mapped_column(default=0)
+    approvals: Mapped[list[Any]] = mapped_column(default=list)  # Approval, as JSON; only ever appended
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     finished_at: Mapped[dt.datetime | None]
 

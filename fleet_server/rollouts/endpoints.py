@@ -8,8 +8,15 @@ from fastapi import APIRouter, Query, status
 
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, RolloutId, WriteSession, page
 from fleet_server.openapi import problems
-from fleet_server.rollouts import repository, service
-from fleet_server.rollouts.schemas import DeploymentView, RolloutAbort, RolloutCreate, RolloutState, RolloutView
+from fleet_server.rollouts import approvals, repository, service
+from fleet_server.rollouts.schemas import (
+    DeploymentView,
+    RolloutAbort,
+    RolloutCreate,
+    RolloutDecision,
+    RolloutState,
+    RolloutView,
+)
 from fleet_server.schemas import Page
 
 router = APIRouter(tags=["rollouts"])
@@ -20,7 +27,10 @@ device_router = APIRouter(tags=["devices"])  # what is done to a device and ends
 def create_rollout(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: RolloutCreate
 ) -> RolloutView:
-    """It starts at once: the first stage's devices are told before this answers."""
+    """It starts at once: the first stage's devices are told before this answers.
+
+    Where its fleet asks for approvals, it waits for those and nothing is sent before.
+    """
     return service.rollout_view(session, service.create(session, settings, fleet_id, wanted, actor=actor))
 
 
@@ -51,6 +61,31 @@ def rollout_deployments(
     service.get_rollout(session, fleet_id, rollout_id)
     rows = repository.deployments_page(session, fleet_id, paging, rollout_id=rollout_id)
     return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+
+
+@router.post("/rollouts/{rollout_id}/approve", summary="Approve a rollout", responses=problems(404, 409))
+def approve_rollout(
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    rollout_id: RolloutId,
+    decision: RolloutDecision,
+) -> RolloutView:
+    """By another than who created it. With the last approval that is needed it starts, as it was created."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    approvals.approve(session, settings, rollout, decision, actor=actor)
+    return service.rollout_view(session, rollout)
+
+
+@router.post("/rollouts/{rollout_id}/reject", summary="Reject a rollout", responses=problems(404, 409))
+def reject_rollout(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId, decision: RolloutDecision
+) -> RolloutView:
+    """Ends a rollout that waits for approvals; nothing was sent."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    approvals.reject(session, rollout, decision, actor=actor)
+    return service.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))

@@ -11,6 +11,7 @@ from enum import StrEnum
 from fleet_server.rollouts.schemas import RolloutState, RolloutStrategy, StopMetric, StopRule
 
 TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
+    RolloutState.AWAITING_APPROVAL: frozenset({RolloutState.RUNNING, RolloutState.STOPPED}),
     RolloutState.RUNNING: frozenset(
         {RolloutState.PAUSED, RolloutState.REVERTING, RolloutState.SUCCEEDED, RolloutState.STOPPED}
     ),
@@ -40,6 +41,15 @@ def check_transition(current: RolloutState, wanted: RolloutState) -> RolloutStat
     if wanted not in TRANSITIONS[current]:
         raise RolloutTransitionError(current, wanted)
     return wanted
+
+
+def approval_refusal(creator_id: str, approver_ids: Sequence[str], principal_id: str) -> str | None:
+    """Why a principal's approval of a rollout does not count, in a sentence; None when it does."""
+    if principal_id == creator_id:
+        return "who created a rollout can't approve it: ask another releaser"
+    if principal_id in approver_ids:
+        return "you approved it already: ask another releaser"
+    return None
 
 
 class Action(StrEnum):

@@ -16,9 +16,10 @@ SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
 
 
-def rollout(session: Session, fleet_id: str, rollout_id: str) -> Rollout | None:
-    """One rollout."""
-    return session.scalar(select(Rollout).where(Rollout.fleet_id == fleet_id, Rollout.id == rollout_id))
+def rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = False) -> Rollout | None:
+    """One rollout; with `lock`, nobody else changes it until this transaction ends."""
+    query = select(Rollout).where(Rollout.fleet_id == fleet_id, Rollout.id == rollout_id)
+    return session.scalar(query.with_for_update() if lock else query)
 
 
 def rollouts_page(

@@ -14,6 +14,7 @@ from fleet_server.schemas import Failure, Name, Request, Response, example
 class RolloutState(StrEnum):
     """Where a rollout is."""
 
+    AWAITING_APPROVAL = "awaiting_approval"  # nothing is sent before others than its creator approved it
     RUNNING = "running"
     PAUSED = "paused"  # by a person, or by a stop rule with on_stop=pause
     REVERTING = "reverting"  # a stop rule or an abort takes devices back to what they ran before
@@ -90,7 +91,7 @@ class RolloutTarget(Request):
 
 
 class RolloutCreate(Request):
-    """A new rollout; it starts at once."""
+    """A new rollout; it starts at once, or once it is approved where its fleet asks for that."""
 
     model_config = example(
         version="mnist@2",
@@ -123,7 +124,10 @@ class StageVerdict(Response):
 
     at: dt.datetime
     stage: int
-    decision: str = Field(description="`start`, `advance`, `succeed`, `pause`, `resume`, `stop`, `revert`, `abort`.")
+    decision: str = Field(
+        description="`wait`, `approve`, `reject`, `start`, `advance`, `succeed`, `pause`, `resume`, `stop`, `revert`, "
+        "`abort`."
+    )
     reason: str
 
 
@@ -136,6 +140,34 @@ class RolloutCounts(Response):
     active: int
     failed: int
     superseded: int
+
+
+class Terms(Request):
+    """What a rollout that waits was created with: it starts by this, or not at all.
+
+    `artifacts` are the digests, by profile, that were to be sent: others were not approved.
+    """
+
+    on_busy: Literal["refuse", "supersede"] = "refuse"
+    allow_unproven: bool = False
+    artifacts: dict[str, str | None] = Field(default_factory=dict)
+
+
+class Approval(Response):
+    """Somebody's approval of a rollout."""
+
+    by: str
+    id: str = Field(description="Of the principal: it approves once.")
+    at: dt.datetime
+    comment: str
+
+
+class RolloutDecision(Request):
+    """To approve or reject a rollout."""
+
+    model_config = example(comment="measured on line 3 since Monday")
+
+    comment: str = Field("", max_length=1000, description="Why; kept with the rollout and in the audit log.")
 
 
 class RolloutView(Response):
@@ -152,6 +184,9 @@ class RolloutView(Response):
     strategy: RolloutStrategy
     counts: RolloutCounts
     verdicts: list[StageVerdict]
+    created_by: str
+    approvals_needed: int = Field(description="How many others than its creator must approve it before it starts.")
+    approvals: list[Approval]
     created_at: dt.datetime
     finished_at: dt.datetime | None
 

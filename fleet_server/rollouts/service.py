@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -20,11 +21,12 @@ from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
-from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
-from fleet_server.principals import Who
+from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
+from fleet_server.principals import Who, id_of
 from fleet_server.rollouts import repository
 from fleet_server.rollouts.policy import RolloutTransitionError, assign_stages, check_transition
 from fleet_server.rollouts.schemas import (
+    Approval,
     DeploymentView,
     RolloutCounts,
     RolloutCreate,
@@ -33,6 +35,7 @@ from fleet_server.rollouts.schemas import (
     RolloutTarget,
     RolloutView,
     StageVerdict,
+    Terms,
 )
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
@@ -42,7 +45,7 @@ _NAMED = 20
 
 
 def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: Who) -> Rollout:
-    """Start a rollout.
+    """Start a rollout, or let it wait where its fleet asks for approvals.
 
     Raises:
         NotFoundError: for an unknown version, device or profile.
@@ -50,10 +53,86 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout.
     """
     version = resolve_version(session, fleet_id, wanted.version)
+    plan = _plan(session, version, wanted)
+    needed = session.get_one(Fleet, fleet_id).approvals
+    terms = Terms(on_busy=wanted.on_busy, allow_unproven=wanted.allow_unproven, artifacts=plan.artifacts)
+    rollout = Rollout(
+        fleet_id=fleet_id,
+        name=wanted.name or wanted.version,
+        version_id=version.id,
+        state=(RolloutState.AWAITING_APPROVAL if needed else RolloutState.RUNNING).value,
+        target=wanted.target.model_dump(mode="json"),
+        strategy=wanted.strategy.model_dump(mode="json"),
+        terms=terms.model_dump(mode="json"),
+        created_by=str(actor),
+        creator_id=id_of(actor),
+        approvals_needed=needed,
+        approvals=[],
+        stage=0,
+        verdicts=[],
+    )
+    session.add(rollout)
+    session.flush()
+    audit.record(
+        session,
+        fleet_id=fleet_id,
+        actor=actor,
+        action="rollout.create",
+        subject=f"rollout/{rollout.id}",
+        detail=wanted.model_dump(mode="json"),
+    )
+    if needed:
+        add_verdict(rollout, "wait", f"{needed} others must approve it: `shoal rollout approve {rollout.id}`")
+    else:
+        _begin(session, settings, rollout, version, wanted, plan)
+    return rollout
+
+
+def begin_approved(session: Session, settings: Settings, rollout: Rollout) -> None:
+    """Start a rollout that waited, with what it was created for.
+
+    Raises:
+        ConflictError: as `create`, or when other artifacts would be sent than those that were approved.
+    """
+    version = session.get_one(Version, rollout.version_id)
+    terms = Terms.model_validate(rollout.terms)
+    wanted = RolloutCreate(
+        version=f"{session.get_one(Model, version.model_id).name}@{version.name}",
+        target=RolloutTarget.model_validate(rollout.target),
+        strategy=RolloutStrategy.model_validate(rollout.strategy),
+        allow_unproven=terms.allow_unproven,
+        on_busy=terms.on_busy,
+    )
+    plan = _plan(session, version, wanted)
+    others = sorted(name for name, digest in plan.artifacts.items() if terms.artifacts.get(name) != digest)
+    if others:
+        raise ConflictError(
+            "artifact_changed",
+            f"since it was created the variant for {_list(others)} is another: that one was not approved; abort this "
+            "rollout and create it again",
+        )
+    _begin(session, settings, rollout, version, wanted, plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The devices of a rollout, and by profile id what they get."""
+
+    devices: list[Device]
+    variants: dict[str, Variant]
+    names: dict[str, str]
+
+    @property
+    def artifacts(self) -> dict[str, str | None]:
+        """Digests by profile name."""
+        return {self.names[profile_id]: variant.digest for profile_id, variant in self.variants.items()}
+
+
+def _plan(session: Session, version: Version, wanted: RolloutCreate) -> _Plan:
     target = wanted.target
     devices = device_service.select_devices(
         session,
-        fleet_id,
+        version.fleet_id,
         all_of_them=target.all,
         devices=target.devices,
         profiles=target.profiles,
@@ -64,40 +143,26 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
     variants = _variants(session, version, devices, wanted)
-    superseded = _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
     names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
-    stages = assign_stages([(device.id, names[str(device.profile_id)]) for device in devices], wanted.strategy)
-    rollout = Rollout(
-        fleet_id=fleet_id,
-        name=wanted.name or wanted.version,
-        version_id=version.id,
-        state=RolloutState.RUNNING.value,
-        target=target.model_dump(mode="json"),
-        strategy=wanted.strategy.model_dump(mode="json"),
-        stage=0,
-        stage_started_at=utc_now(),
-        verdicts=[],
-    )
-    session.add(rollout)
-    session.flush()
+    return _Plan(devices, variants, names)
+
+
+def _begin(
+    session: Session, settings: Settings, rollout: Rollout, version: Version, wanted: RolloutCreate, plan: _Plan
+) -> None:
+    devices = plan.devices
+    superseded = _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
+    stages = assign_stages([(device.id, plan.names[str(device.profile_id)]) for device in devices], wanted.strategy)
+    rollout.stage_started_at = utc_now()
     for device in devices:
-        _add_deployment(session, rollout, device, version, variants[str(device.profile_id)], stages[device.id])
+        _add_deployment(session, rollout, device, version, plan.variants[str(device.profile_id)], stages[device.id])
     session.flush()
     add_verdict(rollout, "start", f"{len(devices)} devices in {len(wanted.strategy.stages)} stages")
-    audit.record(
-        session,
-        fleet_id=fleet_id,
-        actor=actor,
-        action="rollout.create",
-        subject=f"rollout/{rollout.id}",
-        detail=wanted.model_dump(mode="json"),
-    )
     send_stage(session, settings, rollout)
     for deployment in superseded:
         # Not in the first stage: until its own stage comes the device goes back, or it would finish what was ended.
         if deployment.desired and not deployment.revert_of:
             _take_back(session, settings, deployment)
-    return rollout
 
 
 def _variants(
@@ -272,12 +337,18 @@ def _reaches(current: Phase, wanted: Phase) -> bool:
 
 def pause(session: Session, rollout: Rollout, reason: str, *, actor: Who) -> None:
     """Send no further stage; what was sent goes on."""
-    _move(session, rollout, RolloutState.PAUSED, "pause", reason, actor=actor)
+    move(session, rollout, RolloutState.PAUSED, "pause", reason, actor=actor)
 
 
 def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: Who) -> None:
-    """Go on with a paused rollout."""
-    _move(session, rollout, RolloutState.RUNNING, "resume", "asked to go on", actor=actor)
+    """Go on with a paused rollout; one that waits for approvals goes on by those alone.
+
+    Raises:
+        ConflictError: when it is not paused.
+    """
+    if rollout.state == RolloutState.AWAITING_APPROVAL.value:
+        raise ConflictError("awaiting_approval", f"it waits for approvals: `shoal rollout approve {rollout.id}`")
+    move(session, rollout, RolloutState.RUNNING, "resume", "asked to go on", actor=actor)
     send_stage(session, settings, rollout)
 
 
@@ -287,12 +358,12 @@ def abort(session: Session, settings: Settings, rollout: Rollout, *, revert: boo
         start_revert(session, settings, rollout, "aborted with revert", actor=actor)
         return
     _drop_scheduled(session, rollout, "the rollout was aborted")
-    _move(session, rollout, RolloutState.STOPPED, "abort", "devices that have the version keep it", actor=actor)
+    move(session, rollout, RolloutState.STOPPED, "abort", "devices that have the version keep it", actor=actor)
 
 
 def start_revert(session: Session, settings: Settings, rollout: Rollout, reason: str, *, actor: Who) -> None:
     """Take every device that was sent the version back to what it ran before, or take the model off it."""
-    _move(session, rollout, RolloutState.REVERTING, "revert", reason, actor=actor)
+    move(session, rollout, RolloutState.REVERTING, "revert", reason, actor=actor)
     _drop_scheduled(session, rollout, "the rollout was reverted")
     for deployment in repository.deployments(session, rollout.id):
         if not deployment.desired or deployment.revert_of:
@@ -351,10 +422,16 @@ def _drop_scheduled(session: Session, rollout: Rollout, detail: str) -> None:
 
 def finish(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str) -> None:
     """End a rollout."""
-    _move(session, rollout, state, decision, reason, actor="server")
+    move(session, rollout, state, decision, reason, actor="server")
 
 
-def _move(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str, *, actor: Who) -> None:
+def move(session: Session, rollout: Rollout, state: RolloutState, decision: str, reason: str, *, actor: Who) -> None:
+    """Bring a rollout to another state, with its verdict and its audit event.
+
+    Raises:
+        ConflictError: where the table of states does not lead there.
+    """
+    before = {"state": rollout.state}
     try:
         rollout.state = check_transition(RolloutState(rollout.state), state).value
     except RolloutTransitionError as error:
@@ -369,6 +446,8 @@ def _move(session: Session, rollout: Rollout, state: RolloutState, decision: str
         action=f"rollout.{decision}",
         subject=f"rollout/{rollout.id}",
         detail={"reason": reason},
+        before=before,
+        after={"state": rollout.state},
     )
 
 
@@ -378,13 +457,13 @@ def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
     rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
 
 
-def get_rollout(session: Session, fleet_id: str, rollout_id: str) -> Rollout:
-    """One rollout.
+def get_rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = False) -> Rollout:
+    """One rollout; with `lock`, nobody else changes it until this transaction ends.
 
     Raises:
         NotFoundError: when it is not there.
     """
-    rollout = repository.rollout(session, fleet_id, rollout_id)
+    rollout = repository.rollout(session, fleet_id, rollout_id, lock=lock)
     if rollout is None:
         raise NotFoundError("rollout", rollout_id, remedy="list them with `shoal rollout list`")
     return rollout
@@ -418,6 +497,9 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         strategy=strategy,
         counts=counts,
         verdicts=[StageVerdict.model_validate(verdict) for verdict in rollout.verdicts],
+        created_by=rollout.created_by,
+        approvals_needed=rollout.approvals_needed,
+        approvals=[Approval.model_validate(one) for one in rollout.approvals],
         created_at=rollout.created_at,
         finished_at=rollout.finished_at,
     )

@@ -15,7 +15,7 @@ from fleet_server.sdk.errors import UnreachableError, error_for
 
 Json = dict[str, Any]
 BUILDING = frozenset({"queued", "building"})
-ROLLING = frozenset({"running", "reverting"})
+ROLLING = frozenset({"awaiting_approval", "running", "reverting"})
 PIECE = 1 << 20
 RETRIES = 3
 

@@ -434,6 +434,7 @@ def test_what_was_done_is_written_down_and_what_failed_is_not(api: TestClient, d
         ("a", "device.register"),
         ("admin", "profile.create"),
         ("admin", "device.update"),
+        ("admin", "upload.create"),
         ("admin", "version.create"),
         ("admin", "variant.build"),
         ("admin", "version.delete"),

@@ -1,0 +1,282 @@
+"""The audit log: append-only, a whole chain under concurrent writers, and an event for everything that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from agent.protocol.manifest import ModelFormat, Precision, TensorSpec
+from agent.protocol.messages import Reported
+from agent.protocol.version import SPOKEN
+from converters.job import Candidate, Measurements
+from fleet_server import audit, migrations
+from fleet_server.access import service
+from fleet_server.app import create_app, running
+from fleet_server.catalog import repository as catalog
+from fleet_server.catalog.schemas import GateVerdict
+from fleet_server.conversions.service import settle
+from fleet_server.db import Database, utc_now
+from fleet_server.devices import service as devices
+from fleet_server.models import AuditEvent, Device, Fleet, GateRun, Rollout, Variant, Version
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import Actor
+from fleet_server.settings import Settings
+from tests.databases import without_triggers
+from tests.integration.test_api import facts
+from tests.integration.test_tenants import ADMIN, DOCUMENT, Inspector, client, created
+
+ACTOR = Actor("user/ada", "user/1", "192.0.2.7", "r-1")
+
+
+def record(session: Session, number: int, fleet_id: str = DEFAULT_FLEET) -> None:
+    detail = {"number": number, "share": 0.1 + number, "nested": {"ä": [None, True, 1e-7]}}
+    audit.record(session, fleet_id=fleet_id, actor=ACTOR, action="test", subject=f"x/{number}", detail=detail)
+
+
+def fill(database: Database, count: int = 5) -> None:
+    for number in range(count):
+        with database.write() as session:
+            record(session, number)
+
+
+def verify(database: Database, fleet_id: str = DEFAULT_FLEET) -> Any:
+    with database.read() as session:
+        return service.verify_audit(session, fleet_id)
+
+
+def test_events_hold_who_from_where_and_follow_each_other(database: Database) -> None:
+    assert verify(database).whole
+    fill(database)
+    with database.read() as session:
+        rows = session.query(AuditEvent).order_by(AuditEvent.sequence).all()
+    assert [row.sequence for row in rows] == [1, 2, 3, 4, 5]
+    assert (rows[0].actor, rows[0].address, rows[0].request_id) == ("user/ada", "192.0.2.7", "r-1")
+    assert [row.previous_hash for row in rows] == [audit.FIRST, *(row.hash for row in rows[:-1])]
+    found = verify(database)
+    assert (found.whole, found.events, found.hash) == (True, 5, rows[-1].hash)
+
+
+def test_what_fails_leaves_no_event_and_no_gap(database: Database) -> None:
+    fill(database, 1)
+
+    def fail() -> None:
+        with database.write() as session:
+            record(session, 2)
+            raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        fail()
+    fill(database, 1)
+    assert (verify(database).whole, verify(database).events) == (True, 2)
+
+
+def test_large_content_is_kept_as_its_hash(database: Database) -> None:
+    with database.write() as session:
+        audit.record(
+            session, fleet_id=DEFAULT_FLEET, actor="server", action="a", subject="s", after={"x": "y" * 10_000}
+        )
+    with database.read() as session:
+        kept = session.query(AuditEvent).one()
+        assert set(kept.after or {}) == {"bytes", "sha256"}
+        assert kept.before is None
+    assert verify(database).whole
+
+
+def test_writers_at_once_make_one_chain_a_fleet(database: Database) -> None:
+    with database.write() as session:
+        session.add(Fleet(id="other"))
+
+    def write(writer: int) -> None:
+        for number in range(10):
+            with database.write() as session:
+                # In either order: the heads are locked in one, so nobody waits for each other.
+                for fleet_id in (DEFAULT_FLEET, "other") if writer % 2 else ("other", DEFAULT_FLEET):
+                    record(session, number, fleet_id)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    for fleet_id in (DEFAULT_FLEET, "other"):
+        assert (verify(database, fleet_id).whole, verify(database, fleet_id).events) == (True, 40)
+
+
+@pytest.mark.parametrize("change", ["UPDATE audit_events SET actor = 'x'", "DELETE FROM audit_events"])
+def test_the_database_refuses_to_change_it(database: Database, change: str) -> None:
+    fill(database)
+    with pytest.raises(DatabaseError, match="append-only"), database.write() as session:
+        session.execute(text(change))
+    if not database.is_sqlite:
+        with pytest.raises(DatabaseError, match="append-only"), database.write() as session:
+            session.execute(text("TRUNCATE audit_events"))
+    assert verify(database).whole
+
+
+@pytest.mark.parametrize(
+    ("change", "sequence", "said"),
+    [
+        ("UPDATE audit_events SET actor = 'eve' WHERE sequence = 3", 3, "was changed"),
+        ("UPDATE audit_events SET address = '' WHERE sequence = 2", 2, "was changed"),
+        ("DELETE FROM audit_events WHERE sequence = 3", 3, "is missing"),
+        ("DELETE FROM audit_events WHERE sequence = 1", 1, "is missing"),
+        ("DELETE FROM audit_events WHERE sequence = 5", 5, "cut off"),
+        ("UPDATE audit_events SET hash = 'x' WHERE sequence = 4", 4, "was changed"),
+        ("UPDATE audit_events SET previous_hash = 'x' WHERE sequence = 4", 4, "does not follow"),
+        ("DELETE FROM audit_heads", 6, "its head says 0"),
+    ],
+)
+def test_who_owns_the_database_is_found_out(database: Database, change: str, sequence: int, said: str) -> None:
+    fill(database)
+    with database.write() as session, without_triggers(session):
+        session.execute(text(change))
+    found = verify(database)
+    assert not found.whole
+    assert found.broken.sequence == sequence
+    assert said in found.broken.reason
+
+
+def test_events_of_before_the_chain_become_its_beginning(database: Database) -> None:
+    fill(database, 3)
+    for direction, revision in ((command.downgrade, "0005"), (command.upgrade, "head")):
+        with database.write() as session:
+            direction(migrations.configuration(session.connection()), revision)
+    fill(database, 2)
+    assert (verify(database).whole, verify(database).events) == (True, 5)
+
+
+@pytest.fixture(scope="module")
+def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    settings = Settings(
+        state_dir=tmp_path_factory.mktemp("state"), broker_url="mqtt://127.0.0.1:1", conversion_workers=0,
+        admin_token=ADMIN,
+    )  # fmt: skip
+    app = create_app(settings)
+    with running(app):
+        app.state.inspector = Inspector()
+        yield app
+
+
+class Walk:
+    """Calls operations that change something, and sees that each wrote its event."""
+
+    def __init__(self, api: TestClient) -> None:
+        self.api = api
+        self.done: set[str] = set()
+
+    def events(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.api.get("/api/v1/audit-events").json()["items"]
+        return found
+
+    def __call__(self, operation: str, action: str, method: str, path: str, **options: Any) -> Any:
+        last = next((one["sequence"] for one in self.events()), 0)
+        answer = self.api.request(method, f"/api/v1/{path}", **options)
+        assert answer.is_success, f"{operation}: {answer.text}"
+        new = [one for one in self.events() if one["sequence"] > last]
+        mine = next(one for one in new if one["action"] == action)
+        assert mine["address"] == "testclient"
+        assert mine["request_id"] == answer.headers["x-request-id"]
+        assert mine["actor"] in {"admin", "user/ada"}
+        self.done.add(operation)
+        return answer.json() if answer.content else None
+
+
+def test_every_operation_that_changes_something_writes_an_event(application: FastAPI) -> None:
+    walk = Walk(client(application, ADMIN))
+    database: Database = application.state.database
+    password = "correct horse battery"
+    walk("create_fleet", "fleet.create", "post", "fleets", json={"id": "plant7"})
+    walk("create_user", "user.create", "post", "users", json={"name": "ada", "role": "releaser", "password": password})
+    walk("change_user", "user.update", "patch", "users/ada", json={"role": "admin"})
+    session_token = walk("login", "session.open", "post", "login", json={"name": "ada", "password": password})["token"]
+    second = {"Authorization": f"Bearer {session_token}"}
+    walk("logout", "session.close", "post", "logout", headers=second)
+    again = created(walk.api.post("/api/v1/login", json={"name": "ada", "password": password}))
+    second = {"Authorization": f"Bearer {again['token']}"}
+    token_id = walk("create_token", "token.create", "post", "tokens", json={"name": "ci", "role": "viewer"})["id"]
+    walk("revoke_token", "token.revoke", "delete", f"tokens/{token_id}")
+    digest = walk("upload", "upload.create", "post", "uploads", content=b"weights")["digest"]
+    version = {"name": "1", "sources": [{"format": "onnx", "digest": digest}], "evaluation": digest}
+    walk("create_version", "version.create", "post", "models/m/versions", json=version)
+    walk("create_profile", "profile.create", "post", "profiles", json={"name": "p", "runtime": "onnx"})
+    walk(
+        "create_profile",
+        "profile.create",
+        "post",
+        "profiles",
+        json={"name": "q", "runtime": "onnx", "match": {"arch": "x"}},
+    )
+    walk("delete_profile", "profile.delete", "delete", "profiles/q")
+    wanted = {"version": "m@1", "profiles": ["p"]}
+    variant_id = walk("build_variants", "variant.build", "post", "variants", json=wanted)[0]["id"]
+    walk("cancel_build", "variant.cancel", "post", f"variants/{variant_id}/cancel")
+    with database.write() as session:
+        devices.record_report(session, "d", Reported(SPOKEN, "b", 1, 0, facts()), utc_now())
+    walk("change_device", "device.update", "patch", "devices/d", json={"tags": {"line": "3"}})
+    make_ready(database, variant_id, digest)
+    run = {"version": "m@1", "profile": "p"}
+    with database.write() as session:
+        run_row = GateRun(
+            fleet_id=DEFAULT_FLEET, variant_id=variant_id, state="running", candidates=[],
+            data={"digest": digest, "size": 1, "chunk_size": 1}, deadline_at=utc_now(),
+        )  # fmt: skip
+        session.add(run_row)
+    walk("cancel_gate_run", "gate.cancel", "post", f"gate-runs/{run_row.id}/cancel")
+    walk("create_gate_run", "gate.run", "post", "gate-runs", json=run)
+    running_run = created(walk.api.get("/api/v1/gate-runs?state=running"))["items"][0]["id"]
+    created(walk.api.post(f"/api/v1/gate-runs/{running_run}/cancel"))
+    walk("change_fleet", "fleet.update", "patch", "fleets/default", json={"approvals": 1})
+    for end in ("reject", "approve"):
+        rollout = walk("create_rollout", "rollout.create", "post", "rollouts", json=rollout_body())["id"]
+        walk(f"{end}_rollout", f"rollout.{end}", "post", f"rollouts/{rollout}/{end}", json={}, headers=second)
+    walk("pause_rollout", "rollout.pause", "post", f"rollouts/{rollout}/pause")
+    walk("resume_rollout", "rollout.resume", "post", f"rollouts/{rollout}/resume")
+    walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
+    with database.write() as session:
+        session.get_one(Device, "d").online = False
+    walk("forget_device", "device.forget", "delete", "devices/d")
+    created(walk.api.post("/api/v1/models/n/versions", json=version))
+    walk("delete_version", "version.delete", "delete", "models/n/versions/1")
+    walk("delete_user", "user.delete", "delete", "users/ada")
+    changing = {
+        operation["operationId"]
+        for path, item in DOCUMENT["paths"].items()
+        for method, operation in item.items()
+        if method != "get" and path.startswith("/api/v1")
+    }
+    assert walk.done == changing
+    assert walk.api.get("/api/v1/audit-events/verify").json()["whole"]
+    moved = next(one for one in walk.events() if one["action"] == "rollout.pause")
+    assert (moved["before"], moved["after"]) == ({"state": "running"}, {"state": "paused"})
+    with database.read() as session:
+        assert session.query(Rollout).count() == 2
+
+
+def rollout_body() -> dict[str, Any]:
+    return {"version": "m@1", "target": {"all": True}, "allow_unproven": True}
+
+
+def make_ready(database: Database, variant_id: str, digest: str) -> None:
+    """The variant as a build that passed the gate leaves it."""
+    tensor = TensorSpec("x", "float32", (-1, 8))
+    measured = Measurements(
+        size=1, samples=1, accuracy=0.9, macro_precision=None, macro_recall=None, macro_f1=None, classes=(),
+        agreement=1.0, max_difference=0.0, latency_p50_ms=1.0, latency_p95_ms=1.0, memory_mb=None, provider="cpu",
+    )  # fmt: skip
+    candidate = Candidate(
+        "fp32", Precision.FP32, digest=digest, format=ModelFormat.ONNX, inputs=(tensor,), outputs=(tensor,),
+        measurements=measured,
+    )  # fmt: skip
+    with database.write() as session:
+        variant = session.get_one(Variant, variant_id)
+        version = session.get_one(Version, variant.version_id)
+        variant.candidates = msgspec.to_builtins([candidate])
+        catalog.keep_candidates(session, variant, {digest})
+        settle(session, variant, version, candidate, GateVerdict(passed=True, measured_on="server", checks=[]))
