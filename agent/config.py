@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import tomllib
 import uuid
@@ -17,7 +18,20 @@ from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
 
 PREFIX = "SHOAL_AGENT_"
-KEYS = ("device_id", "state_dir", "broker", "listen", "unix_socket", "tags", "runtimes", "log_level", "ca_file")
+KEYS = (
+    "device_id",
+    "state_dir",
+    "broker",
+    "listen",
+    "unix_socket",
+    "tags",
+    "runtimes",
+    "log_level",
+    "ca_file",
+    "root_file",
+    "expired_grace_s",
+)
+LONGEST_GRACE_S = 30 * 86_400.0
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
@@ -35,6 +49,8 @@ class Config:
         runtimes: the only ones to use; empty for all that import.
         log_level: DEBUG, INFO, WARNING or ERROR.
         ca_file: certificates that the broker's is checked against; empty for the system's.
+        root_file: TUF root metadata that this device trusts; empty to trust what a broker on this machine sends first.
+        expired_grace_s: how long metadata still counts after it has expired, in seconds, for bad clocks.
     """
 
     device_id: str
@@ -46,6 +62,17 @@ class Config:
     runtimes: tuple[str, ...] = ()
     log_level: str = "INFO"
     ca_file: str = ""
+    root_file: str = ""
+    expired_grace_s: float = 0.0
+
+    @property
+    def broker_is_local(self) -> bool:
+        """Whether the broker is on this machine."""
+        host = urlsplit(self.broker).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -83,6 +110,8 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
         ca_file=_ca_file(_text(values, "ca_file", "")),
+        root_file=_root_file(_text(values, "root_file", "")),
+        expired_grace_s=_grace(values.get("expired_grace_s", 0.0)),
     )
 
 
@@ -171,6 +200,22 @@ def _ca_file(value: str) -> str:
     if value and not os.access(value, os.R_OK):
         raise ConfigError(f"ca_file: {value!r} can't be read: name a PEM file, or leave it empty for the system's")
     return value
+
+
+def _root_file(value: str) -> str:
+    if value and not os.access(value, os.R_OK):
+        raise ConfigError(f"root_file: {value!r} can't be read: save one with `shoal trust root`, or leave it empty")
+    return value
+
+
+def _grace(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds <= LONGEST_GRACE_S:
+        raise ConfigError(f"expired_grace_s: {value!r} is not a number of seconds from 0 to {LONGEST_GRACE_S:.0f}")
+    return seconds
 
 
 def _tags(value: Any) -> dict[str, str]:

@@ -115,7 +115,8 @@ class MqttLink:
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
             return
-        own = [(device_topic(self._device_id, leaf), 1) for leaf in (DeviceTopic.DESIRED, DeviceTopic.TELEMETRY_ACK)]
+        leaves = (DeviceTopic.DESIRED, DeviceTopic.TELEMETRY_ACK, DeviceTopic.TRUST)
+        own = [(device_topic(self._device_id, leaf), 1) for leaf in leaves]
         client.subscribe([*own, (repair_filter(self._device_id), 1)])
         for digest in list(self._downloads):
             client.subscribe(broadcast_filter(digest), qos=0)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
-from agent.protocol.manifest import DataFile, Manifest
+from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
@@ -205,7 +205,9 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         revision=device.desired_revision,
         deployments=tuple(
             DesiredDeployment(
-                deployment_id=deployment.id, manifest=manifest_of(session, deployment), probation_s=settings.probation_s
+                deployment_id=deployment.id,
+                manifest=signed_manifest(session, deployment),
+                probation_s=settings.probation_s,
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -213,7 +215,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         trials=tuple(
             Trial(
                 trial.id,
-                msgspec.convert(run.candidates, tuple[Manifest, ...]),
+                tuple(msgspec.Raw(manifest_bytes(one)) for one in msgspec.convert(run.candidates, list[Manifest])),
                 msgspec.convert(run.data, DataFile),
                 settings.gate_candidate_timeout_s,
             )
@@ -233,6 +235,11 @@ def manifest_of(session: Session, deployment: Deployment) -> Manifest:
     """What a deployment runs."""
     variant = session.get_one(Variant, deployment.variant_id)
     return msgspec.convert(variant.manifest, Manifest)
+
+
+def signed_manifest(session: Session, deployment: Deployment) -> msgspec.Raw:
+    """The bytes that were signed of what a deployment runs."""
+    return msgspec.Raw(manifest_bytes(manifest_of(session, deployment)))
 
 
 def apply_report(session: Session, device: Device, reported: Reported, now: dt.datetime) -> None:

@@ -24,6 +24,8 @@ from agent.protocol.messages import (
     Reported,
     TelemetryAck,
     TelemetryBatch,
+    TrustNeed,
+    TrustPiece,
 )
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic
 from agent.serving.oip import BadRequestError, decode_request
@@ -31,7 +33,7 @@ from tests.unit.agent.test_journal_and_spool import batch
 from tests.unit.agent.test_serving_models import manifest
 from tests.unit.agent.test_updater import desired
 
-KINDS: tuple[Any, ...] = (DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck)
+KINDS: tuple[Any, ...] = (DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
