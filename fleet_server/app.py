@@ -33,6 +33,8 @@ from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings, is_loopback
 from fleet_server.telemetry import endpoints as telemetry
+from fleet_server.trust import endpoints as trust
+from fleet_server.trust.keeper import TrustKeeper
 from fleet_server.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
     {"name": "audit", "description": "What was done, and by whom."},
     {"name": "health", "description": "Whether this server works."},
 ]
@@ -79,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     api = APIRouter(
         prefix="/api/v1", dependencies=[Depends(require_admin)], responses=problems(400, 401, 422, 500, 503)
     )
-    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, access):
+    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, trust, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     app.include_router(api)
@@ -122,6 +125,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     artifacts = ArtifactStore.open(settings.artifacts_url, folder=settings.state_dir / "artifacts")
     gateway = Gateway(settings, database, artifacts)
     parts = (
+        TrustKeeper(database, settings),
         gateway,
         ConversionScheduler(database, artifacts, settings),
         RolloutEngine(database, settings),

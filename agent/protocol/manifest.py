@@ -34,6 +34,8 @@ class Precision(StrEnum):
     WEIGHT_INT4 = "weight-int4"
 
 
+SIGNED_AT = "x-shoal-signed-at"  # a field of TUF timestamp metadata: Unix seconds by the server's clock, as it signed
+
 # Measured on version 2.14 of tflite-runtime, the last: dynamic int8 answers wrongly without a word, and int4 can crash
 # the process. Its agent refuses what is not listed, and a profile for it may not ask for more.
 OLD_LITERT = "tflite-runtime"

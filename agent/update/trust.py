@@ -22,12 +22,12 @@ from tuf.ngclient.fetcher import FetcherInterface
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import SIGNED_AT
 from agent.protocol.messages import TrustPiece
 
 BASE_URL = "fleet:/"
 FIRST_ROOT = "first-root"  # what was trusted first, where no file was configured
 PROVEN = "proven"
-SIGNED_AT = "x-shoal-signed-at"  # in timestamp metadata: Unix seconds by the server's clock
 NO_ROOT = (
     "this device has no trusted root, and its broker is on another machine: save one with `shoal trust root` and name "
     "the file as root_file in the agent's configuration"

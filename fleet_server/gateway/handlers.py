@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError
-from agent.protocol.messages import Need, Presence, Reported, TelemetryAck, TelemetryBatch
+from agent.protocol.limits import LIMITS
+from agent.protocol.messages import Need, Presence, Reported, TelemetryAck, TelemetryBatch, TrustNeed, TrustPiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
@@ -20,6 +22,7 @@ from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.rollouts import service as rollouts
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from fleet_server.trust import service as trust
 
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
@@ -32,12 +35,20 @@ class Handlers:
         database: where everything goes.
         settings: what devices are told.
         on_need: takes a device's need, when the device is entitled to the artifact.
+        send: publishes an answer that is read, not changed: the device asks again for what is lost.
     """
 
-    def __init__(self, database: Database, settings: Settings, on_need: Callable[[str, Need, int], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        on_need: Callable[[str, Need, int], None],
+        send: Callable[[str, bytes], object],
+    ) -> None:
         self._database = database
         self._settings = settings
         self._on_need = on_need
+        self._send = send
         self._complained: dict[str, float] = {}
 
     def handle(self, message: Message) -> None:
@@ -59,6 +70,8 @@ class Handlers:
                 self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
             case DeviceTopic.NEED:
                 self._need(topic.device_id, decode(payload, Need))
+            case DeviceTopic.TRUST_NEED:
+                self._trust_need(topic.device_id, decode(payload, TrustNeed))
             case _:
                 pass
 
@@ -109,6 +122,20 @@ class Handlers:
         log.info(
             "device %s asked for chunks of %s, which it is neither to run nor to measure", device_id, need.digest[:12]
         )
+
+    def _trust_need(self, device_id: str, need: TrustNeed) -> None:
+        """A device is sent its own fleet's metadata."""
+        with self._database.read() as session:
+            device = session.get(Device, device_id)
+            if device is None:
+                return
+            body = trust.metadata_file(session, device.fleet_id, unquote(need.file))
+        if body is None:
+            piece = TrustPiece(need.file, need.offset, absent=True)
+        else:
+            data = body[need.offset : need.offset + LIMITS.trust_piece_bytes]
+            piece = TrustPiece(need.file, min(need.offset, len(body)), len(body), data)
+        self._send(device_topic(device_id, DeviceTopic.TRUST), encode(piece))
 
     def _complain(self, topic: str, error: WireError) -> None:
         """Once a minute a topic: a device that is out of order must not fill the log."""

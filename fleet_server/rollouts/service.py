@@ -35,6 +35,7 @@ from fleet_server.rollouts.schemas import (
 )
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
+from fleet_server.trust import service as trust
 
 SCHEDULED = "scheduled"
 _NAMED = 20
@@ -46,7 +47,8 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     Raises:
         NotFoundError: for an unknown version, device or profile.
         InvalidError: when the target selects no device.
-        ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout.
+        ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout,
+            or when a variant is not signed.
     """
     version = resolve_version(session, fleet_id, wanted.version)
     target = wanted.target
@@ -63,6 +65,8 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
     variants = _variants(session, version, devices, wanted)
+    paths = [trust.want(session, fleet_id, _manifest(variant)) for variant in variants.values()]
+    trust.require_signed(session, settings, fleet_id, paths, wanted.version)
     superseded = _settle_busy(session, version, devices, supersede=wanted.on_busy == "supersede")
     names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
     stages = assign_stages([(device.id, names[str(device.profile_id)]) for device in devices], wanted.strategy)
@@ -215,7 +219,10 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         trials=tuple(
             Trial(
                 trial.id,
-                tuple(msgspec.Raw(manifest_bytes(one)) for one in msgspec.convert(run.candidates, list[Manifest])),
+                tuple(
+                    _signed(session, device.fleet_id, one, one.trial_path)
+                    for one in msgspec.convert(run.candidates, list[Manifest])
+                ),
                 msgspec.convert(run.data, DataFile),
                 settings.gate_candidate_timeout_s,
             )
@@ -233,13 +240,22 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
 
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
     """What a deployment runs."""
-    variant = session.get_one(Variant, deployment.variant_id)
+    return _manifest(session.get_one(Variant, deployment.variant_id))
+
+
+def _manifest(variant: Variant) -> Manifest:
     return msgspec.convert(variant.manifest, Manifest)
 
 
 def signed_manifest(session: Session, deployment: Deployment) -> msgspec.Raw:
     """The bytes that were signed of what a deployment runs."""
-    return msgspec.Raw(manifest_bytes(manifest_of(session, deployment)))
+    manifest = manifest_of(session, deployment)
+    return _signed(session, deployment.fleet_id, manifest, manifest.target_path)
+
+
+def _signed(session: Session, fleet_id: str, manifest: Manifest, path: str) -> msgspec.Raw:
+    """A manifest as it was signed; one that never was is sent all the same: the device refuses it, and says so."""
+    return msgspec.Raw(trust.manifest_as_signed(session, fleet_id, path) or manifest_bytes(manifest))
 
 
 def apply_report(session: Session, device: Device, reported: Reported, now: dt.datetime) -> None:

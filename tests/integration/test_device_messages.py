@@ -49,7 +49,7 @@ BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
 
 @pytest.fixture
 def handlers(database: Database) -> Handlers:
-    return Handlers(database, Settings(), lambda *_: None)
+    return Handlers(database, Settings(), lambda *_: None, lambda *_: None)
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:
