@@ -80,6 +80,11 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
 	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py
 
+# The suite is not part of this repository; its tests of expiry run the client under `faketime`.
+.PHONY: test-tuf-conformance
+test-tuf-conformance: setup ## the public TUF conformance suite against the agent's client (TUF_CONFORMANCE=its checkout)
+	@TUF_CONFORMANCE="$(TUF_CONFORMANCE)" deploy/dev/tuf-conformance.sh "$(PYTHON)" "$(VENV)"
+
 .PHONY: format
 format: setup ## format and mend what ruff can mend
 	$(BIN)/ruff format .

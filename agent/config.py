@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import tomllib
 import uuid
@@ -31,7 +32,10 @@ KEYS = (
     "cert_file",
     "key_file",
     "key",
+    "root_file",
+    "expired_grace_s",
 )
+LONGEST_GRACE_S = 30 * 86_400.0
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
@@ -53,6 +57,8 @@ class Config:
         cert_file: the device's certificate chain (PEM), where it was not got by enrolling.
         key_file: its key (PEM).
         key: `pkcs11:` URI (RFC 7512) of the key to enrol with; a file in state_dir when absent.
+        root_file: TUF root metadata that this device trusts; empty to trust what a broker on this machine sends first.
+        expired_grace_s: how long metadata still counts after it has expired, in seconds, for bad clocks.
     """
 
     device_id: str
@@ -67,6 +73,17 @@ class Config:
     cert_file: str = ""
     key_file: str = ""
     key: str = ""
+    root_file: str = ""
+    expired_grace_s: float = 0.0
+
+    @property
+    def broker_is_local(self) -> bool:
+        """Whether the broker is on this machine."""
+        host = urlsplit(self.broker).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -118,6 +135,8 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         cert_file=cert_file,
         key_file=key_file,
         key=_token_key(_text(values, "key", "")),
+        root_file=_root_file(_text(values, "root_file", "")),
+        expired_grace_s=_grace(values.get("expired_grace_s", 0.0)),
     )
 
 
@@ -212,6 +231,22 @@ def _token_key(value: str) -> str:
     if value and not value.startswith("pkcs11:"):
         raise ConfigError("key: it is no pkcs11: URI, such as pkcs11:token=T;object=O?module-path=/usr/lib/….so")
     return value
+
+
+def _root_file(value: str) -> str:
+    if value and not os.access(value, os.R_OK):
+        raise ConfigError(f"root_file: {value!r} can't be read: save one with `shoal trust root`, or leave it empty")
+    return value
+
+
+def _grace(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not 0 <= seconds <= LONGEST_GRACE_S:
+        raise ConfigError(f"expired_grace_s: {value!r} is not a number of seconds from 0 to {LONGEST_GRACE_S:.0f}")
+    return seconds
 
 
 def _tags(value: Any) -> dict[str, str]:

@@ -30,6 +30,9 @@ from agent.protocol.messages import (
     ServingReport,
     TelemetryAck,
     TelemetryBatch,
+    Trial,
+    TrustNeed,
+    TrustPiece,
 )
 from agent.protocol.topics import DeviceTopic, ParsedChunkTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
@@ -41,9 +44,11 @@ from agent.trial.trials import Trials
 from agent.update.download import DownloadProgress
 from agent.update.journal import Journal
 from agent.update.store import ArtifactStore
+from agent.update.trust_ipc import Target
 from agent.update.updater import (
     ActivateArtifact,
     BeginProbation,
+    CheckTrust,
     Download,
     Effect,
     LoadArtifact,
@@ -53,6 +58,7 @@ from agent.update.updater import (
     Updater,
     Verify,
 )
+from agent.update.verify import TrustSaid, Verifier
 from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
@@ -62,6 +68,7 @@ TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
 PROBATION_ERROR_SHARE = 0.2
 WORKER_RESTART_MAX_S = 30.0
+TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
 class Supervisor:
@@ -92,6 +99,10 @@ class Supervisor:
             say_need=self._say_need,
             stop_listening=self._stop_listening,
             changed=self._trials_changed,
+            check_trust=self._check_trial,
+        )
+        self._verifier = Verifier(
+            config, self._link, self._events.put, say_need=self._say_trust_need, answered=self._trust_answered
         )
         self._loads: dict[int, str] = {}
         self._collects: dict[int, float] = {}
@@ -128,6 +139,7 @@ class Supervisor:
         finally:
             self._link.stop()
             self._trials.stop()
+            self._verifier.stop()
             self._worker.stop()
             self._journal.close()
             self._spool.close()
@@ -152,7 +164,10 @@ class Supervisor:
                 self._trials.link_up()
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
+                self._verifier.link_up()
                 self._report(force=True)
+            case TrustSaid():
+                self._verifier.said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
                 self._worker_died()
             case (generation, message) if generation == self._worker.generation:
@@ -174,6 +189,8 @@ class Supervisor:
                 self._spool.acknowledge(decode(message.payload, TelemetryAck))
             elif leaf is DeviceTopic.CERTIFICATE and self._renewal is not None:
                 self._renewal.answered(decode(message.payload, Certificate))
+            elif leaf is DeviceTopic.TRUST:
+                self._verifier.piece(decode(message.payload, TrustPiece))
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
 
@@ -187,6 +204,25 @@ class Supervisor:
             self._trials.desired(state.trials)
         self._journal.keep_number("revision", self._updater.revision)
         self._report(force=True)
+
+    # -- whether what the server says was signed
+
+    def _check_trial(self, trial: Trial) -> None:
+        pairs = zip(trial.read_candidates(), trial.candidates, strict=True)
+        targets = tuple(Target(manifest.trial_path, bytes(signed)) for manifest, signed in pairs)
+        self._verifier.check(TRIAL + trial.trial_id, targets)
+
+    def _say_trust_need(self, need: TrustNeed) -> None:
+        self._link.publish(DeviceTopic.TRUST_NEED, encode(need))
+
+    def _trust_answered(self, key: str, code: WireErrorCode | None, detail: str) -> None:
+        if code is not None:
+            log.error("refused (%s): %s", code.value, detail)
+        if key.startswith(TRIAL):
+            self._trials.trust_answered(key.removeprefix(TRIAL), code, detail)
+        elif key in self._updater.records:
+            found = self._updater
+            self._carry_out(found.trusted(key) if code is None else found.failed(key, code, detail))
 
     def _chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
         self._trials.chunk(topic, payload)
@@ -296,9 +332,13 @@ class Supervisor:
                 serving = self._serving.get(effect.model)
                 if serving is not None and serving.digest == effect.digest:
                     del self._serving[effect.model]
+            case CheckTrust() if record is not None:
+                target = Target(record.manifest.target_path, record.signed)
+                self._verifier.check(record.deployment_id, (target,))
             case Download() if record is not None:
                 self._begin_download(record)
             case StopDownload():
+                self._verifier.cancel(effect.deployment_id)
                 self._end_download(effect.deployment_id)
             case Verify() if record is not None:
                 good = self._store.verify(record.manifest.digest) or self._finish_part(record)
@@ -414,6 +454,7 @@ class Supervisor:
         self._trials.tick(now)
         if self._renewal is not None:
             self._renewal.tick(now, time.time())
+        self._verifier.tick(now)
         self._report(force=False)
 
     def _tick_download(self, download: DownloadProgress, now: float) -> None:

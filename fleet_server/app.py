@@ -39,7 +39,9 @@ from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings, is_loopback
 from fleet_server.telemetry import endpoints as telemetry
+from fleet_server.trust import endpoints as trust
 from fleet_server.trust.ca import FleetCa
+from fleet_server.trust.keeper import TrustKeeper
 from fleet_server.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ TAGS = [
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
+    {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
     {"name": "audit", "description": "What was done, and by whom."},
     {"name": "health", "description": "Whether this server works."},
 ]
@@ -95,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authorize)],
         responses=problems(400, 401, 403, 422, 429, 500, 503),
     )
-    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, access):
+    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     app.include_router(api)
@@ -145,6 +148,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
     gateway = Gateway(settings, database, artifacts, authority)
     parts = (
+        TrustKeeper(database, settings),
         gateway,
         ConversionScheduler(database, artifacts, settings),
         RolloutEngine(database, settings),

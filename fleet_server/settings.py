@@ -195,6 +195,10 @@ class Settings(BaseSettings):
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )
     engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged, in seconds.")
+    trust_keys: Path | None = Field(
+        None,
+        description="Folder of the keys this server signs with; trust in the state folder when absent.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
@@ -300,6 +304,11 @@ class Settings(BaseSettings):
         if self.conversion_workers is not None:
             return self.conversion_workers
         return DASK_JOBS if self.dask_scheduler else 1
+
+    @property
+    def effective_trust_keys(self) -> Path:
+        """The folder of signing keys in use."""
+        return self.trust_keys or self.state_dir / "trust"
 
     @property
     def effective_artifacts_url(self) -> str:

@@ -1,4 +1,4 @@
-"""Encoding and decoding of messages: JSON, but MessagePack for telemetry. Bounds are checked before decoding.
+"""Encoding and decoding of messages: JSON, but MessagePack for telemetry and trust. Bounds are checked before decoding.
 
 Unknown fields are ignored, so that a newer peer can say more; a wrong type, a missing field, too many bytes, too many
 entries or too deep a nesting is refused with a `WireError`, and nothing else escapes from here.
@@ -26,14 +26,39 @@ from agent.protocol.messages import (
     TelemetryAck,
     TelemetryBatch,
     TrialReport,
+    TrustNeed,
+    TrustPiece,
 )
-from agent.protocol.topics import DEVICE_ID, DIGEST
+from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
 from agent.protocol.version import ProtocolRange, check_peer
 
-Message = DesiredState | Reported | Presence | Need | TelemetryBatch | TelemetryAck | Renew | Certificate
-MessageT = TypeVar("MessageT", DesiredState, Reported, Presence, Need, TelemetryBatch, TelemetryAck, Renew, Certificate)
+Message = (
+    DesiredState
+    | Reported
+    | Presence
+    | Need
+    | TelemetryBatch
+    | TelemetryAck
+    | Renew
+    | Certificate
+    | TrustNeed
+    | TrustPiece
+)
+MessageT = TypeVar(
+    "MessageT",
+    DesiredState,
+    Reported,
+    Presence,
+    Need,
+    TelemetryBatch,
+    TelemetryAck,
+    Renew,
+    Certificate,
+    TrustNeed,
+    TrustPiece,
+)
 
-_PACKED = (TelemetryBatch, TelemetryAck)
+_PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece)
 _DECODERS: dict[type, Any] = {
     **{kind: msgspec.json.Decoder(kind) for kind in (DesiredState, Reported, Presence, Need, Renew, Certificate)},
     **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
@@ -77,17 +102,15 @@ def _check(message: Message) -> None:
         case Reported():
             _check_report(message)
         case Need():
-            _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
-            _bound(message.missing, LIMITS.missing_ranges, "missing")
-            _require(0 < message.window <= 4096, "window must be between 1 and 4096")
-            spans = message.missing
-            _require(all(0 <= a.first <= a.last < 1 << 24 for a in spans), "missing holds an impossible range")
+            _check_need(message)
         case TelemetryBatch():
             _check_batch(message)
         case TelemetryAck():
             _require(all(0 <= one < LIMITS.total for one in message.sequences), "sequences holds an impossible number")
         case Renew() | Certificate():
             _check_renewal(message)
+        case TrustNeed() | TrustPiece():
+            _check_trust(message)
         case Presence():
             pass
 
@@ -104,15 +127,34 @@ def _check_renewal(message: Renew | Certificate) -> None:
     _require(all(0 <= one <= LIMITS.unix_seconds for one in moments), "not_before or not_after is out of bounds")
 
 
+def _check_need(message: Need) -> None:
+    _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
+    _bound(message.missing, LIMITS.missing_ranges, "missing")
+    _require(0 < message.window <= 4096, "window must be between 1 and 4096")
+    for span in message.missing:
+        _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
+
+
+def _check_trust(message: TrustNeed | TrustPiece) -> None:
+    _require(TRUST_FILE.match(message.file) is not None, "file is not the name of a metadata file")
+    if isinstance(message, TrustNeed):
+        _require(0 <= message.offset < LIMITS.trust_file_bytes, "offset is out of bounds")
+        return
+    _bound(message.data, LIMITS.trust_piece_bytes, "data")
+    _require(0 <= message.total <= LIMITS.trust_file_bytes, "total is out of bounds")
+    _require(0 <= message.offset <= message.total - len(message.data), "data goes beyond the file's end")
+
+
 def _check_desired(message: DesiredState) -> None:
     _counts(LIMITS.counter, revision=message.revision)
     shortest = LIMITS.shortest_interval_s
     _require(shortest <= message.telemetry_interval_s <= LIMITS.seconds, "telemetry_interval_s is out of bounds")
+    models = set()
     for deployment in message.deployments:
         _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
         _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
-        check_manifest(deployment.manifest)
+        models.add(_read_manifest(deployment.manifest).model)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
@@ -122,11 +164,18 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 < trial.data.size <= LIMITS.artifact_bytes, "data.size is out of bounds")
         _require(0 < trial.data.chunk_size <= LIMITS.chunk_bytes, "data.chunk_size is out of bounds")
         for manifest in trial.candidates:
-            check_manifest(manifest)
+            _read_manifest(manifest)
     ids = {deployment.deployment_id for deployment in message.deployments}
-    models = {deployment.manifest.model for deployment in message.deployments}
     _require(len(ids) == len(message.deployments), "deployments names an id twice")
     _require(len(models) == len(message.deployments), "deployments holds a model twice: one a model")
+
+
+def _read_manifest(raw: msgspec.Raw) -> Manifest:
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(WireErrorCode.MALFORMED, f"manifest: {str(error)[:300]}") from None
+    return check_manifest(manifest)
 
 
 def check_manifest(manifest: Manifest) -> Manifest:

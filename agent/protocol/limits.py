@@ -15,6 +15,8 @@ class WireLimits:
     message_bytes: int = 1 * MIB
     chunk_bytes: int = 256 * KIB
     artifact_bytes: int = 4096 * MIB
+    trust_file_bytes: int = 5_000_000  # of one file of TUF metadata
+    trust_piece_bytes: int = 256 * KIB
     deployments: int = 64
     trials: int = 8
     trial_candidates: int = 16

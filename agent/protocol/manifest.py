@@ -34,6 +34,8 @@ class Precision(StrEnum):
     WEIGHT_INT4 = "weight-int4"
 
 
+SIGNED_AT = "x-shoal-signed-at"  # a field of TUF timestamp metadata: Unix seconds by the server's clock, as it signed
+
 # Measured on version 2.14 of tflite-runtime, the last: dynamic int8 answers wrongly without a word, and int4 can crash
 # the process. Its agent refuses what is not listed, and a profile for it may not ask for more.
 OLD_LITERT = "tflite-runtime"
@@ -97,7 +99,7 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """One artifact and how to run it.
+    """One artifact and how to run it. Its JSON is what is signed (a TUF target), and it pins the artifact's bytes.
 
     Attributes:
         digest: SHA-256 of the artifact, lower-case hexadecimal: its name everywhere.
@@ -138,6 +140,16 @@ class Manifest(msgspec.Struct, frozen=True):
     provider_options: dict[str, dict[str, str]] = {}
 
     @property
+    def target_path(self) -> str:
+        """The manifest's TUF target path, when it is one of a variant: `{model}/{version}/{variant_id}.json`."""
+        return f"{self.model}/{self.version}/{self.variant_id}.json"
+
+    @property
+    def trial_path(self) -> str:
+        """Its TUF target path, when it is one of a candidate that is only to be measured."""
+        return f"trials/{self.variant_id}.{self.digest}.json"
+
+    @property
     def chunks(self) -> int:
         """How many chunks the artifact has: the last may be short."""
         return chunk_count(self)
@@ -146,3 +158,8 @@ class Manifest(msgspec.Struct, frozen=True):
     def row_by_row(self) -> bool:
         """Whether the file takes exactly one row at a time: more are run one after another and answered together."""
         return all(spec.shape[:1] == (1,) for spec in (*self.inputs, *self.outputs))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """A manifest as JSON: what is signed, and sent as it was signed. The same manifest gives the same bytes."""
+    return msgspec.json.encode(manifest)

@@ -18,15 +18,19 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
 
     Attributes:
         deployment_id: the server's id; the same id is the same deployment, however often it is sent.
-        manifest: what to run.
+        manifest: what to run: a `Manifest` as JSON, exactly the bytes that were signed.
         probation_s: how long the new version is watched before it counts as active, in seconds.
         deadline_s: how long a download may go without a new byte before it fails, in seconds.
     """
 
     deployment_id: str
-    manifest: Manifest
+    manifest: msgspec.Raw
     probation_s: float = 5.0
     deadline_s: float = 86_400.0
+
+    def read_manifest(self) -> Manifest:
+        """The manifest, of a message that was checked."""
+        return msgspec.json.decode(self.manifest, type=Manifest)
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -34,15 +38,20 @@ class Trial(msgspec.Struct, frozen=True):
 
     Attributes:
         trial_id: the server's id; the same id is the same trial, however often it is sent.
-        candidates: what to measure, in order. The first is the reference: answers of the others are compared with its.
+        candidates: what to measure, in order, each a `Manifest` as JSON, exactly the bytes that were signed. The first
+            is the reference: answers of the others are compared with its.
         data: the evaluation set they are measured on.
         timeout_s: how long one candidate may take, in seconds.
     """
 
     trial_id: str
-    candidates: tuple[Manifest, ...]
+    candidates: tuple[msgspec.Raw, ...]
     data: DataFile
     timeout_s: float = 600.0
+
+    def read_candidates(self) -> tuple[Manifest, ...]:
+        """The candidates' manifests, of a message that was checked."""
+        return tuple(msgspec.json.decode(one, type=Manifest) for one in self.candidates)
 
 
 class DesiredState(msgspec.Struct, frozen=True):
@@ -228,6 +237,36 @@ class Need(msgspec.Struct, frozen=True):
     deployment_id: str
     missing: tuple[ChunkRange, ...]
     window: int = 32
+
+
+class TrustNeed(msgspec.Struct, frozen=True):
+    """A device asks for a piece of a file of TUF metadata. Answered by a `TrustPiece` with the same file and offset.
+
+    Attributes:
+        file: its name, as TUF names it: `timestamp.json`, `3.root.json`, …
+        offset: where the piece begins, in bytes.
+    """
+
+    file: str
+    offset: int
+
+
+class TrustPiece(msgspec.Struct, frozen=True):
+    """A piece of a file of TUF metadata.
+
+    Attributes:
+        file: as asked.
+        offset: as asked.
+        total: bytes of the whole file.
+        data: at most `LIMITS.trust_piece_bytes`.
+        absent: there is no such file.
+    """
+
+    file: str
+    offset: int
+    total: int = 0
+    data: bytes = b""
+    absent: bool = False
 
 
 class ModelWindow(msgspec.Struct, frozen=True):

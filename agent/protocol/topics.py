@@ -18,6 +18,7 @@ SHARDS = 64
 
 DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
+TRUST_FILE = re.compile(r"^[A-Za-z0-9._%-]{1,200}\.json\Z")
 
 
 class DeviceTopic(StrEnum):
@@ -31,10 +32,19 @@ class DeviceTopic(StrEnum):
     NEED = "need"
     RENEW = "renew"
     CERTIFICATE = "certificate"
+    TRUST_NEED = "trust-need"
+    TRUST = "trust"
 
 
 FROM_DEVICE = frozenset(
-    {DeviceTopic.REPORTED, DeviceTopic.PRESENCE, DeviceTopic.TELEMETRY, DeviceTopic.NEED, DeviceTopic.RENEW},
+    {
+        DeviceTopic.REPORTED,
+        DeviceTopic.PRESENCE,
+        DeviceTopic.TELEMETRY,
+        DeviceTopic.NEED,
+        DeviceTopic.RENEW,
+        DeviceTopic.TRUST_NEED,
+    },
 )
 TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE
 

@@ -27,6 +27,8 @@ class TrialRecord(msgspec.Struct):
         results: what was measured, by digest.
         begun: how often a candidate's measurement was begun, by digest.
         failure: why the trial failed.
+        candidates: the trial's manifests.
+        trusted: whether TUF metadata vouched for them.
     """
 
     trial: Trial
@@ -34,6 +36,15 @@ class TrialRecord(msgspec.Struct):
     results: dict[str, TrialResult] = {}
     begun: dict[str, int] = {}
     failure: Failure | None = None
+    candidates: tuple[Manifest, ...] = ()
+    trusted: bool = False
+
+
+@dataclass(frozen=True)
+class CheckTrust:
+    """A trial whose candidates' manifests must have been signed before anything of it is fetched."""
+
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -75,16 +86,22 @@ class TrialBook:
         self.changed -= set(gone)
         for trial in trials:
             if trial.trial_id not in self.records:
-                self.records[trial.trial_id] = TrialRecord(trial)
+                self.records[trial.trial_id] = TrialRecord(trial, candidates=trial.read_candidates())
                 self.changed.add(trial.trial_id)
         return gone
 
-    def next(self, here: set[str]) -> Fetch | Measure | None:
+    def next(self, here: set[str]) -> CheckTrust | Fetch | Measure | None:
         """What to do now, given the digests that are here; None when every trial has ended."""
         for record in self.records.values():
             if record.phase not in ENDED:
                 return self._next_of(record, here)
         return None
+
+    def trusted(self, trial_id: str) -> None:
+        """Every candidate's manifest was signed by whom it must be."""
+        if trial_id in self.records:
+            self.records[trial_id].trusted = True
+            self.changed.add(trial_id)
 
     def begin(self, trial_id: str, digest: str) -> bool:
         """Note that a candidate is about to be measured; false when it was begun too often, and failed by that."""
@@ -102,7 +119,7 @@ class TrialBook:
         """Take in what was measured of a candidate; the last one ends the trial."""
         record = self.records[trial_id]
         record.results = {**record.results, result.digest: result}
-        left = [one for one in record.trial.candidates if one.digest not in record.results]
+        left = [one for one in record.candidates if one.digest not in record.results]
         self._set(record, record.phase if left else TrialPhase.DONE)
 
     def failed(self, trial_id: str, code: WireErrorCode, detail: str) -> None:
@@ -118,7 +135,7 @@ class TrialBook:
             digest
             for record in self.records.values()
             if record.phase not in ENDED
-            for digest in (record.trial.data.digest, *(one.digest for one in record.trial.candidates))
+            for digest in (record.trial.data.digest, *(one.digest for one in record.candidates))
         }
 
     def reports(self) -> tuple[TrialReport, ...]:
@@ -127,21 +144,23 @@ class TrialBook:
             TrialReport(
                 record.trial.trial_id,
                 record.phase,
-                tuple(record.results[one.digest] for one in record.trial.candidates if one.digest in record.results),
+                tuple(record.results[one.digest] for one in record.candidates if one.digest in record.results),
                 record.failure,
             )
             for record in self.records.values()
         )
 
-    def _next_of(self, record: TrialRecord, here: set[str]) -> Fetch | Measure:
+    def _next_of(self, record: TrialRecord, here: set[str]) -> CheckTrust | Fetch | Measure:
         trial = record.trial
+        if not record.trusted:
+            return CheckTrust(trial)
         if trial.data.digest not in here:
             return self._fetch(record, trial.data)
-        left = [one for one in trial.candidates if one.digest not in record.results]
+        left = [one for one in record.candidates if one.digest not in record.results]
         following = left[0]  # in order: the answers of the others are compared with the reference's
         if following.digest not in here:
             return self._fetch(record, following)
-        first = trial.candidates[0]
+        first = record.candidates[0]
         if following is first:
             return Measure(trial.trial_id, following, is_reference=True)
         ran = first.digest in here and record.results[first.digest].failure is None

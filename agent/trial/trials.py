@@ -21,7 +21,7 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.messages import Failure, Need, Trial, TrialReport, TrialResult
 from agent.protocol.topics import ParsedChunkTopic
-from agent.trial.book import Fetch, Measure, TrialBook, TrialRecord
+from agent.trial.book import CheckTrust, Fetch, Measure, TrialBook, TrialRecord
 from agent.trial.job import JOB_FILE, RESULT_FILE, MeasureJob
 from agent.update.download import DownloadProgress
 from agent.update.journal import Journal
@@ -57,6 +57,7 @@ class Trials:
         say_need: sends what a download lacks.
         stop_listening: no trial needs the chunks of a digest any more.
         changed: something is to be reported; files that nothing needs may go.
+        check_trust: has a trial's candidates judged, which `trust_answered` is told; asked again and again until then.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trials:
         say_need: Callable[[Need], None],
         stop_listening: Callable[[str], None],
         changed: Callable[[], None],
+        check_trust: Callable[[Trial], None],
     ) -> None:
         self._folder = folder
         self._store = store
@@ -79,6 +81,7 @@ class Trials:
         self._say_need = say_need
         self._stop_listening = stop_listening
         self._changed = changed
+        self._check_trust = check_trust
         records = journal.trials()
         self._book = TrialBook({key: msgspec.json.decode(one, type=TrialRecord) for key, one in records.items()})
         self._download: DownloadProgress | None = None
@@ -102,6 +105,14 @@ class Trials:
         self._keep()
         if gone:
             self._changed()
+
+    def trust_answered(self, trial_id: str, code: WireErrorCode | None, detail: str) -> None:
+        """Take the verdict on a trial's candidates."""
+        if code is None:
+            self._book.trusted(trial_id)
+        elif trial_id in self._book.records:
+            self._book.failed(trial_id, code, detail)
+        self._keep()
 
     def reports(self) -> tuple[TrialReport, ...]:
         """Every trial, as the server is told."""
@@ -140,6 +151,8 @@ class Trials:
         else:
             here = {digest for digest in self._book.kept_digests() if self._store.has(digest)}
             match self._book.next(here):
+                case CheckTrust(trial=trial):
+                    self._check_trust(trial)
                 case Fetch() as fetch:
                     self._fetch(fetch, now)
                 case Measure() as measure:

@@ -20,7 +20,12 @@ KEPT_ENDED = 8
 
 
 class Record(msgspec.Struct):
-    """One deployment as the journal holds it."""
+    """One deployment as the journal holds it.
+
+    Attributes:
+        signed: the manifest's bytes as they came: what must have been signed.
+        trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
+    """
 
     deployment_id: str
     manifest: Manifest
@@ -32,6 +37,15 @@ class Record(msgspec.Struct):
     attempts: int = 1
     refetched: bool = False
     previous_id: str | None = None
+    signed: bytes = b""
+    trusted: bool = False
+
+
+@dataclass(frozen=True)
+class CheckTrust:
+    """Find out whether a deployment's manifest was signed, before anything of it is fetched."""
+
+    deployment_id: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,9 @@ class BeginProbation:
     seconds: float
 
 
-Effect = Download | StopDownload | Verify | LoadArtifact | ActivateArtifact | UnloadArtifact | BeginProbation
+Effect = (
+    CheckTrust | Download | StopDownload | Verify | LoadArtifact | ActivateArtifact | UnloadArtifact | BeginProbation
+)
 
 
 class Updater:
@@ -108,7 +124,7 @@ class Updater:
         for record in list(self.records.values()):
             if record.phase in SETTLED:
                 continue
-            record.attempts += 1
+            record.attempts += record.phase is not Phase.PENDING  # waiting for trust, it did nothing that could crash
             if record.attempts > ATTEMPTS:
                 detail = f"the agent restarted {ATTEMPTS} times while it was {record.phase.value}"
                 self._fail(record, WireErrorCode.INTERNAL, detail)
@@ -141,7 +157,8 @@ class Updater:
             return []
         self.revision = state.revision
         wanted = {one.deployment_id: one for one in state.deployments}
-        models = {one.manifest.model for one in state.deployments}
+        manifests = {one.deployment_id: one.read_manifest() for one in state.deployments}
+        models = {one.model for one in manifests.values()}
         effects: list[Effect] = []
         for record in list(self.records.values()):
             if record.deployment_id in wanted or record.phase in ENDED:
@@ -151,18 +168,28 @@ class Updater:
             effects += self._supersede(record)
         for one in state.deployments:
             if one.deployment_id not in self.records:
-                current = self.active(one.manifest.model)
+                manifest = manifests[one.deployment_id]
+                current = self.active(manifest.model)
                 record = Record(
                     one.deployment_id,
-                    one.manifest,
+                    manifest,
                     one.probation_s,
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
+                    signed=bytes(one.manifest),
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
                 effects += self._begin(record)
         return effects
+
+    def trusted(self, deployment_id: str) -> list[Effect]:
+        """The manifest was signed by whom it must be."""
+        record = self.records[deployment_id]
+        if record.phase is not Phase.PENDING:
+            return []
+        record.trusted = True
+        return self._begin(record)
 
     def downloaded(self, deployment_id: str) -> list[Effect]:
         """Every chunk is there."""
@@ -247,6 +274,8 @@ class Updater:
         return ended[:-KEPT_ENDED]
 
     def _begin(self, record: Record) -> list[Effect]:
+        if not record.trusted:
+            return [CheckTrust(record.deployment_id)]
         self._set(record, Phase.DOWNLOADING)
         return [Download(record.deployment_id)]
 

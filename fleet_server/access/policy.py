@@ -19,7 +19,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
         *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
         *("model_telemetry", "host_telemetry", "list_enrolments"),
-        *("list_identities", "show_identity"),
+        *("list_identities", "show_identity", "show_trust", "trust_metadata"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "delete_profile"),
@@ -30,12 +30,12 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
     ),
     Role.RELEASER: (
         *("create_rollout", "approve_rollout", "reject_rollout"),
-        *("pause_rollout", "resume_rollout", "abort_rollout"),
+        *("pause_rollout", "resume_rollout", "abort_rollout", "add_signatures"),
     ),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),
         *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
-        "create_server_certificate",
+        *("create_server_certificate", "make_key"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

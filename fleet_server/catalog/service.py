@@ -33,6 +33,7 @@ from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Blob, Model, SourceForm, Variant, Version
 from fleet_server.principals import Who
 from fleet_server.schemas import Failure
+from fleet_server.trust import service as trust
 
 UPLOAD_LIFETIME = dt.timedelta(days=1)
 
@@ -212,6 +213,7 @@ def delete_version(
             raise ConflictError(
                 "gate_running", f"gate run {running} measures it: cancel it first (`shoal gate cancel`)"
             )
+        trust.forget(session, fleet_id, repository.variant_ids(session, version.id))
         digests = repository.delete_version(session, version)
         if repository.latest_version(session, model.id) is None:
             session.delete(model)

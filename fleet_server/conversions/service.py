@@ -26,6 +26,7 @@ from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError, InvalidError
 from fleet_server.models import Blob, ConversionJob, Model, Profile, SourceForm, Variant, Version
 from fleet_server.principals import Who
+from fleet_server.trust import service as trust
 
 LEASE_S = 15.0
 ATTEMPTS = 3
@@ -264,7 +265,10 @@ def complete(session: Session, claimed: ClaimedJob, result: BuildResult, now: dt
     variant.judged_against = msgspec.to_builtins(references)
     verdict = judge(references, result.candidates[result.chosen], spec.budgets, GateSpec.model_validate(version.gate))
     settle(session, variant, version, result.candidates[result.chosen], verdict)
-    catalog.keep_candidates(session, variant, {str(one.digest) for one in gate_candidates(result)})
+    kept = gate_candidates(result)
+    catalog.keep_candidates(session, variant, {str(one.digest) for one in kept})
+    manifests = [manifest_of(session, variant, version, spec, one) for one in kept]
+    trust.want_trials(session, variant.fleet_id, variant.id, manifests)
     _finish(session, claimed, "succeeded", now)
     return VariantState(variant.state)
 
@@ -302,6 +306,7 @@ def settle(session: Session, variant: Variant, version: Version, chosen: Candida
         manifest = manifest_of(session, variant, version, spec, chosen)
         variant.digest, variant.size = manifest.digest, manifest.size
         variant.manifest = msgspec.to_builtins(manifest)
+        trust.want(session, variant.fleet_id, manifest)
         if catalog.blob(session, variant.fleet_id, manifest.digest) is None:
             session.add(Blob(fleet_id=variant.fleet_id, digest=manifest.digest, size=manifest.size))
     elif not repository.is_deployed(session, variant.id):

@@ -31,6 +31,7 @@ from fleet_server.principals import Who
 from fleet_server.rollouts.service import queue_desired
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
+from fleet_server.trust import service as trust
 
 ENDED = frozenset({TrialPhase.DONE.value, TrialPhase.FAILED.value})
 
@@ -41,7 +42,8 @@ def start(session: Session, settings: Settings, fleet_id: str, wanted: GateRunCr
     Raises:
         NotFoundError: for an unknown version, profile or device.
         InvalidError: when the version has no evaluation set, or one that is too large to send.
-        ConflictError: when the variant is not built, is being measured already, or no device is there.
+        ConflictError: when the variant is not built, is being measured already, or no device is there, or when a
+            candidate is not signed.
     """
     version = resolve_version(session, fleet_id, wanted.version)
     profile = get_profile(session, fleet_id, wanted.profile)
@@ -50,6 +52,8 @@ def start(session: Session, settings: Settings, fleet_id: str, wanted: GateRunCr
     devices = _devices(session, fleet_id, profile, wanted)
     spec = ProfileSpec.model_validate(variant.profile_spec)
     manifests = [manifest_of(session, variant, version, spec, one) for one in _sent(session, variant)]
+    paths = [trust.want(session, fleet_id, one, trial=True) for one in manifests]
+    trust.require_signed(session, settings, fleet_id, paths, f"the candidates of {wanted.version}")
     now = utc_now()
     run = GateRun(
         fleet_id=fleet_id,

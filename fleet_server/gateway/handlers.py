@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from sqlalchemy.orm import Session
 
@@ -20,6 +21,8 @@ from agent.protocol.messages import (
     Reported,
     TelemetryAck,
     TelemetryBatch,
+    TrustNeed,
+    TrustPiece,
 )
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
@@ -36,6 +39,7 @@ from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.rollouts import service as rollouts
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from fleet_server.trust import service as trust
 
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
@@ -51,6 +55,7 @@ class Handlers:
         on_need: takes a device's need, when the device is entitled to the artifact.
         authority: renews certificates.
         conduct: notes devices that send what can't be read.
+        send: publishes an answer that is read, not changed: the device asks again for what is lost.
     """
 
     def __init__(
@@ -60,12 +65,14 @@ class Handlers:
         on_need: Callable[[str, Need, int], None],
         authority: Authority,
         conduct: Conduct,
+        send: Callable[[str, bytes], object],
     ) -> None:
         self._database = database
         self._authority = authority
         self._conduct = conduct
         self._settings = settings
         self._on_need = on_need
+        self._send = send
         self._complained: dict[str, float] = {}
 
     def handle(self, message: Message) -> None:
@@ -93,6 +100,8 @@ class Handlers:
                 self._need(topic.device_id, decode(payload, Need))
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
+            case DeviceTopic.TRUST_NEED:
+                self._trust_need(topic.device_id, decode(payload, TrustNeed))
             case _:
                 pass
 
@@ -175,6 +184,20 @@ class Handlers:
             not_before=row.not_before.timestamp(),
             not_after=row.not_after.timestamp(),
         )
+
+    def _trust_need(self, device_id: str, need: TrustNeed) -> None:
+        """A device is sent its own fleet's metadata."""
+        with self._database.read() as session:
+            device = session.get(Device, device_id)
+            if device is None:
+                return
+            body = trust.metadata_file(session, device.fleet_id, unquote(need.file))
+        if body is None:
+            piece = TrustPiece(need.file, need.offset, absent=True)
+        else:
+            data = body[need.offset : need.offset + LIMITS.trust_piece_bytes]
+            piece = TrustPiece(need.file, min(need.offset, len(body)), len(body), data)
+        self._send(device_topic(device_id, DeviceTopic.TRUST), encode(piece))
 
     def _complain(self, topic: str, error: WireError) -> None:
         """Once a minute a topic: a device that is out of order must not fill the log."""

@@ -55,7 +55,7 @@ class Gateway:
         )
         self._streamer = Streamer()
         self._streamer_lock = threading.Lock()
-        self._handlers = Handlers(database, settings, self._hear, authority, self._conduct)
+        self._handlers = Handlers(database, settings, self._hear, authority, self._conduct, self._link.publish)
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []

@@ -15,6 +15,7 @@ from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
+from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
 
 __all__ = [
     "AccessToken",
@@ -43,6 +44,9 @@ __all__ = [
     "Rollout",
     "SourceForm",
     "TelemetryBatchRow",
+    "TrustMetadata",
+    "TrustProposal",
+    "TrustTarget",
     "User",
     "Variant",
     "Version",

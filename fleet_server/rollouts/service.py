@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
-from agent.protocol.manifest import DataFile, Manifest
+from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
@@ -39,6 +39,7 @@ from fleet_server.rollouts.schemas import (
 )
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
+from fleet_server.trust import service as trust
 
 SCHEDULED = "scheduled"
 _NAMED = 20
@@ -50,10 +51,11 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     Raises:
         NotFoundError: for an unknown version, device or profile.
         InvalidError: when the target selects no device.
-        ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout.
+        ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout,
+            or when a variant is not signed.
     """
     version = resolve_version(session, fleet_id, wanted.version)
-    plan = _plan(session, version, wanted)
+    plan = _plan(session, settings, version, wanted)
     needed = session.get_one(Fleet, fleet_id).approvals
     terms = Terms(on_busy=wanted.on_busy, allow_unproven=wanted.allow_unproven, artifacts=plan.artifacts)
     rollout = Rollout(
@@ -103,7 +105,7 @@ def begin_approved(session: Session, settings: Settings, rollout: Rollout) -> No
         allow_unproven=terms.allow_unproven,
         on_busy=terms.on_busy,
     )
-    plan = _plan(session, version, wanted)
+    plan = _plan(session, settings, version, wanted)
     others = sorted(name for name, digest in plan.artifacts.items() if terms.artifacts.get(name) != digest)
     if others:
         raise ConflictError(
@@ -128,7 +130,7 @@ class _Plan:
         return {self.names[profile_id]: variant.digest for profile_id, variant in self.variants.items()}
 
 
-def _plan(session: Session, version: Version, wanted: RolloutCreate) -> _Plan:
+def _plan(session: Session, settings: Settings, version: Version, wanted: RolloutCreate) -> _Plan:
     target = wanted.target
     devices = device_service.select_devices(
         session,
@@ -143,6 +145,8 @@ def _plan(session: Session, version: Version, wanted: RolloutCreate) -> _Plan:
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
     variants = _variants(session, version, devices, wanted)
+    paths = [trust.want(session, version.fleet_id, _manifest(variant)) for variant in variants.values()]
+    trust.require_signed(session, settings, version.fleet_id, paths, wanted.version)
     names = {profile_id: session.get_one(Profile, profile_id).name for profile_id in variants}
     return _Plan(devices, variants, names)
 
@@ -271,7 +275,9 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         revision=device.desired_revision,
         deployments=tuple(
             DesiredDeployment(
-                deployment_id=deployment.id, manifest=manifest_of(session, deployment), probation_s=settings.probation_s
+                deployment_id=deployment.id,
+                manifest=signed_manifest(session, deployment),
+                probation_s=settings.probation_s,
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -279,7 +285,10 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         trials=tuple(
             Trial(
                 trial.id,
-                msgspec.convert(run.candidates, tuple[Manifest, ...]),
+                tuple(
+                    _signed(session, device.fleet_id, one, one.trial_path)
+                    for one in msgspec.convert(run.candidates, list[Manifest])
+                ),
                 msgspec.convert(run.data, DataFile),
                 settings.gate_candidate_timeout_s,
             )
@@ -297,8 +306,22 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
 
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
     """What a deployment runs."""
-    variant = session.get_one(Variant, deployment.variant_id)
+    return _manifest(session.get_one(Variant, deployment.variant_id))
+
+
+def _manifest(variant: Variant) -> Manifest:
     return msgspec.convert(variant.manifest, Manifest)
+
+
+def signed_manifest(session: Session, deployment: Deployment) -> msgspec.Raw:
+    """The bytes that were signed of what a deployment runs."""
+    manifest = manifest_of(session, deployment)
+    return _signed(session, deployment.fleet_id, manifest, manifest.target_path)
+
+
+def _signed(session: Session, fleet_id: str, manifest: Manifest, path: str) -> msgspec.Raw:
+    """A manifest as it was signed; one that never was is sent all the same: the device refuses it, and says so."""
+    return msgspec.Raw(trust.manifest_as_signed(session, fleet_id, path) or manifest_bytes(manifest))
 
 
 def apply_report(session: Session, device: Device, reported: Reported, now: dt.datetime) -> None:

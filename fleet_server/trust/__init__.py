@@ -1,1 +1,1 @@
-"""Who is who in a fleet: the fleet's certificate authority, and what it issues."""
+"""Who is who in a fleet, and what its devices may run: the certificate authority, and the TUF repository."""

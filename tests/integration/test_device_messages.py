@@ -54,7 +54,7 @@ BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
 @pytest.fixture
 def handlers(database: Database, tmp_path: Path) -> Handlers:
     authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
-    return Handlers(database, Settings(), lambda *_: None, authority, Conduct(database))
+    return Handlers(database, Settings(), lambda *_: None, authority, Conduct(database), lambda *_: None)
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,7 +40,7 @@ from fleet_server.rollouts.schemas import RolloutCreate, RolloutState, RolloutVi
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 
-SETTINGS = Settings()
+SETTINGS = Settings(state_dir=Path(tempfile.mkdtemp(prefix="shoal-rules-")))  # of the keys alone
 HALVES = {"stages": [{"percent": 50}, {"percent": 100}]}
 TENSOR = TensorSpec("x", "float32", (-1, 8))
 
@@ -107,7 +109,7 @@ class World:
             return {}
         assert len(messages) == 1
         state = decode(messages[0].payload, DesiredState)
-        return {one.deployment_id: one.manifest.version for one in state.deployments}
+        return {one.deployment_id: one.read_manifest().version for one in state.deployments}
 
     def goes(self, device: str, phase: Phase, version: str | None = None) -> None:
         """The device reports a phase of the one deployment it was sent."""

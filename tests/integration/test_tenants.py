@@ -195,6 +195,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
 OWN |= {"show_authority", "show_revocations"}
+OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
 # Whoever knows a request's random id may ask what became of it: the device that made it is nobody yet.
 OWN |= {"show_enrolment"}
 
@@ -279,3 +280,14 @@ def test_an_admin_of_a_fleet_can_not_become_somebody_of_another(
     assert beta.delete("/api/v1/users/alpha-user").status_code == 204
     assert client(application, ADMIN).get("/api/v1/users").json()["items"][0]["name"] == "alpha-user"
     assert beta.get("/api/v1/users").json()["items"] == []
+
+
+def test_a_fleet_has_signing_keys_of_its_own(application: FastAPI, beta: TestClient) -> None:
+    mine = client(application, ADMIN)
+    roots = []
+    for api in (mine, beta):
+        assert api.get("/api/v1/trust").status_code == 200
+        root = api.get("/api/v1/trust/metadata/root.json").json()["signed"]
+        roots.append({keyid for role in root["roles"].values() for keyid in role["keyids"]})
+    assert all(roots)
+    assert not roots[0] & roots[1]

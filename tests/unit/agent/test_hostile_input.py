@@ -28,6 +28,8 @@ from agent.protocol.messages import (
     Reported,
     TelemetryAck,
     TelemetryBatch,
+    TrustNeed,
+    TrustPiece,
 )
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic
 from agent.serving.oip import BadRequestError, decode_request
@@ -46,6 +48,8 @@ KINDS: tuple[Any, ...] = (
     TelemetryAck,
     Renew,
     Certificate,
+    TrustNeed,
+    TrustPiece,
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=20),

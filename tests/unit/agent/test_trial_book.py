@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.protocol.messages import Trial, TrialPhase, TrialResult
-from agent.trial.book import ATTEMPTS, Fetch, Measure, TrialBook
+from agent.trial.book import ATTEMPTS, CheckTrust, Fetch, Measure, TrialBook
 
 TENSOR = TensorSpec("x", "float32", (-1, 8))
 DATA = DataFile("d" * 64, 10, 4)
@@ -21,8 +23,21 @@ def manifest(letter: str) -> Manifest:
 
 def book(*letters: str, trial_id: str = "t") -> TrialBook:
     found = TrialBook({})
-    found.desired((Trial(trial_id, tuple(map(manifest, letters)), DATA),))
+    found.desired((trial(trial_id, *letters),))
+    found.trusted(trial_id)
     return found
+
+
+def trial(trial_id: str, *letters: str) -> Trial:
+    return Trial(trial_id, tuple(msgspec.Raw(msgspec.json.encode(manifest(one))) for one in letters), DATA)
+
+
+def test_nothing_is_fetched_before_the_candidates_are_trusted() -> None:
+    one = TrialBook({})
+    one.desired((trial("t", "a"),))
+    assert one.next(set()) == CheckTrust(trial("t", "a"))
+    one.failed("t", WireErrorCode.UNSIGNED, "nobody has signed it")
+    assert one.next(set()) is None
 
 
 def test_data_first_then_candidates_in_order_each_measured_when_it_is_here() -> None:
@@ -62,7 +77,7 @@ def test_a_candidate_that_ends_the_device_again_and_again_counts_as_failed() -> 
 def test_what_is_no_longer_wanted_is_forgotten_and_what_is_sent_again_goes_on() -> None:
     one = book("a")
     one.measured("t", TrialResult("a" * 64))
-    assert one.desired((Trial("t", (manifest("a"),), DATA), Trial("u", (manifest("b"),), DATA))) == []
+    assert one.desired((trial("t", "a"), trial("u", "b"))) == []
     assert [report.phase for report in one.reports()] == [TrialPhase.DONE, TrialPhase.PENDING]
     assert one.desired(()) == ["t", "u"]
     assert one.reports() == ()

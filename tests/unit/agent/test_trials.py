@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.protocol.messages import Trial
 from agent.trial.trials import Trials
@@ -16,6 +18,7 @@ CANDIDATE = Manifest(
     digest="a" * 64, size=1, chunk_size=1, model="m", version="1", variant_id="v", profile="p",
     format=ModelFormat.ONNX, runtime=RuntimeName.ONNX, precision=Precision.FP32, inputs=(TENSOR,), outputs=(TENSOR,),
 )  # fmt: skip
+SIGNED = msgspec.Raw(msgspec.json.encode(CANDIDATE))
 
 
 class Link:
@@ -35,6 +38,7 @@ def trials(folder: Path, store: ArtifactStore, journal: Journal) -> Trials:
         say_need=lambda _: None,
         stop_listening=lambda _: None,
         changed=lambda: store.collect_garbage(found.kept_digests()),
+        check_trust=lambda trial: found.trust_answered(trial.trial_id, None, ""),
     )
     return found
 
@@ -42,8 +46,9 @@ def trials(folder: Path, store: ArtifactStore, journal: Journal) -> Trials:
 def test_files_of_a_cancelled_trial_go_at_once(tmp_path: Path) -> None:
     store, journal = ArtifactStore(tmp_path / "artifacts"), Journal(tmp_path / "journal.db")
     one = trials(tmp_path, store, journal)
-    one.desired((Trial("t", (CANDIDATE,), DATA),))
+    one.desired((Trial("t", (SIGNED,), DATA),))
     one.tick(0.0)
+    one.tick(0.1)
     assert {path.suffix for path in (tmp_path / "artifacts").iterdir()} == {".part", ".have"}
     (tmp_path / "trials" / "t").mkdir(parents=True)
     one.desired(())
@@ -55,7 +60,7 @@ def test_files_of_a_cancelled_trial_go_at_once(tmp_path: Path) -> None:
 
 def test_folders_of_trials_that_were_forgotten_before_a_crash_go_at_the_next_start(tmp_path: Path) -> None:
     store, journal = ArtifactStore(tmp_path / "artifacts"), Journal(tmp_path / "journal.db")
-    trials(tmp_path, store, journal).desired((Trial("kept", (CANDIDATE,), DATA),))
+    trials(tmp_path, store, journal).desired((Trial("kept", (SIGNED,), DATA),))
     for name in ("kept", "gone"):
         (tmp_path / "trials" / name).mkdir(parents=True)
     trials(tmp_path, store, journal)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
@@ -11,6 +13,7 @@ from agent.update.updater import (
     ATTEMPTS,
     ActivateArtifact,
     BeginProbation,
+    CheckTrust,
     Download,
     LoadArtifact,
     StopDownload,
@@ -27,8 +30,12 @@ def manifest(digest: str, model: str = "m", version: str = "1") -> Manifest:
     )  # fmt: skip
 
 
+def raw(one: Manifest) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(one))
+
+
 def desired(revision: int, *deployments: tuple[str, str]) -> DesiredState:
-    wanted = tuple(DesiredDeployment(key, manifest(digest)) for key, digest in deployments)
+    wanted = tuple(DesiredDeployment(key, raw(manifest(digest))) for key, digest in deployments)
     return DesiredState(SPOKEN, "default", revision, wanted)
 
 
@@ -48,6 +55,8 @@ def test_an_active_artifact_that_was_damaged_is_fetched_again_once() -> None:
 
 
 def activated(updater: Updater, key: str) -> None:
+    if updater.records[key].phase is Phase.PENDING:
+        updater.trusted(key)
     updater.downloaded(key)
     updater.verified(key, good=True)
     updater.loaded(key)
@@ -56,7 +65,8 @@ def activated(updater: Updater, key: str) -> None:
 
 def test_a_deployment_goes_from_desired_to_active() -> None:
     updater = Updater({}, 0)
-    assert updater.desired(desired(1, ("d1", "a"))) == [Download("d1")]
+    assert updater.desired(desired(1, ("d1", "a"))) == [CheckTrust("d1")]
+    assert updater.trusted("d1") == [Download("d1")]
     assert updater.downloaded("d1") == [Verify("d1")]
     assert updater.verified("d1", good=True) == [LoadArtifact("d1")]
     assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", 5.0)]
@@ -79,6 +89,7 @@ def test_the_old_version_serves_until_the_new_one_has_proved_itself() -> None:
     activated(updater, "d1")
     updater.desired(desired(2, ("d2", "b")))
     assert phase(updater, "d1") is Phase.ACTIVE
+    updater.trusted("d2")
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
@@ -91,6 +102,7 @@ def test_a_bad_probation_goes_back_by_itself() -> None:
     updater.desired(desired(1, ("d1", "a")))
     activated(updater, "d1")
     updater.desired(desired(2, ("d2", "b")))
+    updater.trusted("d2")
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
@@ -105,6 +117,7 @@ def test_a_bad_probation_goes_back_by_itself() -> None:
 def test_wrong_bytes_are_fetched_again_once() -> None:
     updater = Updater({}, 0)
     updater.desired(desired(1, ("d1", "a")))
+    updater.trusted("d1")
     updater.downloaded("d1")
     assert updater.verified("d1", good=False) == [Download("d1")]
     updater.downloaded("d1")
@@ -117,6 +130,9 @@ def test_wrong_bytes_are_fetched_again_once() -> None:
 def test_a_reboot_loop_ends() -> None:
     updater = Updater({}, 0)
     updater.desired(desired(1, ("d1", "a")))
+    for _ in range(ATTEMPTS):
+        assert updater.recover() == [CheckTrust("d1")], "waiting for metadata is no fault of the deployment's"
+    updater.trusted("d1")
     for _ in range(ATTEMPTS - 1):
         assert updater.recover() == [Download("d1")]
     assert updater.recover() == []
@@ -135,9 +151,21 @@ def test_a_worker_that_dies_while_a_version_is_watched_takes_it_back() -> None:
     updater.desired(desired(1, ("d1", "a")))
     activated(updater, "d1")
     updater.desired(desired(2, ("d2", "b")))
+    updater.trusted("d2")
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
     updater.worker_crashed()
     assert updater.records["d2"].phase is Phase.ROLLED_BACK
     assert updater.worker_ready() == [LoadArtifact("d1")]
+
+
+def test_what_nobody_signed_never_begins_and_what_serves_goes_on() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    assert updater.desired(desired(2, ("d2", "b"))) == [CheckTrust("d2")]
+    assert updater.failed("d2", WireErrorCode.UNSIGNED, "nobody has signed it") == [StopDownload("d2")]
+    assert updater.trusted("d2") == []
+    assert phase(updater, "d2") is Phase.FAILED
+    assert phase(updater, "d1") is Phase.ACTIVE

@@ -1,0 +1,82 @@
+"""Keeps a fleet's metadata fresh: makes what is missing, signs what waits and what expires soon, under a lease."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import threading
+
+from fleet_server.db import Database, new_id, utc_now
+from fleet_server.errors import FleetError
+from fleet_server.models import Lease
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.settings import Settings
+from fleet_server.trust import repository, service
+
+log = logging.getLogger(__name__)
+LEASE = "trust-keeper"
+TICK_S = 5.0
+LEASE_S = 60.0
+
+
+class TrustKeeper:
+    """The thread that signs; of several servers on one database, one at a time."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._owner = new_id()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Sign once, so that devices find metadata, and begin to tick."""
+        self._guarded()
+        self._thread = threading.Thread(target=self._loop, name="trust-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and give the lease back."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(30)
+        with self._database.write() as session:
+            lease = repository.lease(session, LEASE)
+            if lease is not None and lease.owner == self._owner:
+                session.delete(lease)
+
+    def _loop(self) -> None:
+        while not self._stopping.wait(TICK_S):
+            self._guarded()
+
+    def _guarded(self) -> None:
+        try:
+            self.tick()
+        except FleetError as error:
+            log.error("trust metadata can't be kept fresh: %s", error.detail)  # noqa: TRY400 (a sentence for people)
+        except Exception:
+            log.exception("a tick of the trust keeper failed; it goes on")
+
+    def tick(self) -> None:
+        """Bring every fleet's metadata up to date, each in a transaction of its own."""
+        if not self._hold_lease():
+            return
+        with self._database.read() as session:
+            fleets = repository.fleets(session)
+        for fleet_id in fleets:
+            with self._database.write() as session:
+                service.ensure(session, self._settings, fleet_id)
+                service.advance(session, self._settings, fleet_id)
+
+    def _hold_lease(self) -> bool:
+        now = utc_now()
+        until = now + dt.timedelta(seconds=LEASE_S)
+        with self._database.write() as session:
+            lease = repository.lease(session, LEASE)
+            if lease is None:
+                session.add(Lease(name=LEASE, fleet_id=DEFAULT_FLEET, owner=self._owner, until=until))
+                return True
+            if lease.owner != self._owner and lease.until > now:
+                return False
+            lease.owner, lease.until = self._owner, until
+            return True
