@@ -21,6 +21,8 @@ from fleet_server.app import create_app, running
 from fleet_server.settings import Settings
 from tests.fleet import free_port, wait_until
 
+ADMIN = "the-admin-of-tests"
+
 
 class SecureServer:
     """The application, its REST client, and its broker's port."""
@@ -67,9 +69,9 @@ def identity_of(given: Any, key: str) -> Identity:
 def secure_server(folder: Path, **settings: Any) -> Iterator[SecureServer]:
     port = free_port()
     options = {"conversion_workers": 0, "broker_tls": True, "broker_port": port, **settings}
-    app = create_app(Settings(state_dir=folder, **options))
+    app = create_app(Settings(state_dir=folder, admin_token=ADMIN, **options))
     with running(app):
-        api = TestClient(app, base_url="http://127.0.0.1")
+        api = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
         wait_until("the broker", lambda: api.get("/readyz").status_code == 200, 20)
         yield SecureServer(folder, app, api, port)
         api.close()
