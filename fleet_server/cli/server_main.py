@@ -89,6 +89,9 @@ def run(options: dict[str, Any]) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
+        proxy_headers=settings.trusted_proxies is not None,
+        forwarded_allow_ips=settings.trusted_proxies or "",
         timeout_graceful_shutdown=10,
     )
     server = uvicorn.Server(config)

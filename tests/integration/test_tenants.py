@@ -213,7 +213,7 @@ def test_the_other_fleet_sees_all_of_it(application: FastAPI, alpha: dict[str, s
         if method == "get" and operation not in OWN:
             answer = api.get(path.format(**alpha))
             assert answer.status_code == 200, answer.text
-            if "{" not in path and operation != "list_architectures":
+            if "{" not in path and operation not in {"list_architectures", "verify_events"}:
                 assert answer.json()["items"], operation
 
 
