@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_server import migrations
 from fleet_server.access import endpoints as access
 from fleet_server.access.authentication import LoginDesk
-from fleet_server.access.authorization import authorize
+from fleet_server.access.authorization import RequestLimits, authorize
 from fleet_server.access.bootstrap import bootstrap_token
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -37,6 +37,7 @@ from fleet_server.openapi import PUBLIC, describe, operation_name, problems
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings, is_loopback
 from fleet_server.telemetry import endpoints as telemetry
 from fleet_server.trust import endpoints as trust
@@ -92,11 +93,14 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=operation_name,
     )
     app.state.settings = settings
+    app.add_middleware(SecureHeaders)
+    app.state.request_limits = RequestLimits(settings, time.monotonic)
     app.state.login_desk = LoginDesk(dt.timedelta(hours=settings.session_hours), time.monotonic)
     api = APIRouter(
         prefix="/api/v1",
         dependencies=[Depends(authorize)],
-        responses=problems(400, 401, 403, 422, 429, 500, 503),
+        responses=problems(400, 401, 403, 413, 422, 429, 500, 503),
+        max_body_size=settings.request_max_mb << 20,
     )
     for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):
         api.include_router(subject.router)
@@ -107,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_health)
     add_pages(app)
     describe(app)
-    add_problems(app, loopback_only=is_loopback(settings.host))
+    add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
     return app
 
 

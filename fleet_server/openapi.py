@@ -20,7 +20,7 @@ _MEANINGS = {
     422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),
     429: ("Too many requests", "too_many_guesses", "too many wrong passwords: try again in 4 s"),
     500: ("The server failed", "internal", "something unexpected happened; the server's log has it under this id"),
-    503: ("Not available now", "artifact_store", "the artifact store failed: no space left"),
+    503: ("Not available now", "artifact_store", "the artifact store does not answer: try again soon"),
 }
 
 

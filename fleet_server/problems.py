@@ -17,10 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from fleet_server.errors import FleetError, TooManyRequestsError
+from fleet_server.secure_headers import secure_headers
 from fleet_server.settings import is_loopback
 
 log = logging.getLogger(__name__)
 SHOWN = 20
+UPLOADS = "/api/v1/uploads"  # files: they have a bound of their own
 _HOST = re.compile(r"\[?([^\[\]]+?)\]?(?::\d+)?")
 _SAID = {
     "extra_forbidden": "there is no such field: mend its name, or leave it out",
@@ -30,13 +32,14 @@ _SAID = {
 }
 
 
-def add_problems(app: FastAPI, *, loopback_only: bool) -> None:
+def add_problems(app: FastAPI, *, loopback_only: bool, body_limit: int) -> None:
     """Give the application its error handlers, and every request its id.
 
     Args:
         app: where to add them.
         loopback_only: refuse requests for other hosts than this one: a web page could reach the API through a name
             that resolves to loopback.
+        body_limit: in bytes, of what is no upload. Routers hold it too, for bodies that do not say how long they are.
     """
     app.add_exception_handler(FleetError, _fleet)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -49,17 +52,20 @@ def add_problems(app: FastAPI, *, loopback_only: bool) -> None:
     @app.middleware("http")
     async def every_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         request.state.request_id = uuid.uuid4().hex
-        refusal = _refusal(request, loopback_only=loopback_only)
+        refusal = _refusal(request, loopback_only=loopback_only, body_limit=body_limit)
         response = refusal or await call_next(request)
         response.headers["X-Request-Id"] = request.state.request_id
         return response
 
 
-def _refusal(request: Request, *, loopback_only: bool) -> Response | None:
+def _refusal(request: Request, *, loopback_only: bool, body_limit: int) -> Response | None:
     host = _HOST.fullmatch(request.headers.get("host", ""))
     if loopback_only and (host is None or not is_loopback(host[1].lower())):
         detail = "this server is for its own machine only: ask for it as localhost or 127.0.0.1, or set SHOAL_HOST"
         return _problem(request, status=400, title="Bad request", code="unknown_host", detail=detail)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > body_limit and request.url.path != UPLOADS:
+        return _too_large(request)
     if "\0" in request.scope["path"] or "\0" in "".join(request.query_params.values()):
         detail = "the address holds a NUL character (%00), which no name has: leave it out"
         return _problem(request, status=422, title="The request is not valid", code="invalid", detail=detail)
@@ -87,7 +93,8 @@ def _problem(
         "request_id": request_id,
         "problems": problems or [],
     }
-    headers = {**(headers or {}), "X-Request-Id": request_id}
+    # Answers to defects are made outside the middleware that adds these to the others.
+    headers = {**secure_headers(request.scope), **(headers or {}), "X-Request-Id": request_id}
     return JSONResponse(body, status_code=status, media_type="application/problem+json", headers=headers)
 
 
@@ -130,12 +137,19 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 400:
         detail = "the body can't be read: send JSON in UTF-8, not too deeply nested, with no endless numbers"
         return _problem(request, status=400, title="Bad request", code="bad_body", detail=detail)
+    if error.status_code == 413:
+        return _too_large(request)
     title = str(error.detail)
     detail = f"{request.method} {request.url.path}: {title}; see /docs for what there is"
     code = title.lower().replace(" ", "_")
     return _problem(
         request, status=error.status_code, title=title, code=code, detail=detail, headers=dict(error.headers or {})
     )
+
+
+def _too_large(request: Request) -> JSONResponse:
+    detail = f"the body is too large (SHOAL_REQUEST_MAX_MB): send less; files go to {UPLOADS}"
+    return _problem(request, status=413, title="Too large", code="body_too_large", detail=detail)
 
 
 def _changed_meanwhile(request: Request, error: Exception) -> JSONResponse:

@@ -88,6 +88,15 @@ class Settings(BaseSettings):
         "first start and kept in the file `admin-token` of the state folder.",
     )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="How long a login holds, in hours.")
+    request_rate: float = Field(100.0, gt=0, description="Requests a second that one user or token may send for long.")
+    request_burst: int = Field(1000, ge=1, description="How many of them at once, after a pause.")
+    anonymous_rate: float = Field(5.0, gt=0, description="The same of one address that does not prove who it is.")
+    anonymous_burst: int = Field(100, ge=1, description="How many of them at once, after a pause.")
+    request_max_mb: int = Field(8, ge=1, le=1024, description="Largest body in MiB of what is no upload.")
+    trusted_proxies: str | None = Field(
+        None,
+        description="Addresses or networks of reverse proxies, by commas: their X-Forwarded-For is believed.",
+    )
     database_url: str | None = Field(
         None, description="SQLAlchemy URL, such as postgresql+psycopg://…; SQLite in the state folder when absent."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -137,6 +138,7 @@ class LoginDesk:
         self._monotonic = monotonic
         self._names = GuessBrake()
         self._addresses = GuessBrake(free=20)
+        self._lock = threading.Lock()
 
     def log_in(self, database: Database, wanted: Login, origin: Actor, now: dt.datetime) -> SessionView:
         """A session for a name and its password.
@@ -146,18 +148,22 @@ class LoginDesk:
             TooManyRequestsError: when too many were wrong before.
         """
         network, moment = network_of(origin.address), self._monotonic()
-        wait = max(self._names.wait_s(wanted.name, moment), self._addresses.wait_s(network, moment))
+        with self._lock:
+            wait = max(self._names.wait_s(wanted.name, moment), self._addresses.wait_s(network, moment))
+            if wait <= 0:
+                self._names.failed(wanted.name, moment)  # before it is known, or many at once would go uncounted
         if wait > 0:
             raise TooManyRequestsError(
                 "too_many_guesses", f"too many wrong passwords: try again in {wait:.0f} s", retry_after_s=wait
             )
-        self._names.failed(wanted.name, moment)  # counted before it is known, or many at once would go uncounted
         with database.read() as session:
             user = repository.user(session, wanted.name)
         if not verify_password(user.password_hash if user else None, wanted.password) or user is None:
-            self._addresses.failed(network, moment)
+            with self._lock:
+                self._addresses.failed(network, moment)
             raise UnauthorizedError("wrong_login", "name or password is wrong: try again, or ask an admin")
-        self._names.succeeded(wanted.name)
+        with self._lock:
+            self._names.succeeded(wanted.name)
         with database.write() as session:
             return self._open(session, user, origin, now)
 

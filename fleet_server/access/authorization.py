@@ -1,13 +1,58 @@
-"""The check that stands before every endpoint: who asks, in which fleet, and whether they may."""
+"""The check that stands before every endpoint: who asks, how often, in which fleet, and whether they may."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Callable
 
 from fastapi import Request
 
 from fleet_server.access import policy
-from fleet_server.access.authentication import Proof, authenticate
+from fleet_server.access.authentication import Proof, authenticate, network_of
+from fleet_server.access.limits import TokenBuckets
 from fleet_server.db import utc_now
+from fleet_server.errors import TooManyRequestsError, UnauthorizedError
 from fleet_server.http import Db
+from fleet_server.settings import Settings
+
+
+class RequestLimits:
+    """How often principals may ask, and addresses that prove nothing. Thread-safe.
+
+    Args:
+        settings: with rates and bursts.
+        monotonic: a clock in seconds.
+    """
+
+    def __init__(self, settings: Settings, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._principals = TokenBuckets(per_s=settings.request_rate, burst=settings.request_burst)
+        self._addresses = TokenBuckets(per_s=settings.anonymous_rate, burst=settings.anonymous_burst)
+
+    def count_principal(self, principal_id: str) -> None:
+        """Count a request of a principal.
+
+        Raises:
+            TooManyRequestsError: when it is one too many.
+        """
+        self._take(self._principals, principal_id)
+
+    def count_address(self, address: str) -> None:
+        """Count a request that proves nothing, by its address.
+
+        Raises:
+            TooManyRequestsError: when it is one too many.
+        """
+        self._take(self._addresses, network_of(address))
+
+    def _take(self, buckets: TokenBuckets, key: str) -> None:
+        with self._lock:
+            wait = buckets.take(key, self._monotonic())
+        if wait > 0:
+            raise TooManyRequestsError(
+                "too_many_requests", f"too many requests: try again in {wait:.1f} s", retry_after_s=wait
+            )
 
 
 def authorize(request: Request, database: Db) -> None:
@@ -16,11 +61,20 @@ def authorize(request: Request, database: Db) -> None:
     Raises:
         UnauthorizedError: when the request does not prove who sent it.
         ForbiddenError: when its principal may not do this.
+        TooManyRequestsError: when they ask too often.
     """
     action = request.scope["route"].name
+    limits: RequestLimits = request.app.state.request_limits
+    address = request.client.host if request.client else ""
     if action in policy.PUBLIC:
+        limits.count_address(address)
         return
     proof = Proof(request.headers.get("Authorization"), request.headers.get("X-Shoal-Fleet"))
-    principal = authenticate(database, request.app.state.admin_token, proof, utc_now())
+    try:
+        principal = authenticate(database, request.app.state.admin_token, proof, utc_now())
+    except UnauthorizedError:
+        limits.count_address(address)
+        raise
+    limits.count_principal(principal.id)
     policy.check(principal, action)
     request.state.principal = principal

@@ -1,4 +1,4 @@
-"""How often somebody may ask: pure, with the clock passed in. Each server process counts for itself."""
+"""How often somebody may ask: pure, with the clock passed in. Each server process counts for itself; no locks."""
 
 from __future__ import annotations
 

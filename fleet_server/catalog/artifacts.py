@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from obstore.store import LocalStore, from_url
 from agent.protocol.topics import check_digest
 from fleet_server.errors import UnavailableError
 
+log = logging.getLogger(__name__)
 PIECE = 1 << 20
 DERIVED = "cache"
 MISSING = "artifact_missing"
@@ -174,7 +176,9 @@ def _call(store: Any, function: Any, *arguments: Any, **options: Any) -> Any:
     except (FileNotFoundError, NotFoundError):
         raise UnavailableError(MISSING, f"the artifact store has no {arguments[0]}") from None
     except (OSError, BaseError) as error:
-        raise UnavailableError("artifact_store", f"the artifact store failed: {error}") from error
+        log.error("the artifact store failed: %s", error)  # noqa: TRY400 (its message says it all)
+        detail = "the artifact store does not answer: try again soon; the server's log says more"
+        raise UnavailableError("artifact_store", detail) from error
 
 
 def _key(digest: str) -> str:

@@ -39,6 +39,7 @@ from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
 router = APIRouter()
+ANY_SIZE = 1 << 62  # of uploads: they go to a file piece by piece, and _receive holds their own bound
 
 
 def _store(request: Request) -> ArtifactStore:
@@ -61,6 +62,7 @@ VersionInspector = Annotated[Inspector, Depends(_inspector)]
     summary="Upload a file",
     status_code=status.HTTP_201_CREATED,
     responses=problems(413, 503),
+    max_body_size=ANY_SIZE,
     openapi_extra={
         "requestBody": {
             "required": True,

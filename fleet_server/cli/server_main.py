@@ -91,6 +91,9 @@ def run(options: dict[str, Any]) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
+        proxy_headers=settings.trusted_proxies is not None,
+        forwarded_allow_ips=settings.trusted_proxies or "",
         timeout_graceful_shutdown=10,
     )
     # uvicorn raises the signal that ended it once more when it is done; what runs beside it is to be stopped first.

@@ -7,6 +7,7 @@ started when it takes too long or is no longer wanted.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,8 @@ import msgspec
 
 from converters.job import ERROR_FILE, JOB_FILE, RESULT_FILE, Job, JobError, Progress
 
+log = logging.getLogger(__name__)
+LAST_WORDS = "The log of the server, or of the worker that ran it, has its last words"
 POLL_S = 0.1
 STDERR_TAIL = 1500
 RESULT_LIMIT = 64 * 1024 * 1024
@@ -140,20 +143,24 @@ def _result(status: int, folder: Path, result_type: type[ResultT], bounds: Bound
         if status == 0:
             return msgspec.json.decode(_read_bounded(folder / RESULT_FILE), type=result_type)
         error = msgspec.json.decode(_read_bounded(folder / ERROR_FILE), type=JobError)
-        raise ConversionFailedError(error)
+        raise ConversionFailedError(msgspec.structs.replace(error, detail=_without(folder, error.detail)))
     tail = (folder / "stderr").read_bytes()[-STDERR_TAIL:].decode(errors="replace").strip()
+    log.warning("a conversion process ended with %d; its last words: %s", status, tail)
     if status == -signal.SIGSEGV:
-        detail = (
-            f"a library crashed on this model (SIGSEGV): convert it with fewer precisions. Last words: {tail[-400:]}"
-        )
+        detail = f"a library crashed on this model (SIGSEGV): convert it with fewer precisions. {LAST_WORDS}"
         raise ConversionFailedError(JobError("worker_died", detail))
     if status in {-signal.SIGKILL, -signal.SIGABRT} or "MemoryError" in tail or "bad_alloc" in tail:
         detail = (
             f"the conversion process died (status {status}), most likely for lack of memory: it may use "
-            f"{bounds.memory_mb} MiB (SHOAL_CONVERSION_MEMORY_MB). Its last words: {tail[-400:]}"
+            f"{bounds.memory_mb} MiB (SHOAL_CONVERSION_MEMORY_MB). {LAST_WORDS}"
         )
         raise ConversionFailedError(JobError("worker_died", detail))
-    raise ConversionFailedError(JobError("worker_failed", f"the conversion process ended with {status}: {tail}"))
+    raise ConversionFailedError(JobError("worker_failed", f"the conversion process ended with {status}. {LAST_WORDS}"))
+
+
+def _without(folder: Path, detail: str) -> str:
+    """Where this machine keeps its files is nobody's business."""
+    return detail.replace(f"{folder.absolute()}/", "").replace(f"{folder}/", "")
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from argon2 import PasswordHasher
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fleet_server.access import passwords, secret_tokens
+from fleet_server.access import passwords, policy, secret_tokens
 from fleet_server.access.authentication import LoginDesk
+from fleet_server.access.authorization import RequestLimits
 from fleet_server.app import create_app, running
 from fleet_server.db import Database, utc_now
 from fleet_server.models import AccessToken, User
+from fleet_server.principals import Role
 from fleet_server.settings import Settings
 from tests.databases import make_empty
 
@@ -131,6 +134,27 @@ def test_a_role_too_small_is_told_which_it_needs(application: FastAPI, admin: Te
         assert f"role {needed}" in answer.json()["detail"]
     assert viewer.post("/logout").status_code == 204
     assert viewer.get("/me").status_code == 401
+
+
+def test_every_operation_is_closed_to_nobody_and_to_smaller_roles(
+    application: FastAPI, database: Database, admin: TestClient
+) -> None:
+    if not database.is_sqlite:
+        pytest.skip("one database is enough: nothing reaches it")
+    application.state.request_limits = RequestLimits(Settings(anonymous_burst=1000), lambda: 0.0)
+    nobody = client(application, None)
+    callers = {role: client(application, make_token(admin, role, role)["token"]) for role in Role}
+    for path, item in application.openapi()["paths"].items():
+        for method, operation in item.items():
+            action = operation["operationId"]
+            if not path.startswith("/api/v1") or action in policy.PUBLIC | {"logout"}:
+                continue
+            where = re.sub(r"{\w+}", "0" * 64, path)
+            assert nobody.request(method, f"http://localhost{where}").status_code == 401, action
+            for role, caller in callers.items():
+                answer = caller.request(method, f"http://localhost{where}")
+                closed = not role.covers(policy.LEAST[action]) or action in policy.SERVER_WIDE
+                assert (answer.status_code == 403) == closed, f"{action} as {role}: {answer.text}"
 
 
 def test_a_user_logs_in_works_and_logs_out(application: FastAPI, database: Database, admin: TestClient) -> None:

@@ -60,6 +60,7 @@ def application(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             conversion_workers=0,
             upload_max_mb=1,
             admin_token=TOKEN,
+            request_burst=100_000,
         )
     )
     with running(app):
