@@ -132,7 +132,7 @@ def enrol(session: Session, authority: Authority, wanted: EnrolmentCreate, addre
     now = utc_now()
     token = _token(session, wanted, now)
     fleet_id = token.fleet_id if token else DEFAULT_FLEET
-    identity = session.get(DeviceIdentity, wanted.device_id)
+    identity = _held(session, wanted.device_id)
     _refuse_keys(session, identity, request)
     if identity is not None:
         fleet_id = identity.fleet_id
@@ -202,7 +202,7 @@ def decide(
             detail={"key_sha256": row.key_sha256},
         )
         return row
-    identity = session.get(DeviceIdentity, row.device_id)
+    identity = _held(session, row.device_id)
     if identity is None:
         identity = DeviceIdentity(device_id=row.device_id, fleet_id=fleet_id, created_by=actor)
         session.add(identity)
@@ -233,7 +233,7 @@ def renew(session: Session, authority: Authority, device_id: str, csr: str, sign
         InvalidError: when the request or its signature is wrong.
         ForbiddenError: when the device has no valid certificate, or is locked out.
     """
-    identity = session.get(DeviceIdentity, device_id)
+    identity = _held(session, device_id)
     if identity is None or identity.revoked_at is not None:
         raise ForbiddenError(
             "device_locked_out", f"device {device_id!r} has no identity here, or is locked out: enrol it"
@@ -261,7 +261,7 @@ def revoke(session: Session, fleet_id: str, device_id: str, *, actor: str) -> De
     Raises:
         NotFoundError: when the fleet has no such device.
     """
-    identity = session.get(DeviceIdentity, device_id)
+    identity = _held(session, device_id)
     device = session.get(Device, device_id)
     known = [one for one in (identity, device) if one is not None and one.fleet_id == fleet_id]
     if not known:
@@ -302,6 +302,11 @@ def usable_id(device_id: str) -> str:
         detail = f"device_id: names that begin with {SERVER_NAME!r} are the server's own: take another"
         raise InvalidError("reserved_device_id", detail, field="device_id")
     return device_id
+
+
+def _held(session: Session, device_id: str) -> DeviceIdentity | None:
+    """The identity, locked until the transaction ends: of two requests for an id the second sees what the first did."""
+    return session.get(DeviceIdentity, device_id, with_for_update=True)
 
 
 def _request_of(device_id: str, csr: str) -> SigningRequest:
