@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fleet_server.db import utc_now
-from fleet_server.enrolment import repository, service, views
+from fleet_server.enrolment import repository, service, tokens, views
 from fleet_server.enrolment.schemas import (
     AuthorityView,
     EnrolmentCreate,
@@ -191,7 +191,7 @@ def create_enrolment_token(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: TokenCreate
 ) -> TokenCreated:
     """Its text is shown this once."""
-    token, text = service.create_token(session, fleet_id, wanted, authority.ca.pin, actor=actor)
+    token, text = tokens.create(session, fleet_id, wanted, authority.ca.pin, actor=actor)
     return TokenCreated(**TokenView.model_validate(token).model_dump(), token=text)
 
 
@@ -210,7 +210,7 @@ def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Pagin
 )
 def delete_enrolment_token(session: WriteSession, fleet_id: FleetId, actor: Actor, token_id: TokenId) -> None:
     """Devices that have enrolled with it keep their certificates."""
-    service.delete_token(session, fleet_id, token_id, actor=actor)
+    tokens.delete(session, fleet_id, token_id, actor=actor)
 
 
 @router.post(

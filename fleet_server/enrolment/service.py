@@ -9,37 +9,30 @@ A certificate is issued when one of these holds, and else somebody has to approv
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import re
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from agent.protocol.topics import check_device_id
 from fleet_server import audit
 from fleet_server.db import utc_now
-from fleet_server.enrolment import repository
-from fleet_server.enrolment.schemas import EnrolmentCreate, EnrolmentState, RegistrationCreate, TokenCreate
+from fleet_server.enrolment import repository, tokens
+from fleet_server.enrolment.ids import usable_id
+from fleet_server.enrolment.schemas import EnrolmentCreate, EnrolmentState, RegistrationCreate
 from fleet_server.errors import (
     ConflictError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
     RateLimitedError,
-    UnauthorizedError,
 )
 from fleet_server.models import Device, DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Who
 from fleet_server.trust.ca import FleetCa, IssuedCertificate, SigningRequest, read_request, verify_signature
 
-SERVER_NAME = "shoal-server"
-TOKEN = re.compile(r"^shoal1\.[0-9a-f]{64}\.([A-Za-z0-9_-]{32})\Z")
 PENDING_DAYS = 1
-KEEP_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -49,52 +42,6 @@ class Authority:
     ca: FleetCa
     lifetime: dt.timedelta
     pending: int
-
-
-def create_token(
-    session: Session, fleet_id: str, wanted: TokenCreate, pin: str, *, actor: Who
-) -> tuple[EnrolmentToken, str]:
-    """A new token and its text, which is not kept. 192 random bits need no slow hash."""
-    secret = secrets.token_urlsafe(24)
-    if wanted.device_id is not None:
-        usable_id(wanted.device_id)
-    now = utc_now()
-    repository.forget_old_tokens(session, now - dt.timedelta(days=KEEP_DAYS))
-    token = EnrolmentToken(
-        fleet_id=fleet_id,
-        secret_sha256=_hash(secret),
-        device_id=wanted.device_id,
-        tags=dict(wanted.tags),
-        uses_left=wanted.uses,
-        expires_at=now + dt.timedelta(seconds=wanted.ttl_s),
-        created_by=str(actor),
-    )
-    session.add(token)
-    session.flush()
-    audit.record(
-        session,
-        fleet_id=fleet_id,
-        actor=actor,
-        action="enrolment_token.create",
-        subject=f"enrolment_token/{token.id}",
-        detail=wanted.model_dump(),
-    )
-    return token, f"shoal1.{pin}.{secret}"
-
-
-def delete_token(session: Session, fleet_id: str, token_id: str, *, actor: Who) -> None:
-    """End a token before its time.
-
-    Raises:
-        NotFoundError: when there is none of that id.
-    """
-    token = session.get(EnrolmentToken, token_id)
-    if token is None or token.fleet_id != fleet_id:
-        raise NotFoundError("enrolment_token", token_id, remedy="list them with `shoal device token list`")
-    token.uses_left = 0
-    audit.record(
-        session, fleet_id=fleet_id, actor=actor, action="enrolment_token.delete", subject=f"enrolment_token/{token_id}"
-    )
 
 
 def register(session: Session, fleet_id: str, wanted: RegistrationCreate, *, actor: Who) -> DeviceIdentity:
@@ -132,14 +79,14 @@ def enrol(session: Session, authority: Authority, wanted: EnrolmentCreate, addre
     """
     request = _request_of(usable_id(wanted.device_id), wanted.csr)
     now = utc_now()
-    token = _token(session, wanted, now)
+    token = tokens.find(session, wanted, now)
     fleet_id = token.fleet_id if token else DEFAULT_FLEET
-    identity = session.get(DeviceIdentity, wanted.device_id)
+    identity = _held(session, wanted.device_id)
     _refuse_keys(session, identity, request)
     if identity is not None:
         fleet_id = identity.fleet_id
     if token is not None and token.fleet_id != fleet_id:
-        raise _bad_token("it is not for this device")
+        raise tokens.refused("it is not for this device")
     repository.forget_old_requests(session, fleet_id, now - dt.timedelta(days=PENDING_DAYS))
     earlier = repository.enrolments(session, wanted.device_id, request.key_sha256)
     for one in earlier:
@@ -163,7 +110,7 @@ def enrol(session: Session, authority: Authority, wanted: EnrolmentCreate, addre
         session.flush()
         return row
     if token is not None and not repository.use_token(session, token.id, now):
-        raise _bad_token("it was used up")
+        raise tokens.refused("it was used up")
     if identity is None:
         assert token is not None
         identity = DeviceIdentity(
@@ -204,7 +151,7 @@ def decide(
             detail={"key_sha256": row.key_sha256},
         )
         return row
-    identity = session.get(DeviceIdentity, row.device_id)
+    identity = _held(session, row.device_id)
     if identity is None:
         identity = DeviceIdentity(device_id=row.device_id, fleet_id=fleet_id, created_by=str(actor))
         session.add(identity)
@@ -235,7 +182,7 @@ def renew(session: Session, authority: Authority, device_id: str, csr: str, sign
         InvalidError: when the request or its signature is wrong.
         ForbiddenError: when the device has no valid certificate, or is locked out.
     """
-    identity = session.get(DeviceIdentity, device_id)
+    identity = _held(session, device_id)
     if identity is None or identity.revoked_at is not None:
         raise ForbiddenError(
             "device_locked_out", f"device {device_id!r} has no identity here, or is locked out: enrol it"
@@ -263,7 +210,7 @@ def revoke(session: Session, fleet_id: str, device_id: str, *, actor: Who) -> De
     Raises:
         NotFoundError: when the fleet has no such device.
     """
-    identity = session.get(DeviceIdentity, device_id)
+    identity = _held(session, device_id)
     device = session.get(Device, device_id)
     known = [one for one in (identity, device) if one is not None and one.fleet_id == fleet_id]
     if not known:
@@ -310,20 +257,9 @@ def is_locked_out(session: Session, device_id: str) -> bool:
     return identity is not None and identity.revoked_at is not None
 
 
-def usable_id(device_id: str) -> str:
-    """Return the id unchanged.
-
-    Raises:
-        InvalidError: when no device may have it: it does not fit topics, or would pass for the server.
-    """
-    try:
-        check_device_id(device_id)
-    except ValueError as error:
-        raise InvalidError("bad_device_id", f"device_id: {error}", field="device_id") from None
-    if device_id.lower().startswith(SERVER_NAME):
-        detail = f"device_id: names that begin with {SERVER_NAME!r} are the server's own: take another"
-        raise InvalidError("reserved_device_id", detail, field="device_id")
-    return device_id
+def _held(session: Session, device_id: str) -> DeviceIdentity | None:
+    """The identity, locked until the transaction ends: of two requests for an id the second sees what the first did."""
+    return session.get(DeviceIdentity, device_id, with_for_update=True)
 
 
 def _request_of(device_id: str, csr: str) -> SigningRequest:
@@ -332,18 +268,6 @@ def _request_of(device_id: str, csr: str) -> SigningRequest:
         detail = f"csr: its common name is {request.common_name[:80]!r}, not the device id {device_id!r}"
         raise InvalidError("bad_csr", detail, field="csr")
     return request
-
-
-def _token(session: Session, wanted: EnrolmentCreate, now: dt.datetime) -> EnrolmentToken | None:
-    if wanted.token is None:
-        return None
-    parts = TOKEN.match(wanted.token)
-    token = repository.token_by_hash(session, _hash(parts[1])) if parts else None
-    if token is None or token.expires_at <= now:
-        raise _bad_token("it is unknown here, or expired")
-    if token.device_id not in {None, wanted.device_id}:
-        raise _bad_token("it is for another device")
-    return token
 
 
 def _refuse_keys(session: Session, identity: DeviceIdentity | None, request: SigningRequest) -> None:
@@ -440,11 +364,3 @@ def _audit(session: Session, identity: DeviceIdentity, actor: Who, action: str, 
         subject=f"device/{identity.device_id}",
         detail=detail,
     )
-
-
-def _bad_token(reason: str) -> UnauthorizedError:
-    return UnauthorizedError("bad_enrolment_token", f"token: {reason}; make one by `shoal device token create`")
-
-
-def _hash(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

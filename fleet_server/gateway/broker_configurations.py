@@ -14,7 +14,7 @@ from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, device_topic
-from fleet_server.enrolment.service import SERVER_NAME
+from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.gateway import mosquitto
 
 SUBJECTS = ROOT.replace("/", ".")

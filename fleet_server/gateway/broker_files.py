@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_server.enrolment.service import SERVER_NAME
+from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.gateway import mosquitto
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings

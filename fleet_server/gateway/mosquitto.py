@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE
-from fleet_server.enrolment.service import SERVER_NAME
+from fleet_server.enrolment.ids import SERVER_NAME
 
 PACKET_BYTES = LIMITS.message_bytes + 64 * 1024  # a payload, its topic and properties
 CONNECTIONS = 50_000

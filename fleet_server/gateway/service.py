@@ -14,7 +14,8 @@ from agent.protocol.topics import FROM_DEVICE, broadcast_topic, every_shard_filt
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
-from fleet_server.enrolment.service import SERVER_NAME, Authority
+from fleet_server.enrolment.ids import SERVER_NAME
+from fleet_server.enrolment.service import Authority
 from fleet_server.errors import FleetError
 from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles

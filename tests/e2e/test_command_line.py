@@ -198,6 +198,29 @@ def test_every_list_is_json_for_machines_and_fits_a_terminal(fleet: LocalFleet) 
         assert [line for line in (table.stdout + table.stderr).splitlines() if len(line) > 80] == []
 
 
+def test_who_enrols_needs_no_user_s_token_and_decides_nothing(fleet: LocalFleet) -> None:
+    api = httpx.Client(base_url=f"{fleet.url}/api/v1")
+    with api:
+        assert api.get("/ca").json()["pin"]
+        assert "X509 CRL" in api.get("/crl").text
+        assert api.post("/enrolments", json={"device_id": "a", "csr": "none"}).status_code == 422
+        assert api.get("/enrolments/nothing").status_code == 404
+        for method, path in (
+            ("GET", "/enrolments"),
+            ("POST", "/enrolments/x/approve"),
+            ("POST", "/enrolments/x/reject"),
+            ("POST", "/enrolment-tokens"),
+            ("GET", "/enrolment-tokens"),
+            ("DELETE", "/enrolment-tokens/x"),
+            ("GET", "/device-identities"),
+            ("POST", "/device-identities"),
+            ("POST", "/server-certificates"),
+            ("GET", "/devices/x/identity"),
+            ("POST", "/devices/x/revoke"),
+        ):
+            assert api.request(method, path).status_code == 401, path
+
+
 def test_up_starts_a_whole_fleet_and_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
     port = free_port()
     command = [str(BIN / "shoal"), "up", "--agents", "2", "--state", str(tmp_path / "state"), "--port", str(port)]

@@ -16,14 +16,14 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.keys import new_key, signing_request
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
-from fleet_server.enrolment.service import SERVER_NAME
+from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.gateway.broker import find_mosquitto
 from fleet_server.gateway.broker_configurations import BrokerKind, Place, files, subject
 from fleet_server.trust.ca import key_pem
 from tests.broker_peer import Peer, SecureServer, identity_of, secure_server
-from tests.fleet import free_port, wait_until
+from tests.fleet import BIN, free_port, wait_until
 
-NATS = shutil.which("nats-server")
+NATS = shutil.which("nats-server") or shutil.which("nats-server", path=str(BIN))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 
 from agent.config import Config, load_config, machine_id
 from agent.errors import ConfigError
+from agent.identity import Identity, identity_folder, save_identity
 
 FILE = """
 device_id = "camera-17"
@@ -141,3 +142,19 @@ def test_images_ship_without_a_machine_id(tmp_path: Path, text: str, usable: boo
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--config: .*nowhere.toml"):
         load_config(tmp_path / "nowhere.toml", {})
+
+
+def test_an_enrolled_device_needs_no_more_than_its_state_folder(tmp_path: Path) -> None:
+    identity = Identity("cam-9", "key", "a" * 64, certificate="c", ca="r", broker="mqtts://fleet.example:8883")
+    save_identity(identity_folder(tmp_path), identity)
+    where = {"SHOAL_AGENT_STATE_DIR": str(tmp_path)}
+    found = load_config(None, where)
+    assert (found.device_id, found.broker) == ("cam-9", "mqtts://fleet.example:8883")
+    other = load_config(None, {**where, "SHOAL_AGENT_BROKER": "mqtt://10.0.0.5:1883"})
+    assert other.broker == "mqtt://10.0.0.5:1883"
+    with pytest.raises(ConfigError, match="cam-9"):
+        load_config(None, {**where, "SHOAL_AGENT_DEVICE_ID": "cam-8"})
+    with pytest.raises(ConfigError, match="pkcs11"):
+        load_config(None, {**where, "SHOAL_AGENT_KEY": "key.pem"})
+    with pytest.raises(ConfigError, match="go together"):
+        load_config(None, {**where, "SHOAL_AGENT_CERT_FILE": str(tmp_path)})
