@@ -29,8 +29,8 @@ BASE_URL = "fleet:/"
 FIRST_ROOT = "first-root"  # what was trusted first, where no file was configured
 PROVEN = "proven"
 NO_ROOT = (
-    "this device has no trusted root, and its broker is on another machine: save one with `shoal trust root` and name "
-    "the file as root_file in the agent's configuration"
+    "this device has no trusted root, and its broker is on another machine: enrol it (shoal-agent enroll), or save a "
+    "root with `shoal trust root` and name the file as root_file in the agent's configuration"
 )
 
 

@@ -16,7 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from agent.config import Config
+from agent.errors import IdentityError
+from agent.identity import identity_folder, load_identity
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.messages import TrustNeed, TrustPiece
 from agent.serving.framing import FrameChannel
@@ -30,9 +34,22 @@ PAUSE_S = 2.0
 LONGEST_PAUSE_S = 300.0
 DEATHS = 5
 FIRST_USE = (
-    "INSECURE: no root_file is configured, so whatever root metadata the server sends first is trusted from then on. "
-    "That is for trying Shoal on one machine: name a root_file for anything else"
+    "INSECURE: this device neither enrolled nor has a root_file, so whatever root metadata the server sends first is "
+    "trusted from then on. That is for trying Shoal on one machine: enrol it, or name a root_file, for anything else"
 )
+
+
+def given_root(config: Config) -> bytes | None:
+    """Root metadata that the device was given: by its configuration, else when it enrolled; None where by neither.
+
+    Raises:
+        OSError: when the configured file can't be read.
+        IdentityError: when the identity can't.
+    """
+    if config.root_file:
+        return Path(config.root_file).read_bytes()
+    identity = load_identity(identity_folder(config.state_dir))
+    return msgspec.json.encode(identity.trust_root) if identity and identity.trust_root else None
 
 
 class Connection(Protocol):
@@ -144,9 +161,9 @@ class Verifier:
 
     def _start(self, now: float) -> None:
         try:
-            root = Path(self._config.root_file).read_bytes() if self._config.root_file else None
-        except OSError as error:
-            log.error("root_file: %s can't be read: %s", self._config.root_file, error.strerror)  # noqa: TRY400
+            root = given_root(self._config)
+        except (OSError, IdentityError) as error:
+            log.error("no manifest can be judged, the trusted root can't be read: %s", error)  # noqa: TRY400
             self._wait(now)
             return
         folder = self._config.state_dir / "trust"

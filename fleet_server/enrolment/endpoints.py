@@ -35,6 +35,7 @@ from fleet_server.openapi import PUBLIC, problems
 from fleet_server.rates import KeyedBuckets
 from fleet_server.schemas import Page
 from fleet_server.settings import Settings
+from fleet_server.trust import service as trust
 
 PEM = "application/x-pem-file"
 # Requests of an address that came to nothing: so many at once, and so many more a second.
@@ -135,6 +136,7 @@ def create_enrolment(
 ) -> EnrolmentView:
     """The enrolment token is the credential; without one the request waits until somebody approves it."""
     row = service.enrol(session, authority, wanted, _address(request))
+    trust.ensure(session, settings, row.fleet_id)  # so that the device gets a root with its certificate
     if row.state == EnrolmentState.ISSUED:
         gate.succeeded(_address(request))
     return _view(session, row, authority, settings, request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from sqlalchemy.orm import Session
 
 from fleet_server.enrolment import repository
@@ -15,11 +17,13 @@ from fleet_server.enrolment.schemas import (
 )
 from fleet_server.errors import NotFoundError
 from fleet_server.models import Device, DeviceCertificate, DeviceConduct, DeviceIdentity, Enrolment
+from fleet_server.trust import service as trust
 
 
 def enrolment(session: Session, row: Enrolment, ca: str, broker: str) -> EnrolmentView:
     """What a device is answered."""
     certificate = session.get(DeviceCertificate, row.serial) if row.serial else None
+    root = trust.metadata_file(session, row.fleet_id, "root.json") if certificate else None
     return EnrolmentView(
         id=row.id,
         device_id=row.device_id,
@@ -32,6 +36,7 @@ def enrolment(session: Session, row: Enrolment, ca: str, broker: str) -> Enrolme
         not_after=certificate.not_after if certificate else None,
         ca=ca,
         broker=broker,
+        trust_root=json.loads(root) if root else None,
     )
 
 

@@ -57,6 +57,14 @@ def test_a_token_has_uses_and_a_device_and_an_end(server: SecureServer) -> None:
     assert twice.rpartition(".")[2].encode() not in stored
 
 
+def test_a_device_gets_the_root_it_is_to_trust_with_its_certificate(server: SecureServer) -> None:
+    given = server.ask("r-1", new_key(), token(server))
+    assert given["trust_root"] == server.get("/trust/metadata/root.json")
+    waits = server.ask("r-2", new_key())
+    assert (waits["state"], waits["trust_root"]) == ("pending", None)
+    server.post(f"/enrolments/{waits['id']}/reject", status=200)
+
+
 def test_an_id_that_is_held_needs_an_operator_for_another_key(server: SecureServer) -> None:
     server.identity("held-1")
     waiting = server.ask("held-1", new_key(), token(server))
