@@ -108,10 +108,3 @@ class UnavailableError(FleetError):
 
     status = 503
     title = "Not available now"
-
-
-class RateLimitedError(FleetError):
-    """Too many requests, or too much that waits."""
-
-    status = 429
-    title = "Too many requests"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
+KEYS = 20_000  # more are forgotten: memory stays bounded under a flood of addresses
+
 
 class TokenBucket:
     """Holds up to `burst` units and gains `rate` units a second; each act takes some."""
@@ -28,6 +30,10 @@ class TokenBucket:
         self._level -= amount
         return True
 
+    def wait_s(self, amount: float, now: float) -> float:
+        """In how many seconds that much will be there; 0 when it is."""
+        return 0.0 if self.has(amount, now) else (amount - self._level) / self._rate
+
     def give(self, amount: float) -> None:
         """Give back what was taken."""
         self._level = min(self._burst, self._level + amount)
@@ -36,7 +42,7 @@ class TokenBucket:
 class KeyedBuckets:
     """One bucket a key, for at most `keys` of them: those not used for longest are forgotten, and begin anew full."""
 
-    def __init__(self, rate: float, burst: float, keys: int = 10_000) -> None:
+    def __init__(self, rate: float, burst: float, keys: int = KEYS) -> None:
         self._rate = rate
         self._burst = burst
         self._keys = keys

@@ -9,10 +9,10 @@ from fastapi import Request
 
 from fleet_server.access import policy
 from fleet_server.access.authentication import Proof, authenticate, network_of
-from fleet_server.access.limits import TokenBuckets
 from fleet_server.db import utc_now
 from fleet_server.errors import TooManyRequestsError, UnauthorizedError
 from fleet_server.http import Db
+from fleet_server.rates import KeyedBuckets
 from fleet_server.settings import Settings
 
 
@@ -27,8 +27,8 @@ class RequestLimits:
     def __init__(self, settings: Settings, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._principals = TokenBuckets(per_s=settings.request_rate, burst=settings.request_burst)
-        self._addresses = TokenBuckets(per_s=settings.anonymous_rate, burst=settings.anonymous_burst)
+        self._principals = KeyedBuckets(settings.request_rate, settings.request_burst)
+        self._addresses = KeyedBuckets(settings.anonymous_rate, settings.anonymous_burst)
 
     def count_principal(self, principal_id: str) -> None:
         """Count a request of a principal.
@@ -46,9 +46,11 @@ class RequestLimits:
         """
         self._take(self._addresses, network_of(address))
 
-    def _take(self, buckets: TokenBuckets, key: str) -> None:
+    def _take(self, buckets: KeyedBuckets, key: str) -> None:
         with self._lock:
-            wait = buckets.take(key, self._monotonic())
+            now = self._monotonic()
+            bucket = buckets.of(key, now)
+            wait = 0.0 if bucket.take(1, now) else bucket.wait_s(1, now)
         if wait > 0:
             raise TooManyRequestsError(
                 "too_many_requests", f"too many requests: try again in {wait:.1f} s", retry_after_s=wait

@@ -1,43 +1,10 @@
-"""How often somebody may ask: pure, with the clock passed in. Each server process counts for itself; no locks."""
+"""How much slower guessing gets: pure, with the clock passed in. Each server process counts for itself; no locks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-KEYS = 20_000  # more are forgotten, oldest first: memory stays bounded under a flood of addresses
-
-
-@dataclass
-class _Bucket:
-    tokens: float
-    at: float
-
-
-class TokenBuckets:
-    """A token bucket a key: `burst` requests at once, refilled by `per_s` a second."""
-
-    def __init__(self, *, per_s: float, burst: int) -> None:
-        self._per_s = per_s
-        self._burst = float(burst)
-        self._buckets: dict[str, _Bucket] = {}
-
-    def take(self, key: str, now: float) -> float:
-        """Take one; returns 0, or in how many seconds there will be one.
-
-        Args:
-            key: who asks.
-            now: a monotonic time in seconds.
-        """
-        bucket = self._buckets.pop(key, None) or _Bucket(self._burst, now)
-        bucket.tokens = min(self._burst, bucket.tokens + max(0.0, now - bucket.at) * self._per_s)
-        bucket.at = now
-        self._buckets[key] = bucket
-        if len(self._buckets) > KEYS:
-            del self._buckets[next(iter(self._buckets))]
-        if bucket.tokens < 1.0:
-            return (1.0 - bucket.tokens) / self._per_s
-        bucket.tokens -= 1.0
-        return 0.0
+from fleet_server.rates import KEYS
 
 
 @dataclass

@@ -28,7 +28,7 @@ from fleet_server.enrolment.schemas import (
     TokenView,
 )
 from fleet_server.enrolment.service import Authority
-from fleet_server.errors import NotFoundError, RateLimitedError, TooLargeError
+from fleet_server.errors import NotFoundError, TooLargeError, TooManyRequestsError
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, WriteSession, page
 from fleet_server.models import Enrolment
 from fleet_server.openapi import PUBLIC, problems
@@ -55,10 +55,12 @@ class EnrolmentGate:
         self._buckets = KeyedBuckets(REFUSED_RATE, REFUSED_BURST)
 
     def enter(self, address: str) -> None:
-        """Raises `RateLimitedError` when too much of it came to nothing."""
-        if not self._buckets.of(address, time.monotonic()).take(1, time.monotonic()):
+        """Raises `TooManyRequestsError` when too much of it came to nothing."""
+        now = time.monotonic()
+        bucket = self._buckets.of(address, now)
+        if not bucket.take(1, now):
             detail = "too many requests to enrol came from this address: try again in a minute"
-            raise RateLimitedError("too_many_enrolments", detail)
+            raise TooManyRequestsError("too_many_enrolments", detail, retry_after_s=bucket.wait_s(1, now))
 
     def succeeded(self, address: str) -> None:
         """Gives back what was taken: a factory enrols many devices from one address."""

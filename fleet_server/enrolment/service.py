@@ -25,7 +25,7 @@ from fleet_server.errors import (
     ForbiddenError,
     InvalidError,
     NotFoundError,
-    RateLimitedError,
+    TooManyRequestsError,
 )
 from fleet_server.models import Device, DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
 from fleet_server.models.access import DEFAULT_FLEET
@@ -33,6 +33,7 @@ from fleet_server.principals import Who
 from fleet_server.trust.ca import FleetCa, IssuedCertificate, SigningRequest, read_request, verify_signature
 
 PENDING_DAYS = 1
+RETRY_PENDING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def enrol(session: Session, authority: Authority, wanted: EnrolmentCreate, addre
         InvalidError: for an id or a signing request that can't be used.
         UnauthorizedError: for a token that is not valid (any longer).
         ForbiddenError: for a key that was locked out, or is not the registered one.
-        RateLimitedError: when too many requests wait.
+        TooManyRequestsError: when too many requests wait.
     """
     request = _request_of(usable_id(wanted.device_id), wanted.csr)
     now = utc_now()
@@ -304,7 +305,7 @@ def _bound_pending(session: Session, authority: Authority, fleet_id: str) -> Non
             f"{authority.pending} devices wait for approval, no more may: approve or reject them "
             "(shoal device pending), or enrol with a token"
         )
-        raise RateLimitedError("too_many_enrolments", detail)
+        raise TooManyRequestsError("too_many_enrolments", detail, retry_after_s=RETRY_PENDING_S)
 
 
 def _issue(

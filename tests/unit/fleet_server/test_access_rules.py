@@ -11,11 +11,12 @@ import pytest
 from fleet_server.access import policy, secret_tokens
 from fleet_server.access.authentication import network_of
 from fleet_server.access.bootstrap import FILE, bootstrap_token
-from fleet_server.access.limits import KEYS, GuessBrake, TokenBuckets
+from fleet_server.access.limits import GuessBrake
 from fleet_server.access.passwords import hash_password, verify_password
 from fleet_server.app import create_app
 from fleet_server.errors import FleetError, ForbiddenError, UnavailableError
 from fleet_server.principals import Principal, Role
+from fleet_server.rates import KEYS, KeyedBuckets
 from fleet_server.settings import Settings
 
 
@@ -109,20 +110,11 @@ def test_the_first_admin_token_is_its_owners_alone(tmp_path: Path) -> None:
         bootstrap_token(tmp_path)
 
 
-def test_a_bucket_lets_bursts_pass_and_then_a_rate() -> None:
-    buckets = TokenBuckets(per_s=2, burst=4)
-    assert [buckets.take("a", 0.0) for _ in range(5)] == [0, 0, 0, 0, 0.5]
-    assert buckets.take("b", 0.0) == 0
-    assert buckets.take("a", 0.25) == pytest.approx(0.25)
-    assert buckets.take("a", 0.5) == 0
-    assert [buckets.take("a", 1000.0) for _ in range(5)] == [0, 0, 0, 0, 0.5]
-
-
 def test_a_flood_of_keys_is_bounded() -> None:
-    buckets = TokenBuckets(per_s=1, burst=1)
+    buckets = KeyedBuckets(1, 1)
     brake = GuessBrake(free=1)
     for number in range(KEYS + 100):
-        buckets.take(str(number), 0.0)
+        buckets.of(str(number), 0.0)
         brake.failed(str(number), 0.0)
     assert len(buckets._buckets) == KEYS
     assert len(brake._guesses) == KEYS

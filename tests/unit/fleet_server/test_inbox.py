@@ -52,7 +52,9 @@ def test_all_devices_together_are_bounded() -> None:
 
 def test_a_bucket_gains_what_time_gives_and_no_more() -> None:
     bucket = TokenBucket(rate=2, burst=4, now=0)
+    assert bucket.wait_s(4, 0) == 0
     assert [bucket.take(1, 0) for _ in range(5)] == [True] * 4 + [False]
+    assert bucket.wait_s(1, 0.25) == 0.25
     assert bucket.take(2, 1)
     assert not bucket.take(1, 1)
     assert not bucket.take(5, 1000)
