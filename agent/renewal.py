@@ -136,7 +136,8 @@ class Renewal:
         load_into(self._context, self._folder, self._next)
         drop_identity(self._folder, NEXT)
         (self._folder / NEXT).with_suffix(".pem").unlink(missing_ok=True)
-        self._identity, self._next, self._pause = self._next, None, ASK_AGAIN_S
+        self._identity, self._next = self._next, None
+        self._pause, self._ask_at = ASK_AGAIN_S, 0.0
         log.info("the new certificate holds until %s", time.strftime("%F", time.gmtime(self._identity.not_after)))
 
     def _ask(self, identity: Identity, now: float) -> None:

@@ -19,7 +19,6 @@ autosave_interval 5
 max_inflight_messages 200
 max_queued_messages 100000
 max_packet_size {packet}
-message_size_limit {message}
 sys_interval 0
 log_dest stderr
 log_type error
@@ -72,7 +71,6 @@ def configuration(listener: Listener) -> str:
         host=listener.host,
         port=listener.port,
         packet=PACKET_BYTES,
-        message=LIMITS.message_bytes,
         queued=256 * 1024 * 1024,
         connections=CONNECTIONS,
     )

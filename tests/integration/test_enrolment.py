@@ -148,7 +148,8 @@ class Agent:
                 self.renewal.link_up(event.epoch)
             elif isinstance(event, MqttMessage) and event.topic.endswith("/certificate"):
                 self.renewal.answered(decode(event.payload, Certificate))
-            self.renewal.tick(time.monotonic(), wall)
+            if not until():  # by the test's clock the new certificate may be due as well
+                self.renewal.tick(time.monotonic(), wall)
         assert until()
 
     def kept(self, name: str = "identity.json") -> Identity | None:
