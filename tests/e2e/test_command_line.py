@@ -189,8 +189,45 @@ def test_a_rollout_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
     assert here(fleet, "rollout", "create", "r@1", "--all", "--stages", "half").exit_code == 2
 
 
+def test_people_and_programs_get_access_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
+    def run(*arguments: str, token: str | None = None, said: str | None = None) -> Result:
+        environment = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": token, "XDG_CONFIG_HOME": str(tmp_path), "COLUMNS": "80"}
+        done = CliRunner().invoke(app, arguments, env=environment, input=said)
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done
+
+    assert run("whoami").exit_code == 3
+    made = run("user", "create", "ada", "--role", "viewer", token=TOKEN, said="correct horse battery\n")
+    assert made.exit_code == 0, made.stderr
+    assert run("login", "ada", said="wrong\n").exit_code == 3
+    assert run("login", "ada", said="correct horse battery\n").exit_code == 0
+    kept = tmp_path / "shoal" / "credentials.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert json.loads(run("whoami", "-o", "json").stdout)["name"] == "user/ada"
+    refused = run("profile", "create", "z", "--runtime", "onnx")
+    assert refused.exit_code == 3
+    assert "role operator" in refused.stderr.replace("\n", " ")
+    assert run("user", "update", "ada", "--role", "operator", token=TOKEN).exit_code == 0
+    assert json.loads(run("whoami", "-o", "json").stdout)["role"] == "operator"
+    assert run("logout").exit_code == 0
+    assert run("whoami").exit_code == 3
+    assert run("logout").exit_code == 1
+    assert run("user", "delete", "ada", "--yes", token=TOKEN).exit_code == 0
+    assert run("fleet", "create", "plant7", token=TOKEN).exit_code == 0
+    ci = ("token", "create", "ci", "--role", "viewer", "-o", "json")
+    created = json.loads(run("--fleet", "plant7", *ci, token=TOKEN).stdout)
+    assert json.loads(run("whoami", "-o", "json", token=created["token"]).stdout)["fleet"] == "plant7"
+    assert run("--fleet", "default", "whoami", token=created["token"]).exit_code == 3
+    assert run("--fleet", "plant7", "token", "revoke", created["id"], "--yes", token=TOKEN).exit_code == 0
+    assert run("whoami", token=created["token"]).exit_code == 3
+    assert run("fleet", "update", "plant7", "--approvals", "2", token=TOKEN).exit_code == 0
+    verified = run("audit", "verify", "-o", "json", token=TOKEN)
+    assert (verified.exit_code, json.loads(verified.stdout)["whole"]) == (0, True)
+
+
 def test_every_list_is_json_for_machines_and_fits_a_terminal(fleet: LocalFleet) -> None:
-    lists = (("device",), ("profile",), ("model",), ("variant",), ("rollout",), ("audit",))
+    groups = ("device", "profile", "model", "variant", "rollout", "audit", "fleet", "user", "token")
+    lists = tuple((group,) for group in groups)
     for words in (*[(*group, "list") for group in lists], ("telemetry", "models"), ("telemetry", "hosts")):
         assert isinstance(json.loads(here(fleet, *words, "-o", "json").stdout), list)
         table = here(fleet, *words)

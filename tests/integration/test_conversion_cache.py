@@ -28,8 +28,10 @@ def bench(database: Database, tmp_path: Path) -> Iterator[Bench]:
     bench.store = ArtifactStore.open(None, folder=tmp_path / "state" / "artifacts")
     write_classifier(tmp_path / "model.onnx")
     write_data(tmp_path / "evaluation.npz", rows=200, seed=1)
-    bench.source = add_upload(database, bench.store, DEFAULT_FLEET, tmp_path / "model.onnx").digest
-    bench.evaluation = add_upload(database, bench.store, DEFAULT_FLEET, tmp_path / "evaluation.npz").digest
+    bench.source = add_upload(database, bench.store, DEFAULT_FLEET, tmp_path / "model.onnx", actor="test").digest
+    bench.evaluation = add_upload(
+        database, bench.store, DEFAULT_FLEET, tmp_path / "evaluation.npz", actor="test"
+    ).digest
     yield bench
     for one in bench.running:
         one.stop()

@@ -33,8 +33,10 @@ class DaskBench(Bench):
         self.store = ArtifactStore.open(None, folder=folder / "state" / "artifacts")
         write_classifier(folder / "model.onnx")
         write_data(folder / "evaluation.npz", rows=200, seed=1)
-        self.source = add_upload(database, self.store, DEFAULT_FLEET, folder / "model.onnx").digest
-        self.evaluation = add_upload(database, self.store, DEFAULT_FLEET, folder / "evaluation.npz").digest
+        self.source = add_upload(database, self.store, DEFAULT_FLEET, folder / "model.onnx", actor="test").digest
+        self.evaluation = add_upload(
+            database, self.store, DEFAULT_FLEET, folder / "evaluation.npz", actor="test"
+        ).digest
 
     def step(self, variant_id: str, words: str) -> None:
         wait_until(f"step {words!r}", lambda: words in self.job(variant_id).step, 60)

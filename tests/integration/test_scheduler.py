@@ -95,7 +95,7 @@ class Bench:
         self.running: list[ConversionScheduler] = []
         self.evaluation: str | None = None
         (folder / "source").write_bytes(b"source")
-        self.source = add_upload(database, self.store, DEFAULT_FLEET, folder / "source").digest
+        self.source = add_upload(database, self.store, DEFAULT_FLEET, folder / "source", actor="test").digest
 
     def ask(self, *, resources: dict[str, float] | None = None, **budgets: float) -> str:
         """Ask for a variant of a version of its own."""
@@ -193,7 +193,7 @@ def test_a_refused_build_keeps_its_bytes_only_for_devices_to_measure(bench: Benc
 
 def test_a_refused_build_spares_an_upload_of_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "upload").write_bytes(BUILT)
-    add_upload(bench.database, bench.store, DEFAULT_FLEET, tmp_path / "upload")
+    add_upload(bench.database, bench.store, DEFAULT_FLEET, tmp_path / "upload", actor="test")
     variant_id = bench.ask(latency_p95_ms=0.5)
     bench.start(Build())
     assert bench.settled(variant_id).state == "refused"
