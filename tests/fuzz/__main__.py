@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -33,11 +34,12 @@ def main() -> int:
     from tests.fuzz.targets import TARGETS
 
     names = options.target or sorted(TARGETS)
-    each = -(-options.runs // len(names))
+    shares = sum(TARGETS[name].share for name in names)
+    runs = {name: math.ceil(options.runs * TARGETS[name].share / shares) for name in names}
     failed, started = [], time.monotonic()
     for number, name in enumerate(names, 1):
         begun = time.monotonic()
-        arguments = ["--one", name, "--runs", str(each), "--seed", str(options.seed), "--keep", str(options.keep)]
+        arguments = ["--one", name, "--runs", str(runs[name]), "--seed", str(options.seed), "--keep", str(options.keep)]
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "tests.fuzz", *arguments],
             cwd=ROOT,
@@ -48,13 +50,15 @@ def main() -> int:
         seconds = time.monotonic() - begun
         said = "ok" if done.returncode == 0 else f"FAILED ({done.returncode})"
         print(
-            f"[{number}/{len(names)}] {name:<16} {each:>9} runs {seconds:7.1f} s  {said}", file=sys.stderr, flush=True
+            f"[{number}/{len(names)}] {name:<20} {runs[name]:>9} runs {seconds:7.1f} s  {said}",
+            file=sys.stderr,
+            flush=True,
         )
         if done.returncode != 0:
             failed.append(name)
             print("\n".join(done.stderr.splitlines()[-40:]), file=sys.stderr, flush=True)
     seconds = round(time.monotonic() - started, 1)
-    print(json.dumps({"fuzz": names, "runs": each * len(names), "failed": failed, "seconds": seconds}))
+    print(json.dumps({"fuzz": names, "runs": sum(runs.values()), "failed": failed, "seconds": seconds}))
     return 1 if failed else 0
 
 

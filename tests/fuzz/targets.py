@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import io
 import shutil
@@ -19,18 +20,22 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.keys import new_key, signing_request
 from agent.protocol.codec import Message, decode, encode
 from agent.protocol.errors import WireError
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
 from agent.protocol.lifecycle import Phase
-from agent.protocol.manifest import Manifest
+from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest, manifest_bytes
 from agent.protocol.messages import (
+    Certificate,
     ChunkRange,
     DeploymentReport,
     HostWindow,
     ModelWindow,
     Need,
     Presence,
+    Renew,
     Reported,
     ServingReport,
     TelemetryAck,
@@ -38,6 +43,8 @@ from agent.protocol.messages import (
     TrialPhase,
     TrialReport,
     TrialResult,
+    TrustNeed,
+    TrustPiece,
 )
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_topic
 from agent.protocol.version import SPOKEN
@@ -47,6 +54,10 @@ from agent.serving.models import LoadedModel, Registry
 from agent.serving.oip import BadRequestError, decode_request
 from agent.trial.dataset import DataSetError, read_checked
 from agent.update.store import ArtifactStore
+from agent.update.trust import FIRST_ROOT, PieceFetcher, TrustClient, TrustError, UnavailableError
+from fleet_server.errors import InvalidError
+from fleet_server.trust.ca import read_request
+from tests.tuf_repository import TufRepository
 from tests.unit.agent.test_serving_models import Doubling, manifest
 from tests.unit.agent.test_updater import desired
 
@@ -60,10 +71,11 @@ FACTS = DeviceFacts(
 
 @dataclass(frozen=True)
 class Target:
-    """One decoder: what runs it, and what it takes gladly."""
+    """One decoder: what runs it, what it takes gladly, and its share of a long run (what is slow gets less)."""
 
     run: Callable[[bytes], None]
     seeds: tuple[bytes, ...]
+    share: float = 1.0
 
 
 def _message(*examples: Message) -> Target:
@@ -190,6 +202,7 @@ def _chunks(payload: bytes) -> None:
         shutil.rmtree(folder)
 
 
+_FILES = ("timestamp.json", "2.snapshot.json", "2.targets.json", "2.model.m.json", "2.root.json")
 _STATES = (desired(3, ("one", "a" * 64), ("two", "b" * 64)), desired(4))
 _REPORT = Reported(
     SPOKEN, "boot", 3, 2, FACTS,
@@ -217,6 +230,59 @@ _ASKED = (
     b"GET /v2/models/m HTTP/1.1\r\nHost: d\r\n\r\n" * 2,
 )
 
+
+def _signing_request(payload: bytes) -> None:
+    with contextlib.suppress(InvalidError):
+        read_request(payload.decode("latin-1"))
+
+
+@cache
+def _repository() -> TufRepository:
+    found = TufRepository()
+    found.add("model.m", _MODEL.target_path, manifest_bytes(_MODEL))
+    return found
+
+
+@cache
+def _trusting() -> Path:
+    """A device's folder that trusts the repository's root and nothing else yet."""
+    folder = Path(tempfile.mkdtemp(prefix="shoal-fuzz-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / FIRST_ROOT).write_bytes(_repository().files["1.root.json"])
+    return folder
+
+
+def _trusted(file: str) -> Target:
+    """A device that is sent other bytes for one metadata file: it never trusts a manifest that was not signed."""
+    honest = _repository()
+
+    def run(payload: bytes) -> None:
+        folder = Path(shutil.copytree(_trusting(), tempfile.mkdtemp(), dirs_exist_ok=True))
+        files = {**honest.files, file: payload}
+
+        def ask(name: str, offset: int) -> TrustPiece:
+            body = files.get(name)
+            if not body:
+                return TrustPiece(name, offset, absent=True)
+            return TrustPiece(name, offset, len(body), body[offset : offset + LIMITS.trust_piece_bytes])
+
+        try:
+            client = TrustClient(folder, None, PieceFetcher(ask), first_use=False)
+            client.refresh()
+            client.check(_MODEL.target_path, b"another manifest")
+            raise AssertionError("a manifest that nobody signed was trusted")
+        except (TrustError, UnavailableError):
+            pass
+        finally:
+            shutil.rmtree(folder)
+
+    return Target(run, (honest.files.get(file, honest.files["1.root.json"]),), share=0.02)
+
+
+def _csr() -> bytes:
+    return signing_request(new_key(), "camera-01").encode()
+
+
 TARGETS: dict[str, Target] = {
     "desired": _message(*_STATES),
     "reported": _message(_REPORT),
@@ -228,5 +294,11 @@ TARGETS: dict[str, Target] = {
     "infer": Target(_infer, (b"\xff" + _HEADER, bytes([len(_BINARY)]) + _BINARY + _RAW)),
     "http": Target(_http, _ASKED),
     "data-set": Target(_data_set, (_npz(x=np.zeros((3, 2), np.float32), y=np.arange(3)),)),
+    "renew": _message(Renew(SPOKEN, "-----BEGIN CERTIFICATE REQUEST-----", b"signature")),
+    "certificate": _message(Certificate(D, "-----BEGIN CERTIFICATE-----", "", 1.0, 2.0)),
+    "trust-need": _message(TrustNeed("timestamp.json", 0)),
+    "trust-piece": _message(TrustPiece("3.root.json", 0, 3, b"{}\n")),
+    "signing-request": Target(_signing_request, (_csr(),)),
+    **{f"tuf-{file}": _trusted(file) for file in _FILES},
     "chunks": Target(_chunks, (bytes(range(68)), b"\2" + b"x" * 16)),
 }

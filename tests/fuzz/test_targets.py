@@ -12,6 +12,11 @@ from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS
 
 COUNT = 400
+LEAST = 25
+
+
+def count(name: str) -> int:
+    return max(LEAST, int(COUNT * TARGETS[name].share))
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -22,7 +27,7 @@ def test_what_is_sent_in_order_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_bytes_of_nobody_end_in_the_decoders_own_error(name: str) -> None:
-    @settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=count(name), deadline=None, suppress_health_check=list(HealthCheck))
     @given(payload=st.binary(max_size=400))
     @example(payload=b"")
     def check(payload: bytes) -> None:
@@ -34,7 +39,7 @@ def test_bytes_of_nobody_end_in_the_decoders_own_error(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_changed_messages_end_in_the_decoders_own_error(name: str) -> None:
     chance = random.Random(name)
-    for _ in range(COUNT):
+    for _ in range(count(name)):
         payload = bytearray(mutated(chance.choice(TARGETS[name].seeds), chance))
         for _ in range(chance.choice((0, 0, 1, 4)) if payload else 0):
             payload[chance.randrange(len(payload)) :] = payload[chance.randrange(len(payload)) :]
