@@ -105,9 +105,8 @@ def create_app(settings: Settings) -> FastAPI:
     for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
+    api.include_router(enrolment.public)
     app.include_router(api)
-    # What a device asks for before it is anybody: its enrolment token, or an operator's approval, is what counts.
-    app.include_router(enrolment.public, prefix="/api/v1", responses=problems(400, 401, 422, 500, 503))
     app.include_router(_health)
     add_pages(app)
     describe(app)

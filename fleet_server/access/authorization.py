@@ -69,7 +69,8 @@ def authorize(request: Request, database: Db) -> None:
     limits: RequestLimits = request.app.state.request_limits
     address = request.client.host if request.client else ""
     if action in policy.PUBLIC:
-        limits.count_address(address)
+        if action not in policy.SELF_BOUNDED:
+            limits.count_address(address)
         return
     proof = Proof(request.headers.get("Authorization"), request.headers.get("X-Shoal-Fleet"))
     try:

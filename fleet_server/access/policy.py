@@ -11,6 +11,9 @@ from fleet_server.principals import Principal, Role
 # How a person becomes a principal; how a device becomes one (its enrolment token is what counts), and whom it trusts.
 PUBLIC = frozenset({"login", "create_enrolment", "show_enrolment", "show_authority", "show_revocations"})
 
+# Devices enrol by the dozen from one address: what they ask is bounded where it is served, when it comes to nothing.
+SELF_BOUNDED = frozenset({"create_enrolment", "show_enrolment"})
+
 _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.VIEWER: (
         *("show_me", "logout", "list_fleets", "show_fleet", "list_events", "verify_events"),
@@ -30,12 +33,12 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
     ),
     Role.RELEASER: (
         *("create_rollout", "approve_rollout", "reject_rollout"),
-        *("pause_rollout", "resume_rollout", "abort_rollout", "add_signatures"),
+        *("pause_rollout", "resume_rollout", "abort_rollout"),
     ),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),
         *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
-        *("create_server_certificate", "make_key"),
+        *("create_server_certificate", "make_key", "add_signatures"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}
