@@ -13,6 +13,7 @@ from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
+from fleet_server.cli.trust import trust
 from fleet_server.cli.worker import worker
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ for name, group in (
     ("gate", gate),
     ("rollout", rollout),
     ("telemetry", telemetry),
+    ("trust", trust),
     ("audit", audit),
     ("server", server),
 ):

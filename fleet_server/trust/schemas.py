@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fleet_server.schemas import Request, Response
+from fleet_server.schemas import Request, Response, example
 
 BODY_CHARS = 5_000_000
 
@@ -52,6 +52,8 @@ class TrustView(Response):
 class SignatureUpload(Request):
     """Signed metadata: a proposal with more signatures, or the next root."""
 
+    model_config = example(role="timestamp", body="{}")
+
     role: str = Field(max_length=200, examples=["model.mnist"])
     body: str = Field(max_length=BODY_CHARS)
 
@@ -65,6 +67,8 @@ class SignatureView(Response):
 
 class KeyCreate(Request):
     """A new key that the server is to make for a role."""
+
+    model_config = example(role="timestamp")
 
     role: Literal["root", "targets", "snapshot", "timestamp"]
 
