@@ -64,11 +64,11 @@ check: setup ## lint, types and import contracts
 
 .PHONY: test
 test: check ## lint, types, and every test's short form
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses auto
 
 .PHONY: test-long
 test-long: check ## every test, the long forms too
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto
 
 RUNS := 10000000
 .PHONY: fuzz

@@ -15,6 +15,7 @@ from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
+from fleet_server.cli.trust import trust
 from fleet_server.cli.worker import worker
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ for name, group in (
     ("fleet", fleet),
     ("user", user),
     ("token", token),
+    ("trust", trust),
     ("audit", audit),
     ("server", server),
 ):

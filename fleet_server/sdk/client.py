@@ -96,6 +96,11 @@ class Client:
                 time.sleep(0.5 * (attempt + 1))
         raise AssertionError("unreachable")
 
+    def read(self, path: str) -> bytes:
+        """A file, as its bytes are."""
+        found: bytes = self._request("GET", path).content
+        return found
+
     def items(self, path: str, **parameters: Any) -> Iterator[Json]:
         """Every row of a list, page by page."""
         cursor = None
@@ -152,6 +157,10 @@ class Client:
             time.sleep(poll_s)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
+        answer = self._request(method, path, **options)
+        return answer.json() if answer.content else None
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as error:
@@ -159,7 +168,7 @@ class Client:
             detail = f"no fleet server answers at {self._url} ({error}): {remedy}"
             raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
         if answer.is_success:
-            return answer.json() if answer.content else None
+            return answer
         try:
             problem = answer.json()
         except ValueError:

@@ -104,5 +104,6 @@ def _open_pkcs11(uri: str, ask_pin: Callable[[], str]) -> Signer:
         found, public = HSMSigner.import_(keyid, token, pin)
         return HSMSigner.from_priv_key_uri(found, public, pin)
     except (ValueError, UnsupportedLibraryError) as error:
-        detail = f"{uri!r} can't be used: {error}; python-pkcs11 comes with `pip install 'shoal[pkcs11]'`"
+        remedy = "; install it with `pip install 'shoal[pkcs11]'`" if isinstance(error, UnsupportedLibraryError) else ""
+        detail = f"{uri!r} can't be used: {error}{remedy}"
         raise InvalidError("bad_pkcs11_key", detail, field="keys") from None

@@ -67,8 +67,16 @@ def _proposal(session: Session, fleet_id: str, found: service.State, one: servic
         threshold=delegated.threshold,
         signed_by=sorted(tuf.signers_of(one.delegator, one.role, one.proposed)),
         body=one.proposed.to_bytes().decode(),
-        manifests=[] if one.role == "targets" else _manifests(session, fleet_id, found.delegated.get(one.role), one),
+        manifests=[] if one.role == "targets" else _manifests(session, fleet_id, _vouched(found, one.role), one),
     )
+
+
+def _vouched(found: service.State, role: str) -> AnyMetadata | None:
+    """A delegated role that verifies from the present root: what it lists, a signer need not be shown again."""
+    current = found.delegated.get(role)
+    if current is None or found.targets is None or not tuf.enough(found.root, "targets", found.targets):
+        return None
+    return current if tuf.enough(found.targets, role, current) else None
 
 
 def _manifests(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, load_config, machine_id
+from agent.config import PREFIX, Config, load_config, machine_id
 from agent.errors import ConfigError
 from agent.identity import Identity, identity_folder, save_identity
 
@@ -158,3 +158,21 @@ def test_an_enrolled_device_needs_no_more_than_its_state_folder(tmp_path: Path) 
         load_config(None, {**where, "SHOAL_AGENT_KEY": "key.pem"})
     with pytest.raises(ConfigError, match="go together"):
         load_config(None, {**where, "SHOAL_AGENT_CERT_FILE": str(tmp_path)})
+
+
+def test_trust(tmp_path: Path) -> None:
+    def config(**values: str) -> Config:
+        given = {"state_dir": str(tmp_path), "device_id": "d", **values}
+        return load_config(None, {PREFIX + key.upper(): value for key, value in given.items()})
+
+    (tmp_path / "root.json").write_text("{}")
+    assert config(expired_grace_s="86400").expired_grace_s == 86_400
+    assert config(root_file=str(tmp_path / "root.json")).root_file
+    assert config().broker_is_local
+    assert config(broker="mqtt://localhost:1883").broker_is_local
+    assert not config(broker="mqtts://broker.example:8883").broker_is_local
+    for key, value in (("expired_grace_s", "-1"), ("expired_grace_s", "2592001"), ("expired_grace_s", "nan")):
+        with pytest.raises(ConfigError, match=key):
+            config(**{key: value})
+    with pytest.raises(ConfigError, match="root_file"):
+        config(root_file=str(tmp_path / "absent"))
