@@ -11,8 +11,10 @@ from pathlib import Path
 from tests.fleet import BIN, LocalFleet, write_classifier, write_data
 
 
-def shoal(*arguments: str, url: str = "http://127.0.0.1:1") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SHOAL_URL": url, "COLUMNS": "80", "NO_COLOR": "1"}
+def shoal(*arguments: str, fleet: LocalFleet | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line; without a fleet there is none to reach."""
+    reached = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": fleet.token} if fleet else {"SHOAL_URL": "http://127.0.0.1:1"}
+    environment = {**os.environ, **reached, "COLUMNS": "80", "NO_COLOR": "1"}
     command = [str(BIN / "shoal"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -63,13 +65,13 @@ def test_explain_shows_every_candidates_fate(tmp_path: Path) -> None:
         fleet.push("m", "1", tmp_path / "m.onnx")
         assert fleet.build("m@1", "p")[0]["state"] == "ready"
         picture = tmp_path / "plot.png"
-        shown = shoal("variant", "explain", "m@1", "--profile", "p", "--plot", str(picture), url=fleet.url)
+        shown = shoal("variant", "explain", "m@1", "--profile", "p", "--plot", str(picture), fleet=fleet)
         assert shown.returncode == 0, shown.stderr
         assert "picked" in shown.stdout
         assert picture.read_bytes().startswith(b"\x89PNG")
-        rows = json.loads(shoal("variant", "explain", "m@1", "--profile", "p", "-o", "json", url=fleet.url).stdout)
+        rows = json.loads(shoal("variant", "explain", "m@1", "--profile", "p", "-o", "json", fleet=fleet).stdout)
         assert all(row["fate"] for row in rows)
         assert {"onnx-fp32", "onnx-static-u8s8", "onnx-weights-int4"} <= {row["recipe"] for row in rows}
-        assert shoal("variant", "explain", "m@1", "--profile", "q", url=fleet.url).returncode == 4
+        assert shoal("variant", "explain", "m@1", "--profile", "q", fleet=fleet).returncode == 4
     finally:
         fleet.stop()

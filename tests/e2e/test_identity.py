@@ -62,7 +62,8 @@ def test_a_device_enrols_by_a_token_and_runs_what_is_desired(fleet: LocalFleet, 
 
 def shoal(fleet: LocalFleet, *arguments: str) -> Result:
     """The command line in this process, which is quicker."""
-    environment = {"SHOAL_URL": fleet.url, "SHOAL_CA_FILE": str(fleet.ca_file), "COLUMNS": "80", "NO_COLOR": "1"}
+    reached = {"SHOAL_URL": fleet.url, "SHOAL_CA_FILE": str(fleet.ca_file), "SHOAL_TOKEN": fleet.token}
+    environment = {**reached, "COLUMNS": "80", "NO_COLOR": "1"}
     return CliRunner().invoke(app, arguments, env=environment)
 
 
