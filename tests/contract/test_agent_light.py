@@ -8,7 +8,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "numpy", "onnxruntime", "pydantic", "fastapi", "sqlalchemy", "typer", "httpx", "onnx", "cryptography")
+HEAVY = (
+    "tuf",
+    "cryptography",
+    "urllib3",
+    "torch",
+    "numpy",
+    "onnxruntime",
+    "pydantic",
+    "fastapi",
+    "sqlalchemy",
+    "typer",
+    "httpx",
+    "onnx",
+)
 CODE = """
 import sys
 sys.path = [sys.argv[1]] + [p for p in sys.path if p and not p.endswith(sys.argv[2])]
