@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt deploy/locks/dev.lock deploy/dev/setup-
 	@touch $@
 
 .PHONY: setup
-setup: $(STAMP) ## make the environment: .venv, and Mosquitto where it is absent
+setup: $(STAMP) ## make the environment: .venv, and Mosquitto and SoftHSM where they are absent
 	@deploy/dev/setup-mosquitto.sh "$(VENV)"
+	@deploy/dev/setup-softhsm.sh
 
 ONNX2TF := .venv-onnx2tf
 $(ONNX2TF)/.installed: deploy/dev/setup-onnx2tf.sh deploy/dev/constraints-onnx2tf.txt

@@ -19,7 +19,8 @@ def fleets(session: Session) -> list[str]:
 
 def lock(session: Session, fleet_id: str) -> None:
     """Let nobody else change the fleet's repository until the transaction ends."""
-    session.get_one(Fleet, fleet_id, with_for_update=True, populate_existing=True)
+    # Not FOR UPDATE: rows that refer to the fleet, such as those of the audit log, lock its key, and must not wait.
+    session.get_one(Fleet, fleet_id, with_for_update={"key_share": True}, populate_existing=True)
 
 
 def latest(session: Session, fleet_id: str) -> dict[str, bytes]:

@@ -30,7 +30,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 def shoal(fleet: LocalFleet, *arguments: str, status: int = 0) -> str:
     command = [sys.executable, "-m", "fleet_server.cli.main", "--url", fleet.url, "trust", *arguments]
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment = {**os.environ, "SHOAL_TOKEN": fleet.token, "COLUMNS": "100", "NO_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -13,6 +13,7 @@ import pytest
 
 from fleet_server import migrations
 from fleet_server.db import Database
+from tests import softhsm
 from tests.databases import make_empty
 from tests.fleet import free_port, wait_until
 
@@ -54,6 +55,18 @@ def postgresql_url() -> Iterator[str]:
         server.terminate()
         server.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[softhsm.SoftHsm]:
+    """Tokens of SoftHSM, the same for a whole process: the module takes no second configuration."""
+    if not softhsm.installed():
+        pytest.skip("SoftHSM is not installed (apt-get install softhsm2)")
+    pytest.importorskip("pkcs11")
+    made = softhsm.make(tmp_path_factory.mktemp("softhsm"))
+    os.environ["SOFTHSM2_CONF"] = str(made.configuration)
+    yield made
+    del os.environ["SOFTHSM2_CONF"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

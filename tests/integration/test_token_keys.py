@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,25 +15,12 @@ from agent.keys import fingerprint, load_key, new_key, sign, signing_request
 from agent.pkcs11_key import parse_uri
 from fleet_server.enrolment.service import renew
 from tests.broker_peer import secure_server
-
-MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
-pytestmark = pytest.mark.skipif(not MODULE.exists(), reason="SoftHSM is not installed (apt-get install softhsm2)")
+from tests.softhsm import MODULE, SoftHsm
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("softhsm")
-    (folder / "tokens").mkdir()
-    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/tokens\nlog.level = ERROR\n")
-    os.environ["SOFTHSM2_CONF"] = str(folder / "softhsm2.conf")
-    subprocess.run(
-        ["softhsm2-util", "--init-token", "--free", "--label", "shoal test", "--pin", "1234", "--so-pin", "4321"],
-        check=True,
-        capture_output=True,
-    )
-    (folder / "pin").write_text("1234\n")
-    yield f"pkcs11:token=shoal%20test;object=cam-1?module-path={MODULE}&pin-source=file:{folder}/pin"
-    del os.environ["SOFTHSM2_CONF"]
+def uri(tokens: SoftHsm) -> str:
+    return f"pkcs11:token=shoal%20test;object=cam-1?module-path={tokens.module}&pin-source=file:{tokens.pin_file}"
 
 
 def test_a_device_enrols_and_renews_with_a_key_that_it_can_not_read(uri: str, tmp_path: Path) -> None:

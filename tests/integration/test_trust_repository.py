@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -29,9 +27,8 @@ from fleet_server.trust import metadata as tuf
 from fleet_server.trust import repository, roots, service
 from fleet_server.trust.keeper import TrustKeeper
 from fleet_server.trust.keys import KeyFolder, open_signer
+from tests.softhsm import MODULE, PIN, SoftHsm
 from tests.unit.agent.test_updater import manifest
-
-MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 
 
 class Repository:
@@ -309,21 +306,15 @@ def test_a_stolen_server_can_not_make_a_device_run_what_nobody_signed(fleet: Rep
     assert hashlib.sha256(body).hexdigest() not in str(found.delegated["model.m"].signed.to_dict())
 
 
-def test_keys_in_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not MODULE.exists() or shutil.which("softhsm2-util") is None:
-        pytest.skip("SoftHSM is not installed (Debian: softhsm2)")
-    pkcs11 = pytest.importorskip("pkcs11")
-    (tmp_path / "tokens").mkdir()
-    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path / 'tokens'}\n")
-    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
-    monkeypatch.setenv("SHOAL_PKCS11_PIN", "1234")
+def test_keys_in_a_token(tokens: SoftHsm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pkcs11
+
+    monkeypatch.setenv("SHOAL_PKCS11_PIN", PIN)
     monkeypatch.setenv("PYKCS11LIB", "")
-    command = ["softhsm2-util", "--init-token", "--free", "--label", "shoal", "--pin", "1234", "--so-pin", "1234"]
-    subprocess.run(command, check=True, capture_output=True)
     from pkcs11.util.ec import encode_named_curve_parameters
 
     token = pkcs11.lib(str(MODULE)).get_token(token_label="shoal")
-    with token.open(user_pin="1234", rw=True) as session:
+    with token.open(user_pin=PIN, rw=True) as session:
         curve = {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
         parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
         parameters.generate_keypair(mechanism=pkcs11.Mechanism.EC_KEY_PAIR_GEN, store=True, label="sign", id=b"\x02")
