@@ -24,6 +24,7 @@ class OpenIdProvider:
         answers: what the token endpoint says to a device code, in turn: an error's name, or claims of a token.
         documents: what stands in for a document, by path.
         down: whether every answer is 500.
+        answering: cleared, it lets everybody wait.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class OpenIdProvider:
         self.refresh_tokens: dict[str, dict[str, Any]] = {}
         self.revoked: list[str] = []
         self.down = False
+        self.answering = threading.Event()
+        self.answering.set()
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -46,6 +49,7 @@ class OpenIdProvider:
 
             def _answer(self, form: dict[str, str]) -> None:
                 provider.asked[self.path] += 1
+                provider.answering.wait(10)
                 status, said = (500, {}) if provider.down else provider._answer(self.path, form)
                 body = json.dumps(said).encode()
                 self.send_response(status)

@@ -20,6 +20,7 @@ FRESH_S = 600.0  # a key that the provider takes away stops to count after this
 KEPT_S = 86400.0  # how long they count when the provider does not answer
 PAUSE_S = 30.0  # between two requests, whatever keys tokens name
 PAUSE_FAILED_S = 5.0  # the same after one that failed
+WAITING = 4  # requests that wait for an answer; anybody can send one, and each holds a thread of the server
 MAX_KEYS = 100
 MIN_RSA_BITS = 2048  # NIST SP 800-131A
 
@@ -45,6 +46,7 @@ class ProviderKeys:
         self._issuer = issuer
         self._monotonic = monotonic
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(WAITING)
         self._known: _Known | None = None
         self._ask_at = float("-inf")
         self._failed = False
@@ -61,22 +63,34 @@ class ProviderKeys:
         usable = self._usable(kid)
         if usable and self._age() < FRESH_S:
             return usable.keys
-        # Who has a key need not wait for who asks anew; who has none must, or every rotation would refuse some.
-        if self._lock.acquire(blocking=usable is None):
-            try:
-                missing = self._usable(kid) is None
-                if (missing or self._age() >= FRESH_S) and self._monotonic() >= self._ask_at:
-                    self._refresh()
-            finally:
-                self._lock.release()
+        crowded = self._monotonic() >= self._ask_at and not self._ask_anew(kid, wait=usable is None)
         usable = self._usable(kid)
         if usable is not None:
             return usable.keys
-        if self._failed or self._known is None:
+        if crowded or self._failed or self._known is None:
             raise UnavailableError(
                 "oidc_provider", "the OpenID provider does not answer, and its key is not known: try again soon"
             )
         return self._known.keys
+
+    def _ask_anew(self, kid: str | None, *, wait: bool) -> bool:
+        """Ask, or wait for who does; False where too many do.
+
+        Who has a key need not wait; who has none must, or every rotation would refuse some.
+        """
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            if self._lock.acquire(blocking=wait):
+                try:
+                    missing = self._usable(kid) is None
+                    if (missing or self._age() >= FRESH_S) and self._monotonic() >= self._ask_at:
+                        self._refresh()
+                finally:
+                    self._lock.release()
+        finally:
+            self._places.release()
+        return True
 
     def _usable(self, kid: str | None) -> _Known | None:
         known = self._known

@@ -7,6 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from joserfc.jwk import OctKey, RSAKey
 from starlette.testclient import TestClient
 
 from fleet_server.access.oidc import OidcVerifier
-from fleet_server.access.oidc_keys import FRESH_S, KEPT_S, PAUSE_S
+from fleet_server.access.oidc_keys import FRESH_S, KEPT_S, PAUSE_S, WAITING, ProviderKeys
 from fleet_server.app import create_app, running
+from fleet_server.errors import UnavailableError
 from fleet_server.settings import Settings
+from tests.fleet import wait_until
 from tests.openid_provider import CLIENT_ID, OpenIdProvider, new_key
 
 ADMIN = "the-admin-of-tests"
@@ -253,6 +256,23 @@ def test_unknown_keys_are_asked_for_now_and_then_only(
         refused(application, provider.sign(claims, key=forger, kid=f"unknown-{number}"))
     assert provider.asked == {DISCOVERY: 2, KEYS: 2}
     accepted(application, provider.token("ops"))
+
+
+def test_a_provider_that_hangs_holds_up_few(provider: OpenIdProvider) -> None:
+    clock = Clock()
+    keys = ProviderKeys(provider.issuer, clock)
+    keys.for_token("first")
+    clock.now += PAUSE_S
+    provider.answering.clear()
+    with ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(keys.for_token, f"unknown-{number}") for number in range(20)]
+        wait_until("those sent away", lambda: sum(one.done() for one in asked) == 20 - WAITING, 8)
+        sent_away = [one.exception() for one in asked if one.done()]
+        known = keys.for_token("first")
+        provider.answering.set()
+    assert {type(one) for one in sent_away} == {UnavailableError}
+    assert {key.kid for key in known} == {"first"}
+    assert provider.asked[KEYS] == 2
 
 
 def test_a_token_without_a_key_id_serves_where_there_is_one_key(
