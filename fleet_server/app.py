@@ -18,6 +18,8 @@ from fleet_server.access import endpoints as access
 from fleet_server.access.authentication import LoginDesk
 from fleet_server.access.authorization import RequestLimits, authorize
 from fleet_server.access.bootstrap import bootstrap_token
+from fleet_server.access.oidc import OidcVerifier
+from fleet_server.addresses import is_loopback
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.conversions import endpoints as conversions
@@ -38,7 +40,7 @@ from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.secure_headers import SecureHeaders
-from fleet_server.settings import Settings, is_loopback
+from fleet_server.settings import Settings
 from fleet_server.telemetry import endpoints as telemetry
 from fleet_server.trust import endpoints as trust
 from fleet_server.trust.ca import FleetCa
@@ -56,9 +58,9 @@ Shoal takes one trained model and makes a fleet of unlike devices run it well.
 5. Create a **rollout**: devices get the variant of their profile in stages, judged by what they report.
 6. Read **telemetry**: latency, errors and accuracy as the devices had them.
 
-Every request but `POST /api/v1/login` carries a bearer token. It acts in one fleet, with one role: a **viewer** reads;
-an **operator** handles devices, profiles, models, variants and gate runs; a **releaser** also creates and controls
-rollouts; an **admin** manages users, tokens and the fleet. What belongs to another fleet is not found.
+Every request but those to `/api/v1/login` carries a bearer token. It acts in one fleet, with one role: a **viewer**
+reads; an **operator** handles devices, profiles, models, variants and gate runs; a **releaser** also creates and
+controls rollouts; an **admin** manages users, tokens and the fleet. What belongs to another fleet is not found.
 
 Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
 fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow the `Link` header (RFC 8288).
@@ -96,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecureHeaders)
     app.state.request_limits = RequestLimits(settings, time.monotonic)
     app.state.login_desk = LoginDesk(dt.timedelta(hours=settings.session_hours), time.monotonic)
+    app.state.oidc = OidcVerifier.of(settings, time.monotonic)
     api = APIRouter(
         prefix="/api/v1",
         dependencies=[Depends(authorize)],

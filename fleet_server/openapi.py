@@ -25,7 +25,8 @@ _MEANINGS = {
 
 
 BEARER = """\
-A service token (`shoal token create`), or that of a session (`POST /api/v1/login`). It acts in one fleet; one that may
+A service token (`shoal token create`), that of a session (`POST /api/v1/login`), or an ID token of the OpenID provider
+(`GET /api/v1/login`), where there is one. It acts in one fleet; one that may
 act in several names another with the header `X-Shoal-Fleet`.
 """
 PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of an operation that needs no token

@@ -16,9 +16,9 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from fleet_server.addresses import is_loopback
 from fleet_server.errors import FleetError, TooManyRequestsError
 from fleet_server.secure_headers import secure_headers
-from fleet_server.settings import is_loopback
 
 log = logging.getLogger(__name__)
 SHOWN = 20

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import ipaddress
+import json
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from fleet_server.addresses import is_loopback
+from fleet_server.openid import check_url
 
 DEFAULT_API_PORT = 7470
 DEFAULT_BROKER_PORT = 7471
 DASK_JOBS = 16
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address reaches this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+EVERY_FLEET = "*"  # in SHOAL_OIDC_ROLES
 
 
 def find_onnx2tf_python(told: Path | None) -> Path | None:
@@ -88,6 +82,17 @@ class Settings(BaseSettings):
         "first start and kept in the file `admin-token` of the state folder.",
     )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="How long a login holds, in hours.")
+    oidc_issuer: str | None = Field(
+        None,
+        description="https:// address of an OpenID provider, as its tokens have it in `iss`: people may log in there.",
+    )
+    oidc_client_id: str | None = Field(None, description="The client id that this server has there: the audience.")
+    oidc_claim: str = Field("groups", min_length=1, description="The claim whose values give roles.")
+    oidc_roles: Annotated[dict[str, dict[str, Literal["viewer", "operator", "releaser", "admin"]]], NoDecode] = Field(
+        {},
+        description='JSON, from a value of that claim to roles by fleet, such as {"ml": {"default": "releaser"}, '
+        '"ops": {"*": "admin"}}; * is every fleet. Who has no such value may do nothing.',
+    )
     request_rate: float = Field(100.0, gt=0, description="Requests a second that one user or token may send for long.")
     request_burst: int = Field(1000, ge=1, description="How many of them at once, after a pause.")
     anonymous_rate: float = Field(5.0, gt=0, description="The same of one address that does not prove who it is.")
@@ -217,6 +222,23 @@ class Settings(BaseSettings):
     def _in_capitals(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _is_an_issuer(cls, value: str | None) -> str | None:
+        if value is not None and "?" in check_url(value):
+            raise ValueError("an issuer has no query")
+        return value
+
+    @field_validator("oidc_roles", mode="before")
+    @classmethod
+    def _is_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f'it is not JSON such as {{"ml": {{"default": "releaser"}}}}: {error}') from None
+
     @field_validator("broker_url", "broker_public_url")
     @classmethod
     def _is_mqtt(cls, value: str | None) -> str | None:
@@ -267,6 +289,16 @@ class Settings(BaseSettings):
         if not is_loopback(self.host) and self.admin_token is None:
             raise ValueError(
                 f"host {self.host!r} is reachable from other machines: set SHOAL_ADMIN_TOKEN, or listen on 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_provider_is_whole(self) -> Self:
+        if bool(self.oidc_issuer) != bool(self.oidc_client_id):
+            raise ValueError("SHOAL_OIDC_ISSUER and SHOAL_OIDC_CLIENT_ID go together: give both")
+        if bool(self.oidc_issuer) != bool(self.oidc_roles):
+            raise ValueError(
+                "SHOAL_OIDC_ISSUER and SHOAL_OIDC_ROLES go together: without roles nobody there may do anything"
             )
         return self
 

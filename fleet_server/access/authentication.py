@@ -1,4 +1,4 @@
-"""Who a request comes from: the admin token of the settings, a service token, or a user's session.
+"""Who a request comes from: by the admin's token, a service token, a session, or a token of the OpenID provider.
 
 Each function that takes a session works in its caller's transaction.
 """
@@ -9,7 +9,7 @@ import datetime as dt
 import ipaddress
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from fleet_server import audit
 from fleet_server.access import repository, secret_tokens
 from fleet_server.access.limits import GuessBrake
+from fleet_server.access.oidc import OidcVerifier, Person
 from fleet_server.access.passwords import verify_password
 from fleet_server.access.schemas import Login
 from fleet_server.access.schemas import Session as SessionView
@@ -25,6 +26,7 @@ from fleet_server.errors import ForbiddenError, TooManyRequestsError, Unauthoriz
 from fleet_server.models import AccessToken, User
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Actor, Principal, Role
+from fleet_server.settings import EVERY_FLEET
 
 USED_EVERY = dt.timedelta(minutes=5)  # how coarse the time of last use is
 ADMIN = "admin"
@@ -38,12 +40,22 @@ class Proof:
     fleet_id: str | None
 
 
-def authenticate(database: Database, admin_token: str, proof: Proof, now: dt.datetime) -> Principal:
+def authenticate(
+    database: Database, admin_token: str, proof: Proof, now: dt.datetime, oidc: OidcVerifier | None = None
+) -> Principal:
     """The principal of a request.
+
+    Args:
+        database: with fleets, users and tokens.
+        admin_token: of the settings.
+        proof: what the request brings.
+        now: the time.
+        oidc: who checks tokens of the OpenID provider, where there is one.
 
     Raises:
         UnauthorizedError: when the token is none, is over, or was revoked.
-        ForbiddenError: when the principal may not act in the fleet that the request names.
+        ForbiddenError: when the principal may not act in the fleet that the request names, or in none.
+        UnavailableError: when the OpenID provider would have to answer, and does not.
     """
     scheme, _, text = (proof.authorization or "").partition(" ")
     if scheme.lower() != "bearer":
@@ -54,6 +66,10 @@ def authenticate(database: Database, admin_token: str, proof: Proof, now: dt.dat
         with database.read() as session:
             fleet_id = _chosen(session, proof.fleet_id or DEFAULT_FLEET)
         return Principal(ADMIN, ADMIN, Role.ADMIN, fleet_id, server_wide=True)
+    if oidc is not None and text.count(".") == 2:  # of the JWS compact serialization; none of our own has one
+        person = oidc.identify(text, now)
+        with database.read() as session:
+            return _of_person(session, person, proof)
     parts = secret_tokens.parse(text)
     with database.read() as session:
         token = repository.token(session, parts[0]) if parts else None
@@ -98,7 +114,23 @@ def _of_user(session: Session, token: AccessToken, proof: Proof) -> Principal:
     return Principal(key, name, Role(roles[fleet_id]), fleet_id, token_id=token.id)
 
 
-def home_fleet(roles: dict[str, str]) -> str:
+def _of_person(session: Session, person: Person, proof: Proof) -> Principal:
+    if not person.roles:
+        raise ForbiddenError(
+            "no_role",
+            f"{person.name} is known to the OpenID provider, and nothing there gives a role here: ask an admin to put "
+            "one of your groups into SHOAL_OIDC_ROLES, or you into one of those",
+        )
+    everywhere = person.roles.get(EVERY_FLEET)
+    fleet_id = proof.fleet_id or (DEFAULT_FLEET if everywhere else home_fleet(person.roles))
+    role = person.role_in(fleet_id)
+    if role is None or fleet_id == EVERY_FLEET:
+        raise _not_yours(fleet_id)
+    wide = everywhere is Role.ADMIN
+    return Principal(person.id, person.name, role, _chosen(session, fleet_id), server_wide=wide)
+
+
+def home_fleet(roles: Mapping[str, str]) -> str:
     """Where a user acts who names no fleet: the default one where they have a role there, else their first."""
     return DEFAULT_FLEET if DEFAULT_FLEET in roles else next(iter(roles), DEFAULT_FLEET)
 

@@ -10,7 +10,7 @@ from fastapi import Request
 from fleet_server.access import policy
 from fleet_server.access.authentication import Proof, authenticate, network_of
 from fleet_server.db import utc_now
-from fleet_server.errors import TooManyRequestsError, UnauthorizedError
+from fleet_server.errors import FleetError, TooManyRequestsError
 from fleet_server.http import Db
 from fleet_server.rates import KeyedBuckets
 from fleet_server.settings import Settings
@@ -63,6 +63,7 @@ def authorize(request: Request, database: Db) -> None:
     Raises:
         UnauthorizedError: when the request does not prove who sent it.
         ForbiddenError: when its principal may not do this.
+        UnavailableError: when the OpenID provider would have to answer, and does not.
         TooManyRequestsError: when they ask too often.
     """
     action = request.scope["route"].name
@@ -74,8 +75,8 @@ def authorize(request: Request, database: Db) -> None:
         return
     proof = Proof(request.headers.get("Authorization"), request.headers.get("X-Shoal-Fleet"))
     try:
-        principal = authenticate(database, request.app.state.admin_token, proof, utc_now())
-    except UnauthorizedError:
+        principal = authenticate(database, request.app.state.admin_token, proof, utc_now(), request.app.state.oidc)
+    except FleetError:
         limits.count_address(address)
         raise
     limits.count_principal(principal.id)

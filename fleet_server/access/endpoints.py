@@ -15,8 +15,10 @@ from fleet_server.access.schemas import (
     FleetUpdate,
     FleetView,
     Login,
+    LoginView,
     Me,
     NewToken,
+    OidcClient,
     Session,
     TokenCreate,
     TokenView,
@@ -25,7 +27,18 @@ from fleet_server.access.schemas import (
     UserView,
 )
 from fleet_server.db import utc_now
-from fleet_server.http import Actor, CurrentPrincipal, Db, FleetId, Origin, Paging, ReadSession, WriteSession, page
+from fleet_server.http import (
+    Actor,
+    AppSettings,
+    CurrentPrincipal,
+    Db,
+    FleetId,
+    Origin,
+    Paging,
+    ReadSession,
+    WriteSession,
+    page,
+)
 from fleet_server.openapi import PUBLIC, problems
 from fleet_server.schemas import Page
 
@@ -40,6 +53,14 @@ def login(request: Request, database: Db, origin: Origin, wanted: Login) -> Sess
     """A session of a user, for some hours. Wrong names and passwords are answered ever more slowly."""
     desk: LoginDesk = request.app.state.login_desk
     return desk.log_in(database, wanted, origin, utc_now())
+
+
+@router.get("/login", tags=["access"], summary="Show how people log in", openapi_extra=PUBLIC)
+def show_login(settings: AppSettings) -> LoginView:
+    """The OpenID provider, where there is one; names and passwords always do (`POST`)."""
+    if settings.oidc_issuer is None or settings.oidc_client_id is None:
+        return LoginView(oidc=None)
+    return LoginView(oidc=OidcClient(issuer=settings.oidc_issuer, client_id=settings.oidc_client_id))
 
 
 @router.post(

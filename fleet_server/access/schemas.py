@@ -22,6 +22,19 @@ class Login(Request):
     password: str = Field(max_length=256)
 
 
+class OidcClient(Response):
+    """Where and as which client to log in by OpenID Connect."""
+
+    issuer: str = Field(description="Its discovery document names everything else.")
+    client_id: str = Field(description="The audience that a token must have.")
+
+
+class LoginView(Response):
+    """How people log in here, besides by name and password."""
+
+    oidc: OidcClient | None = Field(description="Send the provider's ID token as `Authorization: Bearer …`.")
+
+
 class Session(Response):
     """A session of a user."""
 

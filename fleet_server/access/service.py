@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from fleet_server import audit
 from fleet_server.access import repository, secret_tokens
+from fleet_server.access.oidc import OIDC_PREFIX
 from fleet_server.access.passwords import hash_password
 from fleet_server.access.policy import server_wide_needed
 from fleet_server.access.schemas import (
@@ -229,11 +230,15 @@ def revoke_token(session: Session, principal: Principal, token_id: str, now: dt.
 
 
 def log_out(session: Session, principal: Principal, now: dt.datetime, *, actor: Actor) -> None:
-    """End the token that the principal came with; that of the settings can't be ended so.
+    """End the token that the principal came with; one that this server did not make can't be ended so.
 
     Raises:
-        ConflictError: for the admin token of the settings.
+        ConflictError: for the admin token of the settings, and tokens of the OpenID provider.
     """
+    if principal.id.startswith(OIDC_PREFIX):
+        raise ConflictError(
+            "oidc_token", "a token of the OpenID provider holds until it expires: forget it, or log out there"
+        )
     if principal.token_id is None:
         raise ConflictError("admin_token", "the server's admin token can't log out: change SHOAL_ADMIN_TOKEN instead")
     token = session.get_one(AccessToken, principal.token_id)

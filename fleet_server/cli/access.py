@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli import credentials
+from fleet_server.cli import credentials, oidc
+from fleet_server.cli.credentials import Credentials
 from fleet_server.cli.output import (
     Output,
     OutputOption,
@@ -21,6 +22,7 @@ from fleet_server.cli.output import (
     show_object,
     show_rows,
 )
+from fleet_server.openid import ProviderError
 from fleet_server.principals import Role
 from fleet_server.sdk import Client, segment
 
@@ -35,20 +37,49 @@ EveryFleet = Annotated[bool, typer.Option("--server-wide", help="For every fleet
 def login(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Your name. Default: asked for.")] = None,
+    by_oidc: Annotated[bool, typer.Option("--oidc", help="In a browser, at the server's OpenID provider.")] = False,  # noqa: FBT002
 ) -> None:
     """Log in, and keep the session for the commands that follow.
 
     The password is asked for, or read from standard input. The session lies in ~/.config/shoal, readable by you alone.
     """
+    if by_oidc:
+        _log_in_there(context)
+        return
     url = context.obj["url"]
-    with exit_codes(), Client(url) as api:
+    with exit_codes(), Client(url, ca_file=context.obj["ca_file"]) as api:
         made = api.post("/login", {"name": name or typer.prompt("Name", err=True), "password": _password("Password")})
-    try:
-        credentials.keep(url, made["token"])
-    except OSError as error:
-        raise fail(f"the session can't be kept ({error.strerror}): see XDG_CONFIG_HOME") from None
+    _keep(url, Credentials(made["token"]))
     roles = ", ".join(f"{role} in {one}" for one, role in made["roles"].items())
     errors.print(f"logged in as {made['name']} ({roles}) until {made['expires_at'][:16]}", markup=False)
+
+
+def _log_in_there(context: typer.Context) -> None:
+    url, ca_file = context.obj["url"], context.obj["ca_file"]
+    with exit_codes(), Client(url, ca_file=ca_file) as api:
+        offered = api.get("/login")["oidc"]
+    if offered is None:
+        raise fail("this server has no OpenID provider (SHOAL_OIDC_ISSUER): shoal login NAME", 2)
+    try:
+        made = oidc.log_in(offered["issuer"], offered["client_id"], _show_code)
+    except ProviderError as error:
+        raise fail(str(error), 3) from None
+    with exit_codes(), Client(url, made.token, fleet=context.obj["fleet"], ca_file=ca_file) as api:
+        me = api.get("/me")
+    _keep(url, made)
+    errors.print(f"logged in as {me['name']} ({me['role']} in {me['fleet']})", markup=False)
+
+
+def _show_code(code: oidc.DeviceCode) -> None:
+    errors.print(f"open {code.address}", markup=False, soft_wrap=True)
+    errors.print(f"and confirm the code {code.user_code}; waiting …", markup=False)
+
+
+def _keep(url: str, made: Credentials) -> None:
+    try:
+        credentials.keep(url, made)
+    except OSError as error:
+        raise fail(f"the session can't be kept ({error.strerror}): see XDG_CONFIG_HOME") from None
 
 
 def _password(question: str, *, again: bool = False) -> str:
@@ -61,13 +92,22 @@ def _password(question: str, *, again: bool = False) -> str:
 
 
 def logout(context: typer.Context) -> None:
-    """End the session of `shoal login`, here and on the server."""
+    """End the session of `shoal login`, here and on the server.
+
+    That of an OpenID provider is forgotten here, and can't be renewed any more.
+    """
     url = context.obj["url"]
     kept = credentials.load(url)
     if kept is None:
         raise fail("you are not logged in there")
     credentials.keep(url, None)
-    with exit_codes(), Client(url, kept) as api:
+    if kept.issuer is not None:
+        try:
+            oidc.revoke(kept)
+        except ProviderError as error:
+            raise fail(f"you are logged out here, and the provider was not told: {error}") from None
+        return
+    with exit_codes(), Client(url, kept.token, ca_file=context.obj["ca_file"]) as api:
         api.post("/logout")
 
 

@@ -1,11 +1,35 @@
-"""What `shoal login` keeps: the session token of each server, in a file that its owner alone may read."""
+"""What `shoal login` keeps: the token of each server, in a file that its owner alone may read."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A token for a server.
+
+    Attributes:
+        token: what proves who one is.
+        issuer: the OpenID provider that made the token; None for a session of the server.
+        client_id: of the server there.
+        refresh_token: gets another token there, where the provider gave one.
+        expires_at: when the token of a provider ends, as Unix time.
+    """
+
+    token: str
+    issuer: str | None = None
+    client_id: str = ""
+    refresh_token: str | None = None
+    expires_at: float = 0.0
 
 
 def _file() -> Path:
@@ -13,31 +37,51 @@ def _file() -> Path:
     return Path(base) / "shoal" / "credentials.json"
 
 
-def _all() -> dict[str, str]:
+def _all() -> dict[str, Any]:
     try:
         kept = json.loads(_file().read_text())
     except (OSError, ValueError):
         return {}
-    return {str(url): str(token) for url, token in kept.items()} if isinstance(kept, dict) else {}
+    return kept if isinstance(kept, dict) else {}
 
 
-def load(url: str) -> str | None:
-    """The token that was kept for a server."""
-    return _all().get(url.rstrip("/"))
+def load(url: str) -> Credentials | None:
+    """What was kept for a server."""
+    kept = _all().get(url.rstrip("/"))
+    if isinstance(kept, str):
+        return Credentials(kept)
+    try:
+        return Credentials(**kept) if isinstance(kept, dict) else None
+    except TypeError:
+        return None
 
 
-def keep(url: str, token: str | None) -> None:
-    """Keep a token for a server, or forget it.
+def keep(url: str, wanted: Credentials | None) -> None:
+    """Keep credentials for a server, or forget them.
 
     Raises:
         OSError: when the file can't be written.
     """
-    tokens = {one: kept for one, kept in _all().items() if one != url.rstrip("/")}
-    if token is not None:
-        tokens[url.rstrip("/")] = token
+    kept = {one: value for one, value in _all().items() if one != url.rstrip("/")}
+    if wanted is not None:
+        kept[url.rstrip("/")] = wanted.token if wanted.issuer is None else asdict(wanted)
     path = _file()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(tokens, file, indent=2)
+        json.dump(kept, file, indent=2)
     draft.replace(path)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One command at a time: a refresh token serves once, and two that use it look like theft to the provider.
+
+    Raises:
+        OSError: when the lock's file can't be written.
+    """
+    path = _file().with_name("credentials.lock")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fleet_server.cli import credentials
+from fleet_server.cli import oidc
+from fleet_server.openid import ProviderError
 from fleet_server.sdk import ApiError, AuthError, Client, ConflictError, NotFoundError
 
 Json = dict[str, Any]
@@ -35,7 +36,10 @@ errors = Console(stderr=True, highlight=False)
 def client(context: typer.Context) -> Iterator[Client]:
     """The client for the URL and token the user gave; its errors become exit codes."""
     url, given = context.obj["url"], context.obj
-    token = given["token"] or credentials.load(url)
+    try:
+        token = given["token"] or oidc.current_token(url)
+    except ProviderError as error:
+        raise fail(str(error), 3) from None
     with exit_codes(), Client(url, token, fleet=given["fleet"], ca_file=given["ca_file"]) as found:
         yield found
 

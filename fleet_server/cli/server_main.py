@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fleet_server.settings import Settings, is_loopback
+from fleet_server.addresses import is_loopback
+from fleet_server.settings import Settings
 
 
 def main() -> None:

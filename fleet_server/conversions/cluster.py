@@ -18,6 +18,7 @@ import msgspec
 
 from agent import __version__
 from converters.job import BuildResult, JobError, Progress
+from fleet_server.addresses import is_loopback
 from fleet_server.catalog.artifacts import file_digest
 from fleet_server.conversions.cluster_task import PROGRESS_TOPIC, Answer, Event, Request, run_build
 from fleet_server.conversions.executor import (
@@ -32,7 +33,7 @@ from fleet_server.conversions.files import WorkFolder
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.resources import first_met, missing
 from fleet_server.errors import UnavailableError
-from fleet_server.settings import Settings, check_dask_address, is_loopback
+from fleet_server.settings import Settings, check_dask_address
 
 log = logging.getLogger(__name__)
 POLL_S = 0.1

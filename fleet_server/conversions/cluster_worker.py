@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from agent import hardware
+from fleet_server.addresses import is_loopback
 from fleet_server.conversions.executor import Resources
 from fleet_server.conversions.resources import measured_resources
-from fleet_server.settings import check_dask_address, check_dask_tls, is_loopback
+from fleet_server.settings import check_dask_address, check_dask_tls
 
 log = logging.getLogger(__name__)
 AGAIN_S = 1.0

@@ -194,7 +194,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
 
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
-OWN |= {"show_authority", "show_revocations"}
+OWN |= {"show_login", "show_authority", "show_revocations"}
 OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
 # Whoever knows a request's random id may ask what became of it: the device that made it is nobody yet.
 OWN |= {"show_enrolment"}
