@@ -47,11 +47,11 @@ class Lockout:
             self._broker.reload()
             time.sleep(RELOAD_S)
         with self._database.read() as session:
-            due = [one.device_id for one in repository.to_evict(session)]
+            due = [(one.device_id, one.fleet_id) for one in repository.to_evict(session)]
         now = time.monotonic()
-        for device_id in due:
+        for device_id, fleet in due:
             if self._not_before.get(device_id, 0.0) <= now:
-                self._evict(device_id)
+                self._evict(device_id, fleet)
 
     def _refresh(self) -> bool:
         now = utc_now()
@@ -62,8 +62,8 @@ class Lockout:
             revoked = repository.revoked_serials(session, now)
         return self._files.write_revocations(revoked, now) or renewed
 
-    def _evict(self, device_id: str) -> None:
-        if self._tls and not end_session(self._url, device_id, self._files.context_as(device_id)):
+    def _evict(self, device_id: str, fleet: str) -> None:
+        if self._tls and not end_session(self._url, device_id, self._files.context_as(device_id, fleet)):
             log.error(
                 "the connection of device %s, which is locked out, could not be ended; it is tried again", device_id
             )
