@@ -24,7 +24,7 @@ from agent.config import Config
 from agent.protocol.codec import encode
 from agent.protocol.messages import Presence
 from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
-from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, device_topic, repair_filter
+from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, client_id, device_topic, repair_filter
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 7 * 86_400
@@ -86,12 +86,12 @@ class MqttLink:
         parts = urlsplit(self._config.broker)
         tls = parts.scheme == "mqtts"
         self._address = (parts.hostname or "", parts.port or (8883 if tls else 1883))
-        # A broker that knows devices by their certificates takes the certificate's name as the client id.
-        client_id = device_id if tls else f"shoal-{device_id}"
+        # Most brokers that know devices by their certificates take the certificate's name instead.
+        own = client_id(device_id)
         version = self._choice.version
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=client_id,
+            client_id=own if tls else f"shoal-{own}",
             userdata=self.epoch,
             protocol=MQTTProtocolVersion(version),
             clean_session=None if version is MqttVersion.V5 else False,

@@ -9,6 +9,7 @@ import logging
 import ssl
 import time
 
+from agent.protocol.topics import client_id
 from fleet_server.db import Database, utc_now
 from fleet_server.enrolment import repository
 from fleet_server.gateway.broker import EmbeddedBroker
@@ -63,7 +64,7 @@ class Lockout:
         return self._files.write_revocations(revoked, now) or renewed
 
     def _evict(self, device_id: str, fleet: str) -> None:
-        if self._tls and not end_session(self._url, device_id, self._files.context_as(device_id, fleet)):
+        if self._tls and not end_session(self._url, client_id(device_id), self._files.context_as(device_id, fleet)):
             log.error(
                 "the connection of device %s, which is locked out, could not be ended; it is tried again", device_id
             )

@@ -203,7 +203,7 @@ def end_session(url: str, client_id: str, context: ssl.SSLContext, timeout_s: fl
 
     Args:
         url: of the broker.
-        client_id: whose; the context's certificate must be its.
+        client_id: whose; the context's certificate must be that device's.
         context: connects as that client.
         timeout_s: how long the broker may take.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.protocol.mqtt_version import PAUSE_MAX_S, MqttVersion, MqttVersionChoice
+from agent.protocol.topics import client_id
 
 
 def test_the_levels_are_those_that_the_library_sends() -> None:
@@ -53,3 +54,11 @@ def test_a_broker_that_was_replaced_by_an_older_one_is_noticed() -> None:
     choice.answered()
     assert choice.refused()
     assert choice.answered(), "that is news"
+
+
+def test_client_ids_have_no_dot_and_are_one_a_device() -> None:
+    ids = ["cam.1", "cam-1", "cam_1", "cam1", "c.am.1"]
+    found = [client_id(one) for one in ids]
+    assert len(set(found)) == len(ids)
+    assert not any("." in one for one in found)
+    assert found[1:4] == ids[1:4]
