@@ -1,4 +1,4 @@
-"""A network peer for tests: it stands before a broker as one that speaks MQTT 3.1.1 only, on loopback."""
+"""A network peer for tests, on loopback: it stands before a broker as one that speaks MQTT 3.1.1 only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class OldBroker(socketserver.ThreadingTCPServer):
 
     Attributes:
         levels: protocol level of every connection that came, in order.
+        newest: the newest protocol level that is passed on.
+        deaf: whether what clients say is dropped.
     """
 
     daemon_threads = True
@@ -23,10 +25,35 @@ class OldBroker(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Connection)
         self.broker_port, self.answer = broker_port, answer
         self.levels: list[int] = []
+        self.newest, self.deaf = 4, False
+        self._open: list[socket.socket] = []
 
     @property
     def port(self) -> int:
         return int(self.server_address[1])
+
+    def cut(self) -> None:
+        """End every connection."""
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def pass_on(self, client: socket.socket, first: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", self.broker_port)) as broker:
+            self._open.append(broker)
+            broker.sendall(first)
+            back = threading.Thread(target=self._pump, args=(broker, client), daemon=True)
+            back.start()
+            self._pump(client, broker, to_broker=True)
+            back.join()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, *, to_broker: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not (to_broker and self.deaf):
+                    sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -38,23 +65,10 @@ class _Connection(socketserver.BaseRequestHandler):
             return
         level = first[first.index(b"MQTT") + 4]
         self.server.levels.append(level)
-        if level > 4:
+        if level > self.server.newest:
             self.request.sendall(self.server.answer)
             return
-        with socket.create_connection(("127.0.0.1", self.server.broker_port)) as broker:
-            broker.sendall(first)
-            back = threading.Thread(target=_pass_on, args=(broker, self.request), daemon=True)
-            back.start()
-            _pass_on(self.request, broker)
-            back.join()
-
-
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)
+        self.server.pass_on(self.request, first)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from agent.mqtt import MqttLink as AgentLink
 from agent.protocol.topics import FROM_DEVICE, DeviceTopic, broadcast_topic, device_topic, every_shard_filter
 from fleet_server.gateway.broker import find_mosquitto
 from fleet_server.gateway.inbox import Message
+from fleet_server.gateway.mqtt import IN_FLIGHT
 from fleet_server.gateway.mqtt import MqttLink as ServerLink
 from tests.fleet import free_port, wait_until
 from tests.old_broker import old_broker
@@ -101,3 +102,22 @@ def test_a_session_outlives_the_connection_by_3_1_1(broker_port: int, tmp_path: 
         found = {type(one): one for one in (events.get(timeout=10), events.get(timeout=10))}
         assert found[MqttMessage] == MqttMessage(topic, b"while it was away")
         again.stop()
+
+
+def test_a_broker_replaced_by_an_older_one_does_not_hold_up_what_it_never_acknowledged(broker_port: int) -> None:
+    acknowledged: queue.Queue[str] = queue.Queue()
+    with old_broker(broker_port, CONNACK_5) as peer:
+        peer.newest = 5
+        server = ServerLink(f"mqtt://127.0.0.1:{peer.port}", "server-moved", ["shoal/v1/none"], lambda _message: None)
+        server.start()
+        wait_until("the server", lambda: server.connected, 10)
+        peer.deaf = True
+        for _ in range(IN_FLIGHT):
+            assert server.publish("shoal/v1/x", b"lost", acknowledged=lambda: acknowledged.put("lost"))
+        peer.newest, peer.deaf = 4, False
+        peer.cut()
+        wait_until("the server by 3.1.1", lambda: server.connected and peer.levels == [5, 5, 4], 10)
+        for _ in range(2 * IN_FLIGHT):
+            assert server.publish("shoal/v1/x", b"kept", acknowledged=lambda: acknowledged.put("kept"))
+        assert {acknowledged.get(timeout=5) for _ in range(2 * IN_FLIGHT)} == {"kept"}
+        server.stop()
