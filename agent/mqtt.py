@@ -1,10 +1,15 @@
-"""The agent's MQTT link: the one import of paho here. Callbacks only enqueue; nothing waits or raises inside them."""
+"""The agent's MQTT link: the one import of paho here. Callbacks only enqueue; nothing waits or raises inside them.
+
+MQTT 5, or 3.1.1 where the broker has no other. A client of paho has one version for life, so another version is another
+client: a callback may make it and start it, for neither waits.
+"""
 
 from __future__ import annotations
 
 import logging
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +23,14 @@ from paho.mqtt.properties import Properties
 from agent.config import Config
 from agent.protocol.codec import encode
 from agent.protocol.messages import Presence
-from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, device_topic, repair_filter
+from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
+from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, client_id, device_topic, repair_filter
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 7 * 86_400
 QUEUE_LIMIT = 200
+RECONNECT_MAX_S = 60
+KEEPALIVE_S = 15
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,9 @@ class MqttLink:
         self.epoch = 0
         self._config = config
         self._context = context
+        self._choice = MqttVersionChoice()
+        self._lock = threading.Lock()  # over which client is the link's
+        self._stopped = False
         self._client = self._new_client()
 
     def _new_client(self) -> paho.Client:
@@ -75,11 +86,18 @@ class MqttLink:
         parts = urlsplit(self._config.broker)
         tls = parts.scheme == "mqtts"
         self._address = (parts.hostname or "", parts.port or (8883 if tls else 1883))
-        # A broker that knows devices by their certificates takes the certificate's name as the client id.
-        client_id = device_id if tls else f"shoal-{device_id}"
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        # Most brokers that know devices by their certificates take the certificate's name instead.
+        own = client_id(device_id)
+        version = self._choice.version
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=own if tls else f"shoal-{own}",
+            userdata=self.epoch,
+            protocol=MQTTProtocolVersion(version),
+            clean_session=None if version is MqttVersion.V5 else False,
+        )
         client.max_queued_messages_set(QUEUE_LIMIT)
-        client.reconnect_delay_set(min_delay=1, max_delay=60)
+        client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if tls:
@@ -88,6 +106,7 @@ class MqttLink:
         client.will_set(device_topic(device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
         client.on_message = lambda _client, _data, message: self._put(
             MqttMessage(message.topic, bytes(message.payload))
         )
@@ -95,29 +114,48 @@ class MqttLink:
 
     def start(self) -> None:
         """Connect in the background, and keep connecting."""
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        self._client.connect_async(*self._address, keepalive=15, clean_start=False, properties=properties)
-        self._client.loop_start()
+        self._start(self._client)
+
+    def _start(self, client: paho.Client) -> None:
+        if client.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            client.connect_async(*self._address, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
+        else:
+            client.connect_async(*self._address, keepalive=KEEPALIVE_S)
+        client.loop_start()
 
     def stop(self) -> None:
         """Say goodbye and disconnect."""
-        if self._client.is_connected():
+        with self._lock:
+            self._stopped = True
+            client = self._client
+        if client.is_connected():
             said = self.publish(
                 DeviceTopic.PRESENCE, encode(Presence(online=False, boot_id=self._boot_id)), retain=True
             )
             if said is not None:
                 said.wait_for_publish(2)
-        self._client.disconnect()
-        self._client.loop_stop()
+        client.disconnect()
+        client.loop_stop()
 
     def reconnect(self) -> None:
         """End the connection in order and make a new one, with what the context holds by now."""
-        self._client.disconnect()
-        self._client.loop_stop()
-        self.epoch += 1
-        self._client = self._new_client()  # the library does not close all of one that is started again
+        with self._lock:
+            self.epoch += 1
+            old, self._client = self._client, self._new_client()  # the library does not close all of one started again
+        old.disconnect()
+        old.loop_stop()
         self.start()
+
+    def _fall_back(self, old: paho.Client) -> None:
+        """Connect by the version that is chosen by now; called from the old client's thread, which then ends."""
+        with self._lock:
+            if self._stopped or old is not self._client:
+                return
+            self._client = self._new_client()
+            self._start(self._client)
+        old.loop_stop()
 
     @property
     def connected(self) -> bool:
@@ -142,15 +180,29 @@ class MqttLink:
         if self._client.is_connected():
             self._client.unsubscribe(broadcast_filter(digest))
 
-    def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connect(self, client: paho.Client, epoch: int, _flags: Any, reason: Any, _properties: Any) -> None:
+        if client is not self._client:
+            return
+        if reason.value == UNSUPPORTED:
+            if self._choice.refused():
+                self._fall_back(client)
+            return
+        if self._choice.answered() and self._choice.version is MqttVersion.V3_1_1:
+            log.info("the broker does not speak MQTT 5: connected by 3.1.1")
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
             return
+        client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
         own = [(device_topic(self._device_id, leaf), 1) for leaf in sorted(TO_DEVICE)]
         client.subscribe([*own, (repair_filter(self._device_id), 1)])
         for digest in list(self._downloads):
             client.subscribe(broadcast_filter(digest), qos=0)
-        self._put(LinkUp(self.epoch))
+        self._put(LinkUp(epoch))
+
+    def _on_disconnect(self, client: paho.Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
+        if client is self._client and self._choice.closed():
+            log.debug("the broker ends connections before it answers; trying MQTT %s", self._choice.version.label)
+            self._fall_back(client)
 
 
 def _no_delay(_client: Any, _data: Any, sock: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -26,6 +27,7 @@ from fleet_server.gateway.broker import find_mosquitto
 
 BIN = Path(sys.executable).parent
 AGENT = (str(BIN / "shoal-agent"),)
+NATS = shutil.which("nats-server") or shutil.which("nats-server", path=str(BIN))
 ValueT = TypeVar("ValueT")
 
 
@@ -112,9 +114,10 @@ class LocalFleet:
         executable, environment = find_mosquitto("mosquitto")
         self._spawn("broker", [str(executable), "-c", str(config)], dict(environment))
 
-    def start_server(self, **variables: str) -> None:
+    def start_server(self, *, answers: str = "/readyz", **variables: str) -> None:
+        """Start it and wait until a path answers: `/healthz` does without a broker."""
         broker = (
-            {"SHOAL_BROKER_URL": f"mqtt://127.0.0.1:{self.broker_port}"}
+            {"SHOAL_BROKER_URL": f"mqtt{'s' if self.tls else ''}://127.0.0.1:{self.broker_port}"}
             if self.external_broker
             else {"SHOAL_BROKER_PORT": str(self.broker_port)}
         )
@@ -128,7 +131,7 @@ class LocalFleet:
             **variables,
         }
         self._spawn("server", [str(BIN / "shoal-server")], environment)
-        wait_until("the server", lambda: self._alive("server") and self._ready())
+        wait_until("the server", lambda: self._alive("server") and self._ready(answers))
         if self.tls:
             self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180, verify=self._verify())
         given = variables.get("SHOAL_ADMIN_TOKEN")
@@ -143,10 +146,14 @@ class LocalFleet:
     def _verify(self) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=str(self.ca_file)) if self.tls else True
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
+        """Whether the server reaches its broker."""
+        return self._ready("/readyz")
+
+    def _ready(self, path: str) -> bool:
         if self.tls and not self.ca_file.exists():
             return False
-        return httpx.get(f"{self.url}/readyz", verify=self._verify()).status_code == 200
+        return httpx.get(f"{self.url}{path}", verify=self._verify()).status_code == 200
 
     def enroll(
         self, name: str, *options: str, token: str | None = None, server: str | None = None
@@ -274,6 +281,10 @@ class LocalFleet:
         process = self.processes[name]
         assert process.poll() is None, f"{name} ended with {process.returncode}:\n{self.log(name)[-4000:]}"
         return True
+
+    def start_nats(self, executable: str, config: Path) -> None:
+        """As the broker, in place of Mosquitto."""
+        self._spawn("broker", [executable, "-c", str(config)])
 
     def _spawn(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -114,6 +114,14 @@ def every_shard_filter(leaf: DeviceTopic) -> str:
     return f"{ROOT}/+/d/+/{leaf.value}"
 
 
+def client_id(device_id: str) -> str:
+    """Under which a device connects: its id, with a colon for each dot, which NATS takes in no client id.
+
+    Two devices never share one, for no device id has a colon.
+    """
+    return device_id.replace(".", ":")
+
+
 @dataclass(frozen=True)
 class ParsedDeviceTopic:
     """A message's sender and kind, as its topic says them."""

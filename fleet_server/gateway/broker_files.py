@@ -55,7 +55,7 @@ class BrokerFiles:
         write_private(self.folder / "server.key", key_pem(key))
         write_private(self.folder / "server.pem", server.pem)
         write_private(self.folder / "ca.pem", self._ca.bundle)
-        self._write_client("client.pem", SERVER_NAME, dt.timedelta(days=SERVER_DAYS))
+        self._write_client("client.pem", SERVER_NAME, DEFAULT_FLEET, dt.timedelta(days=SERVER_DAYS))
         self._issued_at = now
         return True
 
@@ -82,17 +82,17 @@ class BrokerFiles:
         context.load_verify_locations(cadata=self._ca.bundle)
         context.load_cert_chain(self.folder / "client.pem")
 
-    def context_as(self, device_id: str) -> ssl.SSLContext:
-        """A context that connects as a device for the next minutes, to take its session over and end it."""
+    def context_as(self, device_id: str, fleet: str) -> ssl.SSLContext:
+        """A context that connects as a device of a fleet for the next minutes, to take its session over and end it."""
         name = f".as-{device_id}.pem"
         context = ssl.create_default_context(cadata=self._ca.bundle)
-        self._write_client(name, device_id, EVICTION)
+        self._write_client(name, device_id, fleet, EVICTION)
         try:
             context.load_cert_chain(self.folder / name)
         finally:
             (self.folder / name).unlink()
         return context
 
-    def _write_client(self, name: str, common_name: str, lifetime: dt.timedelta) -> None:
-        issued, key = self._ca.issue_client(common_name, DEFAULT_FLEET, lifetime)
+    def _write_client(self, name: str, common_name: str, fleet: str, lifetime: dt.timedelta) -> None:
+        issued, key = self._ca.issue_client(common_name, fleet, lifetime)
         write_private(self.folder / name, key_pem(key) + issued.pem)

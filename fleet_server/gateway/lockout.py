@@ -9,6 +9,7 @@ import logging
 import ssl
 import time
 
+from agent.protocol.topics import client_id
 from fleet_server.db import Database, utc_now
 from fleet_server.enrolment import repository
 from fleet_server.gateway.broker import EmbeddedBroker
@@ -47,11 +48,11 @@ class Lockout:
             self._broker.reload()
             time.sleep(RELOAD_S)
         with self._database.read() as session:
-            due = [one.device_id for one in repository.to_evict(session)]
+            due = [(one.device_id, one.fleet_id) for one in repository.to_evict(session)]
         now = time.monotonic()
-        for device_id in due:
+        for device_id, fleet in due:
             if self._not_before.get(device_id, 0.0) <= now:
-                self._evict(device_id)
+                self._evict(device_id, fleet)
 
     def _refresh(self) -> bool:
         now = utc_now()
@@ -62,8 +63,8 @@ class Lockout:
             revoked = repository.revoked_serials(session, now)
         return self._files.write_revocations(revoked, now) or renewed
 
-    def _evict(self, device_id: str) -> None:
-        if self._tls and not end_session(self._url, device_id, self._files.context_as(device_id)):
+    def _evict(self, device_id: str, fleet: str) -> None:
+        if self._tls and not end_session(self._url, client_id(device_id), self._files.context_as(device_id, fleet)):
             log.error(
                 "the connection of device %s, which is locked out, could not be ended; it is tried again", device_id
             )

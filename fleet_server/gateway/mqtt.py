@@ -1,6 +1,8 @@
 """The server's MQTT link: the one import of MQTT here. Callbacks only enqueue; nothing waits inside them.
 
-MQTT 5 with a session that outlives the connection. The library reconnects by itself with a growing delay.
+MQTT 5, or 3.1.1 where the broker has no other, with a session that outlives the connection. The library reconnects by
+itself with a growing delay. A client of paho has one version for life, so another version is another client: a callback
+may make it and start it, for neither waits.
 """
 
 from __future__ import annotations
@@ -19,12 +21,16 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
 from fleet_server.errors import InvalidError
 from fleet_server.gateway.inbox import Message
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 3600
 IN_FLIGHT = 200
+RECONNECT_MAX_S = 30
+KEEPALIVE_S = 20
+NOT_AUTHORIZED = 0x87
 
 
 class MqttLink:
@@ -46,39 +52,70 @@ class MqttLink:
         put: Callable[[Message], None],
         context: ssl.SSLContext | None = None,
     ) -> None:
-        parts = urlsplit(url)
+        self._url = url
         self._address = _address(url)
+        self._client_id = client_id
+        self._context = context
         self._filters = list(filters)
         self._put = put
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._waiting: dict[int, Callable[[], None] | None] = {}
         self._early: set[int] = set()
         self._lock = threading.Lock()
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+        self._choice = MqttVersionChoice()
+        self._stopped = False
+        self._client = self._new_client()
+
+    def _new_client(self) -> paho.Client:
+        parts = urlsplit(self._url)
+        client = _client(self._client_id, self._choice.version)
         client.max_queued_messages_set(0)
         client.max_inflight_messages_set(IN_FLIGHT)
-        client.reconnect_delay_set(min_delay=1, max_delay=30)
+        client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
         if parts.username:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if parts.scheme == "mqtts":
-            client.tls_set_context(context)
+            client.tls_set_context(self._context)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
-        self._client = client
+        return client
 
     def start(self) -> None:
         """Connect in the background, and keep connecting."""
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        self._client.connect_async(*self._address, keepalive=20, clean_start=False, properties=properties)
-        self._client.loop_start()
+        self._start(self._client)
+
+    def _start(self, client: paho.Client) -> None:
+        if client.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            client.connect_async(*self._address, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
+        else:
+            client.connect_async(*self._address, keepalive=KEEPALIVE_S)
+        client.loop_start()
 
     def stop(self) -> None:
         """Disconnect in order."""
+        with self._lock:
+            self._stopped = True
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _fall_back(self, old: paho.Client) -> None:
+        """Connect by the version that is chosen by now; called from the old client's thread, which then ends."""
+        with self._lock:
+            if self._stopped or old is not self._client:
+                return
+            lost = len(self._waiting)  # what an earlier broker never acknowledged: it is said again
+            self._waiting.clear()
+            self._early.clear()
+            self._client = self._new_client()
+            self._start(self._client)
+        for _ in range(lost):
+            self._slots.release()
+        old.loop_stop()
 
     @property
     def connected(self) -> bool:
@@ -101,12 +138,16 @@ class MqttLink:
         """
         if not self.connected or not self._slots.acquire(timeout=5):
             return False
-        info = self._client.publish(topic, payload, qos=1, retain=retain)
+        client = self._client
+        info = client.publish(topic, payload, qos=1, retain=retain)
         if info.rc not in {paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_NO_CONN}:
             self._slots.release()
             return False
         # The library holds a lock of its own while it calls `_on_publish`: ours is never held while calling it.
         with self._lock:
+            if client is not self._client:  # replaced in between
+                self._slots.release()
+                return False
             early = info.mid in self._early
             self._early.discard(info.mid)
             if not early:
@@ -116,16 +157,30 @@ class MqttLink:
         return True
 
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.value == UNSUPPORTED:
+            if self._choice.refused():
+                self._fall_back(client)
+            return
+        if self._choice.answered() and self._choice.version is MqttVersion.V3_1_1:
+            log.info("the broker does not speak MQTT 5: connected by 3.1.1")
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
             return
+        client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
         client.subscribe([(topic, 1) for topic in self._filters])
+
+    def _on_disconnect(self, client: paho.Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
+        if client is self._client and self._choice.closed():
+            log.debug("the broker ends connections before it answers; trying MQTT %s", self._choice.version.label)
+            self._fall_back(client)
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
         self._put(Message(message.topic, bytes(message.payload)))
 
-    def _on_publish(self, _client: paho.Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
+    def _on_publish(self, client: paho.Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         with self._lock:
+            if client is not self._client:
+                return
             if mid not in self._waiting:
                 self._early.add(mid)  # acknowledged before `publish` had noted it
                 return
@@ -142,28 +197,48 @@ class MqttLink:
 
 
 def end_session(url: str, client_id: str, context: ssl.SSLContext, timeout_s: float = 10.0) -> bool:
-    """End whatever connection and session a client id has, by taking it over and leaving; says whether it worked.
+    """End whatever connection and session a client id has, by taking it over and leaving; says whether it is out.
+
+    A broker that does not take the client any more has let it out already.
 
     Args:
         url: of the broker.
-        client_id: whose; the context's certificate must be its.
+        client_id: whose; the context's certificate must be that device's.
         context: connects as that client.
         timeout_s: how long the broker may take.
     """
-    outcome: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5)
+    answer = _take_over(url, client_id, context, MqttVersion.V5, timeout_s)
+    if answer == UNSUPPORTED:
+        answer = _take_over(url, client_id, context, MqttVersion.V3_1_1, timeout_s)
+    return answer in {0, NOT_AUTHORIZED}
+
+
+def _take_over(url: str, client_id: str, context: ssl.SSLContext, version: MqttVersion, timeout_s: float) -> int | None:
+    """The reason code that the broker answers with; None when it does not."""
+    outcome: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    client = _client(client_id, version, clean=True)
     client.tls_set_context(context)
-    client.on_connect = lambda _client, _data, _flags, reason, _properties: outcome.put(not reason.is_failure)
-    client.on_connect_fail = lambda _client, _data: outcome.put(item=False)
-    client.connect_async(*_address(url), keepalive=20, clean_start=True)
+    client.on_connect = lambda _client, _data, _flags, reason, _properties: outcome.put(reason.value)
+    client.on_connect_fail = lambda _client, _data: outcome.put(None)
+    client.connect_async(*_address(url), keepalive=KEEPALIVE_S, clean_start=True)
     client.loop_start()
     try:
         return outcome.get(timeout=timeout_s)
     except queue.Empty:
-        return False
+        return None
     finally:
         client.disconnect()
         client.loop_stop()
+
+
+def _client(client_id: str, version: MqttVersion, *, clean: bool = False) -> paho.Client:
+    """One that keeps its session, or not; by MQTT 5 that is said when it connects."""
+    return paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        protocol=MQTTProtocolVersion(version),
+        clean_session=None if version is MqttVersion.V5 else clean,
+    )
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,9 +20,7 @@ from fleet_server.gateway.broker import find_mosquitto
 from fleet_server.gateway.broker_configurations import BrokerKind, Place, files, subject
 from fleet_server.trust.ca import key_pem
 from tests.broker_peer import Peer, SecureServer, identity_of, secure_server
-from tests.fleet import BIN, free_port, wait_until
-
-NATS = shutil.which("nats-server") or shutil.which("nats-server", path=str(BIN))
+from tests.fleet import NATS, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
