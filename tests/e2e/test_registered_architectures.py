@@ -40,11 +40,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     train(site, folder / "t.npz", folder / "w.safetensors")
     save_file({"0.weight": np.zeros((8, 3, 3, 3), np.float32)}, folder / "other.safetensors")
     found = LocalFleet(folder)
-    found.start_server(PYTHONPATH=str(site))
-    profile = {"name": "edge", "runtime": "onnx", "precisions": ["fp32", "int8"]}
-    found.post("/profiles", {**profile, "budgets": {"accuracy_drop_points": 5}})
-    yield found
-    found.stop()
+    try:
+        found.start_server(PYTHONPATH=os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        profile = {"name": "edge", "runtime": "onnx", "precisions": ["fp32", "int8"]}
+        found.post("/profiles", {**profile, "budgets": {"accuracy_drop_points": 5}})
+        yield found
+    finally:
+        found.stop()
 
 
 def shoal(fleet: LocalFleet, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +57,7 @@ def shoal(fleet: LocalFleet, *arguments: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=280,
         cwd=fleet.folder,
-        env={**os.environ, "COLUMNS": "80"},
+        env={**os.environ, "SHOAL_TOKEN": fleet.token, "COLUMNS": "80"},
     )
 
 
