@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Base
@@ -31,6 +31,8 @@ def without_triggers(session: Session) -> Iterator[None]:
 
 def make_empty(session: Session) -> None:
     """Nothing but the default fleet."""
+    # The server's own threads go on meanwhile. Who signs holds its fleet first: so do we, or each waits for the other.
+    session.execute(select(Fleet.id).with_for_update()).all()
     with without_triggers(session):
         for table in reversed(Base.metadata.sorted_tables):
             session.execute(table.delete())
