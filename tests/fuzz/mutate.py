@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -41,8 +42,8 @@ def _changed(value: Any, chance: random.Random) -> Any:
         elif act < 0.85:
             del value[key]
         elif isinstance(value, list):
-            value.extend([value[key]] * chance.choice((1, 2, 300)))
+            value.extend(copy.deepcopy(value[key]) for _ in range(chance.choice((1, 2, 300))))
         else:
-            value[chance.choice(("", "y", "\0", "x" * 300, key))] = value[key]
+            value[chance.choice(("", "y", "\0", "x" * 300, key))] = copy.deepcopy(value[key])
         return value
-    return chance.choice(VALUES)
+    return copy.deepcopy(chance.choice(VALUES))  # or what changes one place would change others
