@@ -234,7 +234,7 @@ def read_request(pem: str) -> SigningRequest:
         public = csr.public_key()
         signed = csr.is_signature_valid
         names = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise _bad_request(f"it is no PEM of PKCS #10 ({str(error)[:200]})") from None
     if not signed:
         raise _bad_request("its signature is wrong")

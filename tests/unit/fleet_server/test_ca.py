@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from pathlib import Path
 
@@ -81,3 +82,10 @@ def test_an_identity_is_kept_whole_and_renewed_in_the_last_third(tmp_path: Path)
     (tmp_path / "identity" / "identity.json").write_text("{")
     with pytest.raises(IdentityError, match="enrol again"):
         load_identity(tmp_path / "identity")
+
+
+def test_a_request_of_a_version_that_there_is_not_is_refused() -> None:
+    der = base64.b64decode("".join(signing_request(new_key(), "cam-1").splitlines()[1:-1]))
+    other = base64.encodebytes(der.replace(b"\x02\x01\x00", b"\x02\x01\x02", 1)).decode()
+    with pytest.raises(InvalidError, match="not a valid CSR version"):
+        read_request(f"-----BEGIN CERTIFICATE REQUEST-----\n{other}-----END CERTIFICATE REQUEST-----\n")
