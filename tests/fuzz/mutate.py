@@ -42,7 +42,9 @@ def _changed(value: Any, chance: random.Random) -> Any:
         elif act < 0.85:
             del value[key]
         elif isinstance(value, list):
-            value.extend(copy.deepcopy(value[key]) for _ in range(chance.choice((1, 2, 300))))
+            # Rows of rows of hundreds would be the fuzzer's memory, and not the decoder's.
+            many = 1 if isinstance(value[key], (dict, list)) else 300
+            value.extend(copy.deepcopy(value[key]) for _ in range(chance.choice((1, 2, many))))
         else:
             value[chance.choice(("", "y", "\0", "x" * 300, key))] = copy.deepcopy(value[key])
         return value
