@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from fleet_server.db import Database, new_id, utc_now
-from fleet_server.models import Deployment, Lease, Rollout, Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.db import Database, utc_now
+from fleet_server.leases import DatabaseLease
+from fleet_server.models import Deployment, Rollout, Variant
 from fleet_server.rollouts import repository, service
 from fleet_server.rollouts.policy import Action, Measure, Snapshot, decide
 from fleet_server.rollouts.schemas import RolloutState, RolloutStrategy, StopMetric
@@ -30,7 +30,7 @@ class RolloutEngine:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._owner = new_id()
+        self._lease = DatabaseLease(database, LEASE, LEASE_S)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -44,10 +44,7 @@ class RolloutEngine:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(30)
-        with self._database.write() as session:
-            lease = repository.lease(session, LEASE)
-            if lease is not None and lease.owner == self._owner:
-                session.delete(lease)
+        self._lease.give_back()
 
     def _loop(self) -> None:
         while not self._stopping.wait(self._settings.engine_tick_s):
@@ -60,24 +57,11 @@ class RolloutEngine:
         """Judge every open rollout, each in a transaction of its own."""
         with self._database.read() as session:
             rollouts = repository.open_rollouts(session)
-        if not rollouts or not self._hold_lease():
+        if not rollouts or not self._lease.hold():
             return
         for rollout_id in rollouts:
             with self._database.write() as session:
                 advance(session, self._settings, session.get_one(Rollout, rollout_id))
-
-    def _hold_lease(self) -> bool:
-        now = utc_now()
-        until = now + dt.timedelta(seconds=LEASE_S)
-        with self._database.write() as session:
-            lease = repository.lease(session, LEASE)
-            if lease is None:
-                session.add(Lease(name=LEASE, fleet_id=DEFAULT_FLEET, owner=self._owner, until=until))
-                return True
-            if lease.owner != self._owner and lease.until > now:
-                return False
-            lease.owner, lease.until = self._owner, until
-            return True
 
 
 def advance(session: Session, settings: Settings, rollout: Rollout) -> None:

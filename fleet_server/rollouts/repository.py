@@ -8,7 +8,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.http import PageRequest
-from fleet_server.models import Deployment, Device, Lease, Model, Profile, Rollout, Variant, Version
+from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
 from fleet_server.rollouts.schemas import RolloutState
 
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
@@ -142,8 +142,3 @@ def online(session: Session, device_ids: Sequence[str]) -> set[str]:
         part = device_ids[start : start + 500]
         found |= set(session.scalars(select(Device.id).where(Device.id.in_(part), Device.online.is_(True))))
     return found
-
-
-def lease(session: Session, name: str) -> Lease | None:
-    """A lease, locked for this transaction."""
-    return session.scalar(select(Lease).where(Lease.name == name).with_for_update())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import threading
 
-from fleet_server.db import Database, new_id, utc_now
+from fleet_server.db import Database
 from fleet_server.errors import FleetError
-from fleet_server.models import Lease
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
 from fleet_server.trust import repository, service
 
@@ -25,7 +23,7 @@ class TrustKeeper:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._owner = new_id()
+        self._lease = DatabaseLease(database, LEASE, LEASE_S)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -40,10 +38,7 @@ class TrustKeeper:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(30)
-        with self._database.write() as session:
-            lease = repository.lease(session, LEASE)
-            if lease is not None and lease.owner == self._owner:
-                session.delete(lease)
+        self._lease.give_back()
 
     def _loop(self) -> None:
         while not self._stopping.wait(TICK_S):
@@ -59,7 +54,7 @@ class TrustKeeper:
 
     def tick(self) -> None:
         """Bring every fleet's metadata up to date, each in a transaction of its own."""
-        if not self._hold_lease():
+        if not self._lease.hold():
             return
         with self._database.read() as session:
             fleets = repository.fleets(session)
@@ -67,16 +62,3 @@ class TrustKeeper:
             with self._database.write() as session:
                 service.ensure(session, self._settings, fleet_id)
                 service.advance(session, self._settings, fleet_id)
-
-    def _hold_lease(self) -> bool:
-        now = utc_now()
-        until = now + dt.timedelta(seconds=LEASE_S)
-        with self._database.write() as session:
-            lease = repository.lease(session, LEASE)
-            if lease is None:
-                session.add(Lease(name=LEASE, fleet_id=DEFAULT_FLEET, owner=self._owner, until=until))
-                return True
-            if lease.owner != self._owner and lease.until > now:
-                return False
-            lease.owner, lease.until = self._owner, until
-            return True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, or_, select
 from sqlalchemy.orm import Session
 
-from fleet_server.models import Fleet, Lease, TrustMetadata, TrustProposal, TrustTarget
+from fleet_server.models import Fleet, TrustMetadata, TrustProposal, TrustTarget
 
 KEPT_VERSIONS = 5
 
@@ -97,8 +97,3 @@ def keep_proposal(session: Session, fleet_id: str, role: str, body: bytes) -> No
 def drop_proposal(session: Session, fleet_id: str, role: str) -> None:
     """Let nothing of a role wait."""
     session.execute(delete(TrustProposal).where(TrustProposal.fleet_id == fleet_id, TrustProposal.role == role))
-
-
-def lease(session: Session, name: str) -> Lease | None:
-    """A lease, whoever holds it."""
-    return session.get(Lease, name, with_for_update=True)

@@ -197,8 +197,8 @@ def test_telemetry_that_comes_twice_counts_once(database: Database) -> None:
 
 def test_one_engine_holds_the_lease_until_it_stops(database: Database) -> None:
     one, other = RolloutEngine(database, Settings()), RolloutEngine(database, Settings())
-    assert one._hold_lease()
-    assert not other._hold_lease()
-    assert one._hold_lease()
+    assert one._lease.hold()
+    assert not other._lease.hold()
+    assert one._lease.hold()
     one.stop()
-    assert other._hold_lease()
+    assert other._lease.hold()
