@@ -22,7 +22,7 @@ from paho.mqtt.properties import Properties
 
 from agent.config import Config
 from agent.protocol.codec import encode
-from agent.protocol.messages import Presence
+from agent.protocol.messages import Need, Presence
 from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
 from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, client_id, device_topic, repair_filter
 
@@ -167,6 +167,10 @@ class MqttLink:
         if not self._client.is_connected():
             return None
         return self._client.publish(device_topic(self._device_id, leaf), payload, qos=1, retain=retain)
+
+    def say_need(self, need: Need) -> None:
+        """Tell the server what is missing of a content."""
+        self.publish(DeviceTopic.NEED, encode(need))
 
     def listen_to_broadcast(self, digest: str) -> None:
         """Receive an artifact's chunks; QoS 0, for what is lost is asked for again."""

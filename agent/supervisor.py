@@ -5,7 +5,6 @@ It owns the threads' lives and the shutdown. It loads no runtime: what runs mode
 
 from __future__ import annotations
 
-import errno
 import logging
 import queue
 import time
@@ -24,7 +23,6 @@ from agent.protocol.messages import (
     DeploymentReport,
     DesiredState,
     ModelWindow,
-    Need,
     Presence,
     Reported,
     ServingReport,
@@ -34,15 +32,16 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
-from agent.protocol.topics import DeviceTopic, ParsedChunkTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
 from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
-from agent.update.download import DownloadProgress
+from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
+from agent.update.probation import Probation
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -66,7 +65,6 @@ TICK_S = 0.1
 REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
-PROBATION_ERROR_SHARE = 0.2
 WORKER_RESTART_MAX_S = 30.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
@@ -89,15 +87,14 @@ class Supervisor:
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
-        self._downloads: dict[str, DownloadProgress] = {}
+        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
+        self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
             self._store,
             self._journal,
-            self._link,
+            self._fetcher,
             MEMORY_SETTINGS,
-            say_need=self._say_need,
-            stop_listening=self._stop_listening,
             changed=self._trials_changed,
             check_trust=self._check_trial,
         )
@@ -109,7 +106,6 @@ class Supervisor:
         self._request_id = 0
         self._serving: dict[str, ServingReport] = {}
         self._loaded: dict[str, Loaded] = {}
-        self._probations: dict[str, tuple[float, int, int]] = {}  # until, requests, errors
         self._report_at = 0.0
         self._worker_at: float | None = None
         self._worker_delay = 0.5
@@ -139,6 +135,7 @@ class Supervisor:
         finally:
             self._link.stop()
             self._trials.stop()
+            self._fetcher.stop()
             self._verifier.stop()
             self._worker.stop()
             self._journal.close()
@@ -159,9 +156,7 @@ class Supervisor:
                     DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
                 )
                 self._report_at = 0.0
-                for download in self._downloads.values():
-                    download.say_now(time.monotonic())
-                self._trials.link_up()
+                self._fetcher.link_up(time.monotonic())
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
                 self._verifier.link_up()
@@ -180,7 +175,7 @@ class Supervisor:
     def _message(self, message: MqttMessage) -> None:
         try:
             if "/b/" in message.topic:
-                self._chunk(parse_chunk_topic(message.topic), message.payload)
+                self._fetcher.chunk(parse_chunk_topic(message.topic), message.payload, time.monotonic())
                 return
             leaf = parse_device_topic(message.topic).leaf
             if leaf is DeviceTopic.DESIRED and message.payload:
@@ -224,21 +219,19 @@ class Supervisor:
             found = self._updater
             self._carry_out(found.trusted(key) if code is None else found.failed(key, code, detail))
 
-    def _chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
-        self._trials.chunk(topic, payload)
-        for download in list(self._downloads.values()):
-            if download.part.content.digest != topic.digest:
-                continue
-            record = self._updater.records[download.deployment_id]
-            try:
-                complete = download.chunk(topic.chunk, payload, time.monotonic())
-            except OSError as error:
-                self._storage_failed(record, error)
-                continue
-            record.received_bytes = download.received_bytes
-            if complete:
-                self._end_download(record.deployment_id)
-                self._carry_out(self._updater.downloaded(record.deployment_id))
+    # -- what is fetched for deployments
+
+    def received(self, key: str, count: int) -> None:
+        """Bytes came over the wire for a deployment."""
+        self._updater.records[key].received_bytes += count
+
+    def fetched(self, key: str) -> None:
+        """A deployment's artifact came."""
+        self._carry_out(self._updater.downloaded(key))
+
+    def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
+        """A deployment's artifact will not come."""
+        self._carry_out(self._updater.failed(key, code, detail))
 
     # -- what the worker says
 
@@ -271,7 +264,7 @@ class Supervisor:
         self._loads.clear()
         self._collects.clear()
         self._serving.clear()
-        self._probations.clear()
+        self._probation.clear()
         self._carry_out(self._updater.worker_crashed())
         self._worker_at = time.monotonic() + self._worker_delay
         self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
@@ -279,7 +272,7 @@ class Supervisor:
     def _window(self, message: Window) -> None:
         ended = time.time()
         for model in message.models:
-            self._watch(model)
+            self._probation.window(model)
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
         self._spool.add(
@@ -288,11 +281,6 @@ class Supervisor:
             )
         )
         self._send_telemetry()
-
-    def _watch(self, model: ModelWindow) -> None:
-        if model.deployment_id in self._probations:
-            until, requests, errors = self._probations[model.deployment_id]
-            self._probations[model.deployment_id] = (until, requests + model.requests, errors + model.errors)
 
     # -- carrying out
 
@@ -336,71 +324,25 @@ class Supervisor:
                 target = Target(record.manifest.target_path, record.signed)
                 self._verifier.check(record.deployment_id, (target,))
             case Download() if record is not None:
-                self._begin_download(record)
+                self._fetch(record)
             case StopDownload():
                 self._verifier.cancel(effect.deployment_id)
-                self._end_download(effect.deployment_id)
+                self._fetcher.cancel(effect.deployment_id)
             case Verify() if record is not None:
-                good = self._store.verify(record.manifest.digest) or self._finish_part(record)
+                good = self._store.verify(record.manifest.digest)
                 self._carry_out(self._updater.verified(record.deployment_id, good=good))
             case LoadArtifact() if record is not None:
                 self._load(record)
             case ActivateArtifact() if record is not None:
                 self._activate(record)
             case BeginProbation():
-                self._probations[effect.deployment_id] = (time.monotonic() + effect.seconds, 0, 0)
+                self._probation.begin(effect.deployment_id, effect.seconds, time.monotonic())
             case _:
                 pass
 
-    def _begin_download(self, record: Record) -> None:
-        if self._store.has(record.manifest.digest):
-            self._carry_out(self._updater.downloaded(record.deployment_id))
-            return
-        try:
-            part = self._store.open_part(record.manifest)
-        except OSError as error:
-            self._storage_failed(record, error)
-            return
+    def _fetch(self, record: Record) -> None:
         now = time.monotonic()
-        self._downloads[record.deployment_id] = DownloadProgress(
-            record.deployment_id, part, record.deadline_s, now, record.received_bytes
-        )
-        self._link.listen_to_broadcast(record.manifest.digest)
-        if part.missing == 0:
-            self._end_download(record.deployment_id)
-            self._carry_out(self._updater.downloaded(record.deployment_id))
-
-    def _end_download(self, deployment_id: str) -> None:
-        download = self._downloads.pop(deployment_id, None)
-        if download is not None:
-            download.part.close()
-            self._stop_listening(download.part.content.digest)
-
-    def _stop_listening(self, digest: str) -> None:
-        """Unless another download still wants it."""
-        others = any(one.part.content.digest == digest for one in self._downloads.values())
-        if not others and not self._trials.fetches(digest):
-            self._link.stop_listening(digest)
-
-    def _say_need(self, need: Need) -> None:
-        self._link.publish(DeviceTopic.NEED, encode(need))
-
-    def _finish_part(self, record: Record) -> bool:
-        try:
-            part = self._store.open_part(record.manifest)
-            if part.missing:
-                part.close()
-                return False
-            return part.finish()
-        except OSError as error:
-            self._storage_failed(record, error)
-            return False
-
-    def _storage_failed(self, record: Record, error: OSError) -> None:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
-        detail = f"{self._config.state_dir} can't be written: {error.strerror}; free some space or mend the disk"
-        self._carry_out(self._updater.failed(record.deployment_id, code, detail))
+        self._fetcher.begin(record.deployment_id, record.manifest, self, deadline_s=record.deadline_s, now=now)
 
     def _load(self, record: Record) -> None:
         digest = record.manifest.digest
@@ -436,17 +378,11 @@ class Supervisor:
         if self._worker_at is not None and now >= self._worker_at:
             self._worker_at = None
             self._worker.start()
-        for download in list(self._downloads.values()):
-            self._tick_download(download, now)
-        for deployment_id, (until, requests, errors) in list(self._probations.items()):
-            problem = None
-            if requests >= 5 and errors > requests * PROBATION_ERROR_SHARE:
-                problem = f"{errors} of {requests} requests failed while the version was watched"
-            if problem or now >= until:
-                del self._probations[deployment_id]
-                self._carry_out(self._updater.probation_over(deployment_id, problem=problem))
+        self._fetcher.tick(now)
+        for over in self._probation.tick(now):
+            self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem))
         if now >= self._collect_at:
-            self._collect_at = now + (min(1.0, self._interval()) if self._probations else self._interval())
+            self._collect_at = now + (min(1.0, self._interval()) if self._probation.active else self._interval())
             self._request_id += 1
             self._collects[self._request_id] = self._window_started
             self._window_started = time.time()
@@ -456,17 +392,6 @@ class Supervisor:
             self._renewal.tick(now, time.time())
         self._verifier.tick(now)
         self._report(force=False)
-
-    def _tick_download(self, download: DownloadProgress, now: float) -> None:
-        if download.overdue(now):
-            detail = "no new byte came for as long as the deployment allows"
-            code = WireErrorCode.DOWNLOAD_STALLED
-            self._carry_out(self._updater.failed(download.deployment_id, code, detail))
-            return
-        if self._link.connected:
-            need = download.need(now)
-            if need is not None:
-                self._say_need(need)
 
     def _interval(self) -> float:
         return self._journal.number("telemetry_interval_s", 10.0)
@@ -499,7 +424,7 @@ class Supervisor:
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 
     def _deployment_report(self, record: Record) -> DeploymentReport:
-        download = self._downloads.get(record.deployment_id)
+        download = self._fetcher.progress(record.deployment_id)
         failure = record.failure if record.phase in ENDED and record.phase is not Phase.SUPERSEDED else None
         return DeploymentReport(
             deployment_id=record.deployment_id,

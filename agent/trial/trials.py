@@ -5,44 +5,27 @@ It has no thread: the supervisor calls `tick`. Everything is in the journal befo
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.messages import Failure, Need, Trial, TrialReport, TrialResult
-from agent.protocol.topics import ParsedChunkTopic
+from agent.protocol.messages import Failure, Trial, TrialReport, TrialResult
 from agent.trial.book import CheckTrust, Fetch, Measure, TrialBook, TrialRecord
 from agent.trial.job import JOB_FILE, RESULT_FILE, MeasureJob
-from agent.update.download import DownloadProgress
+from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.store import ArtifactStore
 
 log = logging.getLogger("agent.trial")
 DEADLINE_S = 3600.0
 DETAIL_BYTES = 500
-
-
-class Listening(Protocol):
-    """What trials need of the link."""
-
-    @property
-    def connected(self) -> bool:
-        """Whether the broker has accepted the connection."""
-        ...
-
-    def listen_to_broadcast(self, digest: str) -> None:
-        """Receive a file's chunks."""
-        ...
 
 
 class Trials:
@@ -52,10 +35,8 @@ class Trials:
         folder: for what measuring processes read and write.
         store: where files of trials lie.
         journal: where trials are kept.
-        link: whence chunks come.
+        fetcher: fetches files of trials.
         environment: of measuring processes.
-        say_need: sends what a download lacks.
-        stop_listening: no trial needs the chunks of a digest any more.
         changed: something is to be reported; files that nothing needs may go.
         check_trust: has a trial's candidates judged, which `trust_answered` is told; asked again and again until then.
     """
@@ -65,26 +46,22 @@ class Trials:
         folder: Path,
         store: ArtifactStore,
         journal: Journal,
-        link: Listening,
+        fetcher: Fetcher,
         environment: dict[str, str],
         *,
-        say_need: Callable[[Need], None],
-        stop_listening: Callable[[str], None],
         changed: Callable[[], None],
         check_trust: Callable[[Trial], None],
     ) -> None:
         self._folder = folder
         self._store = store
         self._journal = journal
-        self._link = link
+        self._fetcher = fetcher
         self._environment = environment
-        self._say_need = say_need
-        self._stop_listening = stop_listening
         self._changed = changed
         self._check_trust = check_trust
         records = journal.trials()
         self._book = TrialBook({key: msgspec.json.decode(one, type=TrialRecord) for key, one in records.items()})
-        self._download: DownloadProgress | None = None
+        self._fetching: str | None = None  # the trial whose file is being fetched
         self._process: subprocess.Popen[bytes] | None = None
         self._measuring: Measure | None = None
         self._until = 0.0
@@ -97,8 +74,8 @@ class Trials:
         gone = self._book.desired(trials)
         if self._measuring is not None and self._measuring.trial_id in gone:
             self._end_process()
-        if self._download is not None and self._download.deployment_id in gone:
-            self._end_download()
+        if self._fetching in gone:
+            self._end_fetch()
         for key in gone:
             shutil.rmtree(self._folder / key, ignore_errors=True)
         self._journal.forget_trials(gone)
@@ -122,33 +99,11 @@ class Trials:
         """Files that must stay."""
         return self._book.kept_digests()
 
-    def fetches(self, digest: str) -> bool:
-        """Whether the chunks of a digest are wanted now."""
-        return self._download is not None and self._download.part.content.digest == digest
-
-    def link_up(self) -> None:
-        """Ask at once for what is missing."""
-        if self._download is not None:
-            self._download.say_now(time.monotonic())
-
-    def chunk(self, topic: ParsedChunkTopic, payload: bytes) -> None:
-        """Take a chunk, if it is of the file that is being fetched."""
-        download = self._download
-        if download is None or not self.fetches(topic.digest):
-            return
-        try:
-            if download.chunk(topic.chunk, payload, time.monotonic()):
-                self._finish(download)
-        except OSError as error:
-            self._storage_failed(download.deployment_id, error)
-
     def tick(self, now: float) -> None:
         """Do what is next."""
         if self._process is not None:
             self._watch(now)
-        elif self._download is not None:
-            self._tick_download(self._download, now)
-        else:
+        elif self._fetching is None:
             here = {digest for digest in self._book.kept_digests() if self._store.has(digest)}
             match self._book.next(here):
                 case CheckTrust(trial=trial):
@@ -164,7 +119,7 @@ class Trials:
     def stop(self) -> None:
         """End what is running; it is taken up again at the next start."""
         self._end_process()
-        self._end_download()
+        self._end_fetch()
 
     def _keep(self) -> None:
         if self._book.changed:
@@ -176,49 +131,30 @@ class Trials:
     # -- fetching
 
     def _fetch(self, fetch: Fetch, now: float) -> None:
-        try:
-            part = self._store.open_part(fetch.content)
-        except OSError as error:
-            self._storage_failed(fetch.trial_id, error)
-            return
-        self._download = DownloadProgress(fetch.trial_id, part, DEADLINE_S, now)
-        self._link.listen_to_broadcast(fetch.content.digest)
-        if part.missing == 0:
-            self._finish(self._download)
+        self._fetching = fetch.trial_id
+        self._fetcher.begin(fetch.trial_id, fetch.content, self, deadline_s=DEADLINE_S, now=now)
 
-    def _tick_download(self, download: DownloadProgress, now: float) -> None:
-        if self._link.connected:
-            need = download.need(now)
-            if need is not None:
-                self._say_need(need)
-        if download.overdue(now):
-            detail = "no new byte came for an hour"
-            self._book.failed(download.deployment_id, WireErrorCode.DOWNLOAD_STALLED, detail)
-            self._end_download()
+    def received(self, key: str, count: int) -> None:
+        """Bytes came; what a trial cost is not counted."""
 
-    def _finish(self, download: DownloadProgress) -> None:
-        try:
-            good = download.part.finish()
-        except OSError as error:
-            self._storage_failed(download.deployment_id, error)
-            return
-        self._end_download()
-        if not good:
-            log.warning("a file of trial %s came damaged; it is fetched again", download.deployment_id)
+    def fetched(self, key: str) -> None:
+        """A file came; one that came damaged is not in the store, and is fetched again."""
+        if key == self._fetching:
+            self._fetching = None
 
-    def _end_download(self) -> None:
-        if self._download is not None:
-            digest = self._download.part.content.digest
-            self._download.part.close()
-            self._download = None
-            self._stop_listening(digest)
+    def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
+        """A file will not come: the trial is over."""
+        self._fetching = None
+        self._book.failed(key, code, detail)
+
+    def _end_fetch(self) -> None:
+        if self._fetching is not None:
+            self._fetcher.cancel(self._fetching)
+            self._fetching = None
 
     def _storage_failed(self, trial_id: str, error: OSError) -> None:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
-        detail = f"{self._folder.parent} can't be written: {error.strerror}; free some space or mend the disk"
-        self._book.failed(trial_id, code, detail)
-        self._end_download()
+        self._book.failed(trial_id, *self._fetcher.told(error))
+        self._end_fetch()
 
     # -- measuring
 

@@ -13,16 +13,11 @@ WINDOW = 32
 
 
 class DownloadProgress:
-    """A download while it goes on.
+    """A download while it goes on."""
 
-    Attributes:
-        received_bytes: that came over the wire, repeats counted.
-    """
-
-    def __init__(self, deployment_id: str, part: Part, deadline_s: float, now: float, received_bytes: int = 0) -> None:
+    def __init__(self, deployment_id: str, part: Part, deadline_s: float, now: float) -> None:
         self.deployment_id = deployment_id
         self.part = part
-        self.received_bytes = received_bytes
         self._deadline_s = deadline_s
         self._last_new = now
         self._since_need = 0
@@ -31,7 +26,6 @@ class DownloadProgress:
 
     def chunk(self, index: int, payload: bytes, now: float) -> bool:
         """Take a chunk; true when every chunk is there."""
-        self.received_bytes += len(payload)
         if self.part.write(index, payload):
             self._last_new, self._wait = now, STALLED_S
             self._since_need += 1

@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 
 from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from agent.protocol.messages import Trial
+from agent.protocol.messages import Need, Trial
 from agent.trial.trials import Trials
+from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.store import ArtifactStore
 
@@ -27,16 +28,20 @@ class Link:
     def listen_to_broadcast(self, digest: str) -> None:
         pass
 
+    def stop_listening(self, digest: str) -> None:
+        pass
+
+    def say_need(self, need: Need) -> None:
+        pass
+
 
 def trials(folder: Path, store: ArtifactStore, journal: Journal) -> Trials:
     found = Trials(
         folder / "trials",
         store,
         journal,
-        Link(),
+        Fetcher(store, Link(), str(folder)),
         {},
-        say_need=lambda _: None,
-        stop_listening=lambda _: None,
         changed=lambda: store.collect_garbage(found.kept_digests()),
         check_trust=lambda trial: found.trust_answered(trial.trial_id, None, ""),
     )

@@ -1,0 +1,169 @@
+"""Fetches contents by their digests for whoever wants them: artifacts of deployments, files of trials.
+
+There is one download a digest, however many want it. It has no thread: the supervisor hands it chunks and calls `tick`.
+It knows nothing of deployments and trials but their keys.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Content
+from agent.protocol.messages import Need
+from agent.protocol.topics import ParsedChunkTopic
+from agent.update.download import DownloadProgress
+from agent.update.store import ArtifactStore
+
+
+class Source(Protocol):
+    """Whence chunks come: what a fetcher needs of the link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        ...
+
+    def listen_to_broadcast(self, digest: str) -> None:
+        """Receive a content's chunks."""
+        ...
+
+    def stop_listening(self, digest: str) -> None:
+        """Receive them no more."""
+        ...
+
+    def say_need(self, need: Need) -> None:
+        """Tell the server what is missing."""
+        ...
+
+
+class Owner(Protocol):
+    """Who wants a content."""
+
+    def received(self, key: str, count: int) -> None:
+        """So many bytes came over the wire for it, repeats counted."""
+        ...
+
+    def fetched(self, key: str) -> None:
+        """All of it came: it is in the store, unless it was damaged and is gone."""
+        ...
+
+    def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
+        """It will not come: the store can't be written, or no byte came for as long as was allowed."""
+        ...
+
+
+@dataclass
+class _Wanted:
+    """A content that is being fetched, and for whom."""
+
+    progress: DownloadProgress
+    owners: dict[str, Owner] = field(default_factory=dict)
+
+
+class Fetcher:
+    """The downloads of this device.
+
+    Args:
+        store: where contents go.
+        source: whence chunks come.
+        place: the store's folder as people are told of it.
+    """
+
+    def __init__(self, store: ArtifactStore, source: Source, place: str) -> None:
+        self._store = store
+        self._source = source
+        self._place = place
+        self._wanted: dict[str, _Wanted] = {}
+
+    def begin(self, key: str, content: Content, owner: Owner, *, deadline_s: float, now: float) -> None:
+        """Fetch a content, from where an earlier download of it ended; `owner` is told how it went."""
+        if self._store.has(content.digest):
+            owner.fetched(key)
+            return
+        wanted = self._wanted.get(content.digest)
+        if wanted is not None:
+            wanted.owners[key] = owner
+            return
+        try:
+            part = self._store.open_part(content)
+        except OSError as error:
+            owner.fetch_failed(key, *self.told(error))
+            return
+        wanted = _Wanted(DownloadProgress(key, part, deadline_s, now), {key: owner})
+        self._wanted[content.digest] = wanted
+        self._source.listen_to_broadcast(content.digest)
+        if part.missing == 0:
+            self._finish(wanted)
+
+    def cancel(self, key: str) -> None:
+        """One who wanted a content wants it no more."""
+        for wanted in list(self._wanted.values()):
+            if wanted.owners.pop(key, None) is not None and not wanted.owners:
+                self._end(wanted)
+
+    def chunk(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> None:
+        """Take a chunk, if it is of a content that is being fetched."""
+        wanted = self._wanted.get(topic.digest)
+        if wanted is None:
+            return
+        for key, owner in wanted.owners.items():
+            owner.received(key, len(payload))
+        try:
+            complete = wanted.progress.chunk(topic.chunk, payload, now)
+        except OSError as error:
+            self._fail(wanted, *self.told(error))
+            return
+        if complete:
+            self._finish(wanted)
+
+    def tick(self, now: float) -> None:
+        """Say what is missing, where it is time to; give up what has stalled."""
+        for wanted in list(self._wanted.values()):
+            if wanted.progress.overdue(now):
+                self._fail(wanted, WireErrorCode.DOWNLOAD_STALLED, "no new byte came for as long as is allowed")
+            elif self._source.connected and (need := wanted.progress.need(now)) is not None:
+                self._source.say_need(need)
+
+    def link_up(self, now: float) -> None:
+        """Ask at once for what is missing."""
+        for wanted in self._wanted.values():
+            wanted.progress.say_now(now)
+
+    def progress(self, key: str) -> DownloadProgress | None:
+        """The download of one who wants a content; None when there is none."""
+        return next((one.progress for one in self._wanted.values() if key in one.owners), None)
+
+    def stop(self) -> None:
+        """Let the files go; what came stays and counts at the next start."""
+        for wanted in list(self._wanted.values()):
+            self._end(wanted)
+
+    def _finish(self, wanted: _Wanted) -> None:
+        try:
+            wanted.progress.part.finish()
+        except OSError as error:
+            self._fail(wanted, *self.told(error))
+            return
+        self._end(wanted)
+        for key, owner in wanted.owners.items():
+            owner.fetched(key)
+
+    def _fail(self, wanted: _Wanted, code: WireErrorCode, detail: str) -> None:
+        self._end(wanted)
+        for key, owner in wanted.owners.items():
+            owner.fetch_failed(key, code, detail)
+
+    def _end(self, wanted: _Wanted) -> None:
+        digest = wanted.progress.part.content.digest
+        if self._wanted.pop(digest, None) is not None:
+            wanted.progress.part.close()
+            self._source.stop_listening(digest)
+
+    def told(self, error: OSError) -> tuple[WireErrorCode, str]:
+        """What an error of the store is called on the wire, and what would mend it."""
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
+        return code, f"{self._place} can't be written: {error.strerror}; free some space or mend the disk"
