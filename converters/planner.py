@@ -39,8 +39,15 @@ def _litert(name: str, precision: Precision, *steps: Planned, needs: bool = Fals
     return Recipe(name, RuntimeName.LITERT, precision, ModelFormat.TFLITE, needs, steps, _LITERT_TOOLS)
 
 
-def _static(run: Step, name: str, calibration: str, activations: str = "uint8") -> tuple[Planned, Planned]:
-    parameters: dict[str, Parameter] = {"calibration": calibration, "activations": activations, "per_channel": True}
+def _static(
+    run: Step, name: str, calibration: str, activations: str = "uint8", weight_bits: int = 8
+) -> tuple[Planned, Planned]:
+    parameters: dict[str, Parameter] = {
+        "calibration": calibration,
+        "activations": activations,
+        "per_channel": True,
+        "weight_bits": weight_bits,
+    }
     return Planned("onnx-prepare", onnx_static.prepare), Planned(name, run, parameters)
 
 
@@ -49,8 +56,12 @@ def _equalized(calibration: str) -> tuple[Planned, ...]:
     return prepared, Planned("onnx-equalize", onnx_equalize.equalize), quantized
 
 
-def _dynamic(operators: str, *, per_channel: bool) -> Planned:
-    parameters: dict[str, Parameter] = {"operators": operators, "per_channel": per_channel}
+def _dynamic(operators: str, *, per_channel: bool, weight_bits: int = 8) -> Planned:
+    parameters: dict[str, Parameter] = {
+        "operators": operators,
+        "per_channel": per_channel,
+        "weight_bits": weight_bits,
+    }
     return Planned("onnx-dynamic-int8", onnx_dynamic.dynamic_int8, parameters)
 
 
@@ -83,10 +94,30 @@ RECIPES: tuple[Recipe, ...] = (
         "onnx-static-u8s8-percentile", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Percentile"), needs=True
     ),
     _onnx("onnx-static-u8s8-entropy", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "Entropy"), needs=True),
+    _onnx(
+        "onnx-static-u8s7",
+        Precision.INT8,
+        *_static(_STATIC, "onnx-static-int8", "MinMax", weight_bits=7),
+        needs=True,
+        providers=("cpu",),
+    ),
+    _onnx(
+        "onnx-static-u8s7-percentile",
+        Precision.INT8,
+        *_static(_STATIC, "onnx-static-int8", "Percentile", weight_bits=7),
+        needs=True,
+        providers=("cpu",),
+    ),
     _onnx("onnx-static-s8s8", Precision.INT8, *_static(_STATIC, "onnx-static-int8", "MinMax", "int8"), needs=True),
     _onnx("onnx-dynamic", Precision.DYNAMIC_INT8, _dynamic("", per_channel=False)),
     _onnx("onnx-dynamic-matmul", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=False)),
     _onnx("onnx-dynamic-matmul-channels", Precision.DYNAMIC_INT8, _dynamic("MatMul,Gemm", per_channel=True)),
+    _onnx(
+        "onnx-dynamic-matmul-channels-s7",
+        Precision.DYNAMIC_INT8,
+        _dynamic("MatMul,Gemm", per_channel=True, weight_bits=7),
+        providers=("cpu",),
+    ),
     _onnx(
         "onnx-sums-dynamic-matmul",
         Precision.DYNAMIC_INT8,
@@ -99,6 +130,13 @@ RECIPES: tuple[Recipe, ...] = (
         Precision.DYNAMIC_INT8,
         _SUMS,
         _dynamic("MatMul,Gemm", per_channel=True),
+        providers=("cpu",),
+    ),
+    _onnx(
+        "onnx-sums-dynamic-matmul-channels-s7",
+        Precision.DYNAMIC_INT8,
+        _SUMS,
+        _dynamic("MatMul,Gemm", per_channel=True, weight_bits=7),
         providers=("cpu",),
     ),
     _onnx("onnx-weights-int8", Precision.WEIGHT_INT8, _blocks(8)),
@@ -142,7 +180,7 @@ REPAIRS: tuple[Recipe, ...] = (
     _onnx(
         "onnx-mixed-dynamic",
         Precision.DYNAMIC_INT8,
-        Planned("onnx-mixed-dynamic", onnx_dynamic.mixed_dynamic, {"per_channel": True}),
+        Planned("onnx-mixed-dynamic", onnx_dynamic.mixed_dynamic, {"per_channel": True, "weight_bits": 8}),
         needs=True,
     ),
 )

@@ -73,5 +73,6 @@ def _quantize(
         op_types_to_quantize=operators,
         weight_type=QuantType.QInt8,
         per_channel=bool(parameters["per_channel"]),
+        reduce_range=parameters["weight_bits"] == 7,
         nodes_to_exclude=exclude,
     )

@@ -129,14 +129,21 @@ def _devices(session: Session, fleet_id: str, profile: Profile, wanted: GateRunC
 
 
 def _sent(session: Session, variant: Variant) -> list[Candidate]:
-    """The candidates to measure, fp32 first: its answers and its time are what the others are compared with."""
+    """The candidates to measure, fp32 first: its answers and its time are what the others are compared with.
+
+    Where there are too many for one trial, those stay behind that promise least by what was measured at the build.
+    """
     kept = catalog.candidate_digests(session, variant.id)
     built = [one for one in _candidates(variant) if one.digest in kept]
     if conversions.is_deployed(session, variant.id):
         built = [one for one in built if one.digest == variant.digest or one.precision is Precision.FP32]
     distinct = {one.digest: one for one in built}.values()
-    ordered = sorted(distinct, key=lambda one: one.precision is not Precision.FP32)
-    return ordered[: LIMITS.trial_candidates]
+    return sorted(distinct, key=_promise)[: LIMITS.trial_candidates]
+
+
+def _promise(one: Candidate) -> tuple[bool, bool, float]:
+    latency = one.measurements.latency_p50_ms if one.measurements else float("inf")
+    return one.precision is not Precision.FP32, not one.within_budgets, latency
 
 
 def _candidates(variant: Variant) -> list[Candidate]:

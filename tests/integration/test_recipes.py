@@ -150,6 +150,30 @@ def test_integers_several_inputs_and_old_opsets(tmp_path: Path, opset: int) -> N
         assert one.error or (one.measurements and one.measurements.agreement > 0.8), one.recipe
 
 
+def test_weights_of_7_bits_keep_to_them(tmp_path: Path) -> None:
+    two_inputs(tmp_path / "m.onnx", opset=17)
+    inputs = {"word": np.arange(20), "extra": np.random.default_rng(0).random((20, 6), dtype=np.float32)}
+    result = built(
+        tmp_path,
+        BuildJob(
+            sources(tmp_path / "m.onnx"), target(RuntimeName.ONNX), data(tmp_path, **inputs), data(tmp_path, **inputs)
+        ),
+    )
+    largest = {}
+    for one in result.candidates:
+        if one.recipe in {"onnx-static-u8s8", "onnx-static-u8s7", "onnx-dynamic-matmul-channels-s7"}:
+            assert one.path, one.error
+            weights = [
+                numpy_helper.to_array(tensor)
+                for tensor in onnx.load(str(tmp_path / "work" / one.path)).graph.initializer
+                if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1
+            ]
+            largest[one.recipe] = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    assert largest["onnx-static-u8s8"] > 64
+    assert largest["onnx-static-u8s7"] <= 64
+    assert largest["onnx-dynamic-matmul-channels-s7"] <= 64
+
+
 def test_without_labels_agreement_stands_for_accuracy(tmp_path: Path) -> None:
     two_inputs(tmp_path / "m.onnx", opset=17)
     inputs = {"word": np.arange(20), "extra": np.zeros((20, 6), np.float32)}

@@ -104,6 +104,17 @@ def test_fates_and_the_front() -> None:
     assert {name for name, one in found.items() if one.on_front} == {"fp32", "fast", "slow"}
 
 
+def test_weights_of_7_bits_are_tried_where_a_cpu_runs_them() -> None:
+    """CPUs without VNNI add products in 16 bits: only there are they of use, and which CPU it is, measuring tells."""
+    tried = {
+        first: {one.name for one in plan(msgspec.structs.replace(target(), providers=(first, "cpu")))}
+        for first in ("cpu", "cuda")
+    }
+    sevens = {"onnx-static-u8s7", "onnx-static-u8s7-percentile"}
+    assert tried["cpu"] & sevens == sevens
+    assert not tried["cuda"] & sevens
+
+
 def test_repairs_are_tried_only_where_plain_int8_loses_too_much() -> None:
     wanted = target()
     good, bad = measured(accuracy=0.945), measured(accuracy=0.80)
