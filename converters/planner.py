@@ -14,6 +14,7 @@ from converters.steps import (
     keep,
     litert_half,
     litert_quantize,
+    litert_share,
     litert_signature,
     onnx_dynamic,
     onnx_equalize,
@@ -69,10 +70,13 @@ def _blocks(bits: int) -> Planned:
     return Planned("onnx-weight-only", onnx_weight_only.weight_only, {"bits": bits, "block": 32})
 
 
+_SHARED = Planned("litert-share", litert_share.share_vectors)
+
+
 def _edge(run: Step, recipe: str) -> tuple[Planned, ...]:
     signed = Planned("litert-signature", litert_signature.add_signature)
     wide = Planned("litert-widen", litert_half.widen_constants)
-    return signed, wide, Planned("litert-quantize", run, {"recipe": recipe})
+    return signed, wide, Planned("litert-quantize", run, {"recipe": recipe}), _SHARED
 
 
 _SUMS = Planned("onnx-keep-sums", onnx_fuse.keep_sums)

@@ -17,6 +17,7 @@ from converters.errors import ConversionError
 from converters.step import Context, Parameter
 from converters.steps import litert_quantize
 from converters.steps.litert_half import widen_constants
+from converters.steps.litert_share import share_vectors
 from converters.steps.litert_signature import add_signature
 from converters.steps.onnx_pooling import pool_means
 from converters.steps.onnx_static import prepare, static_int8
@@ -132,7 +133,7 @@ def test_the_mean_of_a_static_net_stays_in_integers(tmp_path: Path) -> None:
     context, found = Context(tmp_path, Dataset({"x": rows}, None, 16)), dict[str, Parameter]()
     prepare(tmp_path / "m.onnx", tmp_path / "p.onnx", context, {}, found)
     assert found == {"means_pooled": 1}
-    parameters: dict[str, Parameter] = {"calibration": "MinMax", "activations": "uint8"}
+    parameters: dict[str, Parameter] = {"calibration": "MinMax", "activations": "uint8", "weight_bits": 8}
     static_int8(tmp_path / "p.onnx", tmp_path / "q.onnx", context, parameters, {})
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "seen.onnx")
@@ -288,6 +289,28 @@ def test_old_files_in_half_precision_get_8_bits(tmp_path: Path, recipe: str) -> 
     again: dict[str, Parameter] = {}
     add_signature(tmp_path / "s.tflite", tmp_path / "again.tflite", context, {}, again)
     assert again == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
+def test_equal_lists_are_written_once_and_weights_stay_aligned(tmp_path: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    halved(tmp_path / "m.tflite")
+    rows = RNG.standard_normal((16, 8, 8, 3)).astype(np.float32)
+    context, found = Context(tmp_path, Dataset({"x": rows}, None, 16)), dict[str, Parameter]()
+    add_signature(tmp_path / "m.tflite", tmp_path / "s.tflite", context, {}, {})
+    widen_constants(tmp_path / "s.tflite", tmp_path / "w.tflite", context, {}, {})
+    litert_quantize.static(tmp_path / "w.tflite", tmp_path / "q.tflite", context, {"recipe": "static_wi8_ai8"}, {})
+    share_vectors(tmp_path / "q.tflite", tmp_path / "shared.tflite", context, {}, found)
+    assert int(found["shared"] or 0) > 0
+    row = RNG.integers(-128, 128, (1, 8, 8, 3), dtype=np.int8)
+    answers = [litert_answer(tmp_path / name, row) for name in ("q.tflite", "shared.tflite")]
+    np.testing.assert_array_equal(*answers)
+    model = schema.Model.GetRootAsModel((tmp_path / "shared.tflite").read_bytes(), 0)
+    buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
+    starts = [one._tab.Vector(one._tab.Offset(4)) for one in buffers if one.DataLength()]
+    assert starts
+    assert not [start for start in starts if start % 16]
 
 
 @pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
