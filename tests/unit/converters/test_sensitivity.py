@@ -93,10 +93,10 @@ def test_mixed_dynamic_leaves_the_product_that_hurts(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)
     context = Context(tmp_path, Dataset({"x": rows}, None, 64))
     expected = answers_of(source, context, 64)
-    dynamic_int8(source, plain, context, {"operators": "MatMul", "per_channel": True}, {})
+    dynamic_int8(source, plain, context, {"operators": "MatMul", "per_channel": True, "weight_bits": 8}, {})
     assert relative_error(expected, answers_of(plain, context, 64)) > 0.01
     found: dict[str, Parameter] = {}
-    mixed_dynamic(source, mixed, context, {"per_channel": True}, found)
+    mixed_dynamic(source, mixed, context, {"per_channel": True, "weight_bits": 8}, found)
     assert relative_error(expected, answers_of(mixed, context, 64)) <= 0.01
     assert (found["layers"], found["left_in_float"]) == (2, 1)
     assert [node.op_type for node in onnx.load(str(mixed)).graph.node].count("MatMul") == 1
