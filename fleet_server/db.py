@@ -112,7 +112,7 @@ def _sqlite_engine(url: str) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves, below
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "case_sensitive_like=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from fleet_server.cli import identities
-from fleet_server.cli.output import Output, OutputOption, YesOption, client, confirm, show_object, show_rows
+from fleet_server.cli.output import (
+    Output,
+    OutputOption,
+    QueryOption,
+    YesOption,
+    client,
+    confirm,
+    show_object,
+    show_rows,
+)
 from fleet_server.cli.profiles import pairs
 from fleet_server.sdk import segment
 
@@ -32,12 +41,16 @@ def list_devices(
     online: Annotated[
         bool | None, typer.Option("--online/--offline", help="Only connected ones, or the others.")
     ] = None,
+    query: QueryOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List devices with their profile and what they serve."""
+    """List devices with their profile and what they serve.
+
+    Example: shoal device list --query "site==plant7;accelerator==cuda"
+    """
     with client(context) as api:
         show_rows(
-            api.items("/devices", profile=profile_name, online=online),
+            api.items("/devices", profile=profile_name, online=online, query=query),
             output,
             [
                 ("device", lambda row: row["id"]),

@@ -28,6 +28,10 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to print: for people or for machines.")]
+QueryOption = Annotated[
+    str | None,
+    typer.Option("-q", "--query", help='Devices it holds for, in RSQL: "site==plant7;memory_mb>=2048", "id==cam-*".'),
+]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
 errors = Console(stderr=True, highlight=False)
 

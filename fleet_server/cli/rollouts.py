@@ -15,6 +15,7 @@ from fleet_server.cli.output import (
     Json,
     Output,
     OutputOption,
+    QueryOption,
     client,
     errors,
     fail,
@@ -48,6 +49,7 @@ def create(
     device: Annotated[list[str], typer.Option(help="To this device; repeat.")] = [],  # noqa: B006
     profile: Annotated[list[str], typer.Option(help="To devices of this profile; repeat.")] = [],  # noqa: B006
     tag: Annotated[list[str], typer.Option(help="To devices with this key=value; repeat.")] = [],  # noqa: B006
+    query: QueryOption = None,
     stages: Annotated[
         str | None, typer.Option(help="Cumulative shares, each with how long to watch. Default: 10%:60s,100%.")
     ] = None,
@@ -85,7 +87,7 @@ def create(
         strategy["stop_when"] = [_rule(part) for part in stop_when]
     if on_stop:
         strategy["on_stop"] = on_stop
-    target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag")}
+    target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag"), "query": query}
     body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
     with client(context) as api:
         created = api.post("/rollouts", {**body, "allow_unproven": allow_unproven})

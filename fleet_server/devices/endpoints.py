@@ -22,9 +22,18 @@ def list_devices(
     paging: Paging,
     profile: Annotated[str | None, Query(description="Only devices of this profile.")] = None,
     online: Annotated[bool | None, Query(description="Only those that are, or are not, connected.")] = None,
+    query: Annotated[
+        str | None,
+        Query(
+            max_length=4096,
+            description="Only devices it holds for, in RSQL: `site==plant7;accelerator==cuda`, `memory_mb>=2048`, "
+            "`id==cam-*`. Names that are no attributes are tags.",
+        ),
+    ] = None,
 ) -> Page[DeviceView]:
     """Every device that ever connected, by id."""
-    rows = repository.devices_page(session, fleet_id, paging, profile=profile, online=online)
+    condition = service.query_condition(session, fleet_id, query, field="query") if query is not None else None
+    rows = repository.devices_page(session, fleet_id, paging, profile=profile, online=online, condition=condition)
     return page(rows, paging, lambda row: service.device_view(*row), key=lambda row: row[0].id)
 
 

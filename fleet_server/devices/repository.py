@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from fleet_server.devices.attributes import Attribute
 from fleet_server.http import PageRequest
-from fleet_server.models import Device, Profile, Variant
+from fleet_server.models import Device, DeviceAttribute, Profile, Variant
 
 
 def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
@@ -20,7 +21,13 @@ def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
 
 
 def devices_page(
-    session: Session, fleet_id: str, request: PageRequest, *, profile: str | None, online: bool | None
+    session: Session,
+    fleet_id: str,
+    request: PageRequest,
+    *,
+    profile: str | None,
+    online: bool | None,
+    condition: ColumnElement[bool] | None = None,
 ) -> Sequence[tuple[Device, str | None]]:
     """Devices with the names of their profiles, by id: one more than asked for, when there are more."""
     query = (
@@ -36,6 +43,8 @@ def devices_page(
         query = query.where(Profile.name == profile)
     if online is not None:
         query = query.where(Device.online.is_(online))
+    if condition is not None:
+        query = query.where(condition)
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
@@ -48,6 +57,38 @@ def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = Non
     for start in range(0, len(ids), 500):
         found += session.scalars(query.where(Device.id.in_(ids[start : start + 500]))).all()
     return found
+
+
+def devices_where(session: Session, fleet_id: str, condition: ColumnElement[bool]) -> Sequence[Device]:
+    """The devices of a fleet that a condition holds for, by id."""
+    query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None), condition)
+    return session.scalars(query.order_by(Device.id)).all()
+
+
+def attributes(session: Session, device_id: str) -> set[Attribute]:
+    """What a device can be asked for by."""
+    columns = (DeviceAttribute.name, DeviceAttribute.text, DeviceAttribute.number)
+    return {Attribute(*row) for row in session.execute(select(*columns).where(DeviceAttribute.device_id == device_id))}
+
+
+def add_attributes(session: Session, device: Device, added: Iterable[Attribute]) -> None:
+    """Let a device be found by more."""
+    session.add_all(
+        DeviceAttribute(device_id=device.id, fleet_id=device.fleet_id, **one._asdict()) for one in sorted(added)
+    )
+
+
+def remove_attributes(session: Session, device_id: str, removed: Iterable[Attribute]) -> None:
+    """Let a device be found by less."""
+    for one in removed:
+        where = (DeviceAttribute.device_id == device_id, DeviceAttribute.name == one.name)
+        session.execute(delete(DeviceAttribute).where(*where, DeviceAttribute.text == one.text))
+
+
+def attribute_names(session: Session, fleet_id: str, names: Iterable[str]) -> set[str]:
+    """Those of some names that a device of the fleet has a value of."""
+    rows = (DeviceAttribute.fleet_id == fleet_id, DeviceAttribute.name.in_(sorted(names)))
+    return set(session.scalars(select(DeviceAttribute.name).where(*rows).distinct()))
 
 
 def profile(session: Session, fleet_id: str, name: str) -> Profile | None:

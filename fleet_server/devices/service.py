@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from agent.protocol.messages import Presence, Reported
@@ -14,9 +15,11 @@ from agent.protocol.topics import check_device_id
 from fleet_server import audit
 from fleet_server.db import utc_now
 from fleet_server.devices import repository
+from fleet_server.devices.attributes import COLUMNS, NAMES, TAG, attributes_of
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
-from fleet_server.errors import ConflictError, NotFoundError
+from fleet_server.devices.selection import condition, read_query, tags_in
+from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Who
@@ -55,8 +58,10 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
         )
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
-    device.facts = msgspec.to_builtins(reported.facts)
-    device.serving = msgspec.to_builtins(reported.serving)
+    said = (msgspec.to_builtins(reported.facts), msgspec.to_builtins(reported.serving))
+    if (device.facts, device.serving) != said:
+        device.facts, device.serving = said
+        _keep_attributes(session, device)
     device.reported_deployments = msgspec.to_builtins(reported.deployments)
     _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
@@ -96,25 +101,66 @@ def select_devices(
     devices: Sequence[str],
     profiles: Sequence[str],
     tags: dict[str, str],
+    query: str | None = None,
 ) -> list[Device]:
     """The devices that meet everything that is given, by id.
 
     Raises:
         NotFoundError: naming the devices or the profile that do not exist.
+        InvalidError: for a query that can't be read, or that names a tag that no device has.
     """
     wanted_profiles = {get_profile(session, fleet_id, name).id for name in profiles}
     found = repository.all_devices(session, fleet_id, None if not devices else sorted(set(devices)))
     unknown = sorted(set(devices) - {device.id for device in found})
     if unknown:
         raise NotFoundError("device", ", ".join(unknown[:10]), remedy="list them with `shoal device list`")
-    if not (all_of_them or devices or profiles or tags):
+    if not (all_of_them or devices or profiles or tags or query):
         return []
+    queried = _queried(session, fleet_id, query) if query else None
     return [
         device
         for device in found
         if (not profiles or device.profile_id in wanted_profiles)
+        and (queried is None or device.id in queried)
         and tags.items() <= effective_tags(device.facts, device.tags).items()
     ]
+
+
+def query_condition(session: Session, fleet_id: str, query: str, *, field: str) -> ColumnElement[bool]:
+    """A query as a condition over `devices`.
+
+    Raises:
+        InvalidError: naming the field, where it can't be read, or names a tag that no device of the fleet has.
+    """
+    node = read_query(query, field)
+    tags = tags_in(node)
+    unknown = tags - {name.removeprefix(TAG) for name in repository.attribute_names(session, fleet_id, map(_tag, tags))}
+    if unknown:
+        name = min(unknown)
+        raise InvalidError(
+            "bad_query",
+            f"{field}: {name!r} is no attribute, and no device has a tag of that name; attributes are "
+            f"{', '.join([*COLUMNS, *NAMES])}; write tag.{name} if you mean a tag that devices will have",
+            field=field,
+        )
+    return condition(node, fleet_id)
+
+
+def _tag(name: str) -> str:
+    return TAG + name
+
+
+def _queried(session: Session, fleet_id: str, query: str) -> set[str]:
+    found = query_condition(session, fleet_id, query, field="target.query")
+    return {device.id for device in repository.devices_where(session, fleet_id, found)}
+
+
+def _keep_attributes(session: Session, device: Device) -> None:
+    """Let a device be found by what it is now."""
+    wanted = attributes_of(device.facts, device.tags, device.serving)
+    known = repository.attributes(session, device.id)
+    repository.remove_attributes(session, device.id, known - wanted)
+    repository.add_attributes(session, device, wanted - known)
 
 
 def update_device(session: Session, fleet_id: str, device_id: str, change: DeviceUpdate, *, actor: Who) -> Device:
@@ -127,6 +173,7 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
     before = {"tags": dict(device.tags), "profile": profile_name(session, device), "pinned": device.profile_pinned}
     if change.tags is not None:
         device.tags = dict(change.tags)
+        _keep_attributes(session, device)
     if "profile" in change.model_fields_set:
         device.profile_pinned = change.profile is not None
         if change.profile is not None:
@@ -156,6 +203,7 @@ def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: Who
     if device.online:
         raise ConflictError("device_online", f"device {device_id!r} is online: stop its agent first")
     device.forgotten_at, device.serving = utc_now(), []
+    _keep_attributes(session, device)
     audit.record(session, fleet_id=fleet_id, actor=actor, action="device.forget", subject=f"device/{device_id}")
 
 

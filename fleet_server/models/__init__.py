@@ -3,7 +3,7 @@
 from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
-from fleet_server.models.devices import Device, Profile
+from fleet_server.models.devices import Device, DeviceAttribute, Profile
 from fleet_server.models.enrolment import (
     DeviceCertificate,
     DeviceConduct,
@@ -26,6 +26,7 @@ __all__ = [
     "ConversionJob",
     "Deployment",
     "Device",
+    "DeviceAttribute",
     "DeviceCertificate",
     "DeviceConduct",
     "DeviceIdentity",

@@ -49,3 +49,19 @@ class Device(Base):
     desired_revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     forgotten_at: Mapped[dt.datetime | None]  # hidden since then; it is back when it connects again
+
+
+class DeviceAttribute(Base):
+    """One thing a device can be asked for by (`fleet_server.devices.attributes`), kept as its device says it is."""
+
+    __tablename__ = "device_attributes"
+    __table_args__ = (
+        Index("ix_device_attributes_text", "fleet_id", "name", "text"),
+        Index("ix_device_attributes_number", "fleet_id", "name", "number"),
+    )
+
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(primary_key=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    number: Mapped[float | None]

@@ -82,11 +82,14 @@ class RolloutTarget(Request):
     devices: list[str] = Field(default_factory=list, max_length=100_000)
     profiles: list[Name] = Field(default_factory=list)
     tags: dict[str, str] = Field(default_factory=dict)
+    query: str | None = Field(
+        None, min_length=1, max_length=4096, description="In RSQL, as for the list of devices: `site==plant7;arch==a*`."
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> RolloutTarget:
-        if not (self.all or self.devices or self.profiles or self.tags):
-            raise ValueError("target: give devices, profiles or tags, or all=true for the whole fleet")
+        if not (self.all or self.devices or self.profiles or self.tags or self.query):
+            raise ValueError("target: give devices, profiles, tags or a query, or all=true for the whole fleet")
         return self
 
 

@@ -139,6 +139,7 @@ def _plan(session: Session, settings: Settings, version: Version, wanted: Rollou
         devices=target.devices,
         profiles=target.profiles,
         tags=target.tags,
+        query=target.query,
     )
     if not devices:
         raise InvalidError(
