@@ -91,7 +91,7 @@ class World:
         reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments)
         with self.database.write() as session:
             outcome = devices.record_report(session, device, reported, utc_now())
-            service.apply_report(session, outcome.device, reported, utc_now())
+            service.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
 
     def create(self, version: str, **fields: Any) -> str:
         wanted = RolloutCreate.model_validate(
@@ -264,9 +264,10 @@ def test_errors_in_telemetry_stop_a_rollout(world: World) -> None:
 
 def test_reports_that_were_coalesced_are_believed_and_impossible_ones_are_not(world: World) -> None:
     rollout = world.create("1", strategy={"stages": [{"percent": 100}]})
+    (sent,) = world.desired("a")
     world.goes("a", Phase.PROBATION)
     world.goes("a", Phase.ROLLED_BACK)
-    world.goes("a", Phase.ACTIVE)
+    world.report("a", DeploymentReport(sent, "m", "1", "1" * 64, Phase.ACTIVE))
     assert world.phases(rollout)["a"] == "rolled_back", "an end is an end"
     (others,) = world.desired("b")
     world.report("c", DeploymentReport(others, "m", "1", "1" * 64, Phase.FAILED))

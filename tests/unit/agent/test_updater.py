@@ -69,7 +69,7 @@ def test_a_deployment_goes_from_desired_to_active() -> None:
     assert updater.trusted("d1") == [Download("d1")]
     assert updater.downloaded("d1") == [Verify("d1")]
     assert updater.verified("d1", good=True) == [LoadArtifact("d1")]
-    assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", 5.0)]
+    assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", None)]
     assert updater.probation_over("d1", problem=None) == []
     assert updater.records["d1"].phase is Phase.ACTIVE
 
@@ -155,7 +155,7 @@ def test_a_worker_that_dies_while_a_version_is_watched_takes_it_back() -> None:
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
-    updater.worker_crashed()
+    updater.worker_crashed({})
     assert updater.records["d2"].phase is Phase.ROLLED_BACK
     assert updater.worker_ready() == [LoadArtifact("d1")]
 
