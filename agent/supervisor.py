@@ -123,6 +123,7 @@ class Supervisor:
         self._serving: dict[str, ServingReport] = {}
         self._activations: dict[int, ServingReport] = {}
         self._loaded: dict[str, Loaded] = {}
+        self._logged = {key: record.phase for key, record in self._updater.records.items()}
         self._report_at = 0.0
         self._worker_at: float | None = None
         self._worker_delay = 0.5
@@ -325,15 +326,22 @@ class Supervisor:
         if self._updater.changed:
             self._journal.save({key: self._updater.records[key] for key in self._updater.changed})
             for key in self._updater.changed:
-                record = self._updater.records[key]
-                log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
+                self._log_phase(self._updater.records[key])
             self._updater.changed.clear()
             forgotten = self._updater.forgettable()
             self._journal.forget(forgotten)
             for key in forgotten:
                 del self._updater.records[key]
+                self._logged.pop(key, None)
             self._collect_garbage()
             self._report_at = 0.0
+
+    def _log_phase(self, record: Record) -> None:
+        """Once a phase: a record also changes in what only the journal cares for."""
+        if self._logged.get(record.deployment_id) is not record.phase:
+            self._logged[record.deployment_id] = record.phase
+            why = f": {record.failure.detail}" if record.failure is not None else ""
+            log.info("%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why)
 
     def _trials_changed(self) -> None:
         self._collect_garbage()

@@ -5,7 +5,7 @@ it; this knows neither.
 
 How far answers may be from those of the build is not guessed: a variant's own distance from its source, on the same
 rows, is what its arithmetic costs, and another processor's rounding costs no more than a few times that
-(docs/decisions/009-golden-inputs.md). What goes beyond is another net, or arithmetic that overflows.
+(docs/decisions/010-golden-inputs.md). What goes beyond is another net, or arithmetic that overflows.
 """
 
 from __future__ import annotations
