@@ -54,7 +54,7 @@ from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
-from agent.update.probation import Probation
+from agent.update.probation import Probation, fall_back
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -79,7 +79,6 @@ REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
 WORKER_RESTART_MAX_S = 30.0
-ON_CPU = frozenset({"cpu", "xnnpack", "reference"})
 GOLDEN = ".golden"  # ends the key under which a deployment's golden inputs are fetched; its artifact's is its id
 MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
@@ -432,8 +431,6 @@ class Supervisor:
 
     def _begin_probation(self, record: Record, before_id: str | None) -> None:
         loaded = self._loaded[record.deployment_id]
-        wanted = next(iter(record.manifest.providers), loaded.provider)
-        fell_back = loaded.provider in ON_CPU and wanted not in ON_CPU
         self._probation.begin(
             record.deployment_id,
             record.watching,
@@ -441,7 +438,7 @@ class Supervisor:
             before_id=before_id,
             before_mb=loaded.before_mb,
             provider=loaded.provider,
-            note=f"it runs on {loaded.provider}, because {wanted} can't be used here" if fell_back else "",
+            note=fall_back(record.manifest.providers, loaded.provider),
         )
 
     # -- time

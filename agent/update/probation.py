@@ -23,6 +23,7 @@ QUARTERS = 4
 GROWTH_SAMPLES = 12
 MOST_SAMPLES = 4096
 ASK_S = 1.0
+ON_CPU = frozenset({"cpu", "xnnpack", "reference"})
 
 
 @dataclass
@@ -254,3 +255,9 @@ def _growth(watch: _Watch, now: float) -> str | None:
         f"the inference worker's memory did not stop growing: {grown:.0f} MiB in {now - watch.since:.0f} s, "
         f"{allowed:.0f} MiB are allowed"
     )
+
+
+def fall_back(wanted: tuple[str, ...], ran: str) -> str:
+    """A sentence where an accelerator was asked for and the CPU runs it; empty otherwise."""
+    first = next(iter(wanted), ran)
+    return f"it runs on {ran}, because {first} can't be used here" if ran in ON_CPU and first not in ON_CPU else ""

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from agent.protocol.limits import LIMITS
@@ -201,38 +202,41 @@ def test_after_a_crash_in_probation_the_old_one_serves_first_and_the_new_one_is_
 
 
 @contextmanager
-def tampered(fleet: LocalFleet, version: str) -> Iterator[tuple[Manifest, ArtifactStore, list[Manifest]]]:
-    """A variant's manifest to be replaced, and signed anew: what a device computes otherwise than the server did."""
-    settings = Settings(state_dir=fleet.folder / "server")
-    database = Database(settings.effective_database_url)
-    store = ArtifactStore.open(settings.effective_artifacts_url, folder=fleet.folder / "server" / "artifacts")
+def variant_of(fleet: LocalFleet, version: str) -> Iterator[Variant]:
+    """The server's row of a variant, to be changed; its manifest is signed anew."""
+    database = Database(Settings(state_dir=fleet.folder / "server").effective_database_url)
     (row,) = fleet.get("/variants", version=f"m@{version}")["items"]
     with database.write() as session:
         variant = session.get_one(Variant, row["id"])
-        replaced: list[Manifest] = []
-        yield msgspec.convert(variant.manifest, Manifest), store, replaced
-        (manifest,) = replaced
-        variant.manifest, variant.digest = msgspec.to_builtins(manifest), manifest.digest
-        kept = {manifest.digest, *([manifest.golden.digest] if manifest.golden else [])}
-        catalog.keep_candidates(session, variant, kept)
+        yield variant
+        manifest = msgspec.convert(variant.manifest, Manifest)
+        assert manifest.golden is not None
+        catalog.keep_candidates(session, variant, {manifest.digest, manifest.golden.digest})
         trust.want(session, DEFAULT_FLEET, manifest)
     database.dispose()
+
+
+def store_of(fleet: LocalFleet) -> ArtifactStore:
+    settings = Settings(state_dir=fleet.folder / "server")
+    return ArtifactStore.open(settings.effective_artifacts_url, folder=settings.state_dir / "artifacts")
 
 
 def test_a_version_that_answers_otherwise_than_it_did_at_its_build_never_serves(
     fleet: LocalFleet, tmp_path: Path
 ) -> None:
-    with tampered(fleet, "slow") as (manifest, store, replaced):
+    store = store_of(fleet)
+    with variant_of(fleet, "slow") as variant:
+        manifest = msgspec.convert(variant.manifest, Manifest)
         assert manifest.golden is not None, "builds make golden inputs"
         store.fetch_to(manifest.golden.digest, tmp_path / "golden")
-        assert len(golden.read(tmp_path / "golden", manifest).rows) == golden.ROWS
-        write_classifier(tmp_path / "wrong", right=False)
-        runtime = open_runtime(manifest, tmp_path / "wrong")
         rows = golden.read(tmp_path / "golden", manifest).rows
-        theirs = golden.answer_rows(runtime, rows)
+        assert len(rows) == golden.ROWS
+        write_classifier(tmp_path / "wrong", right=False)
+        theirs = golden.answer_rows(open_runtime(manifest, tmp_path / "wrong"), rows)
         golden.write(golden.made(rows, theirs, theirs), tmp_path / "other")
         digest, size = store.put_file(tmp_path / "other")
-        replaced.append(msgspec.structs.replace(manifest, golden=DataFile(digest, size, LIMITS.chunk_bytes)))
+        changed = msgspec.structs.replace(manifest, golden=DataFile(digest, size, LIMITS.chunk_bytes))
+        variant.manifest = msgspec.to_builtins(changed)
     with client(fleet) as asking:
         rollout = fleet.rollout("m@slow", strategy=STRATEGY)
         deployment = went_back(fleet, rollout, "failed")
@@ -243,13 +247,40 @@ def test_a_version_that_answers_otherwise_than_it_did_at_its_build_never_serves(
 
 
 def test_a_version_that_ends_the_worker_at_load_never_serves(fleet: LocalFleet, tmp_path: Path) -> None:
-    with tampered(fleet, "crash") as (manifest, store, replaced):
-        write_deadly(tmp_path / "deadly")
-        digest, size = store.put_file(tmp_path / "deadly")
-        replaced.append(msgspec.structs.replace(manifest, digest=digest, size=size))
+    write_deadly(tmp_path / "deadly")
+    digest, size = store_of(fleet).put_file(tmp_path / "deadly")
+    with variant_of(fleet, "crash") as variant:
+        manifest = msgspec.convert(variant.manifest, Manifest)
+        variant.manifest = msgspec.to_builtins(msgspec.structs.replace(manifest, digest=digest, size=size))
+        variant.digest = digest
     rollout = fleet.rollout("m@crash", strategy=STRATEGY)
     deployment = went_back(fleet, rollout, "failed")
     assert deployment["failure"]["code"] == "worker_crashed"
+
+
+def test_a_worker_that_no_longer_answers_is_ended_and_the_old_one_is_back(fleet: LocalFleet) -> None:
+    rollout = fleet.rollout("m@error", strategy={**STRATEGY, "probation": {"seconds": 60}})
+    wait_until("probation", lambda: answers(fleet) == "error")
+    children = psutil.Process(fleet.processes["dev-1"].pid).children(recursive=True)
+    next(one for one in children if "agent.serving.worker" in " ".join(one.cmdline())).suspend()
+    deployment = went_back(fleet, rollout)
+    assert "did not answer for 20 s" in deployment["failure"]["detail"]
+
+
+@pytest.mark.parametrize("on_memory_short", ["refuse", "replace"])
+def test_where_two_do_not_fit_the_old_one_goes_on_or_comes_back(fleet: LocalFleet, on_memory_short: str) -> None:
+    with variant_of(fleet, "error") as variant:
+        variant.measurements = {**(variant.measurements or {}), "memory_mb": 1e8}
+    probation = {"on_memory_short": on_memory_short}
+    with client(fleet) as asking:
+        rollout = fleet.rollout("m@error", strategy={**STRATEGY, "probation": probation})
+        deployment = went_back(fleet, rollout, "failed")
+        wait_until("answers", lambda: asking.versions[-1] == "good")
+    assert deployment["failure"]["code"] == "memory_short"
+    assert "needs 100000016 MiB" in deployment["failure"]["detail"]
+    assert bool(asking.failures) == (on_memory_short == "replace"), (
+        "only where it was allowed nothing answers meanwhile"
+    )
 
 
 def test_a_first_version_that_does_badly_is_taken_off(fleet: LocalFleet) -> None:

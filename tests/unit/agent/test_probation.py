@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.protocol.histogram import bucket_of
 from agent.protocol.messages import ProbationPolicy
 from agent.serving.ipc import Counts, Peeked
-from agent.update.probation import SILENT_S, STUCK_S, Over, Probation
+from agent.update.probation import SILENT_S, STUCK_S, Over, Probation, fall_back
 
 POLICY = ProbationPolicy(seconds=10.0)
 FAST, SLOW = bucket_of(0.010), bucket_of(0.050)
@@ -178,3 +178,10 @@ def test_a_judgement_always_has_its_reason_in_the_numbers(
         assert (over.report.requests, over.report.errors, over.report.rejected) == (requests, errors, rejected)
         bad = errors > 0.2 * requests or rejected > 0.2 * (requests + rejected)
         assert bad if over.problem else now >= POLICY.seconds
+
+
+def test_a_fall_back_to_the_cpu_is_noted() -> None:
+    assert fall_back(("tensorrt", "cuda", "cpu"), "cpu") == "it runs on cpu, because tensorrt can't be used here"
+    assert fall_back(("edgetpu",), "xnnpack") != ""
+    assert fall_back(("tensorrt", "cuda"), "cuda") == ""
+    assert fall_back((), "cpu") == fall_back(("cpu",), "xnnpack") == ""
