@@ -18,6 +18,7 @@ from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.manifest import Content
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
@@ -35,13 +36,25 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
-from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
+from agent.serving.ipc import (
+    Activate,
+    Activated,
+    Collect,
+    FromWorker,
+    Load,
+    Loaded,
+    Peek,
+    Peeked,
+    Ready,
+    Unload,
+    Window,
+)
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
-from agent.update.probation import Probation
+from agent.update.probation import Probation, fall_back
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -66,6 +79,8 @@ REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
 WORKER_RESTART_MAX_S = 30.0
+GOLDEN = ".golden"  # ends the key under which a deployment's golden inputs are fetched; its artifact's is its id
+MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -105,7 +120,9 @@ class Supervisor:
         self._collects: dict[int, float] = {}
         self._request_id = 0
         self._serving: dict[str, ServingReport] = {}
+        self._activations: dict[int, ServingReport] = {}
         self._loaded: dict[str, Loaded] = {}
+        self._logged = {key: record.phase for key, record in self._updater.records.items()}
         self._report_at = 0.0
         self._worker_at: float | None = None
         self._worker_delay = 0.5
@@ -223,15 +240,19 @@ class Supervisor:
 
     def received(self, key: str, count: int) -> None:
         """Bytes came over the wire for a deployment."""
-        self._updater.records[key].received_bytes += count
+        self._updater.records[key.removesuffix(GOLDEN)].received_bytes += count
 
     def fetched(self, key: str) -> None:
-        """A deployment's artifact came."""
-        self._carry_out(self._updater.downloaded(key))
+        """A deployment's golden inputs came, which are small and come first, or its artifact, and with it all."""
+        record = self._updater.records[key.removesuffix(GOLDEN)]
+        if key.endswith(GOLDEN):
+            self._fetch_one(record.deployment_id, record.manifest, record)
+        else:
+            self._carry_out(self._updater.downloaded(key))
 
     def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
-        """A deployment's artifact will not come."""
-        self._carry_out(self._updater.failed(key, code, detail))
+        """Something of a deployment will not come."""
+        self._carry_out(self._updater.failed(key.removesuffix(GOLDEN), code, detail))
 
     # -- what the worker says
 
@@ -245,8 +266,10 @@ class Supervisor:
                 self._load_answered(message)
             case Window():
                 self._window(message)
+            case Peeked():
+                self._probation.counted(message, time.monotonic())
             case Activated():
-                pass
+                self._activated(message)
 
     def _load_answered(self, message: Loaded) -> None:
         deployment_id = self._loads.pop(message.request_id, None)
@@ -258,21 +281,28 @@ class Supervisor:
         else:
             self._carry_out(self._updater.failed(deployment_id, message.code, message.detail))
 
+    def _activated(self, message: Activated) -> None:
+        """What is reported as serving is what the worker says it has swapped in."""
+        serving = self._activations.pop(message.request_id, None)
+        if serving is not None and message.ok:
+            self._serving[serving.model] = serving
+            self._report_at = 0.0
+        elif serving is not None:
+            log.error("the worker has no %s@%s to answer with", serving.model, serving.version)
+
     def _worker_died(self) -> None:
         status = self._worker.reap()
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._worker_delay)
         self._loads.clear()
         self._collects.clear()
         self._serving.clear()
-        self._probation.clear()
-        self._carry_out(self._updater.worker_crashed())
+        self._activations.clear()
+        self._carry_out(self._updater.worker_crashed(self._probation.clear()))
         self._worker_at = time.monotonic() + self._worker_delay
         self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
 
     def _window(self, message: Window) -> None:
         ended = time.time()
-        for model in message.models:
-            self._probation.window(model)
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
         self._spool.add(
@@ -295,15 +325,22 @@ class Supervisor:
         if self._updater.changed:
             self._journal.save({key: self._updater.records[key] for key in self._updater.changed})
             for key in self._updater.changed:
-                record = self._updater.records[key]
-                log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
+                self._log_phase(self._updater.records[key])
             self._updater.changed.clear()
             forgotten = self._updater.forgettable()
             self._journal.forget(forgotten)
             for key in forgotten:
                 del self._updater.records[key]
+                self._logged.pop(key, None)
             self._collect_garbage()
             self._report_at = 0.0
+
+    def _log_phase(self, record: Record) -> None:
+        """Once a phase: a record also changes in what only the journal cares for."""
+        if self._logged.get(record.deployment_id) is not record.phase:
+            self._logged[record.deployment_id] = record.phase
+            why = f": {record.failure.detail}" if record.failure is not None else ""
+            log.info("%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why)
 
     def _trials_changed(self) -> None:
         self._collect_garbage()
@@ -318,7 +355,8 @@ class Supervisor:
             case UnloadArtifact():
                 self._worker.send(Unload(effect.model, effect.digest))
                 serving = self._serving.get(effect.model)
-                if serving is not None and serving.digest == effect.digest:
+                swapping = any(one.model == effect.model for one in self._activations.values())
+                if serving is not None and serving.digest == effect.digest and not swapping:
                     del self._serving[effect.model]
             case CheckTrust() if record is not None:
                 target = Target(record.manifest.target_path, record.signed)
@@ -328,39 +366,59 @@ class Supervisor:
             case StopDownload():
                 self._verifier.cancel(effect.deployment_id)
                 self._fetcher.cancel(effect.deployment_id)
+                self._fetcher.cancel(effect.deployment_id + GOLDEN)
+                self._probation.end(effect.deployment_id)
             case Verify() if record is not None:
+                golden = record.manifest.golden
                 good = self._store.verify(record.manifest.digest)
+                good = (golden is None or self._store.verify(golden.digest)) and good
                 self._carry_out(self._updater.verified(record.deployment_id, good=good))
             case LoadArtifact() if record is not None:
                 self._load(record)
             case ActivateArtifact() if record is not None:
                 self._activate(record)
-            case BeginProbation():
-                self._probation.begin(effect.deployment_id, effect.seconds, time.monotonic())
+            case BeginProbation() if record is not None:
+                self._begin_probation(record, effect.before_id)
             case _:
                 pass
 
     def _fetch(self, record: Record) -> None:
-        now = time.monotonic()
-        self._fetcher.begin(record.deployment_id, record.manifest, self, deadline_s=record.deadline_s, now=now)
+        golden = record.manifest.golden
+        if golden is None:
+            self._fetch_one(record.deployment_id, record.manifest, record)
+        else:
+            self._fetch_one(record.deployment_id + GOLDEN, golden, record)
+
+    def _fetch_one(self, key: str, content: Content, record: Record) -> None:
+        self._fetcher.begin(key, content, self, deadline_s=record.deadline_s, now=time.monotonic())
 
     def _load(self, record: Record) -> None:
-        digest = record.manifest.digest
+        """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
+        digest, golden = record.manifest.digest, record.manifest.golden
+        tried = record.phase is Phase.LOADING
         if not self._store.verify(digest):
             detail = "the artifact on this device's disk is damaged and was removed: roll it out again"
             self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.DIGEST_MISMATCH, detail))
             return
         self._request_id += 1
         self._loads[self._request_id] = record.deployment_id
-        self._worker.send(Load(self._request_id, record.deployment_id, record.manifest, str(self._store.path(digest))))
+        self._worker.send(
+            Load(
+                self._request_id,
+                record.deployment_id,
+                record.manifest,
+                str(self._store.path(digest)),
+                golden_path=str(self._store.path(golden.digest)) if tried and golden is not None else "",
+                need_mb=_needed_mb(record) if tried else 0.0,
+            )
+        )
 
     def _activate(self, record: Record) -> None:
         manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
         if loaded is None:
             return
         self._request_id += 1
-        self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
-        self._serving[manifest.model] = ServingReport(
+        self._activations[self._request_id] = ServingReport(
             manifest.model,
             manifest.version,
             manifest.digest,
@@ -369,7 +427,19 @@ class Supervisor:
             loaded.provider,
             loaded.load_s,
         )
-        self._report_at = 0.0
+        self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
+
+    def _begin_probation(self, record: Record, before_id: str | None) -> None:
+        loaded = self._loaded[record.deployment_id]
+        self._probation.begin(
+            record.deployment_id,
+            record.watching,
+            time.monotonic(),
+            before_id=before_id,
+            before_mb=loaded.before_mb,
+            provider=loaded.provider,
+            note=fall_back(record.manifest.providers, loaded.provider),
+        )
 
     # -- time
 
@@ -379,10 +449,15 @@ class Supervisor:
             self._worker_at = None
             self._worker.start()
         self._fetcher.tick(now)
+        if self._probation.asks(now):
+            self._request_id += 1
+            self._worker.send(Peek(self._request_id))
         for over in self._probation.tick(now):
-            self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem))
+            self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
+            if over.silent:
+                self._worker.kill()
         if now >= self._collect_at:
-            self._collect_at = now + (min(1.0, self._interval()) if self._probation.active else self._interval())
+            self._collect_at = now + self._interval()
             self._request_id += 1
             self._collects[self._request_id] = self._window_started
             self._window_started = time.time()
@@ -436,8 +511,16 @@ class Supervisor:
             missing_chunks=download.part.missing if download else 0,
             failure=failure,
             attempts=record.attempts,
+            probation=self._probation.report(record.deployment_id) or record.probation,
         )
 
 
 def _did_something(model: ModelWindow) -> bool:
     return bool(model.requests or model.rejected or model.confusion)
+
+
+def _needed_mb(record: Record) -> float:
+    """Memory that loading a version beside what serves takes, in MiB: as it was measured, but no less than its file."""
+    size = record.manifest.size / 2**20
+    measured = record.watching.load_mb
+    return MEMORY_LEFT_MB + max(size, 2 * size if measured is None else measured)

@@ -59,6 +59,11 @@ class WorkerProcess:
         """Tell the worker something; false when it is gone."""
         return self._channel is not None and self._channel.send(message)
 
+    def kill(self) -> None:
+        """End a worker that does not listen; `WorkerDied` follows."""
+        if self._process is not None:
+            self._process.kill()
+
     def reap(self) -> int | None:
         """Make sure a worker that ended its stream is gone; its exit status."""
         if self._process is None:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import msgspec
 
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest, ModelFormat
-from agent.runtimes.base import reason
+from agent.runtimes.base import Tensors, reason
 from agent.trial.dataset import Dataset
+from agent.trial.golden import made, pick_rows, write
 from converters.cache import CandidateCache
 from converters.digest import file_digest
 from converters.errors import ConversionError
 from converters.evaluate import Run, measure, run_file, takes
 from converters.isolate import isolated
-from converters.job import BuildJob, Candidate, Lineage, Measurements, PassRecord, Target
+from converters.job import BuildJob, Candidate, GoldenFile, Lineage, Measurements, PassRecord, Target
 from converters.package import as_seen, manifest_for, tflite_specs
 from converters.planner import excesses
 from converters.starts import Start
@@ -58,6 +60,7 @@ def candidate_of(
         detail = "static int8 needs calibration data: push the version with a calibration set"
         return Candidate(name, recipe.precision, error=detail)
     cache = CandidateCache(job)
+    rows = pick_rows(data)
     try:
         key = cache.key(recipe, start.path)
         # What only an accelerator can run is compiled anew: what it was made of is measured, and lies in no cache.
@@ -72,14 +75,16 @@ def candidate_of(
             result_specs = tflite_specs(runnable, start.specs)
         manifest = manifest_for(runnable, result_specs, recipe.result, job.target, precision=recipe.precision)
         if twin is not None and twin.measurements is not None:
-            measured = twin.measurements
+            measured, golden = twin.measurements, twin.golden
             result_specs = (result_specs[0], twin.outputs)
         elif kept and cache.reuses_answers:
-            ran = run_file(manifest, target, data.part(0, manifest.max_batch))
+            ran = run_file(manifest, target, data.part(0, manifest.max_batch), rows)
+            golden = _golden(ran, source_run, rows, folder / f"{name}.golden.npz")
             measured = _timed(kept.measurements, ran)
             result_specs = as_seen(result_specs, ran.shapes)
         else:
-            ran = run_file(manifest, runnable, data)
+            ran = run_file(manifest, runnable, data, rows)
+            golden = _golden(ran, source_run, rows, folder / f"{name}.golden.npz")
             measured = measure(ran, source_run, data, target.stat().st_size)
             result_specs = as_seen(result_specs, ran.shapes)
             if recipe.compiled_for:
@@ -116,7 +121,17 @@ def candidate_of(
         reused=kept is not None,
         same_as=twin.recipe if twin is not None else "",
         compiled_for=recipe.compiled_for,
+        golden=golden,
     )
+
+
+def _golden(run: Run, source: Run, rows: tuple[Tensors, ...], path: Path) -> GoldenFile | None:
+    """Golden inputs of a file that was run; None without rows, or where they are too large to send along."""
+    if not rows:
+        return None
+    write(made(rows, run.golden, source.golden), path)
+    size = path.stat().st_size
+    return GoldenFile(path.name, file_digest(path), size) if size <= LIMITS.golden_bytes else None
 
 
 def _made(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,8 +15,9 @@ import psutil
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
-from agent.runtimes.base import Runtime, RuntimeLoadError, reason
+from agent.runtimes.base import Runtime, RuntimeLoadError, Tensors, reason
 from agent.trial.dataset import Array, Dataset
+from agent.trial.golden import Answer, answer_rows
 from agent.trial.scoring import answers, time_rows
 from agent.trial.scoring import time_in_turns as turns
 from converters.errors import ConversionError
@@ -45,6 +46,7 @@ class Run:
         latency_p50_ms: of single rows.
         latency_p95_ms: of single rows.
         memory_mb: what loading and running it added to this process.
+        golden: answers to golden rows.
     """
 
     first_output: Array
@@ -54,10 +56,17 @@ class Run:
     latency_p50_ms: float
     latency_p95_ms: float
     memory_mb: float
+    golden: tuple[dict[str, Answer], ...] = ()
 
 
-def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
+def run_file(manifest: Manifest, path: Path, data: Dataset, golden: Sequence[Tensors] = ()) -> Run:
     """Answer every row, then time single rows.
+
+    Args:
+        manifest: of the file.
+        path: of the file.
+        data: rows to answer.
+        golden: rows whose answers are kept to be compared with a device's.
 
     Raises:
         ConversionError: when the file does not load or does not take the data.
@@ -72,6 +81,7 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
         outputs = {name: answered.whole(data.rows) for name, answered in kept.items()}
         memory = (psutil.Process().memory_info().rss - before) / 2**20
         p50, p95 = _latency(runtime, data)
+        kept_answers = answer_rows(runtime, golden)
     except (ConversionError, MemoryError):
         raise
     except Exception as error:
@@ -82,7 +92,7 @@ def run_file(manifest: Manifest, path: Path, data: Dataset) -> Run:
         runtime.close()
     shapes = {name: answered.shape for name, answered in kept.items()}
     first = outputs[manifest.outputs[0].name]
-    return Run(first, outputs, shapes, runtime.provider, p50, p95, max(memory, 0.0))
+    return Run(first, outputs, shapes, runtime.provider, p50, p95, max(memory, 0.0), kept_answers)
 
 
 def _open(manifest: Manifest, path: Path) -> Runtime:

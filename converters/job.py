@@ -316,6 +316,14 @@ class Lineage(msgspec.Struct, frozen=True):
     tools: dict[str, str]
 
 
+class GoldenFile(msgspec.Struct, frozen=True):
+    """Golden inputs of a candidate (`agent.trial.golden`): name of the file in the working folder, SHA-256, bytes."""
+
+    path: str
+    digest: str
+    size: int
+
+
 class Candidate(msgspec.Struct, frozen=True):
     """One recipe that was tried.
 
@@ -338,6 +346,7 @@ class Candidate(msgspec.Struct, frozen=True):
         same_as: recipe of an earlier candidate with the same bytes, whose measurements these are.
         compiled_for: accelerator that alone can run the file, such as `edgetpu`; the measurements are those of the file
             before it was compiled.
+        golden: rows with its answers; None where no row is small enough, or it could not be built.
     """
 
     recipe: str
@@ -357,6 +366,13 @@ class Candidate(msgspec.Struct, frozen=True):
     reused: bool = False
     same_as: str = ""
     compiled_for: str = ""
+    golden: GoldenFile | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that belong to it in the working folder: digests by path."""
+        found = {self.path: self.digest} if self.path is not None and self.digest is not None else {}
+        return found | ({self.golden.path: self.golden.digest} if self.golden is not None else {})
 
 
 class BuildResult(msgspec.Struct, frozen=True):

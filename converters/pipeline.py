@@ -9,6 +9,7 @@ import msgspec
 
 from agent.protocol.manifest import ModelFormat, Precision
 from agent.trial.dataset import Dataset
+from agent.trial.golden import pick_rows
 from agent.trial.scoring import answers
 from converters.architectures import export_weights
 from converters.candidate import candidate_of, judged, name_of, opened
@@ -65,7 +66,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     specs = {form: with_examples(one, data) for form, one in specs.items()}
     path = Path(main.path)
     job = msgspec.structs.replace(job, target=without_mixing(job.target, main, specs[main.format], data))
-    source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data)
+    source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data, pick_rows(data))
     specs[main.format] = as_seen(specs[main.format], source_run.shapes)
     source = measure(source_run, source_run, data, path.stat().st_size)
     recipes = plan(job.target)

@@ -21,6 +21,8 @@ from agent.protocol.messages import (
     DesiredState,
     Need,
     Presence,
+    ProbationPolicy,
+    ProbationReport,
     Renew,
     Reported,
     TelemetryAck,
@@ -154,6 +156,7 @@ def _check_desired(message: DesiredState) -> None:
         _require(DEVICE_ID.match(deployment.deployment_id) is not None, "deployment_id is not an id")
         _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
+        _check_policy(deployment.policy)
         models.add(_read_manifest(deployment.manifest).model)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
@@ -168,6 +171,14 @@ def _check_desired(message: DesiredState) -> None:
     ids = {deployment.deployment_id for deployment in message.deployments}
     _require(len(ids) == len(message.deployments), "deployments names an id twice")
     _require(len(models) == len(message.deployments), "deployments holds a model twice: one a model")
+
+
+def _check_policy(policy: ProbationPolicy) -> None:
+    _counts(LIMITS.counter, minimum_requests=policy.minimum_requests)
+    memory = (policy.growth_mb, policy.memory_mb or 0.0, policy.load_mb or 0.0)
+    numbers = (policy.seconds, policy.at_most_s, policy.latency_ratio, *memory)
+    _require(all(0 <= one <= LIMITS.seconds for one in numbers), "probation holds a number that is out of bounds")
+    _require(0 <= policy.error_share <= 1, "probation.error_share is not between 0 and 1")
 
 
 def _read_manifest(raw: msgspec.Raw) -> Manifest:
@@ -189,6 +200,10 @@ def check_manifest(manifest: Manifest) -> Manifest:
     _require(0 < manifest.chunk_size <= LIMITS.chunk_bytes, "manifest.chunk_size is out of bounds")
     _require(0 < len(manifest.model) <= LIMITS.name_chars, "manifest.model is empty or too long")
     _require(0 < len(manifest.version) <= LIMITS.name_chars, "manifest.version is empty or too long")
+    if manifest.golden is not None:
+        _require(DIGEST.match(manifest.golden.digest) is not None, "manifest.golden.digest is not a SHA-256 digest")
+        _require(0 < manifest.golden.size <= LIMITS.golden_bytes, "manifest.golden.size is out of bounds")
+        _require(0 < manifest.golden.chunk_size <= LIMITS.chunk_bytes, "manifest.golden.chunk_size is out of bounds")
     _require(1 <= manifest.threads <= 1024, "manifest.threads is out of bounds")
     _require(1 <= manifest.max_batch <= 4096, "manifest.max_batch is out of bounds")
     for side, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
@@ -219,10 +234,22 @@ def _check_report(message: Reported) -> None:
         _names(deployment_id=report.deployment_id)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
         _counts(LIMITS.total, received_bytes=report.received_bytes)
+        if report.probation is not None:
+            _check_probation(report.probation)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _check_trial(trial)
     _check_facts(message.facts)
+
+
+def _check_probation(seen: ProbationReport) -> None:
+    _counts(LIMITS.total, requests=seen.requests, errors=seen.errors, rejected=seen.rejected)
+    numbers = (seen.watched_s, seen.latency_p95_ms or 0.0, seen.before_p95_ms or 0.0)
+    _require(all(0 <= one <= LIMITS.seconds for one in numbers), "probation holds a number that is out of bounds")
+    _require(abs(seen.memory_mb or 0.0) <= LIMITS.seconds, "probation.memory_mb is out of bounds")
+    _names(provider=seen.provider)
+    _bound(seen.note, LIMITS.detail_chars, "probation.note")
+    _require("\0" not in seen.note, "probation.note holds a NUL character")
 
 
 def _check_trial(trial: TrialReport) -> None:

@@ -25,6 +25,8 @@ class WireErrorCode(StrEnum):
     PRECISION_UNSUPPORTED = "precision_unsupported"
     LOAD_FAILED = "load_failed"
     WARMUP_FAILED = "warmup_failed"
+    GOLDEN_MISMATCH = "golden_mismatch"
+    MEMORY_SHORT = "memory_short"
     WORKER_CRASHED = "worker_crashed"
     PROBATION_FAILED = "probation_failed"
     DOWNLOAD_STALLED = "download_stalled"

@@ -4,7 +4,8 @@
                    └────────────┴──────────┴──────────┴→ failed | rolled_back | superseded
 
 `failed` means the new version never served; `rolled_back` means it served, did badly and the device went back by
-itself to what it ran before; `superseded` means a newer desired state replaced it.
+itself to what it ran before; `superseded` means a newer desired state replaced it. One whose watching a restart
+interrupted begins anew, and has served: it ends as `rolled_back` wherever it fails.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Phase(StrEnum):
     SUPERSEDED = "superseded"
 
 
-_ENDS_EARLY = frozenset({Phase.FAILED, Phase.SUPERSEDED})
+_ENDS_EARLY = frozenset({Phase.FAILED, Phase.ROLLED_BACK, Phase.SUPERSEDED})
 
 # A restart sends a deployment back to an earlier phase: starting again is the only recovery path.
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
@@ -34,7 +35,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.DOWNLOADING: frozenset({Phase.VERIFYING, Phase.PENDING}) | _ENDS_EARLY,
     Phase.VERIFYING: frozenset({Phase.LOADING, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
     Phase.LOADING: frozenset({Phase.PROBATION, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
-    Phase.PROBATION: frozenset({Phase.ACTIVE, Phase.ROLLED_BACK, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.PROBATION: frozenset({Phase.ACTIVE, Phase.PENDING}) | _ENDS_EARLY,
     # An active artifact that was damaged on disk is fetched again.
     Phase.ACTIVE: frozenset({Phase.SUPERSEDED, Phase.ROLLED_BACK, Phase.PENDING}),
     Phase.FAILED: frozenset(),

@@ -15,6 +15,7 @@ class WireLimits:
     message_bytes: int = 1 * MIB
     chunk_bytes: int = 256 * KIB
     artifact_bytes: int = 4096 * MIB
+    golden_bytes: int = 4 * MIB  # of a file of golden inputs
     trust_file_bytes: int = 5_000_000  # of one file of TUF metadata
     trust_piece_bytes: int = 256 * KIB
     deployments: int = 64

@@ -115,10 +115,12 @@ class Manifest(msgspec.Struct, frozen=True):
         inputs: in the order the model takes them.
         outputs: in the order the model gives them.
         providers: execution providers to try, in order; the first that proves itself by an inference runs.
-        provider_options: of an execution provider, by its name: what ONNX Runtime takes as its options.
         threads: intra-op threads.
         max_batch: the largest batch worth making of waiting requests; 1 where the batch dimension is fixed.
         labels: class names by index, where the pusher gave them.
+        provider_options: of an execution provider, by its name: what ONNX Runtime takes as its options.
+        golden: rows and what this artifact answered to them when it was built (`agent.trial.golden`): a device that
+            gets other answers does not let it serve. None where there are none.
     """
 
     digest: str
@@ -138,6 +140,7 @@ class Manifest(msgspec.Struct, frozen=True):
     max_batch: int = 1
     labels: tuple[str, ...] = ()
     provider_options: dict[str, dict[str, str]] = {}
+    golden: DataFile | None = None
 
     @property
     def target_path(self) -> str:

@@ -13,24 +13,64 @@ from agent.protocol.manifest import DataFile, Manifest
 from agent.protocol.version import ProtocolRange
 
 
+class ProbationPolicy(msgspec.Struct, frozen=True):
+    """How a version that has just begun to serve is watched, and what takes it back.
+
+    Attributes:
+        seconds: how long it is watched.
+        minimum_requests: how many requests a judgement of them needs. With fewer in `seconds` the watching goes on, but
+            not longer than `at_most_s`.
+        at_most_s: when the watching ends whatever came; `seconds` when it is smaller.
+        error_share: of its requests may fail, 0 to 1.
+        latency_ratio: its 95th percentile may be so many times that of the version before; 0 is no bound.
+        memory_mb: what loading and running it may add to the inference worker, in MiB; None is no bound.
+        growth_mb: what the worker may grow by without an end while it is watched, in MiB; 0 is no bound.
+        load_mb: what loading it is expected to add, in MiB, as it was measured; None where it was not.
+        replace_when_short: where memory is too short for two, take the version before out first, and answer nothing
+            until the new one is loaded; else the new one fails.
+    """
+
+    seconds: float = 5.0
+    minimum_requests: int = 5
+    at_most_s: float = 0.0
+    error_share: float = 0.2
+    latency_ratio: float = 2.0
+    memory_mb: float | None = None
+    growth_mb: float = 64.0
+    load_mb: float | None = None
+    replace_when_short: bool = False
+
+    @property
+    def longest_s(self) -> float:
+        """How long the watching may take at most, in seconds."""
+        return max(self.seconds, self.at_most_s)
+
+
 class DesiredDeployment(msgspec.Struct, frozen=True):
     """One model the device ought to run.
 
     Attributes:
         deployment_id: the server's id; the same id is the same deployment, however often it is sent.
         manifest: what to run: a `Manifest` as JSON, exactly the bytes that were signed.
-        probation_s: how long the new version is watched before it counts as active, in seconds.
+        probation_s: how long the new version is watched before it counts as active, in seconds; `probation` says more.
         deadline_s: how long a download may go without a new byte before it fails, in seconds.
+        probation: how it is watched; None of a server that says only `probation_s`.
     """
 
     deployment_id: str
     manifest: msgspec.Raw
     probation_s: float = 5.0
     deadline_s: float = 86_400.0
+    probation: ProbationPolicy | None = None
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
         return msgspec.json.decode(self.manifest, type=Manifest)
+
+    @property
+    def policy(self) -> ProbationPolicy:
+        """How the new version is watched."""
+        return self.probation or ProbationPolicy(seconds=self.probation_s)
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -81,6 +121,34 @@ class Failure(msgspec.Struct, frozen=True):
     detail: str
 
 
+class ProbationReport(msgspec.Struct, frozen=True):
+    """What was seen of a version while it was watched: what the judgement rests on.
+
+    Attributes:
+        watched_s: seconds it was watched.
+        requests: that it answered, errors included.
+        errors: of those, how many failed inside the model or its runtime.
+        rejected: refused before the model saw them.
+        latency_p95_ms: of its requests; None without any.
+        before_p95_ms: of the last requests of the version before it; None where there were too few to compare with.
+        memory_mb: what the inference worker grew by since before it was loaded, in MiB; None if unmeasured.
+        provider: execution provider that ran it.
+        exercised: whether it had as many requests as a judgement needs; else nothing but its time speaks for it.
+        note: what people ought to know, such as that it runs on another execution provider than was asked for.
+    """
+
+    watched_s: float = 0.0
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    latency_p95_ms: float | None = None
+    before_p95_ms: float | None = None
+    memory_mb: float | None = None
+    provider: str = ""
+    exercised: bool = False
+    note: str = ""
+
+
 class DeploymentReport(msgspec.Struct, frozen=True):
     """One deployment as the device sees it.
 
@@ -94,6 +162,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         missing_chunks: how many chunks are not there yet.
         failure: why it failed or was rolled back; None otherwise.
         attempts: how often it was started, restarts of the agent included.
+        probation: what was seen of it while it was watched; None before that.
     """
 
     deployment_id: str
@@ -105,6 +174,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     missing_chunks: int = 0
     failure: Failure | None = None
     attempts: int = 1
+    probation: ProbationReport | None = None
 
 
 class ServingReport(msgspec.Struct, frozen=True):

@@ -16,12 +16,23 @@ FRAME_LIMIT = 16 * 1024 * 1024
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Load an artifact beside what is served, and warm it up. Answered by `Loaded` with the same `request_id`."""
+    """Load an artifact beside what is served, and warm it up. Answered by `Loaded` with the same `request_id`.
+
+    Attributes:
+        request_id: names the answer.
+        deployment_id: that brings it.
+        manifest: of the artifact.
+        path: of its file.
+        golden_path: of its golden inputs, which it must answer as it did where it was built; empty for none.
+        need_mb: free memory without which it is not loaded, in MiB.
+    """
 
     request_id: int
     deployment_id: str
     manifest: Manifest
     path: str
+    golden_path: str = ""
+    need_mb: float = 0.0
 
 
 class Activate(msgspec.Struct, frozen=True, tag="activate"):
@@ -44,6 +55,12 @@ class Unload(msgspec.Struct, frozen=True, tag="unload"):
 
 class Collect(msgspec.Struct, frozen=True, tag="collect"):
     """Give the counts since the last time and start new ones. Answered by `Window`."""
+
+    request_id: int
+
+
+class Peek(msgspec.Struct, frozen=True, tag="peek"):
+    """Say what every artifact did since it was loaded; no window begins or ends. Answered by `Peeked`."""
 
     request_id: int
 
@@ -71,7 +88,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
         request_id: of the `Load`.
         runtime: runtime and version; empty on failure.
         provider: execution provider that really ran the warm-up; empty on failure.
-        load_s: seconds to load and warm up.
+        load_s: seconds to load, warm up, and answer golden inputs.
+        before_mb: the worker's resident memory before, in MiB; None where it can't be measured.
         code: why it failed; None when it did not.
         detail: a sentence with the remedy, on failure.
     """
@@ -80,6 +98,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     runtime: str = ""
     provider: str = ""
     load_s: float = 0.0
+    before_mb: float | None = None
     code: WireErrorCode | None = None
     detail: str = ""
 
@@ -99,5 +118,35 @@ class Window(msgspec.Struct, frozen=True, tag="window"):
     rss_mb: float
 
 
-ToWorker = Load | Activate | Unload | Collect | Shutdown
-FromWorker = Ready | Loaded | Activated | Window
+class Counts(msgspec.Struct, frozen=True):
+    """What one artifact did since it was loaded.
+
+    Attributes:
+        deployment_id: that brought it.
+        requests: answered, errors included.
+        errors: that failed inside the model or its runtime.
+        rejected: refused before the model saw them.
+        latency: of all requests, by bucket: `agent.protocol.histogram`.
+        recent: likewise, of the last few hundred requests.
+        oldest_s: how long the request has waited that has waited longest, in seconds; 0 when none waits.
+    """
+
+    deployment_id: str
+    requests: int = 0
+    errors: int = 0
+    rejected: int = 0
+    latency: dict[int, int] = {}
+    recent: dict[int, int] = {}
+    oldest_s: float = 0.0
+
+
+class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
+    """What artifacts did since they were loaded, and the worker's resident memory in MiB."""
+
+    request_id: int
+    models: tuple[Counts, ...]
+    rss_mb: float
+
+
+ToWorker = Load | Activate | Unload | Collect | Peek | Shutdown
+FromWorker = Ready | Loaded | Activated | Window | Peeked

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.protocol.manifest import Manifest
+from agent.protocol.messages import ModelWindow
 from agent.runtimes.base import Runtime, Tensors
 from agent.telemetry.recorder import Recorder
 
@@ -54,6 +55,8 @@ class LoadedModel:
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
         self._remembered = 0
         self._retired = False
+        self._began_at: float | None = None
+        self.closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
         self._thread.start()
@@ -87,6 +90,12 @@ class LoadedModel:
                 raise QueueFullError from None
         return await future
 
+    @property
+    def oldest_s(self) -> float:
+        """How long the request has waited that has waited longest, in seconds; 0 when none waits."""
+        began = self._began_at
+        return 0.0 if began is None else time.perf_counter() - began
+
     def feedback(self, request_id: str, labels: list[int]) -> int:
         """Count true labels of an earlier request; returns how many rows were matched (0 for an unknown id)."""
         with self._lock:
@@ -105,6 +114,7 @@ class LoadedModel:
         self._queue.put(None)
         self._thread.join(60)
         self.runtime.close()
+        self.closed = True
 
     def _loop(self) -> None:
         carried: _Pending | None = None
@@ -112,8 +122,10 @@ class LoadedModel:
             first = carried or self._queue.get()
             if first is None:
                 return
+            self._began_at = first.came_at
             batch, carried, ended = self._drain(first)
             self._answer(batch)
+            self._began_at = None
             if ended:
                 return
 
@@ -211,6 +223,7 @@ class Registry:
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         self._serving: dict[str, LoadedModel] = {}
+        self._leaving: list[LoadedModel] = []  # taken out, with counts that nobody has collected
 
     def add(self, model: LoadedModel) -> None:
         """Keep a loaded artifact beside what serves; one that is there already is closed and replaced."""
@@ -220,6 +233,7 @@ class Registry:
         if old is not None:
             if self._serving.get(key[0]) is old:
                 self._serving[key[0]] = model
+            self._leaving.append(old)
             threading.Thread(target=old.close, daemon=True).start()
 
     def activate(self, model: str, digest: str) -> bool:
@@ -233,6 +247,8 @@ class Registry:
     def remove(self, model: str, digest: str) -> LoadedModel | None:
         """Take an artifact out; its caller closes it."""
         loaded = self._loaded.pop((model, digest), None)
+        if loaded is not None:
+            self._leaving.append(loaded)
         if loaded is not None and self._serving.get(model) is loaded:
             del self._serving[model]
         return loaded
@@ -248,6 +264,13 @@ class Registry:
     def all(self) -> list[LoadedModel]:
         """Everything that is loaded."""
         return list(self._loaded.values())
+
+    def collect(self) -> list[ModelWindow]:
+        """What every artifact did since the last time, those that were taken out meanwhile too."""
+        closed = [loaded for loaded in self._leaving if loaded.closed]
+        windows = [loaded.recorder.collect() for loaded in (*self._loaded.values(), *self._leaving)]
+        self._leaving = [loaded for loaded in self._leaving if loaded not in closed]
+        return windows
 
     def versions_of(self, model: str) -> list[LoadedModel]:
         """Everything loaded of a model, what serves first: feedback may name a request the old one answered."""

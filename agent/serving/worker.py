@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.secrets import log_to_stderr
@@ -33,6 +32,8 @@ from agent.serving.ipc import (
     FromWorker,
     Load,
     Loaded,
+    Peek,
+    Peeked,
     Ready,
     Shutdown,
     ToWorker,
@@ -40,10 +41,13 @@ from agent.serving.ipc import (
     Window,
 )
 from agent.serving.models import LoadedModel, Registry
+from agent.telemetry.host import free_memory_mb, own_memory_mb
+from agent.trial import golden
 
 log = logging.getLogger("agent.worker")
 NICE = 19
 DRAIN_S = 10.0
+MEMORY_WAIT_S = 3.0
 
 
 def main() -> None:
@@ -112,17 +116,19 @@ class Worker:
                     if model is not None:
                         threading.Thread(target=model.close, daemon=True).start()
                 case Collect():
-                    windows = tuple(model.recorder.collect() for model in self._registry.all())
-                    used = psutil.Process().memory_info().rss / 2**20
-                    self._send(Window(message.request_id, windows, used))
+                    windows = tuple(self._registry.collect())
+                    self._send(Window(message.request_id, windows, own_memory_mb()))
+                case Peek():
+                    counts = tuple(model.recorder.totals(model.oldest_s) for model in self._registry.all())
+                    self._send(Peeked(message.request_id, counts, own_memory_mb()))
                 case Shutdown():
                     break
         self._stop.set()
 
     async def _load(self, message: Load) -> None:
-        started = time.monotonic()
+        started, before_mb = time.monotonic(), own_memory_mb()
         try:
-            runtime = await _in_nice_thread(lambda: open_runtime(message.manifest, Path(message.path)))
+            runtime = await _in_nice_thread(lambda: _proven(message))
         except RuntimeLoadError as error:
             self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
             return
@@ -134,11 +140,41 @@ class Worker:
         # Made here, not in the loading thread: its thread would inherit that one's niceness.
         self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime))
         took = time.monotonic() - started
-        self._send(Loaded(message.request_id, runtime.version, runtime.provider, took))
+        self._send(Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb))
 
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
         self._writer.write(pack(message))
+
+
+def _proven(message: Load) -> Runtime:
+    """An artifact loaded, warmed up, and found to answer as it did where it was built.
+
+    Raises:
+        RuntimeLoadError: otherwise; then nothing of it is left.
+    """
+    free_mb, until = free_memory_mb(), time.monotonic() + MEMORY_WAIT_S
+    while free_mb < message.need_mb and time.monotonic() < until:  # what was unloaded a moment ago is given back now
+        time.sleep(0.1)
+        free_mb = free_memory_mb()
+    if free_mb < message.need_mb:
+        detail = (
+            f"loading it beside what serves needs {message.need_mb:.0f} MiB, and {free_mb:.0f} MiB are free: free "
+            "some, or let the version before go first, which answers nothing meanwhile (on_memory_short=replace)"
+        )
+        raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
+    runtime = open_runtime(message.manifest, Path(message.path))
+    if not message.golden_path:
+        return runtime
+    try:
+        problem = golden.check(golden.read(Path(message.golden_path), message.manifest), runtime)
+    except golden.GoldenError as error:
+        problem = f"the golden inputs can't be read: {error}"
+    if problem is None:
+        return runtime
+    detail = f"{problem}; it ran on {runtime.provider} by {runtime.version}. It never served"
+    runtime.close()
+    raise RuntimeLoadError(WireErrorCode.GOLDEN_MISMATCH, detail)
 
 
 async def _in_nice_thread(function: Callable[[], Runtime]) -> Runtime:

@@ -1,4 +1,7 @@
-"""Counts what each loaded artifact does in a telemetry window. Thread-safe; knows no network and no disk."""
+"""Counts what each loaded artifact does: in a telemetry window, since it was loaded, and lately. Thread-safe.
+
+It knows no network and no disk.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from agent.protocol.histogram import bucket_of
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import ModelWindow
+from agent.serving.ipc import Counts
+
+RECENT = 512  # requests after which the older half of what counts as recent is forgotten
 
 
 @dataclass
@@ -31,14 +37,23 @@ class Recorder:
         self._provider = provider
         self._lock = threading.Lock()
         self._counts = _Counts()
+        self._before = _Counts()  # of windows that are over
+        self._recent: Counter[int] = Counter()
+        self._less_recent: Counter[int] = Counter()
+        self._recently = 0
 
     def answered(self, seconds: float, items: int, *, failed: bool = False) -> None:
         """One request was answered, `seconds` after it came."""
+        bucket = bucket_of(seconds)
         with self._lock:
             self._counts.requests += 1
             self._counts.errors += failed
             self._counts.items += items
-            self._counts.latency[bucket_of(seconds)] += 1
+            self._counts.latency[bucket] += 1
+            self._recent[bucket] += 1
+            self._recently += 1
+            if self._recently >= RECENT:
+                self._less_recent, self._recent, self._recently = self._recent, Counter(), 0
 
     def rejected(self) -> None:
         """One request was refused before the model saw it."""
@@ -55,6 +70,10 @@ class Recorder:
         """The counts since the last time; new ones begin."""
         with self._lock:
             counts, self._counts = self._counts, _Counts()
+            self._before.requests += counts.requests
+            self._before.errors += counts.errors
+            self._before.rejected += counts.rejected
+            self._before.latency.update(counts.latency)
         return ModelWindow(
             model=self._manifest.model,
             version=self._manifest.version,
@@ -68,3 +87,20 @@ class Recorder:
             latency=dict(counts.latency),
             confusion=tuple((label, predicted, n) for (label, predicted), n in counts.confusion.items()),
         )
+
+    def totals(self, oldest_s: float) -> Counts:
+        """The counts since the artifact was loaded; windows stay as they are.
+
+        Args:
+            oldest_s: how long the request has waited that has waited longest, in seconds.
+        """
+        with self._lock:
+            return Counts(
+                deployment_id=self._deployment_id,
+                requests=self._before.requests + self._counts.requests,
+                errors=self._before.errors + self._counts.errors,
+                rejected=self._before.rejected + self._counts.rejected,
+                latency=dict(self._before.latency + self._counts.latency),
+                recent=dict(self._recent + self._less_recent),
+                oldest_s=oldest_s,
+            )

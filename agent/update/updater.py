@@ -13,9 +13,10 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import DesiredState, Failure
+from agent.protocol.messages import DesiredState, Failure, ProbationPolicy, ProbationReport
 
 ATTEMPTS = 5
+INTERRUPTIONS = 3
 KEPT_ENDED = 8
 
 
@@ -25,6 +26,12 @@ class Record(msgspec.Struct):
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
+        policy: how it is watched; None of a record from before there were policies.
+        probation: what was seen of it while it was watched.
+        served: whether it ever answered requests.
+        interrupted: how often the agent ended while it was loaded or watched.
+        replaces: whether the version before was taken out to make room for it.
+        wanted: whether the desired state names it: then it is not forgotten, or it would be tried again.
     """
 
     deployment_id: str
@@ -39,6 +46,17 @@ class Record(msgspec.Struct):
     previous_id: str | None = None
     signed: bytes = b""
     trusted: bool = False
+    policy: ProbationPolicy | None = None
+    probation: ProbationReport | None = None
+    served: bool = False
+    interrupted: int = 0
+    replaces: bool = False
+    wanted: bool = False
+
+    @property
+    def watching(self) -> ProbationPolicy:
+        """How it is watched."""
+        return self.policy or ProbationPolicy(seconds=self.probation_s)
 
 
 @dataclass(frozen=True)
@@ -93,10 +111,10 @@ class UnloadArtifact:
 
 @dataclass(frozen=True)
 class BeginProbation:
-    """Watch a deployment for some seconds."""
+    """Watch a deployment, beside the one that served before."""
 
     deployment_id: str
-    seconds: float
+    before_id: str | None
 
 
 Effect = (
@@ -117,6 +135,9 @@ class Updater:
         self.records = records
         self.revision = revision
         self.changed: set[str] = set()
+        self._worker_up = True  # what it is told while it starts waits for it
+        self._asked: set[str] = set()  # that the worker was told to load
+        self._loaded: set[str] = set()  # that it holds
 
     def recover(self) -> list[Effect]:
         """Take up again what was begun before a restart; one that was begun too often fails."""
@@ -125,6 +146,12 @@ class Updater:
             if record.phase in SETTLED:
                 continue
             record.attempts += record.phase is not Phase.PENDING  # waiting for trust, it did nothing that could crash
+            record.interrupted += record.phase in {Phase.LOADING, Phase.PROBATION}
+            record.replaces = False
+            if record.interrupted >= INTERRUPTIONS:
+                detail = f"the agent ended {INTERRUPTIONS} times while it loaded or watched the version"
+                self._fail(record, WireErrorCode.PROBATION_FAILED, detail)
+                continue
             if record.attempts > ATTEMPTS:
                 detail = f"the agent restarted {ATTEMPTS} times while it was {record.phase.value}"
                 self._fail(record, WireErrorCode.INTERNAL, detail)
@@ -134,21 +161,29 @@ class Updater:
         return effects
 
     def worker_ready(self) -> list[Effect]:
-        """A fresh worker has nothing loaded: everything that ought to serve, or was being loaded, is loaded again."""
-        phases = {Phase.ACTIVE, Phase.LOADING}
-        return [LoadArtifact(one.deployment_id) for one in self.records.values() if one.phase in phases]
+        """A fresh worker has nothing loaded: what ought to serve is loaded, and then what waits for that."""
+        self._worker_up = True
+        active = [one.deployment_id for one in self.records.values() if one.phase is Phase.ACTIVE]
+        return [*(LoadArtifact(one) for one in active), *self._load_waiting()]
 
-    def worker_crashed(self) -> list[Effect]:
-        """The worker died: a version that was being loaded or watched is to blame; the one before serves again."""
+    def worker_crashed(self, seen: dict[str, ProbationReport]) -> list[Effect]:
+        """The worker died: a version that was being loaded or watched is to blame; the one before serves again.
+
+        Args:
+            seen: of the versions that were watched.
+        """
+        asked, self._worker_up = self._asked, False
+        self._asked, self._loaded = set(), set()
         for record in list(self.records.values()):
-            if record.phase is Phase.LOADING:
+            if record.phase is Phase.LOADING and record.deployment_id in asked:
                 self._fail(
                     record, WireErrorCode.WORKER_CRASHED, "the inference worker died while it loaded the artifact"
                 )
             elif record.phase is Phase.PROBATION:
-                self._set(record, Phase.ROLLED_BACK)
-                detail = "the inference worker died while the version was watched"
-                record.failure = Failure(WireErrorCode.WORKER_CRASHED, detail)
+                record.probation = seen.get(record.deployment_id)
+                self._fail(
+                    record, WireErrorCode.WORKER_CRASHED, "the inference worker died while the version was watched"
+                )
         return []
 
     def desired(self, state: DesiredState) -> list[Effect]:
@@ -161,6 +196,9 @@ class Updater:
         models = {one.model for one in manifests.values()}
         effects: list[Effect] = []
         for record in list(self.records.values()):
+            if record.wanted != (record.deployment_id in wanted):
+                record.wanted = not record.wanted
+                self.changed.add(record.deployment_id)
             if record.deployment_id in wanted or record.phase in ENDED:
                 continue
             if record.phase is Phase.ACTIVE and record.manifest.model in models:
@@ -177,6 +215,8 @@ class Updater:
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
                     signed=bytes(one.manifest),
+                    policy=one.policy,
+                    wanted=True,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
@@ -206,7 +246,7 @@ class Updater:
             return []
         if good:
             self._set(record, Phase.LOADING)
-            return [LoadArtifact(deployment_id)]
+            return self._load_waiting()
         if not record.refetched:
             record.refetched = True
             self._set(record, Phase.DOWNLOADING)
@@ -218,46 +258,98 @@ class Updater:
     def failed(self, deployment_id: str, code: WireErrorCode, detail: str) -> list[Effect]:
         """A download or a load did not work; what served before goes on. An active one that was damaged comes anew."""
         record = self.records[deployment_id]
+        self._asked.discard(deployment_id)
         if record.phase is Phase.ACTIVE and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
             record.refetched = True
             self._set(record, Phase.PENDING)
-            return self._begin(record)
-        if record.phase is Phase.ACTIVE:
-            self._set(record, Phase.ROLLED_BACK)
-            record.failure = Failure(code, detail[:2000])
-        elif record.phase not in ENDED:
+            return [*self._begin(record), *self._load_waiting()]
+        if record.phase is Phase.LOADING and code is WireErrorCode.MEMORY_SHORT and (room := self._make_room(record)):
+            return room
+        back: list[Effect] = []
+        if record.phase not in ENDED:
             self._fail(record, code, detail)
-        return [StopDownload(deployment_id)]
+            back = self._back(record) if record.replaces else []
+        return [StopDownload(deployment_id), *back, *self._load_waiting()]
+
+    def _make_room(self, record: Record) -> list[Effect]:
+        """Take the version before out, where that was allowed and not done yet."""
+        before = self.active(record.manifest.model)
+        if before is None or record.replaces or not record.watching.replace_when_short:
+            return []
+        record.replaces = True
+        self._asked.add(record.deployment_id)
+        self.changed.add(record.deployment_id)
+        self._loaded.discard(before.deployment_id)
+        return [*self._unload(before), LoadArtifact(record.deployment_id)]
 
     def loaded(self, deployment_id: str) -> list[Effect]:
-        """The worker has it loaded and warm."""
+        """The worker has it loaded and warm, and it answered its golden inputs."""
         record = self.records[deployment_id]
+        self._asked.discard(deployment_id)
         if record.phase is Phase.ACTIVE:
-            return [ActivateArtifact(deployment_id)]
+            self._loaded.add(deployment_id)
+            watched = any(one.phase is Phase.PROBATION for one in self._of(record.manifest.model))
+            activate: list[Effect] = [] if watched else [ActivateArtifact(deployment_id)]
+            return [*activate, *self._load_waiting()]
         if record.phase is not Phase.LOADING:
-            return [UnloadArtifact(record.manifest.model, record.manifest.digest)] if record.phase in ENDED else []
+            return self._unload(record) if record.phase in ENDED else []
+        self._loaded.add(deployment_id)
+        record.served = True
         self._set(record, Phase.PROBATION)
-        return [ActivateArtifact(deployment_id), BeginProbation(deployment_id, record.probation_s)]
+        before = self.active(record.manifest.model)
+        return [
+            ActivateArtifact(deployment_id),
+            BeginProbation(deployment_id, before.deployment_id if before else None),
+        ]
 
-    def probation_over(self, deployment_id: str, *, problem: str | None) -> list[Effect]:
+    def probation_over(
+        self, deployment_id: str, *, problem: str | None, report: ProbationReport | None = None
+    ) -> list[Effect]:
         """The watching ended: the version stays, or the one before is back."""
         record = self.records[deployment_id]
         if record.phase is not Phase.PROBATION:
             return []
-        model = record.manifest.model
-        before = self.active(model)
-        if problem is None:
-            effects: list[Effect] = []
-            if before is not None:
-                self._set(before, Phase.SUPERSEDED)
-                if before.manifest.digest != record.manifest.digest:
-                    effects.append(UnloadArtifact(model, before.manifest.digest))
-            self._set(record, Phase.ACTIVE)
-            return effects
-        self._set(record, Phase.ROLLED_BACK)
-        record.failure = Failure(WireErrorCode.PROBATION_FAILED, problem)
-        back: list[Effect] = [ActivateArtifact(before.deployment_id)] if before else []
-        return [*back, UnloadArtifact(model, record.manifest.digest)]
+        record.probation = report
+        if problem is not None:
+            self._fail(record, WireErrorCode.PROBATION_FAILED, problem)
+            return self._back(record)
+        before = self.active(record.manifest.model)
+        if before is not None:
+            self._set(before, Phase.SUPERSEDED)
+        self._set(record, Phase.ACTIVE)
+        return self._unload(before) if before is not None else []
+
+    def _load_waiting(self) -> list[Effect]:
+        """Let the worker load what is to be tried. What ought to serve goes first, and is served before that begins."""
+        effects: list[Effect] = []
+        for record in self.records.values() if self._worker_up else ():
+            key, before = record.deployment_id, self.active(record.manifest.model)
+            waits = before is not None and before.deployment_id not in self._loaded
+            if record.phase is Phase.LOADING and key not in self._asked and not waits:
+                self._asked.add(key)
+                effects.append(LoadArtifact(key))
+        return effects
+
+    def _back(self, record: Record) -> list[Effect]:
+        """Let the version before a deployment answer again, and the worker forget the deployment's artifact."""
+        before = self.active(record.manifest.model)
+        unload = self._unload(record)
+        if before is None:
+            return unload
+        if before.deployment_id in self._loaded and before.manifest.digest != record.manifest.digest:
+            return [ActivateArtifact(before.deployment_id), *unload]
+        return [*unload, LoadArtifact(before.deployment_id)]  # it was taken out, or is counted under the other's name
+
+    def _unload(self, record: Record) -> list[Effect]:
+        """Let the worker forget a deployment's artifact, unless another deployment runs the same bytes."""
+        self._loaded.discard(record.deployment_id)
+        model, digest = record.manifest.model, record.manifest.digest
+        running = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
+        same = (one for one in self._of(model) if one.manifest.digest == digest and one is not record)
+        return [] if any(one.phase in running for one in same) else [UnloadArtifact(model, digest)]
+
+    def _of(self, model: str) -> list[Record]:
+        return [one for one in self.records.values() if one.manifest.model == model]
 
     def active(self, model: str) -> Record | None:
         """The deployment that serves a model for good."""
@@ -266,12 +358,13 @@ class Updater:
 
     def kept_digests(self) -> set[str]:
         """Artifacts that must stay: those in progress, those that serve."""
-        return {one.manifest.digest for one in self.records.values() if one.phase not in ENDED}
+        kept = [one.manifest for one in self.records.values() if one.phase not in ENDED]
+        return {one.digest for one in kept} | {one.golden.digest for one in kept if one.golden is not None}
 
     def forgettable(self) -> list[str]:
-        """Ended deployments beyond the newest few."""
-        ended = [one.deployment_id for one in self.records.values() if one.phase in ENDED]
-        return ended[:-KEPT_ENDED]
+        """Ended deployments beyond the newest few, that nobody wants: what is still wanted must not be tried again."""
+        ended = [one for one in self.records.values() if one.phase in ENDED]
+        return [one.deployment_id for one in ended[:-KEPT_ENDED] if not one.wanted]
 
     def _begin(self, record: Record) -> list[Effect]:
         if not record.trusted:
@@ -280,20 +373,17 @@ class Updater:
         return [Download(record.deployment_id)]
 
     def _supersede(self, record: Record) -> list[Effect]:
-        effects: list[Effect] = [StopDownload(record.deployment_id)]
-        model, digest = record.manifest.model, record.manifest.digest
-        current = self.active(model)
-        if record.phase is Phase.PROBATION and current is not None:
-            effects.append(ActivateArtifact(current.deployment_id))
-        if record.phase in {Phase.PROBATION, Phase.ACTIVE} and (
-            current is None or current is record or (current.manifest.digest != digest)
-        ):
-            effects.append(UnloadArtifact(model, digest))
+        phase = record.phase
         self._set(record, Phase.SUPERSEDED)
+        effects: list[Effect] = [StopDownload(record.deployment_id)]
+        if phase is Phase.PROBATION or record.replaces:
+            effects += self._back(record)
+        elif phase is Phase.ACTIVE:
+            effects += self._unload(record)
         return effects
 
     def _fail(self, record: Record, code: WireErrorCode, detail: str) -> None:
-        self._set(record, Phase.FAILED)
+        self._set(record, Phase.ROLLED_BACK if record.served or record.phase is Phase.ACTIVE else Phase.FAILED)
         record.failure = Failure(code, detail[:2000])
 
     def _set(self, record: Record, phase: Phase) -> None:

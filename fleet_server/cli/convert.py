@@ -92,6 +92,8 @@ def convert(
         if manifest is not None:
             chosen = candidates[result["chosen"]]
             shutil.copyfile(folder / "work" / chosen["path"], out / f"model.{chosen['format']}")
+            if chosen["golden"] is not None:
+                shutil.copyfile(folder / "work" / chosen["golden"]["path"], out / "golden.npz")
             (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     checks = "; ".join(f"{check['detail']} ({'holds' if check['holds'] else 'MISSED'})" for check in verdict["checks"])
     facts = [
@@ -155,7 +157,7 @@ def _build(
     from fleet_server.catalog.schemas import GateSpec
     from fleet_server.conversions.gate import References, judge
     from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
-    from fleet_server.conversions.service import build_target
+    from fleet_server.conversions.service import build_target, golden_of
     from fleet_server.settings import Settings
 
     target = build_target(spec.name, spec)
@@ -193,7 +195,7 @@ def _build(
     plain = manifest_for(
         work / chosen.path, (chosen.inputs, chosen.outputs), chosen.format, target, precision=chosen.precision
     )
-    manifest = msgspec.structs.replace(plain, digest=chosen.digest or "")
+    manifest = msgspec.structs.replace(plain, digest=chosen.digest or "", golden=golden_of(chosen))
     return msgspec.to_builtins(result), verdict.model_dump(mode="json"), msgspec.to_builtins(manifest)
 
 

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
+from fleet_server.cli import probation as watching
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -65,6 +66,7 @@ def create(
     on_stop: Annotated[
         str | None, typer.Option(help="What a stop rule does: pause or revert. Default: revert.")
     ] = None,
+    probation: Annotated[str | None, typer.Option(help=watching.HELP)] = None,
     on_busy: Annotated[
         str, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
     ] = "refuse",
@@ -87,6 +89,8 @@ def create(
         strategy["stop_when"] = [_rule(part) for part in stop_when]
     if on_stop:
         strategy["on_stop"] = on_stop
+    if probation:
+        strategy["probation"] = watching.parse(probation)
     target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag"), "query": query}
     body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
     with client(context) as api:
@@ -366,5 +370,6 @@ DEPLOYMENT_COLUMNS: list[tuple[str, Callable[[Json], object]]] = [
     ("phase", lambda row: row["phase"]),
     ("got", _progress),
     ("seconds", lambda row: row["deploy_s"]),
+    ("seen", watching.seen),
     ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
 ]

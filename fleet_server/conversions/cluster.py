@@ -257,13 +257,12 @@ class DaskExecutor:
         """Bring what was built here, and check that it is what was measured."""
         files = folder.store.folder(exchange)
         for candidate in result.candidates:
-            if candidate.path is None:
-                continue
-            name = candidate.path.rpartition("/")[2]
-            files.fetch_to(name, folder.path / name)
-            if file_digest(folder.path / name)[0] != candidate.digest:
-                detail = f"{name} came from its worker with other bytes than were measured there: build it again"
-                raise ConversionFailedError(JobError("artifact_damaged", detail))
+            for path, digest in candidate.files.items():
+                name = path.rpartition("/")[2]
+                files.fetch_to(name, folder.path / name)
+                if file_digest(folder.path / name)[0] != digest:
+                    detail = f"{name} came from its worker with other bytes than were measured there: build it again"
+                    raise ConversionFailedError(JobError("artifact_damaged", detail))
 
 
 def security(settings: Settings) -> Any:

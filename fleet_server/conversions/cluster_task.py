@@ -124,8 +124,8 @@ def answer_to(
         for candidate in result.candidates:
             if not wanted():
                 raise CancelledError
-            if candidate.path is not None:
-                exchange.put(folder / Path(candidate.path).name)
+            for path in candidate.files:
+                exchange.put(folder / Path(path).name)
     except ConversionFailedError as failed:
         return Answer(error=failed.error)
     except FleetError as error:

@@ -180,7 +180,8 @@ class ConversionScheduler:
 
     def _complete(self, claimed: ClaimedJob, folder: WorkFolder, result: BuildResult) -> None:
         """Store the artifacts first, then the rows that name them; an artifact nothing names is thrown away."""
-        files = [folder.path / Path(one.path).name for one in service.gate_candidates(result) if one.path is not None]
+        named = (name for one in service.gate_candidates(result) for name in one.files)
+        files = [folder.path / Path(name).name for name in named]
         built = {self._artifacts.put_file(file)[0]: file for file in files}
         with self._database.write() as session:
             held = service.heartbeat(session, claimed, utc_now(), 1.0, "gate")

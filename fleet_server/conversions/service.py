@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Manifest, Precision, RuntimeName
+from agent.protocol.manifest import DataFile, Manifest, Precision, RuntimeName
 from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
@@ -266,7 +266,8 @@ def complete(session: Session, claimed: ClaimedJob, result: BuildResult, now: dt
     verdict = judge(references, result.candidates[result.chosen], spec.budgets, GateSpec.model_validate(version.gate))
     settle(session, variant, version, result.candidates[result.chosen], verdict)
     kept = gate_candidates(result)
-    catalog.keep_candidates(session, variant, {str(one.digest) for one in kept})
+    golden = {one.golden.digest for one in kept if one.golden is not None}
+    catalog.keep_candidates(session, variant, {str(one.digest) for one in kept} | golden)
     manifests = [manifest_of(session, variant, version, spec, one) for one in kept]
     trust.want_trials(session, variant.fleet_id, variant.id, manifests)
     _finish(session, claimed, "succeeded", now)
@@ -374,7 +375,14 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
         provider_options=spec.provider_options,
         max_batch=chosen.max_batch,
         labels=tuple(version.labels),
+        golden=golden_of(chosen),
     )
+
+
+def golden_of(candidate: Candidate) -> DataFile | None:
+    """A candidate's golden inputs, as devices fetch them."""
+    golden = candidate.golden
+    return None if golden is None else DataFile(golden.digest, golden.size, LIMITS.chunk_bytes)
 
 
 def baseline_of(session: Session, version: Version, profile_id: str) -> tuple[str, Manifest] | None:

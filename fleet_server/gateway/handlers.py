@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import chunk_count
 from agent.protocol.messages import (
     Certificate,
     Failure,
@@ -111,7 +112,7 @@ class Handlers:
             outcome = devices.record_report(session, device_id, reported, now)
             if not outcome.accepted:
                 return
-            rollouts.apply_report(session, outcome.device, reported, now)
+            rollouts.apply_report(session, self._settings, outcome.device, reported, now)
             gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
             if reported.revision < outcome.device.desired_revision:
                 rollouts.queue_desired(session, self._settings, outcome.device, resend=True)
@@ -142,9 +143,10 @@ class Handlers:
         with self._database.read() as session:
             for deployment in rollouts_repository.desired(session, device_id):
                 manifest = rollouts.manifest_of(session, deployment)
-                if manifest.digest == need.digest:
-                    self._on_need(device_id, need, manifest.chunks)
-                    return
+                for content in (manifest, manifest.golden):
+                    if content is not None and content.digest == need.digest:
+                        self._on_need(device_id, need, chunk_count(content))
+                        return
             chunks = gates.entitled(session, device_id, need.digest)
             if chunks is not None:
                 self._on_need(device_id, need, chunks)

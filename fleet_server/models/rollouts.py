@@ -71,6 +71,7 @@ class Deployment(Base):
     phase: Mapped[str] = mapped_column(default="scheduled")
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
+    probation: Mapped[dict[str, Any] | None]  # agent.protocol.messages.ProbationReport, as JSON
     received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     missing_chunks: Mapped[int] = mapped_column(default=0)
     attempts: Mapped[int] = mapped_column(default=0)

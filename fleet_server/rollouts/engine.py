@@ -97,6 +97,9 @@ def _finish_revert(session: Session, rollout: Rollout, deployments: Sequence[Dep
     if all(back.phase in repository.SETTLED_PHASES for back in backs):
         good = sum(back.phase == "active" for back in backs)
         reason = f"{good} of {len(backs)} devices run again what they ran before"
+        alone = sum(deployment.phase in service.GONE_BACK for deployment in deployments if not deployment.revert_of)
+        if alone:
+            reason += f", {alone} went back by themselves or never left it"
         service.finish(session, rollout, RolloutState.REVERTED, "reverted", reason)
 
 

@@ -8,7 +8,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from agent.protocol.messages import ProbationPolicy
 from fleet_server.schemas import Failure, Name, Request, Response, example
+
+DEFAULTS = ProbationPolicy()
+WEEK_S = 7 * 86_400
 
 
 class RolloutState(StrEnum):
@@ -50,6 +54,56 @@ class Stage(Request):
     soak_s: float = Field(0.0, ge=0, description="How long to watch after its devices settled, in seconds.")
 
 
+class ProbationSpec(Request):
+    """How each device watches the version when it begins to serve, and what makes it go back by itself."""
+
+    seconds: float | None = Field(
+        None, ge=0, le=WEEK_S, description="How long. Default: the server's (SHOAL_PROBATION_S)."
+    )
+    at_most_s: float | None = Field(
+        None,
+        ge=0,
+        le=WEEK_S,
+        description="How long to go on where fewer than `minimum_requests` came; then it stays, as not exercised. "
+        "Default: not beyond `seconds`.",
+    )
+    minimum_requests: int = Field(
+        DEFAULTS.minimum_requests, ge=0, le=1_000_000, description="Requests that a judgement needs."
+    )
+    error_percent: float = Field(
+        100 * DEFAULTS.error_share, ge=0, le=100, description="Of its requests that may fail inside the model."
+    )
+    latency_p95_ratio: float = Field(
+        DEFAULTS.latency_ratio,
+        ge=0,
+        le=1000,
+        description="How many times the 95th percentile of the version before, on the same device; 0 is no bound.",
+    )
+    memory_mb: float | None = Field(
+        None,
+        gt=0,
+        le=1_000_000,
+        description="MiB that loading and running it may add to the agent. Default: the profile's memory budget and "
+        "`growth_mb`, where it has one.",
+    )
+    growth_mb: float = Field(
+        DEFAULTS.growth_mb, ge=0, le=1_000_000, description="MiB it may grow by without an end; 0 is no bound."
+    )
+    on_memory_short: Literal["refuse", "replace"] = Field(
+        "refuse",
+        description="Where two versions do not fit into memory: let the new one fail, or take the one before out "
+        "first, and answer nothing until the new one is loaded.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ProbationSpec:
+        if self.at_most_s is not None and self.seconds is not None and self.at_most_s < self.seconds:
+            raise ValueError("at_most_s: it must be at least `seconds`; leave it out to end the watching with those")
+        if 0 < self.latency_p95_ratio < 1:
+            raise ValueError("latency_p95_ratio: below 1 an equally fast version is taken back; give 0 for no bound")
+        return self
+
+
 class RolloutStrategy(Request):
     """How a rollout goes on and what stops it."""
 
@@ -64,6 +118,7 @@ class RolloutStrategy(Request):
         max_length=20,
     )
     on_stop: Literal["pause", "revert"] = Field("revert", description="What a stop rule does.")
+    probation: ProbationSpec = Field(default_factory=ProbationSpec)
 
     @model_validator(mode="after")
     def _stages_grow_to_all(self) -> RolloutStrategy:
@@ -107,6 +162,7 @@ class RolloutCreate(Request):
                 {"metric": "latency_p95_ratio", "above": 1.3, "min_samples": 200},
             ],
             "on_stop": "revert",
+            "probation": {"seconds": 60, "at_most_s": 900, "minimum_requests": 50, "latency_p95_ratio": 1.5},
         },
     )
 
@@ -202,6 +258,21 @@ class RolloutAbort(Request):
     revert: bool = Field(False, description="Also take devices back to what they ran before.")
 
 
+class ProbationView(Response):
+    """What a device saw of the version while it watched it: what its judgement rests on."""
+
+    watched_s: float
+    requests: int
+    errors: int
+    rejected: int = Field(description="Refused before the model saw them.")
+    latency_p95_ms: float | None
+    before_p95_ms: float | None = Field(description="Of the last requests of the version before, on this device.")
+    memory_mb: float | None = Field(description="MiB the agent's worker grew by since before it was loaded.")
+    provider: str = Field(description="Execution provider that ran it.")
+    exercised: bool = Field(description="Whether it had as many requests as a judgement needs.")
+    note: str
+
+
 class DeploymentView(Response):
     """One device's part in a rollout."""
 
@@ -216,6 +287,7 @@ class DeploymentView(Response):
     phase: str = Field(description="`scheduled`, or a phase of the device's own state machine.")
     desired: bool
     failure: Failure | None
+    probation: ProbationView | None
     artifact_bytes: int
     received_bytes: int = Field(description="Artifact bytes that came to the device over MQTT, repeats counted.")
     deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")

@@ -12,7 +12,14 @@ from sqlalchemy.orm import Session
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
-from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
+from agent.protocol.messages import (
+    DeploymentReport,
+    DesiredDeployment,
+    DesiredState,
+    ProbationPolicy,
+    Reported,
+    Trial,
+)
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import audit, outbox
@@ -20,6 +27,7 @@ from fleet_server.catalog.service import is_proven, ready_variant, resolve_versi
 from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
+from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
@@ -28,6 +36,7 @@ from fleet_server.rollouts.policy import RolloutTransitionError, assign_stages, 
 from fleet_server.rollouts.schemas import (
     Approval,
     DeploymentView,
+    ProbationView,
     RolloutCounts,
     RolloutCreate,
     RolloutState,
@@ -42,6 +51,7 @@ from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
 SCHEDULED = "scheduled"
+GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 _NAMED = 20
 
 
@@ -278,7 +288,8 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
             DesiredDeployment(
                 deployment_id=deployment.id,
                 manifest=signed_manifest(session, deployment),
-                probation_s=settings.probation_s,
+                probation_s=(policy := _policy(session, settings, deployment)).seconds,
+                probation=policy,
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -305,6 +316,25 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
     )
 
 
+def _policy(session: Session, settings: Settings, deployment: Deployment) -> ProbationPolicy:
+    """How a device is to watch what it is sent; a memory budget holds for it where the rollout names no other."""
+    spec = RolloutStrategy.model_validate(session.get_one(Rollout, deployment.rollout_id).strategy).probation
+    variant = session.get_one(Variant, deployment.variant_id)
+    budget = ProfileSpec.model_validate(variant.profile_spec).budgets.memory_mb
+    measured = (variant.measurements or {}).get("memory_mb")
+    return ProbationPolicy(
+        seconds=settings.probation_s if spec.seconds is None else spec.seconds,
+        minimum_requests=spec.minimum_requests,
+        at_most_s=spec.at_most_s or 0.0,
+        error_share=spec.error_percent / 100,
+        latency_ratio=spec.latency_p95_ratio,
+        memory_mb=spec.memory_mb or (budget + spec.growth_mb if budget is not None else None),
+        growth_mb=spec.growth_mb,
+        load_mb=measured,
+        replace_when_short=spec.on_memory_short == "replace",
+    )
+
+
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
     """What a deployment runs."""
     return _manifest(session.get_one(Variant, deployment.variant_id))
@@ -325,12 +355,28 @@ def _signed(session: Session, fleet_id: str, manifest: Manifest, path: str) -> m
     return msgspec.Raw(trust.manifest_as_signed(session, fleet_id, path) or manifest_bytes(manifest))
 
 
-def apply_report(session: Session, device: Device, reported: Reported, now: dt.datetime) -> None:
+def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
     """Bring the device's deployments to where the device says they are."""
     reports = {report.deployment_id: report for report in reported.deployments}
     serving = {one.deployment_id for one in reported.serving}
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
         _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+        if deployment.desired and deployment.phase in GONE_BACK:
+            _follow_back(session, settings, device, deployment)
+
+
+def _follow_back(session: Session, settings: Settings, device: Device, deployment: Deployment) -> None:
+    """What a device took back, it ought not to run: what it went back to is what it is told from now on.
+
+    Else a device that loses its journal would try the bad version again, with nothing to go back to.
+    """
+    before = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+    deployment.desired = False
+    session.flush()
+    if before is not None:
+        before.desired = True
+        session.flush()
+    queue_desired(session, settings, device)
 
 
 def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *, serves: bool) -> None:
@@ -340,6 +386,8 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     deployment.phase = report.phase.value
     deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
     deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
+    if report.probation is not None:
+        deployment.probation = msgspec.to_builtins(report.probation)
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:
@@ -547,6 +595,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         phase=deployment.phase,
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
+        probation=ProbationView.model_validate(deployment.probation) if deployment.probation else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
         deploy_s=took,

@@ -32,6 +32,9 @@ def test_convert_writes_artifact_manifest_report_and_plot(tmp_path: Path) -> Non
     artifact = (out / "model.onnx").read_bytes()
     assert manifest["digest"] == hashlib.sha256(artifact).hexdigest()
     assert manifest["size"] == len(artifact)
+    golden = (out / "golden.npz").read_bytes()
+    assert manifest["golden"]["digest"] == hashlib.sha256(golden).hexdigest()
+    assert manifest["golden"]["size"] == len(golden) < 8192
     report = (out / "report.md").read_text()
     for recipe in ("onnx-fp32", "onnx-static-u8s8", "onnx-dynamic-matmul", "onnx-weights-int8"):
         assert recipe in report

@@ -52,6 +52,7 @@ from agent.runtimes.base import Tensors
 from agent.serving.http import Api, Connection
 from agent.serving.models import LoadedModel, Registry
 from agent.serving.oip import BadRequestError, decode_request
+from agent.trial import golden
 from agent.trial.dataset import DataSetError, read_checked
 from agent.update.store import ArtifactStore
 from agent.update.trust import FIRST_ROOT, PieceFetcher, TrustClient, TrustError, UnavailableError
@@ -185,6 +186,14 @@ def _data_set(payload: bytes) -> None:
             read_checked(Path(file.name), _MODEL.inputs)
 
 
+def _golden(payload: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(payload)
+        file.flush()
+        with contextlib.suppress(golden.GoldenError):
+            golden.read(Path(file.name), _MODEL)
+
+
 def _chunks(payload: bytes) -> None:
     """A download that gets anything in any order keeps nothing but what has the digest."""
     folder = Path(tempfile.mkdtemp())
@@ -283,6 +292,12 @@ def _csr() -> bytes:
     return signing_request(new_key(), "camera-01").encode()
 
 
+_GOLDEN = {
+    **{f"0/in/{one.name}": np.zeros((1, 2), np.float32) for one in _MODEL.inputs},
+    **{f"0/out/{one.name}": np.zeros(2, np.float32) for one in _MODEL.outputs},
+    **{f"0/shape/{one.name}": np.array([1, 2]) for one in _MODEL.outputs},
+    "tolerances": np.full(len(_MODEL.outputs), 0.1),
+}
 TARGETS: dict[str, Target] = {
     "desired": _message(*_STATES),
     "reported": _message(_REPORT),
@@ -294,6 +309,7 @@ TARGETS: dict[str, Target] = {
     "infer": Target(_infer, (b"\xff" + _HEADER, bytes([len(_BINARY)]) + _BINARY + _RAW)),
     "http": Target(_http, _ASKED),
     "data-set": Target(_data_set, (_npz(x=np.zeros((3, 2), np.float32), y=np.arange(3)),), share=0.2),
+    "golden": Target(_golden, (_npz(**_GOLDEN),), share=0.2),
     "renew": _message(Renew(SPOKEN, "-----BEGIN CERTIFICATE REQUEST-----", b"signature")),
     "certificate": _message(Certificate(D, "-----BEGIN CERTIFICATE-----", "", 1.0, 2.0)),
     "trust-need": _message(TrustNeed("timestamp.json", 0)),

@@ -18,6 +18,7 @@ from agent.protocol.messages import (
     HostWindow,
     ModelWindow,
     Presence,
+    ProbationReport,
     Reported,
     TelemetryBatch,
 )
@@ -76,6 +77,10 @@ POISON: tuple[Reported | TelemetryBatch, ...] = (
     msgspec.structs.replace(HELLO, deployments=(report(received_bytes=1 << 70),)),
     msgspec.structs.replace(HELLO, deployments=(report(missing_chunks=1 << 40),)),
     msgspec.structs.replace(HELLO, deployments=(report(attempts=-1),)),
+    msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(requests=-1)),)),
+    msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(memory_mb=1e300)),)),
+    msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(note="\0")),)),
+    msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(provider="p" * 1000)),)),
     msgspec.structs.replace(BATCH, spool_id="\0"),
     msgspec.structs.replace(BATCH, sequence=1 << 63),
     msgspec.structs.replace(BATCH, sequence=-1),

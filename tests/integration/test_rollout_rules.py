@@ -21,6 +21,8 @@ from agent.protocol.messages import (
     Failure,
     HostWindow,
     ModelWindow,
+    ProbationPolicy,
+    ProbationReport,
     Reported,
     TelemetryBatch,
 )
@@ -31,9 +33,10 @@ from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
 from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoundError
+from fleet_server.http import PageRequest
 from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.rollouts import service
+from fleet_server.rollouts import repository, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.policy import TRANSITIONS
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutState, RolloutView
@@ -68,7 +71,7 @@ class World:
                     profile_id=profile.id,
                     profile_spec=profile.spec,
                     state="ready",
-                    measurements={"accuracy": 0.9},
+                    measurements={"accuracy": 0.9, "memory_mb": 40.0},
                 )
                 session.add(variant)
                 session.flush()
@@ -91,7 +94,7 @@ class World:
         reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments)
         with self.database.write() as session:
             outcome = devices.record_report(session, device, reported, utc_now())
-            service.apply_report(session, outcome.device, reported, utc_now())
+            service.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
 
     def create(self, version: str, **fields: Any) -> str:
         wanted = RolloutCreate.model_validate(
@@ -100,15 +103,23 @@ class World:
         with self.database.write() as session:
             return service.create(session, SETTINGS, DEFAULT_FLEET, wanted, actor="test").id
 
-    def desired(self, device: str) -> dict[str, str]:
-        """Version by deployment id, as the newest message for the device says."""
+    def messages(self, device: str) -> list[DesiredState]:
+        """What waits to be sent to the device: one state at most, the newest."""
         topic = device_topic(device, DeviceTopic.DESIRED)
         with self.database.read() as session:
-            messages = [one for one in outbox.pending(session, limit=1000) if one.topic == topic]
-        if not messages:
+            found = [one for one in outbox.pending(session, limit=1000) if one.topic == topic]
+        assert len(found) <= 1
+        return [decode(one.payload, DesiredState) for one in found]
+
+    def revision(self, device: str) -> int:
+        return self.messages(device)[0].revision
+
+    def desired(self, device: str) -> dict[str, str]:
+        """Version by deployment id, as the newest message for the device says."""
+        found = self.messages(device)
+        if not found:
             return {}
-        assert len(messages) == 1
-        state = decode(messages[0].payload, DesiredState)
+        (state,) = found
         return {one.deployment_id: one.read_manifest().version for one in state.deployments}
 
     def goes(self, device: str, phase: Phase, version: str | None = None) -> None:
@@ -193,6 +204,72 @@ def test_a_failed_device_takes_the_others_back_to_what_they_ran(world: World) ->
     assert decisions(reverted) == ["start", "revert", "reverted"]
 
 
+def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
+    world.run("1")
+    rollout = world.create("2", strategy=HALVES)
+    first, second = sorted(device for device in "abcd" if list(world.desired(device).values()) == ["2"])
+    ((deployment, _),) = world.desired(first).items()
+    seen = ProbationReport(watched_s=3.0, requests=9, errors=9, latency_p95_ms=1.5, provider="cpu", exercised=True)
+    why = Failure(WireErrorCode.PROBATION_FAILED, "9 of 9 requests failed while the version was watched")
+    bad = DeploymentReport(deployment, "m", "2", "2" * 64, Phase.ROLLED_BACK, failure=why, probation=seen)
+    world.report(first, bad)
+    assert list(world.desired(first).values()) == ["1"]
+    revision = world.revision(first)
+    world.report(first, bad)
+    assert world.revision(first) == revision, "it is told once"
+    world.goes(second, Phase.ACTIVE, "2")
+    reverting = world.tick(rollout)
+    assert (reverting.state, reverting.counts.failed) == ("reverting", 1)
+    assert "failed_percent is 50" in reverting.verdicts[-1].reason
+    world.goes(second, Phase.ACTIVE, "1")
+    reverted = world.tick(rollout)
+    assert reverted.state == "reverted"
+    assert reverted.verdicts[-1].reason == (
+        "1 of 1 devices run again what they ran before, 1 went back by themselves or never left it"
+    )
+    with world.database.read() as session:
+        rows = repository.deployments_page(session, DEFAULT_FLEET, PageRequest(None, 10), device_id=first)
+        shown = next(view for view in map(service.deployment_view, rows) if view.id == deployment)
+        backs = [row[0] for row in rows if row[0].revert_of]
+    assert backs == [], "it needed nobody to take it back"
+    assert shown.failure is not None
+    assert (shown.failure.code, shown.desired) == ("probation_failed", False)
+    assert shown.probation is not None
+    assert (shown.probation.requests, shown.probation.exercised) == (9, True)
+    third = world.create("2", strategy={"stages": [{"percent": 100}]})
+    ((again, _),) = world.desired(first).items()
+    assert again != deployment, "a new rollout is a new try"
+    world.act(third, lambda session, row: service.abort(session, SETTINGS, row, revert=True, actor="test"))
+    assert list(world.desired(first).values()) == ["1"]
+
+
+def test_a_rollout_says_how_devices_watch(world: World) -> None:
+    def policy(**probation: Any) -> ProbationPolicy:
+        strategy = {"stages": [{"percent": 100}], "probation": probation}
+        world.create("1", strategy=strategy, on_busy="supersede")
+        (state,) = world.messages("a")
+        (deployment,) = state.deployments
+        assert deployment.probation is not None
+        assert deployment.probation_s == deployment.probation.seconds, "for agents that know no more"
+        return deployment.probation
+
+    assert policy() == ProbationPolicy(seconds=SETTINGS.probation_s, load_mb=40.0)
+    assert policy(
+        seconds=60,
+        at_most_s=900,
+        minimum_requests=50,
+        error_percent=5,
+        latency_p95_ratio=1.5,
+        memory_mb=200,
+        growth_mb=0,
+        on_memory_short="replace",
+    ) == ProbationPolicy(60, 50, 900, 0.05, 1.5, 200, 0, 40.0, replace_when_short=True)
+    with world.database.write() as session:
+        for variant in session.query(Variant):
+            variant.profile_spec = {**variant.profile_spec, "budgets": {"memory_mb": 100}}
+    assert policy().memory_mb == 164, "the profile's budget, and room to breathe"
+
+
 def test_where_nothing_ran_before_the_model_is_taken_off(world: World) -> None:
     rollout = world.create("1", strategy={**HALVES, "on_stop": "revert"})
     first = [device for device in "abcd" if world.desired(device)]
@@ -264,9 +341,10 @@ def test_errors_in_telemetry_stop_a_rollout(world: World) -> None:
 
 def test_reports_that_were_coalesced_are_believed_and_impossible_ones_are_not(world: World) -> None:
     rollout = world.create("1", strategy={"stages": [{"percent": 100}]})
+    (sent,) = world.desired("a")
     world.goes("a", Phase.PROBATION)
     world.goes("a", Phase.ROLLED_BACK)
-    world.goes("a", Phase.ACTIVE)
+    world.report("a", DeploymentReport(sent, "m", "1", "1" * 64, Phase.ACTIVE))
     assert world.phases(rollout)["a"] == "rolled_back", "an end is an end"
     (others,) = world.desired("b")
     world.report("c", DeploymentReport(others, "m", "1", "1" * 64, Phase.FAILED))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import Phase
-from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from agent.protocol.messages import DesiredDeployment, DesiredState
+from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.messages import DesiredDeployment, DesiredState, ProbationPolicy
 from agent.protocol.version import SPOKEN
 from agent.update.updater import (
     ATTEMPTS,
+    INTERRUPTIONS,
     ActivateArtifact,
     BeginProbation,
     CheckTrust,
     Download,
+    Effect,
     LoadArtifact,
+    Record,
     StopDownload,
     UnloadArtifact,
     Updater,
@@ -69,7 +76,7 @@ def test_a_deployment_goes_from_desired_to_active() -> None:
     assert updater.trusted("d1") == [Download("d1")]
     assert updater.downloaded("d1") == [Verify("d1")]
     assert updater.verified("d1", good=True) == [LoadArtifact("d1")]
-    assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", 5.0)]
+    assert updater.loaded("d1") == [ActivateArtifact("d1"), BeginProbation("d1", None)]
     assert updater.probation_over("d1", problem=None) == []
     assert updater.records["d1"].phase is Phase.ACTIVE
 
@@ -155,7 +162,7 @@ def test_a_worker_that_dies_while_a_version_is_watched_takes_it_back() -> None:
     updater.downloaded("d2")
     updater.verified("d2", good=True)
     updater.loaded("d2")
-    updater.worker_crashed()
+    updater.worker_crashed({})
     assert updater.records["d2"].phase is Phase.ROLLED_BACK
     assert updater.worker_ready() == [LoadArtifact("d1")]
 
@@ -169,3 +176,202 @@ def test_what_nobody_signed_never_begins_and_what_serves_goes_on() -> None:
     assert updater.trusted("d2") == []
     assert phase(updater, "d2") is Phase.FAILED
     assert phase(updater, "d1") is Phase.ACTIVE
+
+
+def tried(updater: Updater, key: str) -> None:
+    """Brought to its probation."""
+    updater.trusted(key)
+    updater.downloaded(key)
+    updater.verified(key, good=True)
+    updater.loaded(key)
+
+
+def on_trial(digest: str = "b", **policy: Any) -> Updater:
+    """`d1` active and `d2` watched."""
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    state = desired(2, ("d2", digest))
+    wanted = msgspec.structs.replace(state.deployments[0], probation=ProbationPolicy(**policy))
+    updater.desired(msgspec.structs.replace(state, deployments=(wanted,)))
+    tried(updater, "d2")
+    assert phase(updater, "d2") is Phase.PROBATION
+    return updater
+
+
+def restarted(updater: Updater) -> Updater:
+    """As the journal gives it back."""
+    written = {key: msgspec.json.encode(record) for key, record in updater.records.items()}
+    return Updater({key: msgspec.json.decode(one, type=Record) for key, one in written.items()}, updater.revision)
+
+
+def test_after_a_crash_the_old_one_serves_before_the_new_one_is_tried_again() -> None:
+    updater = restarted(on_trial())
+    assert updater.recover() == [Download("d2")]
+    updater.downloaded("d2")
+    assert updater.verified("d2", good=True) == [], "the old one does not serve yet"
+    assert updater.worker_ready() == [LoadArtifact("d1")]
+    assert updater.loaded("d1") == [ActivateArtifact("d1"), LoadArtifact("d2")]
+    assert updater.loaded("d2") == [ActivateArtifact("d2"), BeginProbation("d2", "d1")]
+
+
+def test_where_the_old_one_no_longer_loads_the_new_one_need_not_wait() -> None:
+    updater = restarted(on_trial())
+    updater.recover()
+    updater.downloaded("d2")
+    updater.verified("d2", good=True)
+    updater.worker_ready()
+    assert updater.failed("d1", WireErrorCode.LOAD_FAILED, "gone") == [StopDownload("d1"), LoadArtifact("d2")]
+
+
+def test_a_version_that_ends_the_agent_again_and_again_is_rolled_back_and_never_tried_again() -> None:
+    updater = on_trial()
+    for _ in range(INTERRUPTIONS - 1):
+        updater = restarted(updater)
+        assert updater.recover() == [Download("d2")]
+        updater.worker_ready()
+        updater.loaded("d1")
+        updater.downloaded("d2")
+        updater.verified("d2", good=True)
+        updater.loaded("d2")
+    updater = restarted(updater)
+    assert updater.recover() == []
+    assert phase(updater, "d2") is Phase.ROLLED_BACK
+    assert updater.worker_ready() == [LoadArtifact("d1")]
+    assert updater.desired(desired(9, ("d2", "b"))) == []
+    assert phase(updater, "d2") is Phase.ROLLED_BACK
+
+
+def test_what_was_taken_back_stays_known_as_long_as_it_is_wanted() -> None:
+    updater = on_trial()
+    updater.probation_over("d2", problem="slow")
+    for number in range(20):
+        updater.desired(desired(10 + number, ("d2", "b"), (f"x{number}", "c")))
+        updater.failed(f"x{number}", WireErrorCode.UNSIGNED, "nobody signed it")
+        for key in updater.forgettable():
+            del updater.records[key]
+    assert "d2" in updater.records
+    assert len(updater.records) < 12
+
+
+def test_a_version_that_served_and_then_fails_elsewhere_was_rolled_back() -> None:
+    updater = restarted(on_trial())
+    updater.recover()
+    updater.failed("d2", WireErrorCode.DISK_FULL, "full")
+    assert phase(updater, "d2") is Phase.ROLLED_BACK
+
+
+def test_a_first_version_that_does_badly_is_taken_off_and_nothing_serves() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    tried(updater, "d1")
+    assert updater.probation_over("d1", problem="bad") == [UnloadArtifact("m", "a" * 64)]
+    assert phase(updater, "d1") is Phase.ROLLED_BACK
+    assert updater.worker_ready() == []
+
+
+def test_going_back_to_the_same_bytes_does_not_take_them_out() -> None:
+    updater = on_trial("a")
+    assert updater.probation_over("d2", problem="slow") == [LoadArtifact("d1")]
+    kept = on_trial("a")
+    assert kept.probation_over("d2", problem=None) == []
+
+
+def test_where_memory_is_short_the_new_one_fails_unless_the_old_one_may_go_first() -> None:
+    def short(**policy: Any) -> Updater:
+        updater = on_trial(**policy)
+        updater = restarted(updater)
+        updater.recover()
+        updater.worker_ready()
+        updater.loaded("d1")
+        updater.downloaded("d2")
+        updater.verified("d2", good=True)
+        return updater
+
+    refused = short()
+    assert refused.failed("d2", WireErrorCode.MEMORY_SHORT, "too little") == [StopDownload("d2")]
+    assert phase(refused, "d1") is Phase.ACTIVE
+
+    room = [UnloadArtifact("m", "a" * 64), LoadArtifact("d2")]
+    replaced = short(replace_when_short=True)
+    assert replaced.failed("d2", WireErrorCode.MEMORY_SHORT, "too little") == room
+    assert replaced.failed("d2", WireErrorCode.MEMORY_SHORT, "still")[-2:] == [
+        UnloadArtifact("m", "b" * 64),
+        LoadArtifact("d1"),
+    ]
+    watched = short(replace_when_short=True)
+    watched.failed("d2", WireErrorCode.MEMORY_SHORT, "too little")
+    watched.loaded("d2")
+    assert watched.probation_over("d2", problem="bad") == [UnloadArtifact("m", "b" * 64), LoadArtifact("d1")]
+
+
+def test_golden_inputs_are_kept_with_their_artifact() -> None:
+    updater = on_trial()
+    record = updater.records["d2"]
+    record.manifest = msgspec.structs.replace(record.manifest, golden=DataFile("c" * 64, 10, 10))
+    assert updater.kept_digests() == {"a" * 64, "b" * 64, "c" * 64}
+    updater.probation_over("d2", problem="bad")
+    assert updater.kept_digests() == {"a" * 64}
+
+
+@given(st.lists(st.sampled_from(["ready", "crash", "restart", "load", "fail", "over", "bad", "short"]), max_size=25))
+def test_whatever_happens_a_proven_version_is_served_or_being_loaded(events: list[str]) -> None:
+    """A model of the worker beside the updater: `d1` was active and nothing speaks against it."""
+    updater = on_trial(replace_when_short=True)
+    up, loading, loaded, serving = True, set[str](), {"d1", "d2"}, "d2"
+
+    def carry_out(effects: list[Effect]) -> None:
+        nonlocal serving
+        for effect in effects:
+            match effect:
+                case LoadArtifact():
+                    loading.add(effect.deployment_id)
+                case ActivateArtifact():
+                    assert effect.deployment_id in loaded, "what is not loaded can't answer"
+                    serving = effect.deployment_id
+                case UnloadArtifact():
+                    gone = "d1" if effect.digest[0] == "a" else "d2"
+                    loaded.discard(gone)
+                    serving = "" if serving == gone else serving
+                case Download():
+                    updater.downloaded(effect.deployment_id)
+                    carry_out(updater.verified(effect.deployment_id, good=True))
+                case _:
+                    pass
+
+    def take() -> str | None:
+        key = min(loading, default=None) if up else None
+        loading.discard(key or "")
+        return key
+
+    for event in events:
+        if event == "ready" and not up:
+            up = True
+            carry_out(updater.worker_ready())
+        elif event in {"crash", "restart"}:
+            up, serving = False, ""
+            loading.clear()
+            loaded.clear()
+            if event == "crash":
+                carry_out(updater.worker_crashed({}))
+            else:
+                updater = restarted(updater)
+                up = True
+                carry_out([*updater.recover(), *updater.worker_ready()])
+        elif event in {"load", "fail", "short"} and (key := take()) is not None:
+            if event == "load" or phase(updater, key) is Phase.ACTIVE:
+                loaded.add(key)
+                carry_out(updater.loaded(key))
+            else:
+                code = WireErrorCode.MEMORY_SHORT if event == "short" else WireErrorCode.GOLDEN_MISMATCH
+                carry_out(updater.failed(key, code, "it does not do"))
+        elif event in {"over", "bad"} and phase(updater, "d2") is Phase.PROBATION:
+            carry_out(updater.probation_over("d2", problem="bad" if event == "bad" else None))
+        proven = {key for key in ("d1", "d2") if phase(updater, key) is Phase.ACTIVE}
+        assert len(proven) == 1
+        if up:
+            replaced = updater.records["d2"].replaces and phase(updater, "d2") is Phase.LOADING
+            assert serving or loading, "nothing answers, and nothing will"
+            assert serving in {*proven, "d2"} or replaced or proven <= loading
+            if phase(updater, "d2") in {Phase.FAILED, Phase.ROLLED_BACK}:
+                assert serving in {"d1", ""}, "what was taken back does not answer"
