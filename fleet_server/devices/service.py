@@ -58,6 +58,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     device.facts = msgspec.to_builtins(reported.facts)
     device.serving = msgspec.to_builtins(reported.serving)
     device.reported_deployments = msgspec.to_builtins(reported.deployments)
+    repository.keep_holdings(session, device, set(reported.held))
     _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
 
