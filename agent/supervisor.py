@@ -18,7 +18,7 @@ from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
-from agent.protocol.manifest import Content
+from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
@@ -55,6 +55,7 @@ from agent.trial.trials import Trials
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.probation import Probation, fall_back
+from agent.update.retriever import Retriever
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -103,6 +104,7 @@ class Supervisor:
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
+        self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
         self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
@@ -152,6 +154,7 @@ class Supervisor:
         finally:
             self._link.stop()
             self._trials.stop()
+            self._retriever.stop()
             self._fetcher.stop()
             self._verifier.stop()
             self._worker.stop()
@@ -246,7 +249,7 @@ class Supervisor:
         """A deployment's golden inputs came, which are small and come first, or its artifact, and with it all."""
         record = self._updater.records[key.removesuffix(GOLDEN)]
         if key.endswith(GOLDEN):
-            self._fetch_one(record.deployment_id, record.manifest, record)
+            self._retriever.begin(record, self, time.monotonic())
         else:
             self._carry_out(self._updater.downloaded(key))
 
@@ -342,6 +345,10 @@ class Supervisor:
             why = f": {record.failure.detail}" if record.failure is not None else ""
             log.info("%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why)
 
+    def _save_record(self, record: Record) -> None:
+        """What became of one of a deployment's encodings."""
+        self._journal.save({record.deployment_id: record})
+
     def _trials_changed(self) -> None:
         self._collect_garbage()
         self._report_at = 0.0
@@ -365,7 +372,7 @@ class Supervisor:
                 self._fetch(record)
             case StopDownload():
                 self._verifier.cancel(effect.deployment_id)
-                self._fetcher.cancel(effect.deployment_id)
+                self._retriever.cancel(effect.deployment_id)
                 self._fetcher.cancel(effect.deployment_id + GOLDEN)
                 self._probation.end(effect.deployment_id)
             case Verify() if record is not None:
@@ -383,14 +390,13 @@ class Supervisor:
                 pass
 
     def _fetch(self, record: Record) -> None:
-        golden = record.manifest.golden
+        """Golden inputs first: they are small, and a device that can't have them need not fetch the rest."""
+        golden, now = record.manifest.golden, time.monotonic()
         if golden is None:
-            self._fetch_one(record.deployment_id, record.manifest, record)
+            self._retriever.begin(record, self, now)
         else:
-            self._fetch_one(record.deployment_id + GOLDEN, golden, record)
-
-    def _fetch_one(self, key: str, content: Content, record: Record) -> None:
-        self._fetcher.begin(key, content, self, deadline_s=record.deadline_s, now=time.monotonic())
+            key = record.deployment_id + GOLDEN
+            self._fetcher.begin(key, golden, self, deadline_s=record.deadline_s, now=now)
 
     def _load(self, record: Record) -> None:
         """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
@@ -452,6 +458,7 @@ class Supervisor:
         if self._probation.asks(now):
             self._request_id += 1
             self._worker.send(Peek(self._request_id))
+        self._retriever.tick(now)
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
             if over.silent:
@@ -495,11 +502,12 @@ class Supervisor:
             serving=tuple(self._serving.values()),
             sent_at=time.time(),
             trials=self._trials.reports(),
+            held=tuple(self._store.held()[: LIMITS.held]),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 
     def _deployment_report(self, record: Record) -> DeploymentReport:
-        download = self._fetcher.progress(record.deployment_id)
+        download = self._retriever.progress(record.deployment_id)
         failure = record.failure if record.phase in ENDED and record.phase is not Phase.SUPERSEDED else None
         return DeploymentReport(
             deployment_id=record.deployment_id,
@@ -512,6 +520,7 @@ class Supervisor:
             failure=failure,
             attempts=record.attempts,
             probation=self._probation.report(record.deployment_id) or record.probation,
+            encoding=record.encoding,
         )
 
 

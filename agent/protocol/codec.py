@@ -15,7 +15,7 @@ import msgspec
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -158,6 +158,9 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
         _check_policy(deployment.policy)
         models.add(_read_manifest(deployment.manifest).model)
+        _bound(deployment.encodings, LIMITS.encodings, "encodings")
+        for encoding in deployment.encodings:
+            _check_encoding(encoding)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
@@ -179,6 +182,14 @@ def _check_policy(policy: ProbationPolicy) -> None:
     numbers = (policy.seconds, policy.at_most_s, policy.latency_ratio, *memory)
     _require(all(0 <= one <= LIMITS.seconds for one in numbers), "probation holds a number that is out of bounds")
     _require(0 <= policy.error_share <= 1, "probation.error_share is not between 0 and 1")
+
+
+def _check_encoding(encoding: Encoding) -> None:
+    _names(codec=encoding.codec)
+    _require(DIGEST.match(encoding.digest) is not None, "encodings.digest is not a SHA-256 digest")
+    _require(not encoding.base or DIGEST.match(encoding.base) is not None, "encodings.base is not a SHA-256 digest")
+    _require(0 < encoding.size <= LIMITS.artifact_bytes, "encodings.size is out of bounds")
+    _require(0 < encoding.chunk_size <= LIMITS.chunk_bytes, "encodings.chunk_size is out of bounds")
 
 
 def _read_manifest(raw: msgspec.Raw) -> Manifest:
@@ -231,11 +242,13 @@ def _check_report(message: Reported) -> None:
     _names(boot_id=message.boot_id)
     _counts(LIMITS.counter, sequence=message.sequence, revision=message.revision)
     for report in message.deployments:
-        _names(deployment_id=report.deployment_id)
+        _names(deployment_id=report.deployment_id, encoding=report.encoding)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
         _counts(LIMITS.total, received_bytes=report.received_bytes)
         if report.probation is not None:
             _check_probation(report.probation)
+    _bound(message.held, LIMITS.held, "held")
+    _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _check_trial(trial)

@@ -9,7 +9,7 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
-from agent.protocol.manifest import DataFile, Manifest
+from agent.protocol.manifest import DataFile, Encoding, Manifest
 from agent.protocol.version import ProtocolRange
 
 
@@ -55,6 +55,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         probation_s: how long the new version is watched before it counts as active, in seconds; `probation` says more.
         deadline_s: how long a download may go without a new byte before it fails, in seconds.
         probation: how it is watched; None of a server that says only `probation_s`.
+        encodings: ways the artifact may travel other than as it is, the smallest first.
     """
 
     deployment_id: str
@@ -62,6 +63,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
     probation_s: float = 5.0
     deadline_s: float = 86_400.0
     probation: ProbationPolicy | None = None
+    encodings: tuple[Encoding, ...] = ()
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -163,6 +165,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         failure: why it failed or was rolled back; None otherwise.
         attempts: how often it was started, restarts of the agent included.
         probation: what was seen of it while it was watched; None before that.
+        encoding: codec of the encoding that it came by; empty when it came as it is, or has not come.
     """
 
     deployment_id: str
@@ -175,6 +178,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     failure: Failure | None = None
     attempts: int = 1
     probation: ProbationReport | None = None
+    encoding: str = ""
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -266,6 +270,7 @@ class Reported(msgspec.Struct, frozen=True):
         serving: what answers requests now.
         sent_at: Unix seconds.
         trials: all that the desired state lists.
+        held: digests of artifacts that the device has whole: encodings may build on them.
     """
 
     protocol: ProtocolRange
@@ -277,6 +282,7 @@ class Reported(msgspec.Struct, frozen=True):
     serving: tuple[ServingReport, ...] = ()
     sent_at: float = 0.0
     trials: tuple[TrialReport, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import DesiredState, Failure, ProbationPolicy, ProbationReport
 
 ATTEMPTS = 5
@@ -25,6 +25,10 @@ class Record(msgspec.Struct):
 
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
+        encodings: ways its artifact may travel, the smallest first.
+        failed_encodings: digests of those that were tried and are not tried again.
+        decodings: how often decoding the one that is being tried was begun.
+        encoding: codec that brought the artifact; empty when it came as it is, or has not come.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
         policy: how it is watched; None of a record from before there were policies.
         probation: what was seen of it while it was watched.
@@ -52,6 +56,11 @@ class Record(msgspec.Struct):
     interrupted: int = 0
     replaces: bool = False
     wanted: bool = False
+
+    encodings: tuple[Encoding, ...] = ()
+    failed_encodings: tuple[str, ...] = ()
+    decodings: int = 0
+    encoding: str = ""
 
     @property
     def watching(self) -> ProbationPolicy:
@@ -217,6 +226,7 @@ class Updater:
                     signed=bytes(one.manifest),
                     policy=one.policy,
                     wanted=True,
+                    encodings=one.encodings,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
@@ -357,9 +367,14 @@ class Updater:
         return next(phases, None)
 
     def kept_digests(self) -> set[str]:
-        """Artifacts that must stay: those in progress, those that serve."""
-        kept = [one.manifest for one in self.records.values() if one.phase not in ENDED]
-        return {one.digest for one in kept} | {one.golden.digest for one in kept if one.golden is not None}
+        """What must stay: artifacts in progress and those that serve; of what is fetched, encodings and their bases."""
+        used = [one.manifest for one in self.records.values() if one.phase not in ENDED]
+        kept = {one.digest for one in used} | {one.golden.digest for one in used if one.golden is not None}
+        for record in self.records.values():
+            if record.phase in {Phase.PENDING, Phase.DOWNLOADING}:
+                left = [one for one in record.encodings if one.digest not in record.failed_encodings]
+                kept |= {digest for one in left for digest in (one.digest, one.base) if digest}
+        return kept
 
     def forgettable(self) -> list[str]:
         """Ended deployments beyond the newest few, that nobody wants: what is still wanted must not be tried again."""

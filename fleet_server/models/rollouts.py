@@ -73,6 +73,7 @@ class Deployment(Base):
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
     probation: Mapped[dict[str, Any] | None]  # agent.protocol.messages.ProbationReport, as JSON
     received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    encoding: Mapped[str] = mapped_column(default="")  # codec it came by; empty when as it is
     missing_chunks: Mapped[int] = mapped_column(default=0)
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
