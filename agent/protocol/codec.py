@@ -15,7 +15,7 @@ import msgspec
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -155,6 +155,9 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
         models.add(_read_manifest(deployment.manifest).model)
+        _bound(deployment.encodings, LIMITS.encodings, "encodings")
+        for encoding in deployment.encodings:
+            _check_encoding(encoding)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
@@ -168,6 +171,14 @@ def _check_desired(message: DesiredState) -> None:
     ids = {deployment.deployment_id for deployment in message.deployments}
     _require(len(ids) == len(message.deployments), "deployments names an id twice")
     _require(len(models) == len(message.deployments), "deployments holds a model twice: one a model")
+
+
+def _check_encoding(encoding: Encoding) -> None:
+    _names(codec=encoding.codec)
+    _require(DIGEST.match(encoding.digest) is not None, "encodings.digest is not a SHA-256 digest")
+    _require(not encoding.base or DIGEST.match(encoding.base) is not None, "encodings.base is not a SHA-256 digest")
+    _require(0 < encoding.size <= LIMITS.artifact_bytes, "encodings.size is out of bounds")
+    _require(0 < encoding.chunk_size <= LIMITS.chunk_bytes, "encodings.chunk_size is out of bounds")
 
 
 def _read_manifest(raw: msgspec.Raw) -> Manifest:
@@ -216,9 +227,11 @@ def _check_report(message: Reported) -> None:
     _names(boot_id=message.boot_id)
     _counts(LIMITS.counter, sequence=message.sequence, revision=message.revision)
     for report in message.deployments:
-        _names(deployment_id=report.deployment_id)
+        _names(deployment_id=report.deployment_id, encoding=report.encoding)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
         _counts(LIMITS.total, received_bytes=report.received_bytes)
+    _bound(message.held, LIMITS.held, "held")
+    _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _check_trial(trial)

@@ -18,6 +18,8 @@ class WireLimits:
     trust_file_bytes: int = 5_000_000  # of one file of TUF metadata
     trust_piece_bytes: int = 256 * KIB
     deployments: int = 64
+    encodings: int = 16  # of a deployment
+    held: int = 256  # artifacts that a device says it has
     trials: int = 8
     trial_candidates: int = 16
     models_per_batch: int = 64

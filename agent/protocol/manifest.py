@@ -98,6 +98,26 @@ class DataFile(msgspec.Struct, frozen=True):
     chunk_size: int
 
 
+class Encoding(msgspec.Struct, frozen=True):
+    """One way the bytes of an artifact may travel. It is fetched like an artifact, and decoded into it.
+
+    It is not signed: whatever it makes must have the digest of the signed manifest.
+
+    Attributes:
+        codec: how it is decoded (`agent.protocol.delta`); a device ignores an encoding whose codec it does not know.
+        digest: SHA-256 of what travels.
+        size: bytes that travel.
+        chunk_size: bytes of every chunk but the last.
+        base: digest of the artifact that decoding needs; empty when it needs none.
+    """
+
+    codec: str
+    digest: str
+    size: int
+    chunk_size: int
+    base: str = ""
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """One artifact and how to run it. Its JSON is what is signed (a TUF target), and it pins the artifact's bytes.
 

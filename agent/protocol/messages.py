@@ -9,7 +9,7 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
-from agent.protocol.manifest import DataFile, Manifest
+from agent.protocol.manifest import DataFile, Encoding, Manifest
 from agent.protocol.version import ProtocolRange
 
 
@@ -21,12 +21,14 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         manifest: what to run: a `Manifest` as JSON, exactly the bytes that were signed.
         probation_s: how long the new version is watched before it counts as active, in seconds.
         deadline_s: how long a download may go without a new byte before it fails, in seconds.
+        encodings: ways the artifact may travel other than as it is, the smallest first.
     """
 
     deployment_id: str
     manifest: msgspec.Raw
     probation_s: float = 5.0
     deadline_s: float = 86_400.0
+    encodings: tuple[Encoding, ...] = ()
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -94,6 +96,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         missing_chunks: how many chunks are not there yet.
         failure: why it failed or was rolled back; None otherwise.
         attempts: how often it was started, restarts of the agent included.
+        encoding: codec of the encoding that it came by; empty when it came as it is, or has not come.
     """
 
     deployment_id: str
@@ -105,6 +108,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     missing_chunks: int = 0
     failure: Failure | None = None
     attempts: int = 1
+    encoding: str = ""
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -196,6 +200,7 @@ class Reported(msgspec.Struct, frozen=True):
         serving: what answers requests now.
         sent_at: Unix seconds.
         trials: all that the desired state lists.
+        held: digests of artifacts that the device has whole: encodings may build on them.
     """
 
     protocol: ProtocolRange
@@ -207,6 +212,7 @@ class Reported(msgspec.Struct, frozen=True):
     serving: tuple[ServingReport, ...] = ()
     sent_at: float = 0.0
     trials: tuple[TrialReport, ...] = ()
+    held: tuple[str, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

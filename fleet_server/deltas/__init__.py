@@ -1,0 +1,1 @@
+"""How artifacts may travel other than whole: which encodings are made, kept, and offered to devices."""
