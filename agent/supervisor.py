@@ -18,6 +18,7 @@ from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
@@ -42,6 +43,7 @@ from agent.trial.trials import Trials
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.probation import Probation
+from agent.update.retriever import Retriever
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -88,6 +90,7 @@ class Supervisor:
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
+        self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
         self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
@@ -135,6 +138,7 @@ class Supervisor:
         finally:
             self._link.stop()
             self._trials.stop()
+            self._retriever.stop()
             self._fetcher.stop()
             self._verifier.stop()
             self._worker.stop()
@@ -305,6 +309,10 @@ class Supervisor:
             self._collect_garbage()
             self._report_at = 0.0
 
+    def _save_record(self, record: Record) -> None:
+        """What became of one of a deployment's encodings."""
+        self._journal.save({record.deployment_id: record})
+
     def _trials_changed(self) -> None:
         self._collect_garbage()
         self._report_at = 0.0
@@ -324,10 +332,10 @@ class Supervisor:
                 target = Target(record.manifest.target_path, record.signed)
                 self._verifier.check(record.deployment_id, (target,))
             case Download() if record is not None:
-                self._fetch(record)
+                self._retriever.begin(record, self, time.monotonic())
             case StopDownload():
                 self._verifier.cancel(effect.deployment_id)
-                self._fetcher.cancel(effect.deployment_id)
+                self._retriever.cancel(effect.deployment_id)
             case Verify() if record is not None:
                 good = self._store.verify(record.manifest.digest)
                 self._carry_out(self._updater.verified(record.deployment_id, good=good))
@@ -339,10 +347,6 @@ class Supervisor:
                 self._probation.begin(effect.deployment_id, effect.seconds, time.monotonic())
             case _:
                 pass
-
-    def _fetch(self, record: Record) -> None:
-        now = time.monotonic()
-        self._fetcher.begin(record.deployment_id, record.manifest, self, deadline_s=record.deadline_s, now=now)
 
     def _load(self, record: Record) -> None:
         digest = record.manifest.digest
@@ -379,6 +383,7 @@ class Supervisor:
             self._worker_at = None
             self._worker.start()
         self._fetcher.tick(now)
+        self._retriever.tick(now)
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem))
         if now >= self._collect_at:
@@ -420,11 +425,12 @@ class Supervisor:
             serving=tuple(self._serving.values()),
             sent_at=time.time(),
             trials=self._trials.reports(),
+            held=tuple(self._store.held()[: LIMITS.held]),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 
     def _deployment_report(self, record: Record) -> DeploymentReport:
-        download = self._fetcher.progress(record.deployment_id)
+        download = self._retriever.progress(record.deployment_id)
         failure = record.failure if record.phase in ENDED and record.phase is not Phase.SUPERSEDED else None
         return DeploymentReport(
             deployment_id=record.deployment_id,
@@ -436,6 +442,7 @@ class Supervisor:
             missing_chunks=download.part.missing if download else 0,
             failure=failure,
             attempts=record.attempts,
+            encoding=record.encoding,
         )
 
 

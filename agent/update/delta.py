@@ -33,12 +33,13 @@ try:
         from compression import zstd
     else:
         from backports import zstd
+    HAS_ZSTD = True
 except ImportError:  # a device without it takes whole artifacts only
-    zstd = None  # type: ignore[assignment]
+    HAS_ZSTD = False
 
 READ = 64 * 1024
 SLICE = 64 * 1024  # bytes of arithmetic at once: Python's large integers are copied at every step
-CELLS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+CELLS: dict[int, Any] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 class DecodeError(Exception):
@@ -47,8 +48,9 @@ class DecodeError(Exception):
 
 def known_codecs() -> frozenset[str]:
     """What this device can decode."""
-    little = sys.byteorder == "little"
-    return frozenset() if zstd is None else frozenset({ZSTD, DELTA}) if little else frozenset({ZSTD})
+    if not HAS_ZSTD:
+        return frozenset()
+    return frozenset({ZSTD, DELTA}) if sys.byteorder == "little" else frozenset({ZSTD})
 
 
 def decode(codec: str, encoded: int, base: int | None, target: int, size: int) -> None:

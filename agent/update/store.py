@@ -46,6 +46,27 @@ class ArtifactStore:
         """The download of an artifact, or of a data set, as far as it has come."""
         return Part(self._folder, content)
 
+    def held(self) -> list[str]:
+        """Digests of what is there, whole."""
+        return sorted(path.name for path in self._folder.iterdir() if "." not in path.name)
+
+    def adopt(self, digest: str, path: Path) -> bool:
+        """Give a file that was made here the name of its digest; one of another digest is removed, and false.
+
+        Raises:
+            OSError: when it can't be read or renamed.
+        """
+        if _digest(path) != digest:
+            path.unlink()
+            return False
+        path.replace(self.path(digest))
+        _sync_folder(self._folder)
+        return True
+
+    def discard(self, path: Path) -> None:
+        """Remove a file that was being made, if there is one."""
+        path.unlink(missing_ok=True)
+
     def collect_garbage(self, keep: Iterable[str]) -> None:
         """Remove every artifact and download whose digest is not kept."""
         kept = set(keep)
@@ -117,9 +138,7 @@ class Part:
         if good:
             self._part.replace(self._target)
             self._have.unlink(missing_ok=True)
-            folder = os.open(self._target.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            _sync_folder(self._target.parent)
         else:
             self._part.unlink(missing_ok=True)
             self._have.unlink(missing_ok=True)
@@ -131,6 +150,13 @@ class Part:
             os.close(self._data)
             os.close(self._marks)
             self._data = self._marks = -1
+
+
+def _sync_folder(path: Path) -> None:
+    """What was renamed in it stays so, also when the power goes."""
+    folder = os.open(path, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
-from agent.protocol.manifest import Manifest
+from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import DesiredState, Failure
 
 ATTEMPTS = 5
@@ -24,6 +24,10 @@ class Record(msgspec.Struct):
 
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
+        encodings: ways its artifact may travel, the smallest first.
+        failed_encodings: digests of those that were tried and are not tried again.
+        decodings: how often decoding the one that is being tried was begun.
+        encoding: codec that brought the artifact; empty when it came as it is, or has not come.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
     """
 
@@ -39,6 +43,10 @@ class Record(msgspec.Struct):
     previous_id: str | None = None
     signed: bytes = b""
     trusted: bool = False
+    encodings: tuple[Encoding, ...] = ()
+    failed_encodings: tuple[str, ...] = ()
+    decodings: int = 0
+    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,6 +185,7 @@ class Updater:
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
                     signed=bytes(one.manifest),
+                    encodings=one.encodings,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
@@ -265,8 +274,13 @@ class Updater:
         return next(phases, None)
 
     def kept_digests(self) -> set[str]:
-        """Artifacts that must stay: those in progress, those that serve."""
-        return {one.manifest.digest for one in self.records.values() if one.phase not in ENDED}
+        """What must stay: artifacts in progress and those that serve; of what is fetched, encodings and their bases."""
+        kept = {one.manifest.digest for one in self.records.values() if one.phase not in ENDED}
+        for record in self.records.values():
+            if record.phase in {Phase.PENDING, Phase.DOWNLOADING}:
+                left = [one for one in record.encodings if one.digest not in record.failed_encodings]
+                kept |= {digest for one in left for digest in (one.digest, one.base) if digest}
+        return kept
 
     def forgettable(self) -> list[str]:
         """Ended deployments beyond the newest few."""

@@ -148,7 +148,10 @@ def _bytes_of(parts: Iterator[_Part], most: int) -> Iterator[bytes]:
 
 def _packed(path: Path, codec: str, plan: str, pieces: Any) -> Encoded:
     """One zstd frame of the pieces; large ones end in a block of their own."""
-    options = {zstd.CompressionParameter.compression_level: LEVEL, zstd.CompressionParameter.window_log: WINDOW_LOG}
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: LEVEL,
+        zstd.CompressionParameter.window_log: WINDOW_LOG,
+    }
     packer = zstd.ZstdCompressor(options=options)
     with path.open("wb") as file:
         for piece in pieces:

@@ -1,0 +1,222 @@
+"""Brings deployments' artifacts: by the best encoding there is, else as they are. It has no thread.
+
+Encodings are hints, and nobody vouches for them. One that fails in any way is noted in the journal and never tried
+again for its deployment; the next one is, and at the end the artifact itself is fetched, so that this always ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.manifest import Encoding
+from agent.update.delta import known_codecs
+from agent.update.download import DownloadProgress
+from agent.update.fetcher import Fetcher, Owner
+from agent.update.store import ArtifactStore
+from agent.update.updater import Record
+
+log = logging.getLogger("agent.retriever")
+DECODINGS = 2  # begun, of one encoding: the first may have ended with the device's power
+SILENT_S = 120.0  # with a link and without a byte: the server has the encoding no more
+DECODING_S = 60.0  # that decoding may take, and besides
+DECODED_PER_S = 250_000  # bytes, on the slowest device
+
+
+class Connection(Protocol):
+    """What retrieving needs of the link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        ...
+
+
+@dataclass
+class _Job:
+    """An encoding on its way to be an artifact."""
+
+    record: Record
+    encoding: Encoding
+    owner: Owner
+    missing: int = -1
+    silent_since: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+    until: float = 0.0
+
+
+class Retriever:
+    """The artifacts of deployments that are not there yet.
+
+    Args:
+        store: where artifacts are.
+        fetcher: fetches what travels.
+        link: whether there is one.
+        save: writes a record to the journal.
+        codecs: that this device can decode.
+    """
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        fetcher: Fetcher,
+        link: Connection,
+        save: Callable[[Record], None],
+        codecs: frozenset[str] | None = None,
+    ) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._link = link
+        self._save = save
+        self._codecs = known_codecs() if codecs is None else codecs
+        self._jobs: dict[str, _Job] = {}
+        self._now = 0.0  # when it was last told the time
+
+    def begin(self, record: Record, owner: Owner, now: float) -> None:
+        """Bring a deployment's artifact; `owner` is told how it went, as the fetcher tells it."""
+        self._now = now
+        self.cancel(record.deployment_id)
+        manifest = record.manifest
+        encoding = None if self._store.has(manifest.digest) else self._best(record)
+        if encoding is None:
+            self._fetcher.begin(record.deployment_id, manifest, owner, deadline_s=record.deadline_s, now=now)
+            return
+        log.info("%s@%s comes as %s, %d bytes", manifest.model, manifest.version, encoding.codec, encoding.size)
+        self._jobs[record.deployment_id] = _Job(record, encoding, owner, silent_since=now)
+        self._fetcher.begin(record.deployment_id, encoding, self, deadline_s=record.deadline_s, now=now)
+
+    def cancel(self, key: str) -> None:
+        """A deployment wants its artifact no more."""
+        self._fetcher.cancel(key)
+        job = self._jobs.pop(key, None)
+        if job is not None:
+            self._end(job)
+
+    def progress(self, key: str) -> DownloadProgress | None:
+        """The download of a deployment, of whatever travels; None when there is none."""
+        return self._fetcher.progress(key)
+
+    def tick(self, now: float) -> None:
+        """See what became of decoders; give up encodings that do not come."""
+        self._now = now
+        for job in list(self._jobs.values()):
+            if job.process is not None:
+                self._tick_decoding(job, now)
+            else:
+                self._tick_download(job, now)
+
+    def stop(self) -> None:
+        """End what decodes; it is begun anew at the next start."""
+        for job in self._jobs.values():
+            self._end(job)
+        self._jobs.clear()
+
+    # -- what the fetcher says of encodings
+
+    def received(self, key: str, count: int) -> None:
+        """Bytes of an encoding came."""
+        self._jobs[key].owner.received(key, count)
+
+    def fetched(self, key: str) -> None:
+        """An encoding came: decode it."""
+        job = self._jobs[key]
+        if not self._store.has(job.encoding.digest):
+            self._give_up(job, "other bytes came than those of its digest")
+        elif job.encoding.base and not self._store.verify(job.encoding.base):
+            self._give_up(job, "its base is gone from this device, or was damaged")
+        elif job.record.decodings >= DECODINGS:
+            self._give_up(job, f"decoding it was begun {DECODINGS} times, and the agent ended each time")
+        else:
+            job.record.decodings += 1
+            self._save(job.record)
+            self._decode(job)
+
+    def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
+        """An encoding will not come."""
+        self._give_up(self._jobs[key], f"{detail} ({code.value})")
+
+    def _best(self, record: Record) -> Encoding | None:
+        for one in record.encodings:
+            fits = one.codec in self._codecs and one.size < record.manifest.size
+            if fits and one.digest not in record.failed_encodings and (not one.base or self._store.has(one.base)):
+                return one
+        return None
+
+    def _tick_download(self, job: _Job, now: float) -> None:
+        """Time without a link does not count: it says nothing of the encoding."""
+        progress = self._fetcher.progress(job.record.deployment_id)
+        missing = 0 if progress is None else progress.part.missing
+        if missing != job.missing or not self._link.connected:
+            job.missing, job.silent_since = missing, now
+        elif now - job.silent_since > SILENT_S:
+            self._give_up(job, "the server does not send it")
+
+    def _decode(self, job: _Job) -> None:
+        encoding, manifest = job.encoding, job.record.manifest
+        base = str(self._store.path(encoding.base)) if encoding.base else ""
+        command = [sys.executable, "-m", "agent.update.decode", encoding.codec]
+        command += [str(self._store.path(encoding.digest)), base, str(self._target(job)), str(manifest.size)]
+        try:
+            job.process = subprocess.Popen(
+                [*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+        except OSError as error:
+            self._give_up(job, f"no process could be started to decode it: {error.strerror}")
+
+    def _tick_decoding(self, job: _Job, now: float) -> None:
+        assert job.process is not None
+        status = job.process.poll()
+        if status is None:
+            job.until = job.until or now + DECODING_S + job.record.manifest.size / DECODED_PER_S
+            if now > job.until:
+                self._give_up(job, "decoding it took too long")
+            return
+        assert job.process.stdout is not None
+        said = job.process.stdout.read(300).decode(errors="replace")
+        if status != 0:
+            self._give_up(job, said or f"decoding it ended with {status}")
+            return
+        try:
+            good = self._store.adopt(job.record.manifest.digest, self._target(job))
+        except OSError as error:
+            self._give_up(job, f"the artifact could not be kept: {error.strerror}")
+            return
+        if not good:
+            self._give_up(job, "it makes other bytes than those that were signed")
+            return
+        self._jobs.pop(job.record.deployment_id)
+        self._end(job)
+        job.record.encoding = job.encoding.codec
+        self._save(job.record)
+        job.owner.fetched(job.record.deployment_id)
+
+    def _give_up(self, job: _Job, reason: str) -> None:
+        """Note that an encoding failed, and go on with what is left."""
+        record = job.record
+        log.warning("%s of %s can't be used: %s", job.encoding.codec, record.manifest.digest[:12], reason)
+        record.failed_encodings = (*record.failed_encodings, job.encoding.digest)
+        record.decodings = 0
+        self._save(record)
+        self.cancel(record.deployment_id)
+        self._store.discard(self._store.path(job.encoding.digest))
+        self.begin(record, job.owner, self._now)
+
+    def _target(self, job: _Job) -> Path:
+        path = self._store.path(job.record.manifest.digest)
+        return path.with_name(f"{path.name}.{job.record.deployment_id}")
+
+    def _end(self, job: _Job) -> None:
+        if job.process is not None:
+            job.process.kill()
+            job.process.wait()
+            if job.process.stdout is not None:
+                job.process.stdout.close()
+            job.process = None
+        self._store.discard(self._target(job))
