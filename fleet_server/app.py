@@ -26,6 +26,7 @@ from fleet_server.conversions import endpoints as conversions
 from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
+from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.devices import endpoints as devices
 from fleet_server.enrolment import endpoints as enrolment
 from fleet_server.enrolment.service import Authority
@@ -157,6 +158,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         TrustKeeper(database, settings),
         gateway,
         ConversionScheduler(database, artifacts, settings),
+        DeltaMaker(database, artifacts, settings),
         RolloutEngine(database, settings),
         GateKeeper(database, settings),
     )

@@ -202,6 +202,19 @@ class Settings(BaseSettings):
     gate_candidate_timeout_s: float = Field(
         600.0, gt=0, description="How long a device may take to measure one candidate of a gate run, in seconds."
     )
+    deltas: bool = Field(
+        True, description="Make differences to what devices hold, and compressed forms, of what rollouts send."
+    )
+    delta_wait_s: float = Field(
+        300.0, ge=0, description="How long a stage may wait for differences that are being made for it, in seconds."
+    )
+    delta_timeout_s: float = Field(1800.0, gt=0, description="Making one that takes longer, in seconds, is ended.")
+    delta_memory_mb: int = Field(
+        2048,
+        ge=256,
+        description="Data memory (RLIMIT_DATA) of the process that makes one, in MiB. Files of up to a twentieth of it "
+        "are also compared as bsdiff does.",
+    )
     telemetry_interval_s: float = Field(
         10.0, ge=0.1, description="How often devices make a telemetry batch, in seconds."
     )

@@ -359,12 +359,20 @@ def _progress(row: Json) -> str | None:
     return f"{min(100, 100 * row['received_bytes'] // row['artifact_bytes'])} %"
 
 
+def _travelled(row: Json) -> str | None:
+    """What came over the wire, and by which codec where the artifact did not come as it is."""
+    if not row["received_bytes"]:
+        return None
+    return f"{row['received_bytes']:,}" + (f" ({row['encoding']})" if row["encoding"] else "")
+
+
 DEPLOYMENT_COLUMNS: list[tuple[str, Callable[[Json], object]]] = [
     ("device", lambda row: row["device_id"]),
     ("profile", lambda row: row["profile"]),
     ("stage", lambda row: row["stage"] + 1),
     ("phase", lambda row: row["phase"]),
     ("got", _progress),
+    ("bytes", _travelled),
     ("seconds", lambda row: row["deploy_s"]),
     ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
 ]

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from fleet_server.devices.attributes import Attribute
 from fleet_server.http import PageRequest
-from fleet_server.models import Device, DeviceAttribute, Profile, Variant
+from fleet_server.models import Device, DeviceAttribute, DeviceHolding, Profile, Variant
 
 
 def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
@@ -123,3 +123,17 @@ def variants_of_profile(session: Session, profile_id: str) -> int:
 def unpin(session: Session, profile_id: str) -> None:
     """Let no device have a profile, forgotten ones neither."""
     session.execute(update(Device).where(Device.profile_id == profile_id).values(profile_id=None, profile_pinned=False))
+
+
+def keep_holdings(session: Session, device: Device, digests: set[str]) -> None:
+    """Note which artifacts a device says it has."""
+    known = set(session.scalars(select(DeviceHolding.digest).where(DeviceHolding.device_id == device.id)))
+    gone = sorted(known - digests)
+    if gone:
+        session.execute(
+            delete(DeviceHolding).where(DeviceHolding.device_id == device.id, DeviceHolding.digest.in_(gone))
+        )
+    session.add_all(
+        DeviceHolding(device_id=device.id, digest=one, fleet_id=device.fleet_id) for one in sorted(digests - known)
+    )
+    session.flush()

@@ -63,6 +63,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
         device.facts, device.serving = said
         _keep_attributes(session, device)
     device.reported_deployments = msgspec.to_builtins(reported.deployments)
+    repository.keep_holdings(session, device, set(reported.held))
     _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
 

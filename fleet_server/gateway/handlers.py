@@ -27,6 +27,7 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
 from fleet_server.db import Database, utc_now
+from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
 from fleet_server.enrolment import service as enrolment
 from fleet_server.enrolment.service import Authority
@@ -146,6 +147,10 @@ class Handlers:
                     self._on_need(device_id, need, manifest.chunks)
                     return
             chunks = gates.entitled(session, device_id, need.digest)
+            if chunks is not None:
+                self._on_need(device_id, need, chunks)
+                return
+            chunks = deltas.entitled(session, device_id, need.digest)
             if chunks is not None:
                 self._on_need(device_id, need, chunks)
                 return

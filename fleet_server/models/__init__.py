@@ -3,6 +3,7 @@
 from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.conversions import ConversionJob
+from fleet_server.models.deltas import ArtifactEncoding, DeviceHolding
 from fleet_server.models.devices import Device, DeviceAttribute, Profile
 from fleet_server.models.enrolment import (
     DeviceCertificate,
@@ -19,6 +20,7 @@ from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
 
 __all__ = [
     "AccessToken",
+    "ArtifactEncoding",
     "AuditEvent",
     "AuditHead",
     "Blob",
@@ -29,6 +31,7 @@ __all__ = [
     "DeviceAttribute",
     "DeviceCertificate",
     "DeviceConduct",
+    "DeviceHolding",
     "DeviceIdentity",
     "Enrolment",
     "EnrolmentToken",

@@ -72,14 +72,17 @@ def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
         return
     if rollout.state != RolloutState.RUNNING.value:
         return
+    due = any(one.phase == service.SCHEDULED and one.stage <= rollout.stage for one in deployments)
+    # Some may wait for a difference, for a while: then the stage is not over, though it may be stopped.
+    whole = not due or service.send_stage(session, settings, rollout)
     decision = decide(RolloutStrategy.model_validate(rollout.strategy), _snapshot(session, rollout, deployments))
     match decision.action:
-        case Action.ADVANCE:
+        case Action.ADVANCE if whole:
             rollout.stage += 1
             rollout.stage_started_at = utc_now()
             service.add_verdict(rollout, "advance", decision.reason)
             service.send_stage(session, settings, rollout)
-        case Action.SUCCEED:
+        case Action.SUCCEED if whole:
             if not any(deployment.phase == "active" for deployment in deployments):
                 service.finish(session, rollout, RolloutState.STOPPED, "stop", "no device of it is left to run it")
             else:

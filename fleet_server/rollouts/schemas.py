@@ -217,7 +217,10 @@ class DeploymentView(Response):
     desired: bool
     failure: Failure | None
     artifact_bytes: int
-    received_bytes: int = Field(description="Artifact bytes that came to the device over MQTT, repeats counted.")
+    received_bytes: int = Field(description="Bytes that came to the device for it, repeats counted.")
+    encoding: str = Field(
+        description="Codec of the encoding that the artifact came by, such as `delta-1`; empty when it came as it is."
+    )
     deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")
     created_at: dt.datetime
     sent_at: dt.datetime | None

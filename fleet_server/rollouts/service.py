@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
-from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
+from agent.protocol.manifest import DataFile, Encoding, Manifest, manifest_bytes
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
@@ -19,6 +19,7 @@ from fleet_server import audit, outbox
 from fleet_server.catalog.service import is_proven, ready_variant, resolve_version
 from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
+from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as device_service
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
@@ -252,11 +253,25 @@ def _working(session: Session, deployment: Deployment) -> str | None:
     return seen.id if seen else None
 
 
-def send_stage(session: Session, settings: Settings, rollout: Rollout) -> None:
-    """Make the deployments of the present stage what their devices ought to run."""
-    for deployment in repository.deployments(session, rollout.id):
-        if deployment.phase == SCHEDULED and deployment.stage <= rollout.stage and not deployment.revert_of:
+def send_stage(session: Session, settings: Settings, rollout: Rollout) -> bool:
+    """Make the deployments of the present stage what their devices ought to run.
+
+    Those for whose devices a difference is being made wait for it, for a while: what is small then is worth it.
+
+    Returns:
+        Whether all of them were sent.
+    """
+    due = [
+        one
+        for one in repository.deployments(session, rollout.id)
+        if one.phase == SCHEDULED and one.stage <= rollout.stage and not one.revert_of
+    ]
+    waited = utc_now() - (rollout.stage_started_at or utc_now()) >= dt.timedelta(seconds=settings.delta_wait_s)
+    held_back = deltas.awaiting(session, settings, rollout.id, rollout.stage) if due and not waited else set()
+    for deployment in due:
+        if deployment.id not in held_back:
             _desire(session, settings, deployment)
+    return not held_back
 
 
 def _desire(session: Session, settings: Settings, deployment: Deployment) -> None:
@@ -279,6 +294,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 deployment_id=deployment.id,
                 manifest=signed_manifest(session, deployment),
                 probation_s=settings.probation_s,
+                encodings=_encodings(session, deployment),
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -303,6 +319,14 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         payload=encode(state),
         retain=True,
     )
+
+
+def _encodings(session: Session, deployment: Deployment) -> tuple[Encoding, ...]:
+    """How what a deployment runs may travel; of what is there already, nothing need be said."""
+    if Phase(deployment.phase) in SETTLED:
+        return ()
+    digest = manifest_of(session, deployment).digest
+    return deltas.offered(session, deployment.fleet_id, digest, deployment.device_id)
 
 
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
@@ -339,6 +363,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
         return
     deployment.phase = report.phase.value
     deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
+    deployment.encoding = report.encoding or deployment.encoding
     deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
@@ -549,6 +574,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
+        encoding=deployment.encoding,
         deploy_s=took,
         created_at=deployment.created_at,
         sent_at=deployment.sent_at,

@@ -8,7 +8,7 @@ from alembic import op
 from fleet_server.devices.attributes import attributes_of
 
 revision = "0014"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
