@@ -22,6 +22,7 @@ import numpy as np
 
 from agent.keys import new_key, signing_request
 from agent.protocol.codec import Message, decode, encode
+from agent.protocol.delta import ADD, COPY, DELTA, LITERAL, SPARSE
 from agent.protocol.errors import WireError
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
 from agent.protocol.lifecycle import Phase
@@ -53,10 +54,12 @@ from agent.serving.http import Api, Connection
 from agent.serving.models import LoadedModel, Registry
 from agent.serving.oip import BadRequestError, decode_request
 from agent.trial.dataset import DataSetError, read_checked
+from agent.update.delta import DecodeError
 from agent.update.store import ArtifactStore
 from agent.update.trust import FIRST_ROOT, PieceFetcher, TrustClient, TrustError, UnavailableError
 from fleet_server.errors import InvalidError
 from fleet_server.trust.ca import read_request
+from tests.delta_files import decoded, frame, operation
 from tests.tuf_repository import TufRepository
 from tests.unit.agent.test_serving_models import Doubling, manifest
 from tests.unit.agent.test_updater import desired
@@ -210,6 +213,7 @@ _REPORT = Reported(
     (ServingReport("m", "1", D, "one", "onnxruntime 1", "cpu", 0.1),),
     1.0,
     (TrialReport("t", TrialPhase.DONE, (TrialResult(D, "onnxruntime 1", "cpu", accuracy=0.5),)),),
+    (D,),
 )  # fmt: skip
 _BATCH = TelemetryBatch(
     SPOKEN, "spool", 1, 0.0, 1.0, (ModelWindow("m", "1", D, "one", "cpu", 3, latency={4: 3}, confusion=((1, 2, 3),)),),
@@ -228,6 +232,22 @@ _ASKED = (
     _post("infer", _HEADER, len(_HEADER)),
     _post("feedback", b'{"labels": [{"id": "r", "label": 1}]}', 0),
     b"GET /v2/models/m HTTP/1.1\r\nHost: d\r\n\r\n" * 2,
+)
+
+
+def _delta(payload: bytes) -> None:
+    """The first byte says whether what follows is a frame, or what a frame holds."""
+    content = frame(payload[1:]) if payload[:1] == b"\0" else payload[1:]
+    with contextlib.suppress(DecodeError):
+        decoded(DELTA, content, _DELTA_BASE, 2000)
+
+
+_DELTA_BASE = bytes(range(250)) * 8
+_OPERATIONS = (
+    operation(COPY, 100, skip=9)
+    + operation(ADD, 400, bytes(400), width=4)
+    + operation(SPARSE, 1000, b"\3\xff\5\1\0\2\0", width=2, changes=2, gaps=3)
+    + operation(LITERAL, 500, bytes(500), width=4)
 )
 
 
@@ -298,6 +318,7 @@ TARGETS: dict[str, Target] = {
     "certificate": _message(Certificate(D, "-----BEGIN CERTIFICATE-----", "", 1.0, 2.0)),
     "trust-need": _message(TrustNeed("timestamp.json", 0)),
     "trust-piece": _message(TrustPiece("3.root.json", 0, 3, b"{}\n")),
+    "delta": Target(_delta, (b"\0" + _OPERATIONS, b"\1" + frame(_OPERATIONS))),
     "signing-request": Target(_signing_request, (_csr(),)),
     **{f"tuf-{file}": _trusted(file) for file in _FILES},
     "chunks": Target(_chunks, (bytes(range(68)), b"\2" + b"x" * 16), share=0.2),
