@@ -81,14 +81,14 @@ class World:
         for name in "abcd":
             self.report(name)
 
-    def report(self, device: str, *deployments: DeploymentReport) -> None:
+    def report(self, device: str, *deployments: DeploymentReport, held: tuple[str, ...] = ()) -> None:
         """What the device says; once said to have a profile's runtime, it has that profile."""
         self._sequences[device] = self._sequences.get(device, 0) + 1
         facts = DeviceFacts(
             agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(),
             memory_mb=1, disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
         )  # fmt: skip
-        reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments)
+        reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments, held=held)
         with self.database.write() as session:
             outcome = devices.record_report(session, device, reported, utc_now())
             service.apply_report(session, outcome.device, reported, utc_now())
