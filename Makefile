@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving optimize compress footprint
+BENCHES := convert serving optimize compress footprint delta
 
 .PHONY: help
 help: ## list the targets
@@ -97,6 +97,7 @@ bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
 bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, beside fp32 and library defaults (about 10 min)
 bench-compress: setup ## prune, distil and quantize two nets with training data, beside fp32 (about an hour)
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
+bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py

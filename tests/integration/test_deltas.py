@@ -29,7 +29,6 @@ from fleet_server.rollouts.engine import advance
 from tests.delta_files import decoded
 from tests.integration.test_rollout_rules import SETTINGS, World
 
-
 ALL = {"stages": [{"percent": 100}]}
 
 
