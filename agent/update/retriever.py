@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from agent.protocol.delta import DELTA, ZSTD
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Encoding
-from agent.update.delta import known_codecs
 from agent.update.download import DownloadProgress
 from agent.update.fetcher import Fetcher, Owner
 from agent.update.store import ArtifactStore
@@ -28,6 +29,17 @@ DECODINGS = 2  # begun, of one encoding: the first may have ended with the devic
 SILENT_S = 120.0  # with a link and without a byte: the server has the encoding no more
 DECODING_S = 60.0  # that decoding may take, and besides
 DECODED_PER_S = 250_000  # bytes, on the slowest device
+
+
+def known_codecs() -> frozenset[str]:
+    """What this device can decode: nothing without zstd, which only the decoding process loads."""
+    try:
+        found = find_spec("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        return frozenset()
+    return frozenset({ZSTD, DELTA}) if sys.byteorder == "little" else frozenset({ZSTD})
 
 
 class Connection(Protocol):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, exists, select
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from fleet_server.models import ArtifactEncoding, Deployment, DeviceHolding, Rollout, Variant, Version
 
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
+MOST_BASES = 8  # that differences of one artifact are made to
 OPEN_STATES = ("running", "paused", "reverting")
 Before = aliased(Variant)
 BeforeVersion = aliased(Version)
@@ -77,6 +78,17 @@ def awaiting(session: Session, rollout_id: str, stage: int, least: int) -> set[s
     return set(session.scalars(query))
 
 
+def _few_enough() -> ColumnElement[bool]:
+    """Devices say themselves what they hold: an artifact gets differences to so many others, and no more."""
+    made = aliased(ArtifactEncoding)
+    count = (
+        select(func.count())
+        .select_from(made)
+        .where(made.fleet_id == Deployment.fleet_id, made.artifact == Variant.digest, made.base != "")
+    )
+    return count.correlate(Deployment, Variant).scalar_subquery() < MOST_BASES
+
+
 def _differences(columns: Any, least: int) -> Select[Any]:
     """Unsettled deployments beside other versions of their model that their devices hold, where no row says more."""
     made = exists().where(
@@ -98,6 +110,7 @@ def _differences(columns: Any, least: int) -> Select[Any]:
             DeviceHolding.digest != Variant.digest,
             Variant.size >= least,
             ~made,
+            _few_enough(),
         )
     )
     return query

@@ -23,6 +23,7 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database, utc_now
 from fleet_server.deltas import service
 from fleet_server.deltas.maker import DeltaMaker
+from fleet_server.deltas.repository import MOST_BASES
 from fleet_server.models import ArtifactEncoding, Deployment, Device, DeviceHolding, Rollout, Variant
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.rollouts.engine import advance
@@ -168,6 +169,19 @@ def test_each_device_is_offered_what_builds_on_what_it_holds(deltas: Deltas) -> 
     assert [encoding.base for encoding in deltas.encodings("b")] == [two]
     assert [encoding.base for encoding in deltas.encodings("c")] == [two, one]  # the smaller one first
     assert deltas.encodings("d") == ()
+
+
+def test_what_devices_say_they_hold_makes_only_so_much_work(deltas: Deltas) -> None:
+    deltas.held("a", "1")
+    rollout = deltas.world.create("2", strategy=ALL)
+    with deltas.database.write() as session:
+        for number in range(MOST_BASES):
+            pair = service.Pair(DEFAULT_FLEET, deltas.digest["2"], f"{number:064x}")
+            service.record(session, pair, detail="made before")
+    with deltas.database.read() as session:
+        assert [pair.base for pair in service.wanted(session)] == [""]
+    deltas.tick(rollout)
+    assert deltas.phase(rollout, "a") == "pending"
 
 
 def test_one_that_can_not_be_made_is_tried_once(deltas: Deltas) -> None:
