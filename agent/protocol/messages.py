@@ -94,6 +94,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         missing_chunks: how many chunks are not there yet.
         failure: why it failed or was rolled back; None otherwise.
         attempts: how often it was started, restarts of the agent included.
+        sources: bytes that each source brought, by its name (`mqtt`, `https`, `peer 10.0.0.7:8472`, …).
     """
 
     deployment_id: str
@@ -105,6 +106,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     missing_chunks: int = 0
     failure: Failure | None = None
     attempts: int = 1
+    sources: dict[str, int] = {}
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -237,6 +239,28 @@ class Need(msgspec.Struct, frozen=True):
     deployment_id: str
     missing: tuple[ChunkRange, ...]
     window: int = 32
+
+
+class SourceNeed(msgspec.Struct, frozen=True):
+    """A device asks where else than over MQTT it may fetch a content. Answered by a `SourceOffer`."""
+
+    digest: str
+
+
+class SourceOffer(msgspec.Struct, frozen=True):
+    """Where a device may fetch a content over HTTP, with ranges, for a while.
+
+    Attributes:
+        digest: as asked.
+        url: `https://…`; empty when there is no such place.
+        ticket: sent as `Authorization: Bearer …`, to the host of the URL alone; empty for none.
+        expires_in_s: after which the ticket is refused, in seconds, and another has to be asked for.
+    """
+
+    digest: str
+    url: str = ""
+    ticket: str = ""
+    expires_in_s: float = 0.0
 
 
 class TrustNeed(msgspec.Struct, frozen=True):

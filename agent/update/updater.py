@@ -6,14 +6,16 @@ starting again is the only recovery path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import DesiredState, Failure
+from agent.protocol.messages import DesiredDeployment, DesiredState, Failure
 
 ATTEMPTS = 5
 KEPT_ENDED = 8
@@ -24,6 +26,7 @@ class Record(msgspec.Struct):
 
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
+        sources: bytes that each source brought.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
     """
 
@@ -39,6 +42,12 @@ class Record(msgspec.Struct):
     previous_id: str | None = None
     signed: bytes = b""
     trusted: bool = False
+    sources: dict[str, int] = {}
+
+    def count(self, source: str, count: int) -> None:
+        """Bytes came from a source; of more sources than are reported the rest is counted together."""
+        name = source if source in self.sources or len(self.sources) < LIMITS.sources - 1 else "others"
+        self.sources[name] = self.sources.get(name, 0) + count
 
 
 @dataclass(frozen=True)
@@ -156,8 +165,22 @@ class Updater:
         if state.revision <= self.revision:
             return []
         self.revision = state.revision
-        wanted = {one.deployment_id: one for one in state.deployments}
-        manifests = {one.deployment_id: one.read_manifest() for one in state.deployments}
+        return self._want(state.deployments, trusted=False)
+
+    def ordered(self, deployments: Sequence[DesiredDeployment]) -> list[Effect]:
+        """Accept what a bundle orders, which was judged; it holds until the server, or another order, says more.
+
+        Its ids are made of what is to run: what ended before is tried anew.
+        """
+        for one in deployments:
+            known = self.records.get(one.deployment_id)
+            if known is not None and known.phase in ENDED:
+                del self.records[one.deployment_id]
+        return self._want(deployments, trusted=True)
+
+    def _want(self, deployments: Sequence[DesiredDeployment], *, trusted: bool) -> list[Effect]:
+        wanted = {one.deployment_id: one for one in deployments}
+        manifests = {one.deployment_id: one.read_manifest() for one in deployments}
         models = {one.model for one in manifests.values()}
         effects: list[Effect] = []
         for record in list(self.records.values()):
@@ -166,7 +189,7 @@ class Updater:
             if record.phase is Phase.ACTIVE and record.manifest.model in models:
                 continue  # it serves until its successor has proved itself
             effects += self._supersede(record)
-        for one in state.deployments:
+        for one in deployments:
             if one.deployment_id not in self.records:
                 manifest = manifests[one.deployment_id]
                 current = self.active(manifest.model)
@@ -177,6 +200,7 @@ class Updater:
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
                     signed=bytes(one.manifest),
+                    trusted=trusted,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)

@@ -214,7 +214,10 @@ class DeploymentView(Response):
     desired: bool
     failure: Failure | None
     artifact_bytes: int
-    received_bytes: int = Field(description="Artifact bytes that came to the device over MQTT, repeats counted.")
+    received_bytes: int = Field(description="Artifact bytes that came to the device over a network, repeats counted.")
+    sources: dict[str, int] = Field(
+        description="Bytes by the source that brought them.", examples=[{"mqtt": 262144, "https": 1048576}]
+    )
     deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")
     created_at: dt.datetime
     sent_at: dt.datetime | None

@@ -339,6 +339,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     deployment.phase = report.phase.value
     deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
     deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
+    deployment.sources = report.sources
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:
@@ -548,6 +549,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
+        sources=deployment.sources,
         deploy_s=took,
         created_at=deployment.created_at,
         sent_at=deployment.sent_at,
