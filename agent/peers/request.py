@@ -10,7 +10,6 @@ from agent.protocol.topics import DIGEST
 
 PATH = "/shoal/v1/artifacts/"
 HEAD_BYTES = 8192
-HEADERS = 64
 END = b"\r\n\r\n"
 
 
@@ -45,8 +44,6 @@ class _Heard:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= HEADERS:
-            raise BadRequestError(431)
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
 
@@ -62,8 +59,6 @@ def parse(head: bytes) -> PeerRequest:
     parser = httptools.HttpRequestParser(heard)
     try:
         parser.feed_data(head)
-    except httptools.HttpParserCallbackError as error:
-        raise BadRequestError(431 if isinstance(error.__context__, BadRequestError) else 400) from None
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         raise BadRequestError(400) from None
     path = heard.url.decode("latin-1")

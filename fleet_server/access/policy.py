@@ -33,7 +33,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
     ),
     Role.RELEASER: (
-        *("create_rollout", "approve_rollout", "reject_rollout"),
+        *("create_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
         *("pause_rollout", "resume_rollout", "abort_rollout"),
     ),
     Role.ADMIN: (
