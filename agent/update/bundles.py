@@ -172,6 +172,7 @@ class Bundles:
             targets += [Target(manifest.target_path, bytes(signed)) for manifest, signed in pairs]
             log.info("judging order %r, serial %d, of %s", order.name, order.serial, bundle.path)
             self._stick.bundle, self._until = bundle, now + JUDGING_S
+            self._verifier.link_up()  # what failed before was another bundle
             self._verifier.check(PREFIX, tuple(targets))
             return
 

@@ -38,7 +38,7 @@ def read_http(
     """
     try:
         for span in spans:
-            answer = _Answer(*_open(address, _bytes_of(content, span), stop), content, span)
+            answer = HttpAnswer(*_open(address, _bytes_of(content, span), stop), content, span)
             try:
                 yield from answer.chunks()
             finally:
@@ -129,7 +129,7 @@ def organization(sock: ssl.SSLSocket) -> str:
     return next((str(pair[1]) for pair in pairs if pair[0] == "organizationName"), "")
 
 
-class _Answer:
+class HttpAnswer:
     """The body of an answer: the part that was asked for, or all, where the server knows no ranges."""
 
     def __init__(
@@ -168,6 +168,7 @@ class _Answer:
         return span.first, span.last
 
     def chunks(self) -> Iterator[tuple[int, bytes]]:
+        """Each chunk with its index, as it comes."""
         for index in range(self._first, self._last + 1):
             start = index * self._content.chunk_size
             yield index, self._exactly(min(self._content.chunk_size, self._content.size - start))
@@ -187,6 +188,7 @@ class _Answer:
         return bytes(kept)
 
     def close(self) -> None:
+        """End the connection."""
         self._response.close()
         self._connection.close()
 

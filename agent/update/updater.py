@@ -27,6 +27,7 @@ class Record(msgspec.Struct):
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
         sources: bytes that each source brought.
+        ordered: whether a bundle brought it, and no server.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
     """
 
@@ -43,6 +44,7 @@ class Record(msgspec.Struct):
     signed: bytes = b""
     trusted: bool = False
     sources: dict[str, int] = {}
+    ordered: bool = False
 
     def count(self, source: str, count: int) -> None:
         """Bytes came from a source; of more sources than are reported the rest is counted together."""
@@ -165,7 +167,7 @@ class Updater:
         if state.revision <= self.revision:
             return []
         self.revision = state.revision
-        return self._want(state.deployments, trusted=False)
+        return self._want(state.deployments, ordered=False)
 
     def ordered(self, deployments: Sequence[DesiredDeployment]) -> list[Effect]:
         """Accept what a bundle orders, which was judged; it holds until the server, or another order, says more.
@@ -176,9 +178,9 @@ class Updater:
             known = self.records.get(one.deployment_id)
             if known is not None and known.phase in ENDED:
                 del self.records[one.deployment_id]
-        return self._want(deployments, trusted=True)
+        return self._want(deployments, ordered=True)
 
-    def _want(self, deployments: Sequence[DesiredDeployment], *, trusted: bool) -> list[Effect]:
+    def _want(self, deployments: Sequence[DesiredDeployment], *, ordered: bool) -> list[Effect]:
         wanted = {one.deployment_id: one for one in deployments}
         manifests = {one.deployment_id: one.read_manifest() for one in deployments}
         models = {one.model for one in manifests.values()}
@@ -188,6 +190,8 @@ class Updater:
                 continue
             if record.phase is Phase.ACTIVE and record.manifest.model in models:
                 continue  # it serves until its successor has proved itself
+            if record.ordered and not ordered and record.manifest.model not in models:
+                continue  # the server never heard of it
             effects += self._supersede(record)
         for one in deployments:
             if one.deployment_id not in self.records:
@@ -200,7 +204,8 @@ class Updater:
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
                     signed=bytes(one.manifest),
-                    trusted=trusted,
+                    trusted=ordered,
+                    ordered=ordered,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
