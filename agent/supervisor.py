@@ -17,7 +17,6 @@ from agent.config import Config
 from agent.hardware import measure
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.peers.network import Lan
-from agent.peers.server import Held
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
@@ -46,7 +45,7 @@ from agent.source_config import SourceKind
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
-from agent.update.bundle_file import BundlesSeen
+from agent.update.bundle_file import BundlesSeen, Held
 from agent.update.bundles import PREFIX as BUNDLE
 from agent.update.bundles import Bundles, BundleTrustSaid
 from agent.update.fetcher import Fetcher

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from agent.config import Config
 from agent.errors import AgentError
-from agent.peers.server import Held, PeerServer
 from agent.source_config import is_loopback, split_place
+from agent.update.bundle_file import Held
 from agent.update.source_tls import Credentials
+
+if TYPE_CHECKING:
+    from agent.peers.mdns import Neighbours
+    from agent.peers.server import PeerServer
 
 log = logging.getLogger("agent.peers")
 RENEW_S = 60.0
@@ -41,7 +46,7 @@ class Lan:
     ) -> None:
         self._credentials = credentials
         self._server: PeerServer | None = None
-        self._neighbours = None
+        self._neighbours: Neighbours | None = None
         self._renew_at = 0.0
         wanted = config.sources
         if wanted.serve:
@@ -54,6 +59,8 @@ class Lan:
             self._neighbours = Neighbours(config.device_id, found, listen)
 
     def _serve(self, config: Config, holds: Callable[[str], Held | None]) -> PeerServer | None:
+        from agent.peers.server import PeerServer
+
         wanted = config.sources
         context = self._credentials.of_peers()
         plain = wanted.insecure_plain_http or is_loopback(split_place(wanted.listen)[0])

@@ -14,14 +14,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from agent.errors import AgentError
 from agent.peers.request import END, HEAD_BYTES, BadRequestError, PeerRequest, parse
 from agent.protocol.ranges import BeyondEndError, content_range, etag_of, wanted_range
 from agent.source_config import split_place
-from agent.update.http_source import organization
+from agent.update.bundle_file import Held
+from agent.update.source_tls import organization
 
 log = logging.getLogger("agent.peers")
 CONNECTIONS = 8
@@ -39,15 +38,6 @@ REASONS = {
     416: "Range Not Satisfiable",
     431: "Request Header Fields Too Large",
 }
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where a whole artifact lies: bytes of a file."""
-
-    path: Path
-    offset: int
-    size: int
 
 
 class Rate:

@@ -40,6 +40,15 @@ class Extent:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Where a whole artifact lies: bytes of a file."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle that was looked through; nothing of it has been verified.
 

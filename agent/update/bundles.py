@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.config import Config
-from agent.peers.server import Held
 from agent.protocol.bundle import BundleOrder
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import DesiredDeployment, TrustNeed
-from agent.update.bundle_file import Bundle, BundleError, BundlesSeen, BundleWatch
+from agent.update.bundle_file import Bundle, BundleError, BundlesSeen, BundleWatch, Held
 from agent.update.journal import Journal
 from agent.update.trust_ipc import Target
 from agent.update.verify import TrustSaid, Verifier

@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import ChunkRange
 from agent.protocol.ranges import parse_content_range
+from agent.update.source_tls import organization
 from agent.update.transfer import Address, SourceError, Stop
 
 CONNECT_S = 5.0
@@ -120,13 +121,6 @@ def _check_organization(sock: socket.socket, address: Address) -> None:
     """Fleets of one server share its CA: a peer must be of the same one."""
     if address.organization and isinstance(sock, ssl.SSLSocket) and organization(sock) != address.organization:
         raise SourceError(f"{_place(address.url)} is a device of another fleet")
-
-
-def organization(sock: ssl.SSLSocket) -> str:
-    """The fleet that the other side's certificate names; empty when it names none."""
-    certificate = sock.getpeercert() or {}
-    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
-    return next((str(pair[1]) for pair in pairs if pair[0] == "organizationName"), "")
 
 
 class HttpAnswer:

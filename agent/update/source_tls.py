@@ -87,3 +87,10 @@ class Credentials:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         load_into(context, self._folder, identity)
         return context
+
+
+def organization(sock: ssl.SSLSocket) -> str:
+    """The fleet that the other side's certificate names; empty when it names none."""
+    certificate = sock.getpeercert() or {}
+    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
+    return next((str(pair[1]) for pair in pairs if pair[0] == "organizationName"), "")

@@ -1,4 +1,4 @@
-"""Orders of bundles, judged by the real process: of what the fleet signed, only the newest of the device's order counts."""
+"""Orders of bundles, judged by the real process: only the newest that the fleet signed for the device counts."""
 
 from __future__ import annotations
 

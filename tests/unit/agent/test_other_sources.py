@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from agent.config import Config
-from agent.peers.server import Held, PeerServer
+from agent.peers.server import PeerServer
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import SourceNeed, SourceOffer
 from agent.protocol.topics import ParsedChunkTopic
 from agent.source_config import SourceConfig, SourceKind
+from agent.update.bundle_file import Held
 from agent.update.fetcher import Fetcher
 from agent.update.other_sources import OtherSources
 from agent.update.source_tls import Credentials

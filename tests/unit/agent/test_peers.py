@@ -22,11 +22,12 @@ from agent.peers import server as peers
 from agent.peers.mdns import usable_place
 from agent.peers.network import Lan
 from agent.peers.request import BadRequestError, parse
-from agent.peers.server import Held, PeerServer
+from agent.peers.server import PeerServer
 from agent.protocol.manifest import DataFile
 from agent.protocol.messages import ChunkRange
 from agent.protocol.topics import DEVICE_HOST
 from agent.source_config import SourceConfig
+from agent.update.bundle_file import Held
 from agent.update.http_source import read_http
 from agent.update.source_tls import Credentials
 from agent.update.transfer import Address, SourceError, Stop
