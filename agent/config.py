@@ -17,6 +17,7 @@ from agent.errors import ConfigError
 from agent.identity import identity_folder, load_identity
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
+from agent.source_config import TABLES, SourceConfig, read_sources
 
 PREFIX = "SHOAL_AGENT_"
 KEYS = (
@@ -34,6 +35,7 @@ KEYS = (
     "key",
     "root_file",
     "expired_grace_s",
+    *TABLES,
 )
 LONGEST_GRACE_S = 30 * 86_400.0
 UNIX_PATH_BYTES = 107  # what the kernel takes
@@ -59,6 +61,7 @@ class Config:
         key: `pkcs11:` URI (RFC 7512) of the key to enrol with; a file in state_dir when absent.
         root_file: TUF root metadata that this device trusts; empty to trust what a broker on this machine sends first.
         expired_grace_s: how long metadata still counts after it has expired, in seconds, for bad clocks.
+        sources: where contents come from besides the broker.
     """
 
     device_id: str
@@ -75,6 +78,7 @@ class Config:
     key: str = ""
     root_file: str = ""
     expired_grace_s: float = 0.0
+    sources: SourceConfig = field(default_factory=SourceConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -137,6 +141,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         key=_token_key(_text(values, "key", "")),
         root_file=_root_file(_text(values, "root_file", "")),
         expired_grace_s=_grace(values.get("expired_grace_s", 0.0)),
+        sources=read_sources(values),
     )
 
 
@@ -183,6 +188,11 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
+    if key in TABLES:
+        try:
+            return tomllib.loads(f"table = {text}")["table"]
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{key}: {text[:80]!r} is no inline table, such as {{ serve = true }}: {error}") from None
     return [part.strip() for part in text.split(",") if part.strip()] if key == "runtimes" else text
 
 

@@ -20,7 +20,7 @@ def main() -> None:
     """Run the daemon, enrol the device, or print this machine's facts."""
     options = _parser().parse_args()
     try:
-        commands = {"facts": _facts, "enroll": _enroll}
+        commands = {"facts": _facts, "enroll": _enroll, "bundle": _bundle}
         sys.exit(commands.get(options.command, _run)(options))
     except AgentError as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -62,7 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     enroll.add_argument("--ca-file", default="", metavar="FILE", help="check the server against these certificates")
     enroll.add_argument("--new-key", action="store_true", help="make another key, such as after a lockout")
     enroll.add_argument("--wait", type=float, default=3600.0, metavar="S", help="how long to wait for approval")
-    for one in (parser, run, facts, enroll):
+    bundle = commands.add_parser("bundle", help="take models from a bundle, where no network reaches")
+    actions = bundle.add_subparsers(dest="action", metavar="action", required=True)
+    imported = actions.add_parser(
+        "import",
+        help="copy a bundle into the state folder",
+        description="Copy a bundle (shoal bundle export) into the state folder, of its artifacts those of this "
+        "device's profile. The running agent checks its signatures, and uses it.",
+        epilog="Example: shoal-agent bundle import /media/stick/line-a.shoal-bundle --config /etc/shoal-agent.toml",
+    )
+    imported.add_argument("file", type=Path, metavar="FILE", help="the bundle")
+    for one in (parser, run, facts, enroll, imported):
         one.add_argument(
             "--config",
             metavar="FILE",
@@ -92,6 +102,14 @@ def _enroll(options: argparse.Namespace) -> int:
     token = options.token or os.environ.get(TOKEN_VARIABLE, "")
     request = Request(options.server, token, options.ca_pin, options.ca_file, options.new_key, options.wait)
     enroll(config, request, lambda text: print(text, flush=True))  # noqa: T201
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from agent.bundle_import import import_bundle
+
+    target, count = import_bundle(load_config(options.config, os.environ), options.file)
+    print(f"{target} holds {count} artifacts; the agent looks for it every few seconds")  # noqa: T201
     return 0
 
 

@@ -10,11 +10,13 @@ import queue
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from agent.config import Config
 from agent.hardware import measure
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
+from agent.peers.network import Lan
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
@@ -22,11 +24,14 @@ from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
+    DesiredDeployment,
     DesiredState,
     ModelWindow,
     Presence,
     Reported,
     ServingReport,
+    SourceNeed,
+    SourceOffer,
     TelemetryAck,
     TelemetryBatch,
     Trial,
@@ -49,14 +54,20 @@ from agent.serving.ipc import (
     Unload,
     Window,
 )
+from agent.source_config import SourceKind
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
+from agent.update.bundle_file import BundlesSeen, Held
+from agent.update.bundles import Bundles, BundleTrustSaid
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
+from agent.update.other_sources import OtherSources
 from agent.update.probation import Probation, fall_back
 from agent.update.retriever import Retriever
+from agent.update.source_tls import Credentials
 from agent.update.store import ArtifactStore
+from agent.update.transfer import SourceChunk, TransferEnded
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
     ActivateArtifact,
@@ -85,6 +96,25 @@ MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
+@dataclass(frozen=True)
+class PeerFound:
+    """A peer on the LAN, by the name that mDNS has; it has gone where there is no place."""
+
+    name: str
+    place: str | None
+
+
+class _Turn:
+    """Whether somebody may use the trusted metadata now: one at a time."""
+
+    def __init__(self, may: Callable[[], bool]) -> None:
+        self._may = may
+
+    @property
+    def connected(self) -> bool:
+        return self._may()
+
+
 class Supervisor:
     """The daemon."""
 
@@ -103,7 +133,9 @@ class Supervisor:
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
-        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
+        self._credentials = Credentials(config)
+        self._others = OtherSources(config, self._link, self._events.put, self._say_source_need, self._credentials)
+        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._others)
         self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
         self._probation = Probation()
         self._trials = Trials(
@@ -116,8 +148,21 @@ class Supervisor:
             check_trust=self._check_trial,
         )
         self._verifier = Verifier(
-            config, self._link, self._events.put, say_need=self._say_trust_need, answered=self._trust_answered
+            config,
+            _Turn(lambda: self._link.connected and self._bundles.idle),
+            self._events.put,
+            say_need=self._say_trust_need,
+            answered=self._trust_answered,
         )
+        self._bundles = Bundles(
+            config,
+            self._journal,
+            self._events.put,
+            turn=_Turn(lambda: self._verifier.idle),
+            profiles=lambda: {one.manifest.profile for one in self._updater.records.values()},
+            order=self._ordered,
+        )
+        self._lan = Lan(config, self._credentials, self._held, self._found_peer)
         self._loads: dict[int, str] = {}
         self._collects: dict[int, float] = {}
         self._request_id = 0
@@ -142,6 +187,7 @@ class Supervisor:
         self._worker.start()
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
+        self._bundles.start()
         self._link.start()
         try:
             while not self._stopping:
@@ -156,7 +202,10 @@ class Supervisor:
             self._trials.stop()
             self._retriever.stop()
             self._fetcher.stop()
+            self._others.stop()
             self._verifier.stop()
+            self._bundles.stop()
+            self._lan.stop()
             self._worker.stop()
             self._journal.close()
             self._spool.close()
@@ -181,6 +230,8 @@ class Supervisor:
                     self._renewal.link_up(event.epoch)
                 self._verifier.link_up()
                 self._report(force=True)
+            case SourceChunk() | TransferEnded() | BundlesSeen() | BundleTrustSaid() | PeerFound():
+                self._other_source(event, time.monotonic())
             case TrustSaid():
                 self._verifier.said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
@@ -206,6 +257,8 @@ class Supervisor:
                 self._renewal.answered(decode(message.payload, Certificate))
             elif leaf is DeviceTopic.TRUST:
                 self._verifier.piece(decode(message.payload, TrustPiece))
+            elif leaf is DeviceTopic.SOURCE:
+                self._others.offered(decode(message.payload, SourceOffer), time.monotonic())
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
 
@@ -239,11 +292,44 @@ class Supervisor:
             found = self._updater
             self._carry_out(found.trusted(key) if code is None else found.failed(key, code, detail))
 
+    # -- other sources, and bundles
+
+    def _other_source(self, event: Any, now: float) -> None:
+        match event:
+            case SourceChunk():
+                self._fetcher.source_chunk(event, now)
+            case TransferEnded():
+                self._others.ended(event, now)
+            case BundlesSeen():
+                self._bundles.seen(event.bundles)
+                self._others.see_bundles(event.bundles)
+            case BundleTrustSaid():
+                self._bundles.said(event, now)
+            case PeerFound():
+                self._others.see_peer(event.name, event.place)
+
+    def _say_source_need(self, need: SourceNeed) -> None:
+        self._link.publish(DeviceTopic.SOURCE_NEED, encode(need))
+
+    def _ordered(self, deployments: list[DesiredDeployment]) -> None:
+        self._carry_out(self._updater.ordered(deployments))
+        self._report(force=True)
+
+    def _held(self, digest: str) -> Held | None:
+        """A whole artifact of this device, in its store or in a bundle; asked from other threads."""
+        path = self._store.path(digest)
+        return Held(path, 0, path.stat().st_size) if path.is_file() else self._bundles.held(digest)
+
+    def _found_peer(self, name: str, place: str | None) -> None:
+        self._events.put(PeerFound(name, place))
+
     # -- what is fetched for deployments
 
-    def received(self, key: str, count: int) -> None:
-        """Bytes came over the wire for a deployment."""
-        self._updater.records[key.removesuffix(GOLDEN)].received_bytes += count
+    def received(self, key: str, count: int, source: str) -> None:
+        """Bytes came for a deployment; those of a stick came over no network."""
+        record = self._updater.records[key.removesuffix(GOLDEN)]
+        record.count(source, count)
+        record.received_bytes += 0 if source.startswith(SourceKind.USB.value) else count
 
     def fetched(self, key: str) -> None:
         """A deployment's golden inputs came, which are small and come first, or its artifact, and with it all."""
@@ -396,7 +482,9 @@ class Supervisor:
             self._retriever.begin(record, self, now)
         else:
             key = record.deployment_id + GOLDEN
-            self._fetcher.begin(key, golden, self, deadline_s=record.deadline_s, now=now)
+            self._fetcher.begin(
+                key, golden, self, deadline_s=record.deadline_s, now=now, server_only=record.server_only
+            )
 
     def _load(self, record: Record) -> None:
         """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
@@ -473,6 +561,8 @@ class Supervisor:
         if self._renewal is not None:
             self._renewal.tick(now, time.time())
         self._verifier.tick(now)
+        self._bundles.tick(now)
+        self._lan.tick(now)
         self._report(force=False)
 
     def _interval(self) -> float:
@@ -521,6 +611,7 @@ class Supervisor:
             attempts=record.attempts,
             probation=self._probation.report(record.deployment_id) or record.probation,
             encoding=record.encoding,
+            sources=record.sources,
         )
 
 

@@ -46,6 +46,7 @@ from fleet_server.telemetry import endpoints as telemetry
 from fleet_server.trust import endpoints as trust
 from fleet_server.trust.ca import FleetCa
 from fleet_server.trust.keeper import TrustKeeper
+from fleet_server.trust.tickets import TicketDesk
 from fleet_server.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     ca = FleetCa.open(settings.state_dir / "ca", DEFAULT_FLEET, certificate=settings.ca_cert, key=settings.ca_key)
     authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
+    app.state.tickets = TicketDesk(ca)
     gateway = Gateway(settings, database, artifacts, authority)
     parts = (
         TrustKeeper(database, settings),

@@ -96,6 +96,21 @@ class TooManyRequestsError(FleetError):
         self.retry_after_s = retry_after_s
 
 
+class RangeError(FleetError):
+    """The bytes that a client asked for are beyond the end.
+
+    Attributes:
+        size: bytes that there are.
+    """
+
+    status = 416
+    title = "Range not satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__("range", f"there are {size} bytes: ask for a range of these")
+        self.size = size
+
+
 class TooLargeError(FleetError):
     """An upload or a value is larger than the settings allow."""
 

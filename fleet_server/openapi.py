@@ -17,6 +17,7 @@ _MEANINGS = {
     404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
     409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
     413: ("Too large", "upload_too_large", "an upload may have 2048 MiB (SHOAL_UPLOAD_MAX_MB)"),
+    416: ("Range not satisfiable", "range", "there are 11042 bytes: ask for a range of these"),
     422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),
     429: ("Too many requests", "too_many_guesses", "too many wrong passwords: try again in 4 s"),
     500: ("The server failed", "internal", "something unexpected happened; the server's log has it under this id"),

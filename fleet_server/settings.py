@@ -126,6 +126,13 @@ class Settings(BaseSettings):
             "port, when absent."
         ),
     )
+    download_url: str | None = Field(
+        None,
+        description=(
+            "https://host:port under which devices reach this REST API, to fetch artifacts over HTTPS where MQTT does "
+            "not bring them; they are told none when absent."
+        ),
+    )
     tls: bool = Field(
         False,
         description="The REST API speaks HTTPS, by the fleet's CA or SHOAL_TLS_CERT; devices enrol over it.",
@@ -251,6 +258,19 @@ class Settings(BaseSettings):
             return json.loads(value)
         except ValueError as error:
             raise ValueError(f'it is not JSON such as {{"ml": {{"default": "releaser"}}}}: {error}') from None
+
+    @field_validator("download_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        try:
+            parts = urlsplit(value or "https://host")
+            usable = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+            usable = usable and bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.fragment
+        except ValueError:
+            usable = False
+        if not usable or len(value or "") > 1024:
+            raise ValueError("it is not https://host:port (http:// to this machine alone)")
+        return value.rstrip("/") if value else value
 
     @field_validator("broker_url", "broker_public_url")
     @classmethod

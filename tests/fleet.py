@@ -105,12 +105,17 @@ class LocalFleet:
         self.agent_ports: dict[str, int] = {}
         self._agent_configs: dict[str, Path] = {}
 
-    def start_broker(self) -> None:
+    def start_broker(self, *, acl: str = "") -> None:
+        """An external Mosquitto that takes everybody; with rules of an access list of its own."""
         config = self.folder / "mosquitto.conf"
         config.write_text(
             f"listener {self.broker_port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 100000\n"
             "persistence false\n"
         )
+        if acl:
+            (self.folder / "acl").write_text(acl)
+            with config.open("a") as file:
+                file.write(f"acl_file {self.folder / 'acl'}\nuser root\n")  # or it could not read it
         executable, environment = find_mosquitto("mosquitto")
         self._spawn("broker", [str(executable), "-c", str(config)], dict(environment))
 
@@ -173,15 +178,18 @@ class LocalFleet:
     def agent_variables(self, name: str) -> dict[str, str]:
         return {"SHOAL_AGENT_DEVICE_ID": name, "SHOAL_AGENT_STATE_DIR": str(self.folder / name)}
 
-    def start_agent(self, name: str, **tags: str) -> None:
+    def start_agent(self, name: str, *, tables: str = "", broker_port: int | None = None, **tags: str) -> None:
+        """Start it; what it is configured with is that of its first start. `tables` is TOML."""
         if name not in self._agent_configs:
             self.agent_ports[name] = free_port()
             config = self.folder / f"{name}.toml"
             config.write_text(
                 f"device_id = {json.dumps(name)}\nstate_dir = {json.dumps(str(self.folder / name))}\n"
-                + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{self.broker_port}"\n')
+                + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{broker_port or self.broker_port}"\n')
                 + f'listen = "127.0.0.1:{self.agent_ports[name]}"\n'
-                "[tags]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
+                + tables
+                + "[tags]\n"
+                + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
             )
             self._agent_configs[name] = config
         self._spawn(name, [str(BIN / "shoal-agent"), "run", "--config", str(self._agent_configs[name])])

@@ -38,7 +38,8 @@ class TufRepository:
         for role in TOP:
             self.root.add_key(self.signers[role][0].public_key, role)
         key = self.signers["targets"][0].public_key
-        patterns = {f"model.{model}": f"{model}/*/*" for model in models} | {"trials": "trials/*"}
+        patterns = {f"model.{model}": f"{model}/*/*" for model in models}
+        patterns |= {name: f"{name}/*" for name in ("trials", "bundles")}
         self.targets = Targets(expires=self.expiry())
         self.targets.delegations = Delegations(
             {key.keyid: key},

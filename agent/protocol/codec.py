@@ -25,6 +25,8 @@ from agent.protocol.messages import (
     ProbationReport,
     Renew,
     Reported,
+    SourceNeed,
+    SourceOffer,
     TelemetryAck,
     TelemetryBatch,
     TrialReport,
@@ -45,6 +47,8 @@ Message = (
     | Certificate
     | TrustNeed
     | TrustPiece
+    | SourceNeed
+    | SourceOffer
 )
 MessageT = TypeVar(
     "MessageT",
@@ -58,11 +62,14 @@ MessageT = TypeVar(
     Certificate,
     TrustNeed,
     TrustPiece,
+    SourceNeed,
+    SourceOffer,
 )
 
+_PLAIN = (DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer)
 _PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece)
 _DECODERS: dict[type, Any] = {
-    **{kind: msgspec.json.Decoder(kind) for kind in (DesiredState, Reported, Presence, Need, Renew, Certificate)},
+    **{kind: msgspec.json.Decoder(kind) for kind in _PLAIN},
     **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
 }
 
@@ -113,8 +120,8 @@ def _check(message: Message) -> None:
             _check_renewal(message)
         case TrustNeed() | TrustPiece():
             _check_trust(message)
-        case Presence():
-            pass
+        case SourceNeed() | SourceOffer():
+            _check_source(message)
 
 
 def _check_renewal(message: Renew | Certificate) -> None:
@@ -145,6 +152,21 @@ def _check_trust(message: TrustNeed | TrustPiece) -> None:
     _bound(message.data, LIMITS.trust_piece_bytes, "data")
     _require(0 <= message.total <= LIMITS.trust_file_bytes, "total is out of bounds")
     _require(0 <= message.offset <= message.total - len(message.data), "data goes beyond the file's end")
+
+
+def _check_source(message: SourceNeed | SourceOffer) -> None:
+    _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
+    if isinstance(message, SourceNeed):
+        return
+    _bound(message.url, LIMITS.url_chars, "url")
+    _bound(message.ticket, LIMITS.ticket_chars, "ticket")
+    _require(message.url == "" or message.url.startswith(("https://", "http://")), "url is none of HTTP")
+    _require(_visible(message.url) and _visible(message.ticket), "url or ticket holds what no header may")
+    _require(0 <= message.expires_in_s <= LIMITS.seconds, "expires_in_s is out of bounds")
+
+
+def _visible(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _check_desired(message: DesiredState) -> None:
@@ -247,6 +269,10 @@ def _check_report(message: Reported) -> None:
         _counts(LIMITS.total, received_bytes=report.received_bytes)
         if report.probation is not None:
             _check_probation(report.probation)
+        _bound(report.sources, LIMITS.sources, "sources")
+        for name, count in report.sources.items():
+            _names(source=name)
+            _counts(LIMITS.total, source=count)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")

@@ -37,6 +37,9 @@ class WireLimits:
     certificate_chars: int = 64 * KIB
     signature_bytes: int = 1024
     detail_chars: int = 2000
+    sources: int = 16  # that a deployment names
+    url_chars: int = 2048
+    ticket_chars: int = 2048
     counter: int = 1 << 30  # what counts one at a time: sequences, revisions, attempts
     total: int = 1 << 53  # what adds up: bytes, requests
     shortest_interval_s: float = 0.1

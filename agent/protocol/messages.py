@@ -166,6 +166,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         attempts: how often it was started, restarts of the agent included.
         probation: what was seen of it while it was watched; None before that.
         encoding: codec of the encoding that it came by; empty when it came as it is, or has not come.
+        sources: bytes that each source brought, by its name (`mqtt`, `https`, `peer 10.0.0.7:8472`, …).
     """
 
     deployment_id: str
@@ -179,6 +180,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     attempts: int = 1
     probation: ProbationReport | None = None
     encoding: str = ""
+    sources: dict[str, int] = {}
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -313,6 +315,28 @@ class Need(msgspec.Struct, frozen=True):
     deployment_id: str
     missing: tuple[ChunkRange, ...]
     window: int = 32
+
+
+class SourceNeed(msgspec.Struct, frozen=True):
+    """A device asks where else than over MQTT it may fetch a content. Answered by a `SourceOffer`."""
+
+    digest: str
+
+
+class SourceOffer(msgspec.Struct, frozen=True):
+    """Where a device may fetch a content over HTTP, with ranges, for a while.
+
+    Attributes:
+        digest: as asked.
+        url: `https://…`; empty when there is no such place.
+        ticket: sent as `Authorization: Bearer …`, to the host of the URL alone; empty for none.
+        expires_in_s: after which the ticket is refused, in seconds, and another has to be asked for.
+    """
+
+    digest: str
+    url: str = ""
+    ticket: str = ""
+    expires_in_s: float = 0.0
 
 
 class TrustNeed(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ SHARDS = 64
 
 DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
+DEVICE_HOST = "device.shoal.invalid"  # the DNS name in every device's certificate: of no real host (RFC 2606)
 TRUST_FILE = re.compile(r"^[A-Za-z0-9._%-]{1,200}\.json\Z")
 
 
@@ -34,6 +35,8 @@ class DeviceTopic(StrEnum):
     CERTIFICATE = "certificate"
     TRUST_NEED = "trust-need"
     TRUST = "trust"
+    SOURCE_NEED = "source-need"
+    SOURCE = "source"
 
 
 FROM_DEVICE = frozenset(
@@ -44,6 +47,7 @@ FROM_DEVICE = frozenset(
         DeviceTopic.NEED,
         DeviceTopic.RENEW,
         DeviceTopic.TRUST_NEED,
+        DeviceTopic.SOURCE_NEED,
     },
 )
 TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE

@@ -134,7 +134,7 @@ class Trials:
         self._fetching = fetch.trial_id
         self._fetcher.begin(fetch.trial_id, fetch.content, self, deadline_s=DEADLINE_S, now=now)
 
-    def received(self, key: str, count: int) -> None:
+    def received(self, key: str, count: int, source: str) -> None:
         """Bytes came; what a trial cost is not counted."""
 
     def fetched(self, key: str) -> None:

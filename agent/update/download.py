@@ -53,6 +53,15 @@ class DownloadProgress:
         """Whether no new byte has come for longer than the deployment allows."""
         return now - self._last_new > self._deadline_s
 
+    def silent_s(self, now: float) -> float:
+        """Seconds since something new came, or since it began."""
+        return now - self._last_new
+
+    def nothing(self, now: float) -> Need:
+        """What to say where another source brings it all: nothing is missing."""
+        self._say_at = now + STALLED_S
+        return Need(self.part.content.digest, self.deployment_id, (), WINDOW)
+
     def _message(self) -> Need:
         missing = self.part.missing_ranges(LIMITS.missing_ranges)
         return Need(self.part.content.digest, self.deployment_id, missing, WINDOW)

@@ -14,8 +14,11 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
+from agent.source_config import SourceKind
 from agent.update.download import DownloadProgress
+from agent.update.other_sources import OtherSources
 from agent.update.store import ArtifactStore
+from agent.update.transfer import SourceChunk
 
 
 class Source(Protocol):
@@ -42,8 +45,8 @@ class Source(Protocol):
 class Owner(Protocol):
     """Who wants a content."""
 
-    def received(self, key: str, count: int) -> None:
-        """So many bytes came over the wire for it, repeats counted."""
+    def received(self, key: str, count: int, source: str) -> None:
+        """So many bytes came for it from a source, repeats counted."""
         ...
 
     def fetched(self, key: str) -> None:
@@ -61,6 +64,7 @@ class _Wanted:
 
     progress: DownloadProgress
     owners: dict[str, Owner] = field(default_factory=dict)
+    asked: bool = False  # whether the server is to send it
 
 
 class Fetcher:
@@ -70,16 +74,25 @@ class Fetcher:
         store: where contents go.
         source: whence chunks come.
         place: the store's folder as people are told of it.
+        others: sources but the link; none when absent.
     """
 
-    def __init__(self, store: ArtifactStore, source: Source, place: str) -> None:
+    def __init__(self, store: ArtifactStore, source: Source, place: str, others: OtherSources | None = None) -> None:
         self._store = store
         self._source = source
         self._place = place
+        self._others = others
         self._wanted: dict[str, _Wanted] = {}
 
-    def begin(self, key: str, content: Content, owner: Owner, *, deadline_s: float, now: float) -> None:
-        """Fetch a content, from where an earlier download of it ended; `owner` is told how it went."""
+    def begin(
+        self, key: str, content: Content, owner: Owner, *, deadline_s: float, now: float, server_only: bool = False
+    ) -> None:
+        """Fetch a content, from where an earlier download of it ended; `owner` is told how it went.
+
+        With `server_only` it comes by the link alone: what came before from several sources was wrong.
+        """
+        if server_only and self._others is not None:
+            self._others.bar(content.digest, now)
         if self._store.has(content.digest):
             owner.fetched(key)
             return
@@ -96,7 +109,7 @@ class Fetcher:
         self._wanted[content.digest] = wanted
         self._source.listen_to_broadcast(content.digest)
         if part.missing == 0:
-            self._finish(wanted)
+            self._finish(wanted, now)
 
     def cancel(self, key: str) -> None:
         """One who wanted a content wants it no more."""
@@ -105,27 +118,51 @@ class Fetcher:
                 self._end(wanted)
 
     def chunk(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> None:
-        """Take a chunk, if it is of a content that is being fetched."""
-        wanted = self._wanted.get(topic.digest)
+        """Take a chunk that came by the link."""
+        self.deliver(topic.digest, topic.chunk, payload, SourceKind.MQTT.value, now)
+
+    def source_chunk(self, chunk: SourceChunk, now: float) -> None:
+        """Take a chunk that came from another source."""
+        whose = self._others.took(chunk, now) if self._others is not None else None
+        if whose is not None:
+            self.deliver(whose[0], chunk.index, chunk.payload, whose[1], now)
+
+    def deliver(self, digest: str, index: int, payload: bytes, source: str, now: float) -> None:
+        """Take a chunk, wherever it came from, if it is of a content that is being fetched."""
+        wanted = self._wanted.get(digest)
         if wanted is None:
             return
         for key, owner in wanted.owners.items():
-            owner.received(key, len(payload))
+            owner.received(key, len(payload), source)
+        before = wanted.progress.part.missing
         try:
-            complete = wanted.progress.chunk(topic.chunk, payload, now)
+            complete = wanted.progress.chunk(index, payload, now)
         except OSError as error:
             self._fail(wanted, *self.told(error))
             return
+        if self._others is not None and source != SourceKind.MQTT and wanted.progress.part.missing < before:
+            self._others.brought(digest, source)
         if complete:
-            self._finish(wanted)
+            self._finish(wanted, now)
 
     def tick(self, now: float) -> None:
         """Say what is missing, where it is time to; give up what has stalled."""
         for wanted in list(self._wanted.values()):
             if wanted.progress.overdue(now):
                 self._fail(wanted, WireErrorCode.DOWNLOAD_STALLED, "no new byte came for as long as is allowed")
-            elif self._source.connected and (need := wanted.progress.need(now)) is not None:
+            elif self._others is not None and self._others.brings(wanted.progress, now, self.may_use):
+                if wanted.asked and self._source.connected:
+                    wanted.asked = False
+                    self._source.say_need(wanted.progress.nothing(now))
+            elif not self._source.connected or not self.may_use(SourceKind.MQTT):
+                continue
+            elif (need := wanted.progress.need(now)) is not None:
+                wanted.asked = True
                 self._source.say_need(need)
+
+    def may_use(self, kind: SourceKind) -> bool:  # noqa: ARG002
+        """Whether a source of a kind may be used now: the one place that says so."""
+        return True
 
     def link_up(self, now: float) -> None:
         """Ask at once for what is missing."""
@@ -141,12 +178,14 @@ class Fetcher:
         for wanted in list(self._wanted.values()):
             self._end(wanted)
 
-    def _finish(self, wanted: _Wanted) -> None:
+    def _finish(self, wanted: _Wanted, now: float) -> None:
         try:
-            wanted.progress.part.finish()
+            good = wanted.progress.part.finish()
         except OSError as error:
             self._fail(wanted, *self.told(error))
             return
+        if self._others is not None:
+            self._others.finished(wanted.progress.part.content.digest, now, good=good)
         self._end(wanted)
         for key, owner in wanted.owners.items():
             owner.fetched(key)
@@ -161,6 +200,8 @@ class Fetcher:
         if self._wanted.pop(digest, None) is not None:
             wanted.progress.part.close()
             self._source.stop_listening(digest)
+            if self._others is not None:
+                self._others.forget(digest)
 
     def told(self, error: OSError) -> tuple[WireErrorCode, str]:
         """What an error of the store is called on the wire, and what would mend it."""

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from agent.protocol.delta import DELTA, ZSTD
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.manifest import Encoding
+from agent.protocol.manifest import Content, Encoding
 from agent.update.download import DownloadProgress
 from agent.update.fetcher import Fetcher, Owner
 from agent.update.store import ArtifactStore
@@ -98,11 +98,21 @@ class Retriever:
         manifest = record.manifest
         encoding = None if self._store.has(manifest.digest) else self._best(record)
         if encoding is None:
-            self._fetcher.begin(record.deployment_id, manifest, owner, deadline_s=record.deadline_s, now=now)
+            self._fetch(record, manifest, owner, now)
             return
         log.info("%s@%s comes as %s, %d bytes", manifest.model, manifest.version, encoding.codec, encoding.size)
         self._jobs[record.deployment_id] = _Job(record, encoding, owner, silent_since=now)
-        self._fetcher.begin(record.deployment_id, encoding, self, deadline_s=record.deadline_s, now=now)
+        self._fetch(record, encoding, self, now)
+
+    def _fetch(self, record: Record, content: Content, owner: Owner, now: float) -> None:
+        self._fetcher.begin(
+            record.deployment_id,
+            content,
+            owner,
+            deadline_s=record.deadline_s,
+            now=now,
+            server_only=record.server_only,
+        )
 
     def cancel(self, key: str) -> None:
         """A deployment wants its artifact no more."""
@@ -132,9 +142,9 @@ class Retriever:
 
     # -- what the fetcher says of encodings
 
-    def received(self, key: str, count: int) -> None:
+    def received(self, key: str, count: int, source: str) -> None:
         """Bytes of an encoding came."""
-        self._jobs[key].owner.received(key, count)
+        self._jobs[key].owner.received(key, count, source)
 
     def fetched(self, key: str) -> None:
         """An encoding came: decode it."""

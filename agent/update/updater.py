@@ -6,14 +6,16 @@ starting again is the only recovery path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Encoding, Manifest
-from agent.protocol.messages import DesiredState, Failure, ProbationPolicy, ProbationReport
+from agent.protocol.messages import DesiredDeployment, DesiredState, Failure, ProbationPolicy, ProbationReport
 
 ATTEMPTS = 5
 INTERRUPTIONS = 3
@@ -29,6 +31,8 @@ class Record(msgspec.Struct):
         failed_encodings: digests of those that were tried and are not tried again.
         decodings: how often decoding the one that is being tried was begun.
         encoding: codec that brought the artifact; empty when it came as it is, or has not come.
+        sources: bytes that each source brought.
+        ordered: whether a bundle brought it, and no server.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
         policy: how it is watched; None of a record from before there were policies.
         probation: what was seen of it while it was watched.
@@ -56,16 +60,27 @@ class Record(msgspec.Struct):
     interrupted: int = 0
     replaces: bool = False
     wanted: bool = False
-
     encodings: tuple[Encoding, ...] = ()
     failed_encodings: tuple[str, ...] = ()
     decodings: int = 0
     encoding: str = ""
+    sources: dict[str, int] = {}
+    ordered: bool = False
 
     @property
     def watching(self) -> ProbationPolicy:
         """How it is watched."""
         return self.policy or ProbationPolicy(seconds=self.probation_s)
+
+    @property
+    def server_only(self) -> bool:
+        """Whether nothing but the server may bring it: what others brought was damaged once."""
+        return self.refetched and not self.ordered
+
+    def count(self, source: str, count: int) -> None:
+        """Bytes came from a source; of more sources than are reported the rest is counted together."""
+        name = source if source in self.sources or len(self.sources) < LIMITS.sources - 1 else "others"
+        self.sources[name] = self.sources.get(name, 0) + count
 
 
 @dataclass(frozen=True)
@@ -200,8 +215,22 @@ class Updater:
         if state.revision <= self.revision:
             return []
         self.revision = state.revision
-        wanted = {one.deployment_id: one for one in state.deployments}
-        manifests = {one.deployment_id: one.read_manifest() for one in state.deployments}
+        return self._want(state.deployments, ordered=False)
+
+    def ordered(self, deployments: Sequence[DesiredDeployment]) -> list[Effect]:
+        """Accept what a bundle orders, which was judged; it holds until the server, or another order, says more.
+
+        Its ids are made of what is to run: what ended before is tried anew.
+        """
+        for one in deployments:
+            known = self.records.get(one.deployment_id)
+            if known is not None and known.phase in ENDED:
+                del self.records[one.deployment_id]
+        return self._want(deployments, ordered=True)
+
+    def _want(self, deployments: Sequence[DesiredDeployment], *, ordered: bool) -> list[Effect]:
+        wanted = {one.deployment_id: one for one in deployments}
+        manifests = {one.deployment_id: one.read_manifest() for one in deployments}
         models = {one.model for one in manifests.values()}
         effects: list[Effect] = []
         for record in list(self.records.values()):
@@ -212,8 +241,10 @@ class Updater:
                 continue
             if record.phase is Phase.ACTIVE and record.manifest.model in models:
                 continue  # it serves until its successor has proved itself
+            if record.ordered and not ordered and record.manifest.model not in models:
+                continue  # the server never heard of it
             effects += self._supersede(record)
-        for one in state.deployments:
+        for one in deployments:
             if one.deployment_id not in self.records:
                 manifest = manifests[one.deployment_id]
                 current = self.active(manifest.model)
@@ -227,6 +258,8 @@ class Updater:
                     policy=one.policy,
                     wanted=True,
                     encodings=one.encodings,
+                    trusted=ordered,
+                    ordered=ordered,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)

@@ -78,6 +78,7 @@ class Verifier:
         put: takes what the process says, for `said`; called from another thread.
         say_need: asks the server for a piece of metadata.
         answered: takes a verdict: key, code (None when trusted), detail.
+        first_use: whether the root that comes first may be trusted at all.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Verifier:
         *,
         say_need: Callable[[TrustNeed], None],
         answered: Callable[[str, WireErrorCode | None, str], None],
+        first_use: bool = True,
     ) -> None:
         self._config = config
         self._link = link
         self._put = put
         self._say_need = say_need
         self._answered = answered
+        self._first_use = first_use
         self._jobs: dict[str, tuple[Target, ...]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrameChannel | None = None
@@ -105,6 +108,11 @@ class Verifier:
         self._not_before = 0.0
         self._pause = PAUSE_S
         self._deaths = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no process is judging."""
+        return self._process is None
 
     def check(self, key: str, targets: tuple[Target, ...]) -> None:
         """Judge targets as soon as may be; a key that waits already is left as it is."""
@@ -167,7 +175,7 @@ class Verifier:
             self._wait(now)
             return
         folder = self._config.state_dir / "trust"
-        first_use = root is None and self._config.broker_is_local
+        first_use = self._first_use and root is None and self._config.broker_is_local
         if first_use and not folder.exists():
             log.warning(FIRST_USE)
         self._generation += 1

@@ -10,9 +10,10 @@ from fleet_server.principals import Principal, Role
 
 # How a person becomes a principal; how a device becomes one (its enrolment token is what counts), and whom it trusts.
 PUBLIC = frozenset({"login", "show_login", "create_enrolment", "show_enrolment", "show_authority", "show_revocations"})
+PUBLIC |= {"fetch_artifact"}  # by devices, with tickets
 
-# Devices enrol by the dozen from one address: what they ask is bounded where it is served, when it comes to nothing.
-SELF_BOUNDED = frozenset({"create_enrolment", "show_enrolment"})
+# Devices come by the dozen from one address: what they ask is bounded where it is served, when it comes to nothing.
+SELF_BOUNDED = frozenset({"create_enrolment", "show_enrolment", "fetch_artifact"})
 
 _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.VIEWER: (
@@ -32,7 +33,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
     ),
     Role.RELEASER: (
-        *("create_rollout", "approve_rollout", "reject_rollout"),
+        *("create_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
         *("pause_rollout", "resume_rollout", "abort_rollout"),
     ),
     Role.ADMIN: (

@@ -83,6 +83,11 @@ class ArtifactStore:
         """An iterator of the object's bytes."""
         return self._store_call(obstore.get, _key(digest)).stream(PIECE)
 
+    def stream_range(self, digest: str, start: int, length: int) -> Any:
+        """An iterator of `length` bytes from `start`."""
+        options = {"range": (start, start + length)}
+        return self._store_call(obstore.get, _key(digest), options=options).stream(PIECE)
+
     def read_range(self, digest: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer at the end of the object."""
         return bytes(self._store_call(obstore.get_range, _key(digest), start=start, length=length))

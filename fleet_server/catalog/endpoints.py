@@ -6,9 +6,10 @@ import contextlib
 import errno
 import hashlib
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, status
 from fastapi.responses import StreamingResponse
@@ -17,9 +18,11 @@ from starlette.requests import ClientDisconnect
 
 from fleet_server.catalog import repository, service
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.catalog.downloads import artifact_answer
 from fleet_server.catalog.schemas import ModelView, UploadView, VariantState, VariantView, VersionCreate, VersionView
 from fleet_server.catalog.service import Inspector
-from fleet_server.errors import InvalidError, NotFoundError, TooLargeError, UnavailableError
+from fleet_server.enrolment.service import is_locked_out
+from fleet_server.errors import InvalidError, NotFoundError, TooLargeError, UnauthorizedError, UnavailableError
 from fleet_server.http import (
     Actor,
     AppSettings,
@@ -34,7 +37,7 @@ from fleet_server.http import (
     VersionName,
     page,
 )
-from fleet_server.openapi import problems
+from fleet_server.openapi import PUBLIC, problems
 from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
@@ -215,26 +218,49 @@ def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId)
     return service.get_variant(session, fleet_id, variant_id)
 
 
+_BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    **problems(404, 416, 503),
+    200: {"content": _BYTES, "description": "The bytes"},
+    206: {"content": _BYTES, "description": "The bytes of the `Range` that was asked for"},
+}
+
+
 @router.get(
     "/artifacts/{digest}",
     tags=["variants"],
     summary="Download an artifact",
     response_class=StreamingResponse,
-    responses={
-        **problems(404, 503),
-        200: {
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-            "description": "The bytes",
-        },
-    },
+    responses=_DOWNLOAD,
 )
 def download_artifact(
-    session: ReadSession, store: Store, fleet_id: FleetId, digest: ArtifactDigest
+    request: Request, session: ReadSession, store: Store, fleet_id: FleetId, digest: ArtifactDigest
 ) -> StreamingResponse:
-    """The bytes of an artifact or a source form."""
+    """The bytes of an artifact or a source form; with `Range` a part of them, with `If-Range` of what `ETag` names."""
     blob = repository.blob(session, fleet_id, digest)
     if blob is None:
         raise NotFoundError("artifact", digest, remedy="`digest` of a variant or a version's source names one")
-    pieces = (bytes(piece) for piece in store.stream(digest))
-    headers = {"Content-Length": str(blob.size)}
-    return StreamingResponse(pieces, media_type="application/octet-stream", headers=headers)
+    return artifact_answer(store, digest, blob.size, request.headers)
+
+
+@router.get(
+    "/device-artifacts/{digest}",
+    tags=["devices"],
+    summary="Download as a device",
+    response_class=StreamingResponse,
+    responses=_DOWNLOAD,
+    openapi_extra=PUBLIC,
+)
+def fetch_artifact(request: Request, session: ReadSession, store: Store, digest: ArtifactDigest) -> StreamingResponse:
+    """What a device is to run or to measure, with `Range`; its bearer token is a ticket that it asked for over MQTT."""
+    limits = request.app.state.request_limits
+    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    try:
+        ticket = request.app.state.tickets.read(text if scheme.lower() == "bearer" else "", digest, time.time())
+    except UnauthorizedError:
+        limits.count_address(request.client.host if request.client else "")
+        raise
+    limits.count_principal(f"device/{ticket.device_id}")
+    if is_locked_out(session, ticket.device_id):
+        raise UnauthorizedError("locked_out", f"device {ticket.device_id!r} was locked out: enrol it again")
+    return artifact_answer(store, digest, ticket.size, request.headers)

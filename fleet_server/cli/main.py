@@ -9,6 +9,7 @@ import typer
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
 from fleet_server.cli.broker import broker
+from fleet_server.cli.bundles import bundle
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -38,6 +39,7 @@ for name, group in (
     ("variant", variant),
     ("gate", gate),
     ("rollout", rollout),
+    ("bundle", bundle),
     ("telemetry", telemetry),
     ("fleet", fleet),
     ("user", user),

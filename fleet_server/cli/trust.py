@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from securesystemslib.signer import Key, Signer
 
+from agent.protocol.bundle import BundleOrder
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -298,6 +299,9 @@ def _row(change: Change) -> Json:
     manifest = change.manifest
     if manifest is None:
         return {"version": change.path, "change": change.change}
+    if isinstance(manifest, BundleOrder):
+        use = f"to serve without a server: {', '.join(manifest.targets)}"
+        return {"version": f"order {manifest.name}, {manifest.serial}", "change": change.change, "use": use}
     use = "to measure" if change.path.startswith("trials/") else "to serve"
     return {
         "version": f"{manifest.model}@{manifest.version}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Encoding, chunk_count
+from agent.protocol.manifest import Content, DataFile, Encoding
 from fleet_server.catalog.repository import is_kept
 from fleet_server.deltas import repository
 from fleet_server.models import ArtifactEncoding
@@ -58,10 +58,10 @@ def offered(session: Session, fleet_id: str, artifact: str, device_id: str) -> t
     return tuple(Encoding(row.codec, row.digest, row.size, LIMITS.chunk_bytes, row.base) for row in rows)
 
 
-def entitled(session: Session, device_id: str, digest: str) -> int | None:
-    """How many chunks an encoding has, when it makes what the device ought to run; None otherwise."""
+def entitled(session: Session, device_id: str, digest: str) -> Content | None:
+    """An encoding of a digest, when it makes what the device ought to run; None otherwise."""
     size = repository.entitled_size(session, device_id, digest)
-    return None if size is None else chunk_count(Encoding("", digest, size, LIMITS.chunk_bytes))
+    return None if size is None else DataFile(digest, size, LIMITS.chunk_bytes)
 
 
 def forget_orphans(session: Session) -> list[str]:

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import DataFile, Manifest, Precision
+from agent.protocol.manifest import Content, DataFile, Manifest, Precision
 from agent.protocol.messages import TrialPhase, TrialReport, TrialResult
 from converters.job import Candidate
 from fleet_server import audit
@@ -282,14 +282,14 @@ def _judge(session: Session, variant: Variant, done: Sequence[GateTrial]) -> Gat
     return whole
 
 
-def entitled(session: Session, device_id: str, digest: str) -> int | None:
-    """How many chunks a file has that a device is to fetch for a trial; None when it is none of those."""
+def entitled(session: Session, device_id: str, digest: str) -> Content | None:
+    """The file of a digest that a device is to fetch for a trial; None when it is none of those."""
     for _, run in conversions.open_trials(session, device_id):
         if run.data["digest"] == digest:
-            return -(-int(run.data["size"]) // int(run.data["chunk_size"]))
+            return msgspec.convert(run.data, DataFile)
         for one in msgspec.convert(run.candidates, list[Manifest]):
             if one.digest == digest:
-                return one.chunks
+                return one
     return None
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import chunk_count
+from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
     Failure,
@@ -20,6 +20,8 @@ from agent.protocol.messages import (
     Presence,
     Renew,
     Reported,
+    SourceNeed,
+    SourceOffer,
     TelemetryAck,
     TelemetryBatch,
     TrustNeed,
@@ -42,6 +44,7 @@ from fleet_server.rollouts import service as rollouts
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from fleet_server.trust import service as trust
+from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
@@ -76,6 +79,7 @@ class Handlers:
         self._on_need = on_need
         self._send = send
         self._complained: dict[str, float] = {}
+        self._tickets = TicketDesk(authority.ca)
 
     def handle(self, message: Message) -> None:
         """Handle one message."""
@@ -104,6 +108,8 @@ class Handlers:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
                 self._trust_need(topic.device_id, decode(payload, TrustNeed))
+            case DeviceTopic.SOURCE_NEED:
+                self._source_need(topic.device_id, decode(payload, SourceNeed))
             case _:
                 pass
 
@@ -142,23 +148,20 @@ class Handlers:
     def _need(self, device_id: str, need: Need) -> None:
         """A device is sent only what it ought to run, or to measure."""
         with self._database.read() as session:
-            for deployment in rollouts_repository.desired(session, device_id):
-                manifest = rollouts.manifest_of(session, deployment)
-                for content in (manifest, manifest.golden):
-                    if content is not None and content.digest == need.digest:
-                        self._on_need(device_id, need, chunk_count(content))
-                        return
-            chunks = gates.entitled(session, device_id, need.digest)
-            if chunks is not None:
-                self._on_need(device_id, need, chunks)
-                return
-            chunks = deltas.entitled(session, device_id, need.digest)
-            if chunks is not None:
-                self._on_need(device_id, need, chunks)
-                return
-        log.info(
-            "device %s asked for chunks of %s, which it is neither to run nor to measure", device_id, need.digest[:12]
-        )
+            content = _entitled(session, device_id, need.digest)
+        if content is not None:
+            self._on_need(device_id, need, chunk_count(content))
+
+    def _source_need(self, device_id: str, need: SourceNeed) -> None:
+        """Where it may fetch the same over HTTP, where the settings say so."""
+        with self._database.read() as session:
+            content = _entitled(session, device_id, need.digest)
+        offer = SourceOffer(need.digest)
+        if content is not None and self._settings.download_url:
+            ticket = self._tickets.issue(device_id, content.digest, content.size, time.time())
+            url = f"{self._settings.download_url}/api/v1/device-artifacts/{content.digest}"
+            offer = SourceOffer(need.digest, url, ticket, LIFETIME_S)
+        self._send(device_topic(device_id, DeviceTopic.SOURCE), encode(offer))
 
     def _renew(self, device_id: str, asked: Renew) -> None:
         """Its next certificate, or why it gets none."""
@@ -214,3 +217,16 @@ class Handlers:
                 self._complained.clear()
             self._complained[topic] = now
             log.warning("refused a message on %s: %s", topic[:200], error)
+
+
+def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
+    """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
+    for deployment in rollouts_repository.desired(session, device_id):
+        manifest = rollouts.manifest_of(session, deployment)
+        for content in (manifest, manifest.golden):
+            if content is not None and content.digest == digest:
+                return content
+    found = gates.entitled(session, device_id, digest) or deltas.entitled(session, device_id, digest)
+    if found is None:
+        log.info("device %s asked for %s, which it is neither to run nor to measure", device_id, digest[:12])
+    return found

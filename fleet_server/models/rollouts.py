@@ -75,6 +75,7 @@ class Deployment(Base):
     received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     encoding: Mapped[str] = mapped_column(default="")  # codec it came by; empty when as it is
     missing_chunks: Mapped[int] = mapped_column(default=0)
+    sources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # bytes by the source that brought them
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     sent_at: Mapped[dt.datetime | None]  # when it became desired

@@ -8,8 +8,10 @@ from fastapi import APIRouter, Query, status
 
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, RolloutId, WriteSession, page
 from fleet_server.openapi import problems
-from fleet_server.rollouts import approvals, repository, service
+from fleet_server.rollouts import approvals, bundles, repository, service
 from fleet_server.rollouts.schemas import (
+    BundleCreate,
+    BundleView,
     DeploymentView,
     RolloutAbort,
     RolloutCreate,
@@ -32,6 +34,19 @@ def create_rollout(
     Where its fleet asks for approvals, it waits for those and nothing is sent before.
     """
     return service.rollout_view(session, service.create(session, settings, fleet_id, wanted, actor=actor))
+
+
+@router.post(
+    "/bundles", summary="Order without a server", status_code=status.HTTP_201_CREATED, responses=problems(404, 409)
+)
+def create_bundle(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: BundleCreate
+) -> BundleView:
+    """What devices that no server reaches are to run, as a signed order, for `shoal bundle export` to put into a file.
+
+    It replaces the earlier order of its name. `signed` is false while people have to sign it; ask again when they have.
+    """
+    return bundles.create(session, settings, fleet_id, wanted, actor=actor)
 
 
 @router.get("/rollouts", summary="List rollouts")

@@ -135,6 +135,17 @@ def deployments_by_id(session: Session, device_id: str, ids: Sequence[str]) -> S
     return session.scalars(select(Deployment).where(Deployment.device_id == device_id, Deployment.id.in_(ids))).all()
 
 
+def profiles_of(session: Session, version_id: str) -> dict[str, str]:
+    """Ids of the profiles that a version has variants for, by name."""
+    query = (
+        select(Profile.name, Profile.id)
+        .join(Variant, Variant.profile_id == Profile.id)
+        .where(Variant.version_id == version_id)
+        .order_by(Profile.name)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
 def online(session: Session, device_ids: Sequence[str]) -> set[str]:
     """Which of these devices are connected."""
     found: set[str] = set()

@@ -289,11 +289,57 @@ class DeploymentView(Response):
     failure: Failure | None
     probation: ProbationView | None
     artifact_bytes: int
-    received_bytes: int = Field(description="Bytes that came to the device for it, repeats counted.")
     encoding: str = Field(
         description="Codec of the encoding that the artifact came by, such as `delta-1`; empty when it came as it is."
+    )
+    received_bytes: int = Field(description="Bytes that came to the device over a network for it, repeats counted.")
+    sources: dict[str, int] = Field(
+        description="Bytes by the source that brought them.", examples=[{"mqtt": 262144, "https": 1048576}]
     )
     deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")
     created_at: dt.datetime
     sent_at: dt.datetime | None
     settled_at: dt.datetime | None
+
+
+class BundleCreate(Request):
+    """What devices without a server are to run."""
+
+    model_config = example(versions=["mnist@2"], profiles=["rpi5-litert"], name="line-a")
+
+    versions: list[str] = Field(min_length=1, max_length=64, description="`model@version`, one a model.")
+    profiles: list[Name] = Field(
+        [], max_length=64, description="For these profiles; for all that have a variant when empty."
+    )
+    name: Name = Field("default", description="Of the order: a device follows the one that its configuration names.")
+    probation_s: float | None = Field(
+        None, ge=0, le=86_400, description="How long devices watch it, in seconds; as in rollouts when absent."
+    )
+    allow_unproven: bool = Field(False, description="Also variants that no device has measured.")
+
+
+class BundleFile(Response):
+    """A file of TUF metadata."""
+
+    file: str = Field(examples=["7.model.mnist.json"])
+    body: str = Field(description="The very bytes that were signed.")
+
+
+class BundleArtifact(Response):
+    """An artifact: `GET /artifacts/{digest}` has its bytes."""
+
+    digest: str
+    size: int
+
+
+class BundleView(Response):
+    """A signed order, and what a device needs to judge it and to carry it out."""
+
+    name: str
+    serial: int = Field(description="Grows with every change of the order.")
+    fleet: str
+    signed: bool = Field(description="False while the order waits for signatures: then `metadata` is empty.")
+    order: str = Field(description="Its JSON, exactly as it is signed.")
+    manifests: list[str] = Field(description="Each as JSON, exactly as it is signed.")
+    metadata: list[BundleFile]
+    artifacts: list[BundleArtifact]

@@ -413,6 +413,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
     if report.probation is not None:
         deployment.probation = msgspec.to_builtins(report.probation)
+    deployment.sources = report.sources
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:
@@ -624,6 +625,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
         encoding=deployment.encoding,
+        sources=deployment.sources,
         deploy_s=took,
         created_at=deployment.created_at,
         sent_at=deployment.sent_at,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
-from fleet_server.sdk.errors import UnreachableError, error_for
+from fleet_server.sdk.errors import ApiError, UnreachableError, error_for
 
 Json = dict[str, Any]
 BUILDING = frozenset({"queued", "building"})
@@ -101,6 +101,20 @@ class Client:
         found: bytes = self._request("GET", path).content
         return found
 
+    def download(self, path: str, take: Callable[[bytes], object]) -> None:
+        """A file of any size, piece by piece."""
+        try:
+            with self._http.stream("GET", path, timeout=3600) as answer:
+                if answer.is_success:
+                    for piece in answer.iter_bytes(PIECE):
+                        take(piece)
+                    return
+                answer.read()
+        except httpx.TransportError as error:
+            detail = f"{self._url} broke off: {error}"
+            raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
+        raise _problem(answer)
+
     def items(self, path: str, **parameters: Any) -> Iterator[Json]:
         """Every row of a list, page by page."""
         cursor = None
@@ -169,8 +183,12 @@ class Client:
             raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
         if answer.is_success:
             return answer
-        try:
-            problem = answer.json()
-        except ValueError:
-            problem = {"detail": f"the server answered {answer.status_code}: {answer.text[:200]}"}
-        raise error_for(answer.status_code, problem)
+        raise _problem(answer)
+
+
+def _problem(answer: httpx.Response) -> ApiError:
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = {"detail": f"the server answered {answer.status_code}: {answer.text[:200]}"}
+    return error_for(answer.status_code, problem)

@@ -20,8 +20,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from agent.protocol.topics import DEVICE_HOST
 from fleet_server.errors import InvalidError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -137,12 +139,15 @@ class FleetCa:
     ) -> IssuedCertificate:
         """A device's client certificate. Nothing but the key is taken from the request."""
         uri = x509.UniformResourceIdentifier(f"shoal:device:{device_id}")
+        # A server to its peers on a LAN too. The DNS name, of no real host, is what peers ask for; and where there is
+        # one, no client takes the common name for a host's name.
+        names = [uri, x509.DNSName(DEVICE_HOST)]
         return self._issue(
             request.csr.public_key(),  # type: ignore[arg-type]  # `read_request` let only these kinds of key pass
             _name(device_id, fleet),
             lifetime,
-            [ExtendedKeyUsageOID.CLIENT_AUTH],
-            [uri],
+            [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH],
+            names,
         )
 
     def issue_client(
@@ -161,6 +166,13 @@ class FleetCa:
         usage = [ExtendedKeyUsageOID.SERVER_AUTH]
         lifetime = dt.timedelta(days=SERVER_DAYS)
         return self._issue(public, _name(names[0][:64], fleet), lifetime, usage, [_alternative(one) for one in names])  # type: ignore[arg-type]
+
+    def derive_secret(self, purpose: str) -> bytes:
+        """32 bytes that follow from the CA's key: the same on every server with that key, and nowhere to be kept."""
+        der = self._key.private_bytes(
+            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return HKDF(hashes.SHA256(), 32, salt=None, info=f"shoal {purpose}".encode()).derive(der)
 
     def revocation_list(self, revoked: Iterable[tuple[str, dt.datetime]], now: dt.datetime) -> str:
         """The CRL as PEM, valid for 30 days.

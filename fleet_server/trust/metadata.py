@@ -1,7 +1,8 @@
 """TUF metadata of a fleet: pure. What it must say, whether signatures suffice, and what a change would change.
 
 Keys of four kinds: root, targets, snapshot, timestamp. The targets' keys also sign the delegated roles, one a model
-(`model.NAME`, for `NAME/*/*`) and one for candidates that are only to be measured (`trials`, for `trials/*`). A
+(`model.NAME`, for `NAME/*/*`), one for candidates that are only to be measured (`trials`, for `trials/*`), and, where
+there is one, one for orders to devices without a server (`bundles`, for `bundles/*`). A
 manifest is a target; the artifact is signed through the digest in it.
 """
 
@@ -32,6 +33,7 @@ from fleet_server.errors import InvalidError
 AnyMetadata: TypeAlias = Metadata[Any]
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 TRIALS = "trials"
+BUNDLES = "bundles"
 MODEL_PREFIX = "model."
 DAY = dt.timedelta(days=1)
 VALIDITY = {"root": 365 * DAY, "targets": 365 * DAY, "snapshot": 14 * DAY, "timestamp": 7 * DAY}
@@ -45,7 +47,7 @@ def model_role(model: str) -> str:
 
 def is_delegated(role: str) -> bool:
     """Whether a role is one that targets delegates to."""
-    return role == TRIALS or role.startswith(MODEL_PREFIX)
+    return role in {TRIALS, BUNDLES} or role.startswith(MODEL_PREFIX)
 
 
 def read(body: bytes) -> AnyMetadata:
@@ -93,10 +95,14 @@ def keys_of(root: AnyMetadata, role: str) -> list[Key]:
     return [root.signed.keys[keyid] for keyid in root.signed.roles[role].keyids]
 
 
-def next_targets(root: AnyMetadata, current: AnyMetadata | None, models: Iterable[str], now: dt.datetime) -> Metadata:  # type: ignore[type-arg]
-    """The top-level targets: no target of its own, one delegation a model and one for trials."""
+def next_targets(
+    root: AnyMetadata, current: AnyMetadata | None, models: Iterable[str], now: dt.datetime, *, bundles: bool = False
+) -> Metadata:  # type: ignore[type-arg]
+    """The top-level targets: no target of its own, one delegation a model, one for trials, and one for bundles."""
     keys = keys_of(root, "targets")
     patterns = {TRIALS: "trials/*"} | {model_role(one): f"{one}/*/*" for one in sorted(models)}
+    if bundles:
+        patterns[BUNDLES] = f"{BUNDLES}/*"
     threshold = root.signed.roles["targets"].threshold
     roles = {
         name: DelegatedRole(name, [key.keyid for key in keys], threshold, terminating=True, paths=[pattern])

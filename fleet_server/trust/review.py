@@ -14,21 +14,22 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Root, Targets
 
+from agent.protocol.bundle import BundleOrder, read_order
 from agent.protocol.codec import check_manifest
 from agent.protocol.errors import WireError
 from agent.protocol.manifest import Manifest
 from fleet_server.errors import InvalidError
 from fleet_server.trust import metadata as tuf
-from fleet_server.trust.metadata import TRIALS, AnyMetadata, model_role
+from fleet_server.trust.metadata import BUNDLES, TRIALS, AnyMetadata, model_role
 
 
 @dataclass(frozen=True)
 class Change:
-    """One target of a proposal: `add`, `replace` or `remove`; the manifest is there but for one that goes."""
+    """One target of a proposal: `add`, `replace` or `remove`; what is signed is there but for one that goes."""
 
     path: str
     change: str
-    manifest: Manifest | None
+    manifest: Manifest | BundleOrder | None
 
 
 def follow(own: bytes, later: Iterable[bytes]) -> AnyMetadata:
@@ -62,7 +63,8 @@ def check_targets(root: AnyMetadata, proposed: AnyMetadata) -> list[str]:
     """The models that a proposal of the top-level targets delegates to.
 
     Raises:
-        InvalidError: when it says anything else than one delegation a model and one for trials, to the keys of targets.
+        InvalidError: when it says anything else than one delegation a model, one for trials and one
+            for bundles, to the keys of targets.
     """
     signed = proposed.signed
     if not isinstance(signed, Targets) or signed.targets or signed.delegations is None or not signed.delegations.roles:
@@ -71,12 +73,12 @@ def check_targets(root: AnyMetadata, proposed: AnyMetadata) -> list[str]:
     models = []
     for name, role in signed.delegations.roles.items():
         model = name.removeprefix(tuf.MODEL_PREFIX)
-        pattern = "trials/*" if name == TRIALS else f"{model}/*/*"
+        pattern = f"{name}/*" if name in {TRIALS, BUNDLES} else f"{model}/*/*"
         if set(role.keyids) != set(expected.keyids) or role.threshold != expected.threshold:
             raise _refusal(f"{name} would be signed by other keys than targets is")
         if not tuf.is_delegated(name) or role.paths != [pattern] or not role.terminating:
             raise _refusal(f"{name} would be for {role.paths}")
-        if name != TRIALS:
+        if name not in {TRIALS, BUNDLES}:
             models.append(model)
     for keyid, key in signed.delegations.keys.items():
         if root.signed.keys.get(keyid) != key:
@@ -109,16 +111,21 @@ def check_delegated(
         body = shown.get(path)
         if body is None or hashlib.sha256(body).hexdigest() != digest or len(body) != file.length:
             raise _refusal(f"{path} would be signed without being shown")
-        changes.append(Change(path, "replace" if path in before else "add", _manifest(role, path, body)))
+        changes.append(Change(path, "replace" if path in before else "add", _signed(role, path, body)))
     gone = sorted(set(before) - set(proposed.signed.targets))
     return changes + [Change(path, "remove", None) for path in gone]
 
 
-def _manifest(role: str, path: str, body: bytes) -> Manifest:
+def _signed(role: str, path: str, body: bytes) -> Manifest | BundleOrder:
     try:
+        if role == BUNDLES:
+            order = read_order(body)
+            if path != order.target_path:
+                raise _refusal(f"{path} is the order {order.name!r}")
+            return order
         manifest = check_manifest(msgspec.json.decode(body, type=Manifest))
     except (WireError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _refusal(f"{path} is no manifest: {error}") from None
+        raise _refusal(f"{path} is no {'order' if role == BUNDLES else 'manifest'}: {error}") from None
     fits = path == manifest.trial_path if role == TRIALS else path == manifest.target_path
     if not fits or (role != TRIALS and role != model_role(manifest.model)):
         raise _refusal(f"{path} is the manifest of {manifest.model}@{manifest.version}")

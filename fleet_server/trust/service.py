@@ -16,6 +16,7 @@ import msgspec
 from securesystemslib.signer import Signer
 from sqlalchemy.orm import Session
 
+from agent.protocol.bundle import BundleOrder, read_order
 from agent.protocol.manifest import Manifest, manifest_bytes
 from fleet_server import audit
 from fleet_server.db import utc_now
@@ -26,7 +27,7 @@ from fleet_server.settings import Settings
 from fleet_server.trust import metadata as tuf
 from fleet_server.trust import repository
 from fleet_server.trust.keys import KeyFolder
-from fleet_server.trust.metadata import TOP_ROLES, TRIALS, AnyMetadata, model_role
+from fleet_server.trust.metadata import BUNDLES, TOP_ROLES, TRIALS, AnyMetadata, model_role
 
 log = logging.getLogger(__name__)
 ONLINE_NOTE = (
@@ -98,6 +99,53 @@ def want(session: Session, fleet_id: str, manifest: Manifest, *, trial: bool = F
     return path
 
 
+def want_order(session: Session, fleet_id: str, name: str, targets: Sequence[str], probation_s: float) -> BundleOrder:
+    """Let an order be signed, in the place of an earlier one of its name; one that says the same stays as it was."""
+    wanted = BundleOrder(name, 1, tuple(sorted(targets)), probation_s)
+    found = repository.target(session, fleet_id, wanted.target_path)
+    if found is None:
+        body = msgspec.json.encode(wanted)
+        session.add(TrustTarget(fleet_id=fleet_id, path=wanted.target_path, role=BUNDLES, manifest=body))
+    else:
+        before = read_order(found.manifest)
+        wanted = msgspec.structs.replace(wanted, serial=before.serial)
+        if wanted != before:
+            wanted = msgspec.structs.replace(wanted, serial=before.serial + 1)
+            found.manifest = msgspec.json.encode(wanted)
+    session.flush()
+    return wanted
+
+
+def sign_waiting(session: Session, settings: Settings, fleet_id: str, path: str) -> bool:
+    """Whether a target is signed; it is at once, where the keys lie on this server."""
+    found = ensure(session, settings, fleet_id)
+    if _unsigned(session, fleet_id, found, [path]):
+        found = advance(session, settings, fleet_id)
+    return not _unsigned(session, fleet_id, found, [path])
+
+
+def signs_by_itself(session: Session, settings: Settings, fleet_id: str) -> bool:
+    """Whether the keys of targets lie on this server, so that nobody is asked for a signature."""
+    root = ensure(session, settings, fleet_id).root
+    held = held_signers(root, "targets", key_folder(settings, fleet_id).load())
+    return len(held) >= int(root.signed.roles["targets"].threshold)
+
+
+def chain(session: Session, fleet_id: str, roles: Sequence[str]) -> dict[str, bytes]:
+    """What a client that trusts any root of the fleet needs to judge targets of these delegated roles, by file name."""
+    found = state(session, fleet_id)
+    assert found is not None
+    files = {}
+    for version in range(1, found.root.signed.version + 1):
+        files[f"{version}.root.json"] = repository.metadata(session, fleet_id, "root", version)
+    files["timestamp.json"] = repository.metadata(session, fleet_id, "timestamp", None)
+    for role in ("snapshot", "targets", *roles):
+        body = repository.metadata(session, fleet_id, role, None)
+        if body is not None:
+            files[f"{tuf.read(body).signed.version}.{role}.json"] = body
+    return {name: body for name, body in files.items() if body is not None}
+
+
 def want_trials(session: Session, fleet_id: str, variant_id: str, manifests: Sequence[Manifest]) -> list[str]:
     """Let the manifests of a variant's candidates be signed, and those of earlier builds no longer."""
     keep = {one.trial_path for one in manifests} | {one.target_path for one in manifests}
@@ -163,9 +211,10 @@ def waiting(session: Session, fleet_id: str) -> list[Waiting]:
     by_role: dict[str, dict[str, bytes]] = {}
     for target in repository.targets(session, fleet_id):
         by_role.setdefault(target.role, {})[target.path] = target.manifest
-    models = {role.removeprefix(tuf.MODEL_PREFIX) for role in {*by_role, *found.delegated} if role != TRIALS}
+    roles = {*by_role, *found.delegated}
+    models = {role.removeprefix(tuf.MODEL_PREFIX) for role in roles - {TRIALS, BUNDLES}}
     open_ones = []
-    wanted = tuf.next_targets(found.root, found.targets, models, now)
+    wanted = tuf.next_targets(found.root, found.targets, models, now, bundles=BUNDLES in roles)
     targets = _open(session, fleet_id, "targets", found.root, found.targets, wanted, now)
     if targets is not None:
         open_ones.append(Waiting("targets", found.root, targets))

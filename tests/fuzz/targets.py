@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import http.client
 import io
 import shutil
 import tempfile
@@ -21,6 +22,9 @@ import msgspec
 import numpy as np
 
 from agent.keys import new_key, signing_request
+from agent.peers.request import BadRequestError as PeerRefusal
+from agent.peers.request import parse as parse_peer_request
+from agent.protocol.bundle import read_index, read_order
 from agent.protocol.codec import Message, decode, encode
 from agent.protocol.delta import ADD, COPY, DELTA, LITERAL, SPARSE
 from agent.protocol.errors import WireError
@@ -39,6 +43,8 @@ from agent.protocol.messages import (
     Renew,
     Reported,
     ServingReport,
+    SourceNeed,
+    SourceOffer,
     TelemetryAck,
     TelemetryBatch,
     TrialPhase,
@@ -55,13 +61,18 @@ from agent.serving.models import LoadedModel, Registry
 from agent.serving.oip import BadRequestError, decode_request
 from agent.trial import golden
 from agent.trial.dataset import DataSetError, read_checked
+from agent.update.bundle_file import BundleError, open_bundle, read_chunks
 from agent.update.delta import DecodeError
+from agent.update.http_source import HttpAnswer
 from agent.update.store import ArtifactStore
+from agent.update.transfer import SourceError, Stop
 from agent.update.trust import FIRST_ROOT, PieceFetcher, TrustClient, TrustError, UnavailableError
-from fleet_server.errors import InvalidError
-from fleet_server.trust.ca import read_request
+from fleet_server.errors import InvalidError, UnauthorizedError
+from fleet_server.trust.ca import FleetCa, read_request
+from fleet_server.trust.tickets import TicketDesk
 from tests.delta_files import decoded, frame, operation
 from tests.tuf_repository import TufRepository
+from tests.unit.agent import test_bundles as bundles
 from tests.unit.agent.test_serving_models import Doubling, manifest
 from tests.unit.agent.test_updater import desired
 
@@ -265,6 +276,72 @@ def _signing_request(payload: bytes) -> None:
         read_request(payload.decode("latin-1"))
 
 
+def _bundle(payload: bytes) -> None:
+    """Whatever is on a stick: what is read of it lies inside the file, and is no more than was asked for."""
+    with tempfile.NamedTemporaryFile(suffix=".shoal-bundle") as file:
+        file.write(payload)
+        file.flush()
+        try:
+            found = open_bundle(Path(file.name))
+        except BundleError:
+            return
+        for name in found.metadata:
+            found.piece(name, 0)
+        for one in found.index.read_manifests():
+            with contextlib.suppress(SourceError):
+                spans = (ChunkRange(0, min(one.chunks, 8) - 1),)
+                assert all(len(piece) <= one.chunk_size for _, piece in read_chunks(found, one, spans, Stop()))
+
+
+def _bundle_index(payload: bytes) -> None:
+    for read in (read_index, read_order):
+        with contextlib.suppress(WireError):
+            read(payload)
+
+
+def _peer_request(payload: bytes) -> None:
+    with contextlib.suppress(PeerRefusal):
+        assert len(parse_peer_request(payload).digest) == 64
+
+
+class _Said:
+    """A socket of which only what the other side said is there."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._payload)
+
+    def close(self) -> None:
+        pass
+
+
+def _http_answer(payload: bytes) -> None:
+    """An answer to a request for chunks: never more than they have."""
+    said: Any = _Said(payload)
+    response = http.client.HTTPResponse(said)
+    content = msgspec.structs.replace(_MODEL, digest=D, size=64, chunk_size=16)
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError, SourceError):
+        response.begin()
+        if response.status in {200, 206}:
+            found = dict(HttpAnswer(said, response, content, ChunkRange(1, 2)).chunks())
+            assert all(len(piece) == 16 for piece in found.values())
+            assert set(found) <= set(range(4))
+
+
+@cache
+def _desk() -> TicketDesk:
+    folder = Path(tempfile.mkdtemp(prefix="shoal-fuzz-"))
+    atexit.register(shutil.rmtree, folder)
+    return TicketDesk(FleetCa.open(folder, "f"))
+
+
+def _ticket(payload: bytes) -> None:
+    with contextlib.suppress(UnauthorizedError):
+        assert _desk().read(payload.decode("latin-1"), D, 0.0).digest == D
+
+
 @cache
 def _repository() -> TufRepository:
     found = TufRepository()
@@ -337,5 +414,20 @@ TARGETS: dict[str, Target] = {
     "delta": Target(_delta, (b"\0" + _OPERATIONS, b"\1" + frame(_OPERATIONS))),
     "signing-request": Target(_signing_request, (_csr(),)),
     **{f"tuf-{file}": _trusted(file) for file in _FILES},
+    "source-need": _message(SourceNeed(D)),
+    "source-offer": _message(SourceOffer(D, "https://fleet.example/a", "ticket", 900.0), SourceOffer(D)),
+    "bundle": Target(_bundle, (bundles.bundle(),), share=0.1),
+    "bundle-index": Target(_bundle_index, (msgspec.json.encode(bundles.index()), bytes(bundles.index().order))),
+    "peer-request": Target(
+        _peer_request, (f"GET /shoal/v1/artifacts/{D} HTTP/1.1\r\nRange: bytes=0-9\r\n\r\n".encode(),)
+    ),
+    "http-answer": Target(
+        _http_answer,
+        (
+            b"HTTP/1.1 206 P\r\nContent-Range: bytes 16-47/64\r\nContent-Length: 32\r\n\r\n" + bytes(32),
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n" + bytes(64) + b"\r\n0\r\n\r\n",
+        ),
+    ),
+    "ticket": Target(_ticket, (_desk().issue("camera-01", D, 5, 0.0).encode(),)),
     "chunks": Target(_chunks, (bytes(range(68)), b"\2" + b"x" * 16), share=0.2),
 }

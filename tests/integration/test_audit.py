@@ -238,6 +238,8 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     walk("create_gate_run", "gate.run", "post", "gate-runs", json=run)
     running_run = created(walk.api.get("/api/v1/gate-runs?state=running"))["items"][0]["id"]
     created(walk.api.post(f"/api/v1/gate-runs/{running_run}/cancel"))
+    ordered = {"versions": ["m@1"], "allow_unproven": True}
+    walk("create_bundle", "bundle.create", "post", "bundles", json=ordered)
     walk("change_fleet", "fleet.update", "patch", "fleets/default", json={"approvals": 1})
     for end in ("reject", "approve"):
         rollout = walk("create_rollout", "rollout.create", "post", "rollouts", json=rollout_body())["id"]

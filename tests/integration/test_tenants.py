@@ -176,6 +176,10 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"version": "own@1", "target": {"profiles": ["alpha-profile"]}}, 404),
             ({"version": "own@1", "target": {"all": True}}, 422),
         ],
+        "create_bundle": [
+            ({"versions": ["alpha-model@1"]}, 404),
+            ({"versions": ["own@1"], "profiles": ["alpha-profile"]}, 404),
+        ],
         "change_device": [({"tags": {"mine": "yes"}}, 404), ({"profile": "own"}, 404)],
         "abort_rollout": [({"revert": True}, 404)],
         "approve_rollout": [({"comment": "fine"}, 404)],
@@ -196,6 +200,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
 OWN |= {"show_login", "show_authority", "show_revocations"}
 OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
+OWN |= {"fetch_artifact"}  # by a ticket for one content: tests/integration/test_downloads.py
 # Whoever knows a request's random id may ask what became of it: the device that made it is nobody yet.
 OWN |= {"show_enrolment"}
 

@@ -176,3 +176,43 @@ def test_trust(tmp_path: Path) -> None:
             config(**{key: value})
     with pytest.raises(ConfigError, match="root_file"):
         config(root_file=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("peers = 3", "peers"),
+        ("[peers]\nserve = 1", "peers.serve"),
+        ("[peers]\nat = ['nowhere']", "peers.at"),
+        ("[peers]\nat = ['a:1', 2]", "peers.at"),
+        ("[peers]\nlisten = '0.0.0.0:99999'", "peers.listen"),
+        ("[peers]\nrate_mb_s = 0", "peers.rate_mb_s"),
+        ("[peers]\nserver = true", "peers.server"),
+        ("[sources]\nmirrors = ['https://mirror.example/']", "sources.mirrors"),
+        ("[sources]\nmirrors = ['http://mirror.example/{digest}']", "sources.mirrors"),
+        ("[sources]\norder = ['pigeon']", "sources.order"),
+        ("[sources]\norder = ['usb', 'usb']", "sources.order"),
+        ("[bundles]\nfolder = 'media'", "bundles.folder"),
+        ("[bundles]\nname = '../x'", "bundles.name"),
+        ("[bundles]\ndays = -1", "bundles.days"),
+    ],
+)
+def test_other_sources_are_checked_by_name(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'state_dir = "{tmp_path}"\n{text}\n')
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        load_config(path, {})
+
+
+def test_other_sources_from_a_file_and_from_variables(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        f'state_dir = "{tmp_path}"\n[sources]\norder = ["usb", "https"]\nmirrors = ["https://m.example/a/{{digest}}"]\n'
+        '[peers]\nat = ["[fd00::1]:8472"]\nserve = true\n[bundles]\nfolder = "/media"\noffline = true\ndays = 30\n'
+    )
+    found = load_config(path, {"SHOAL_AGENT_PEERS": '{ at = ["10.0.0.7:1"], mdns = true }'}).sources
+    assert [one.value for one in found.order] == ["usb", "https", "mqtt"], "MQTT is always there"
+    assert (found.peers, found.mdns, found.serve) == (("10.0.0.7:1",), True, False)
+    assert (found.folder, found.offline, found.days, found.bundle) == ("/media", True, 30.0, "default")
+    with pytest.raises(ConfigError, match="inline table"):
+        load_config(path, {"SHOAL_AGENT_PEERS": "serve"})

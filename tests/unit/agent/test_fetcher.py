@@ -38,7 +38,7 @@ class Waiting:
         self.failed: list[tuple[str, WireErrorCode]] = []
         self.bytes = 0
 
-    def received(self, key: str, count: int) -> None:
+    def received(self, key: str, count: int, source: str) -> None:
         self.bytes += count
 
     def fetched(self, key: str) -> None:

@@ -375,3 +375,44 @@ def test_whatever_happens_a_proven_version_is_served_or_being_loaded(events: lis
             assert serving in {*proven, "d2"} or replaced or proven <= loading
             if phase(updater, "d2") in {Phase.FAILED, Phase.ROLLED_BACK}:
                 assert serving in {"d1", ""}, "what was taken back does not answer"
+
+
+def ordered(*deployments: tuple[str, str]) -> list[DesiredDeployment]:
+    return [DesiredDeployment(key, raw(manifest(digest))) for key, digest in deployments]
+
+
+def test_what_a_bundle_orders_needs_no_server_and_no_second_judgement() -> None:
+    updater = Updater({}, 0)
+    assert updater.ordered(ordered(("bundle:x:1", "a"))) == [Download("bundle:x:1")]
+    activated(updater, "bundle:x:1")
+    assert updater.revision == 0
+    assert updater.ordered(ordered(("bundle:x:1", "a"))) == [], "it runs already"
+    assert updater.ordered(ordered(("bundle:x:2", "b"))) == [Download("bundle:x:2")]
+    activated(updater, "bundle:x:2")
+    assert phase(updater, "bundle:x:1") is Phase.SUPERSEDED
+    assert updater.ordered(ordered(("bundle:x:1", "a"))) == [Download("bundle:x:1")], "it ended, and is tried anew"
+
+
+def test_a_server_takes_off_only_what_it_knows_of() -> None:
+    updater = Updater({}, 0)
+    updater.ordered(ordered(("bundle:x:1", "a")))
+    activated(updater, "bundle:x:1")
+    updater.desired(desired(1))
+    assert phase(updater, "bundle:x:1") is Phase.ACTIVE
+    updater.desired(desired(2, ("one", "b")))
+    activated(updater, "one")
+    assert phase(updater, "bundle:x:1") is Phase.SUPERSEDED
+    updater.desired(desired(3))
+    assert phase(updater, "one") is Phase.SUPERSEDED
+
+
+def test_bytes_are_counted_by_source_and_sources_are_bounded() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("one", "a")))
+    record = updater.records["one"]
+    for number in range(100):
+        record.count(f"peer {number}", 2)
+    record.count("peer 0", 5)
+    assert record.sources["peer 0"] == 7
+    assert len(record.sources) == 16
+    assert sum(record.sources.values()) == 205

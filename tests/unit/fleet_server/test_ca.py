@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from agent.errors import IdentityError
 from agent.identity import Identity, load_identity, save_identity
 from agent.keys import fingerprint, new_key, pinned, signing_request
+from agent.protocol.topics import DEVICE_HOST
 from agent.renewal import due_at
 from fleet_server.errors import InvalidError
 from fleet_server.gateway.broker_files import BrokerFiles
@@ -39,9 +40,11 @@ def test_a_device_s_certificate_says_who_it_is_and_may_nothing_else(tmp_path: Pa
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.bundle.encode()))
     assert certificate.subject.rfc4514_string() == "O=f,CN=cam-1"
     extension = certificate.extensions.get_extension_for_class
-    assert list(extension(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
-    names = extension(x509.SubjectAlternativeName).value.get_values_for_type(x509.UniformResourceIdentifier)
-    assert names == ["shoal:device:cam-1"]
+    usage = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+    assert list(extension(x509.ExtendedKeyUsage).value) == usage
+    names = extension(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["shoal:device:cam-1"]
+    assert names.get_values_for_type(x509.DNSName) == [DEVICE_HOST], "no host: a server to its peers alone"
     assert not extension(x509.BasicConstraints).value.ca
     assert (issued.key_sha256, int(issued.serial, 16)) == (fingerprint(key), certificate.serial_number)
     assert issued.not_after - issued.not_before == 90 * DAY

@@ -9,6 +9,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 
+from agent.protocol.bundle import BundleOrder
 from agent.protocol.manifest import Manifest
 from fleet_server.errors import InvalidError
 from fleet_server.trust import metadata as tuf
@@ -98,3 +99,21 @@ def test_what_is_no_manifest() -> None:
     proposed = tuf.next_delegated(None, {ONE.target_path: b"{}"}, NOW)
     with pytest.raises(InvalidError, match="no manifest"):
         check_delegated("model.m", None, proposed, {ONE.target_path: b"{}"})
+
+
+def test_an_order_is_shown_before_it_is_signed(root: tuf.AnyMetadata) -> None:
+    targets = tuf.next_targets(root, None, ["m"], NOW, bundles=True)
+    assert check_targets(root, targets) == ["m"]
+    order = BundleOrder("line-a", 1, (ONE.target_path,))
+    body = msgspec.json.encode(order)
+    proposed = tuf.next_delegated(None, {order.target_path: body}, NOW)
+    (change,) = check_delegated("bundles", None, proposed, {order.target_path: body})
+    assert change.manifest == order
+    with pytest.raises(InvalidError, match="without being shown"):
+        check_delegated("bundles", None, proposed, {})
+    for path, content in (("bundles/line-b.json", body), ("bundles/line-a.json", b"{}"), (ONE.target_path, BODY)):
+        wrong = tuf.next_delegated(None, {path: content}, NOW)
+        with pytest.raises(InvalidError, match="nothing was signed"):
+            check_delegated("bundles", None, wrong, {path: content})
+    with pytest.raises(InvalidError, match="no manifest"):
+        check_delegated("model.m", None, proposed, {order.target_path: body})
