@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -386,20 +386,30 @@ def apply_report(session: Session, settings: Settings, device: Device, reported:
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
         _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
         if deployment.desired and deployment.phase in GONE_BACK:
-            _follow_back(session, settings, device, deployment)
+            _follow_back(session, settings, device, deployment, reports)
 
 
-def _follow_back(session: Session, settings: Settings, device: Device, deployment: Deployment) -> None:
+def _follow_back(
+    session: Session,
+    settings: Settings,
+    device: Device,
+    deployment: Deployment,
+    reports: Mapping[str, DeploymentReport],
+) -> None:
     """What a device took back, it ought not to run: what it went back to is what it is told from now on.
 
-    Else a device that loses its journal would try the bad version again, with nothing to go back to.
+    Else a device that loses its journal would try the bad version again, with nothing to go back to. A version before
+    that the device no longer holds, because this one had already taken its place, is sent again.
     """
     before = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+    report = reports.get(before.id) if before is not None else None
+    if before is None or report is None or report.phase is not Phase.ACTIVE:
+        _take_back(session, settings, deployment)
+        return
     deployment.desired = False
     session.flush()
-    if before is not None:
-        before.desired = True
-        session.flush()
+    before.desired = True
+    session.flush()
     queue_desired(session, settings, device)
 
 

@@ -269,11 +269,11 @@ def test_a_worker_that_no_longer_answers_is_ended_and_the_old_one_is_back(fleet:
 
 @pytest.mark.parametrize("on_memory_short", ["refuse", "replace"])
 def test_where_two_do_not_fit_the_old_one_goes_on_or_comes_back(fleet: LocalFleet, on_memory_short: str) -> None:
-    with variant_of(fleet, "error") as variant:
+    with variant_of(fleet, "leak") as variant:
         variant.measurements = {**(variant.measurements or {}), "memory_mb": 1e8}
     probation = {"on_memory_short": on_memory_short}
     with client(fleet) as asking:
-        rollout = fleet.rollout("m@error", strategy={**STRATEGY, "probation": probation})
+        rollout = fleet.rollout("m@leak", strategy={**STRATEGY, "probation": probation})
         deployment = went_back(fleet, rollout, "failed")
         wait_until("answers", lambda: asking.versions[-1] == "good")
     assert deployment["failure"]["code"] == "memory_short"

@@ -206,16 +206,18 @@ def test_a_failed_device_takes_the_others_back_to_what_they_ran(world: World) ->
 
 def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
     world.run("1")
+    ones = {device: next(iter(world.desired(device))) for device in "abcd"}
     rollout = world.create("2", strategy=HALVES)
     first, second = sorted(device for device in "abcd" if list(world.desired(device).values()) == ["2"])
     ((deployment, _),) = world.desired(first).items()
+    before = DeploymentReport(ones[first], "m", "1", "1" * 64, Phase.ACTIVE)
     seen = ProbationReport(watched_s=3.0, requests=9, errors=9, latency_p95_ms=1.5, provider="cpu", exercised=True)
     why = Failure(WireErrorCode.PROBATION_FAILED, "9 of 9 requests failed while the version was watched")
     bad = DeploymentReport(deployment, "m", "2", "2" * 64, Phase.ROLLED_BACK, failure=why, probation=seen)
-    world.report(first, bad)
-    assert list(world.desired(first).values()) == ["1"]
+    world.report(first, before, bad)
+    assert world.desired(first) == {ones[first]: "1"}
     revision = world.revision(first)
-    world.report(first, bad)
+    world.report(first, before, bad)
     assert world.revision(first) == revision, "it is told once"
     world.goes(second, Phase.ACTIVE, "2")
     reverting = world.tick(rollout)
@@ -241,6 +243,22 @@ def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
     assert again != deployment, "a new rollout is a new try"
     world.act(third, lambda session, row: service.abort(session, SETTINGS, row, revert=True, actor="test"))
     assert list(world.desired(first).values()) == ["1"]
+
+
+def test_an_active_version_that_a_device_loses_later_brings_the_one_before_back(world: World) -> None:
+    """Its record of the one before has ended: under the same id it would not be begun again."""
+    world.run("1")
+    old = next(iter(world.desired("a")))
+    world.run("2")
+    ((new, _),) = world.desired("a").items()
+    ended = DeploymentReport(old, "m", "1", "1" * 64, Phase.SUPERSEDED)
+    why = Failure(WireErrorCode.LOAD_FAILED, "its runtime is gone")
+    world.report("a", ended, DeploymentReport(new, "m", "2", "2" * 64, Phase.ROLLED_BACK, failure=why))
+    ((again, version),) = world.desired("a").items()
+    assert version == "1"
+    assert again not in {old, new}
+    world.goes("a", Phase.FAILED)
+    assert world.desired("a") == {}, "it is not sent for ever"
 
 
 def test_a_rollout_says_how_devices_watch(world: World) -> None:
