@@ -12,12 +12,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from agent.condition import Condition
 from agent.config import Config
+from agent.database import DatabaseError
+from agent.files import remove_leftovers, storage_code
 from agent.hardware import measure
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
-from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.lifecycle import ENDED, SETTLED, Phase
+from agent.protocol.manifest import Manifest
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
@@ -41,7 +45,9 @@ from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
+from agent.update.lastgood import Good, LastGood
 from agent.update.probation import Probation
+from agent.update.standin import StandIns
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
 from agent.update.updater import (
@@ -66,6 +72,7 @@ REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
 WORKER_RESTART_MAX_S = 30.0
+RETRY_S = 2.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -78,15 +85,23 @@ class Supervisor:
         self._events: queue.Queue[Any] = queue.Queue()
         self._boot_id = uuid.uuid4().hex
         self._sequence = 0
-        self._store = ArtifactStore(config.state_dir / "artifacts")
+        remove_leftovers(config.state_dir)
+        self._store = ArtifactStore(
+            config.state_dir / "artifacts",
+            floor_bytes=int(config.disk_floor_mb * 2**20),
+            keep_bytes=int(config.store_keep_mb * 2**20),
+        )
         self._journal = Journal(config.state_dir / "journal.db")
         self._spool = Spool(config.state_dir / "spool.db")
         self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
+        self._good = LastGood(config.state_dir / "serving.json")
+        self._condition = Condition(self._journal, self._spool, self._good.lost)
         self._facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
         context = tls_context(config)
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
+        self._stand_ins = StandIns(self._good, self._store, self._updater, self._load_stand_in, self._unload)
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
         self._probation = Probation()
         self._trials = Trials(
@@ -101,7 +116,13 @@ class Supervisor:
         self._verifier = Verifier(
             config, self._link, self._events.put, say_need=self._say_trust_need, answered=self._trust_answered
         )
+        self._waiting: list[Effect] = []  # for the journal: nothing is done before it is written
+        self._written_revision = self._updater.revision
+        self._retry_at = 0.0
         self._loads: dict[int, str] = {}
+        self._activations: dict[int, str] = {}
+        self._worker_is_ready = False
+        self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
         self._collects: dict[int, float] = {}
         self._request_id = 0
         self._serving: dict[str, ServingReport] = {}
@@ -109,7 +130,7 @@ class Supervisor:
         self._report_at = 0.0
         self._worker_at: float | None = None
         self._worker_delay = 0.5
-        self._collect_at = time.monotonic() + self._interval()
+        self._collect_at = time.monotonic() + self._telemetry_interval_s
         self._window_started = time.time()
         self._stopping = False
 
@@ -120,7 +141,7 @@ class Supervisor:
     def run(self) -> None:
         """Work until asked to stop."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
-        self._worker.start()
+        self._start_worker()
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._link.start()
@@ -131,7 +152,8 @@ class Supervisor:
                 except queue.Empty:
                     event = None
                 self._guarded(lambda event=event: self._handle(event))  # type: ignore[misc]
-                self._guarded(self._tick)
+                for step in self._steps:
+                    self._guarded(step)
         finally:
             self._link.stop()
             self._trials.stop()
@@ -142,8 +164,14 @@ class Supervisor:
             self._spool.close()
 
     def _guarded(self, step: Callable[[], None]) -> None:
+        """Whatever fails, fails alone: what serves goes on."""
         try:
             step()
+        except DatabaseError as error:
+            self._condition.storage(error.code, error.detail)
+        except OSError as error:
+            log.exception("an event could not be handled; the agent goes on")
+            self._condition.storage(storage_code(error), f"{type(error).__name__}: {error}")
         except Exception:
             log.exception("an event could not be handled; the agent goes on")
 
@@ -156,6 +184,7 @@ class Supervisor:
                     DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
                 )
                 self._report_at = 0.0
+                self._condition.link_up()
                 self._fetcher.link_up(time.monotonic())
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
@@ -190,14 +219,18 @@ class Supervisor:
             log.warning("refused a message on %s: %s", message.topic, error)
 
     def _desired(self, state: DesiredState) -> None:
-        self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
         fresh = state.revision > self._updater.revision
         effects = self._updater.desired(state)
+        if fresh:
+            self._guarded(lambda: self._good.retain({one.read_manifest().model for one in state.deployments}))
         self._carry_out(effects)
         if fresh:
             self._trials.desired(state.trials)
-        self._journal.keep_number("revision", self._updater.revision)
+        self._write_revision()
+        if self._telemetry_interval_s != state.telemetry_interval_s:
+            self._telemetry_interval_s = state.telemetry_interval_s
+            self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
         self._report(force=True)
 
     # -- whether what the server says was signed
@@ -240,15 +273,19 @@ class Supervisor:
             case Ready():
                 log.info("the local inference API is at %s", message.url)
                 self._worker_delay = 0.5
+                self._worker_is_ready = True
                 self._carry_out(self._updater.worker_ready())
             case Loaded():
                 self._load_answered(message)
             case Window():
                 self._window(message)
             case Activated():
-                pass
+                self._activated(message)
 
     def _load_answered(self, message: Loaded) -> None:
+        if self._stand_ins.asked(message.request_id):
+            self._stand_in_answered(message)
+            return
         deployment_id = self._loads.pop(message.request_id, None)
         if deployment_id is None or deployment_id not in self._updater.records:
             return
@@ -261,7 +298,11 @@ class Supervisor:
     def _worker_died(self) -> None:
         status = self._worker.reap()
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._worker_delay)
+        self._condition.worker_ended(status)
+        self._worker_is_ready = False
+        self._stand_ins.worker_ended()
         self._loads.clear()
+        self._activations.clear()
         self._collects.clear()
         self._serving.clear()
         self._probation.clear()
@@ -275,51 +316,78 @@ class Supervisor:
             self._probation.window(model)
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
-        self._spool.add(
-            lambda spool_id, sequence: TelemetryBatch(
-                SPOKEN, spool_id, sequence, started, ended, tuple(m for m in message.models if _did_something(m)), host
+        models = tuple(m for m in message.models if _did_something(m))
+        self._guarded(
+            lambda: self._spool.add(
+                lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
             )
         )
+        self._condition.count_dropped()
         self._send_telemetry()
 
     # -- carrying out
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        self._save()
-        for effect in effects:
+        """Do what follows, once it is written down. What serves is loaded and answers all the same."""
+        urgent = [effect for effect in effects if self._waiting and self._needs_no_journal(effect)]
+        for effect in urgent:
             self._carry_out_one(effect)
-        self._save()
+        self._waiting += [effect for effect in effects if effect not in urgent]
+        while self._save() and self._waiting:
+            effect = self._waiting.pop(0)
+            try:
+                self._carry_out_one(effect)
+            except Exception as error:
+                log.exception("%s could not be done", effect)
+                self._give_up(effect, f"{type(error).__name__}: {str(error)[:500]}")
 
-    def _save(self) -> None:
-        """The journal is written before anything is done."""
-        if self._updater.changed:
-            self._journal.save({key: self._updater.records[key] for key in self._updater.changed})
-            for key in self._updater.changed:
-                record = self._updater.records[key]
-                log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
+    def _needs_no_journal(self, effect: Effect) -> bool:
+        if not isinstance(effect, LoadArtifact | ActivateArtifact) or effect.deployment_id in self._updater.changed:
+            return False
+        record = self._updater.records.get(effect.deployment_id)
+        return record is not None and record.phase is Phase.ACTIVE
+
+    def _give_up(self, effect: Effect, detail: str) -> None:
+        """A deployment that can't go on says so, and does not hang."""
+        record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
+        if record is not None and record.phase not in SETTLED:
+            self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.INTERNAL, detail))
+
+    def _save(self) -> bool:
+        """The journal is written before anything is done; false when it can't be now."""
+        if not self._updater.changed:
+            return True
+        changed = {key: self._updater.records[key] for key in self._updater.changed}
+        try:
+            self._journal.save(changed)
             self._updater.changed.clear()
             forgotten = self._updater.forgettable()
             self._journal.forget(forgotten)
-            for key in forgotten:
-                del self._updater.records[key]
-            self._collect_garbage()
-            self._report_at = 0.0
+        except DatabaseError as error:
+            self._journal_failed(error)
+            return False
+        for record in changed.values():
+            log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
+        for key in forgotten:
+            del self._updater.records[key]
+        self._guarded(lambda: self._good.update(self._updater.records.values()))
+        self._collect_garbage()
+        self._report_at = 0.0
+        return True
 
     def _trials_changed(self) -> None:
         self._collect_garbage()
         self._report_at = 0.0
 
     def _collect_garbage(self) -> None:
-        self._store.collect_garbage(self._updater.kept_digests() | self._trials.kept_digests())
+        kept = self._updater.kept_digests() | self._trials.kept_digests() | self._good.needed()
+        self._store.collect_garbage(kept, self._good.useful())
 
     def _carry_out_one(self, effect: Effect) -> None:
         record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
         match effect:
             case UnloadArtifact():
-                self._worker.send(Unload(effect.model, effect.digest))
-                serving = self._serving.get(effect.model)
-                if serving is not None and serving.digest == effect.digest:
-                    del self._serving[effect.model]
+                self._unload(effect.model, effect.digest)
             case CheckTrust() if record is not None:
                 target = Target(record.manifest.target_path, record.signed)
                 self._verifier.check(record.deployment_id, (target,))
@@ -346,6 +414,8 @@ class Supervisor:
 
     def _load(self, record: Record) -> None:
         digest = record.manifest.digest
+        if record.deployment_id in self._loads.values():
+            return
         if not self._store.verify(digest):
             detail = "the artifact on this device's disk is damaged and was removed: roll it out again"
             self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.DIGEST_MISMATCH, detail))
@@ -358,47 +428,148 @@ class Supervisor:
         manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
         if loaded is None:
             return
+        self._let_serve(manifest, record.deployment_id, loaded)
+
+    def _let_serve(self, manifest: Manifest, deployment_id: str, loaded: Loaded) -> None:
         self._request_id += 1
+        self._activations[self._request_id] = deployment_id
         self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
         self._serving[manifest.model] = ServingReport(
             manifest.model,
             manifest.version,
             manifest.digest,
-            record.deployment_id,
+            deployment_id,
             loaded.runtime,
             loaded.provider,
             loaded.load_s,
         )
         self._report_at = 0.0
 
+    def _unload(self, model: str, digest: str) -> None:
+        if self._updater.uses(model, digest):
+            return  # another deployment brought the same artifact
+        self._worker.send(Unload(model, digest))
+        self._stand_ins.unloaded(model, digest)
+        serving = self._serving.get(model)
+        if serving is not None and serving.digest == digest:
+            del self._serving[model]
+
+    def _activated(self, message: Activated) -> None:
+        """What the worker does not have after all does not serve; it is loaded again."""
+        deployment_id = self._activations.pop(message.request_id, None)
+        if message.ok or deployment_id is None:
+            return
+        for model, serving in list(self._serving.items()):
+            if serving.deployment_id == deployment_id:
+                del self._serving[model]
+        record = self._updater.records.get(deployment_id)
+        if record is not None and record.phase not in ENDED:
+            self._load(record)
+
+    # -- what serves while what ought to can't
+
+    def _stand_in(self) -> None:
+        if self._worker_is_ready:
+            records = [self._updater.records.get(one) for one in self._loads.values()]
+            loading = {record.manifest.model for record in records if record is not None}
+            self._stand_ins.tick({one.model: one.digest for one in self._serving.values()}, loading)
+
+    def _load_stand_in(self, good: Good) -> int:
+        self._request_id += 1
+        path = str(self._store.path(good.manifest.digest))
+        self._worker.send(Load(self._request_id, good.deployment_id, good.manifest, path))
+        return self._request_id
+
+    def _stand_in_answered(self, message: Loaded) -> None:
+        good = self._stand_ins.answered(message.request_id, ok=message.code is None)
+        if good is None or good.manifest.model in self._serving or good.manifest.model not in self._good.models:
+            return
+        self._let_serve(good.manifest, good.deployment_id, message)
+        active = self._updater.active(good.manifest.model)
+        if active is None or active.deployment_id != good.deployment_id:
+            self._condition.stands_in(good.manifest.model, good.manifest.version)
+
+    # -- the journal
+
+    def _journal_failed(self, error: DatabaseError) -> None:
+        self._retry_at = time.monotonic() + RETRY_S
+        if self._condition.journal_failed(error):
+            self._updater.changed.update(self._updater.records)
+            self._written_revision = -1
+            self._trials.keep_all()
+
+    def _tick_journal(self) -> None:
+        """Write what could not be written before."""
+        now = time.monotonic()
+        if now >= self._retry_at and (self._updater.changed or self._waiting):
+            self._carry_out([])
+        self._write_revision()
+        self._condition.mend(now)
+        if self._condition.keep():
+            self._report_at = 0.0
+
+    def _write_revision(self) -> None:
+        """Only after everything that came with it: a device that forgets must be told again."""
+        if not (self._waiting or self._updater.changed) and self._written_revision != self._updater.revision:
+            self._journal.keep_number("revision", self._updater.revision)
+            self._written_revision = self._updater.revision
+
     # -- time
 
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if self._worker_at is not None and now >= self._worker_at:
-            self._worker_at = None
+    @property
+    def _steps(self) -> tuple[Callable[[], None], ...]:
+        """What is looked after again and again."""
+        return (
+            self._tick_worker,
+            self._tick_journal,
+            self._tick_updates,
+            self._stand_in,
+            self._tick_telemetry,
+            lambda: self._trials.tick(time.monotonic()),
+            self._tick_link,
+            lambda: self._report(force=False),
+        )
+
+    def _start_worker(self) -> None:
+        try:
             self._worker.start()
+            self._condition.worker_started(None)
+        except OSError as error:
+            self._condition.worker_started(error)
+            self._worker_at = time.monotonic() + self._worker_delay
+            self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
+
+    def _tick_worker(self) -> None:
+        if self._worker_at is not None and time.monotonic() >= self._worker_at:
+            self._worker_at = None
+            self._start_worker()
+
+    def _tick_updates(self) -> None:
+        now = time.monotonic()
         self._fetcher.tick(now)
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem))
+
+    def _tick_telemetry(self) -> None:
+        now = time.monotonic()
         if now >= self._collect_at:
-            self._collect_at = now + (min(1.0, self._interval()) if self._probation.active else self._interval())
+            interval = self._telemetry_interval_s
+            self._collect_at = now + (min(1.0, interval) if self._probation.active else interval)
             self._request_id += 1
             self._collects[self._request_id] = self._window_started
             self._window_started = time.time()
             self._worker.send(Collect(self._request_id))
-        self._trials.tick(now)
-        if self._renewal is not None:
-            self._renewal.tick(now, time.time())
-        self._verifier.tick(now)
-        self._report(force=False)
 
-    def _interval(self) -> float:
-        return self._journal.number("telemetry_interval_s", 10.0)
+    def _tick_link(self) -> None:
+        now, wall = time.monotonic(), time.time()
+        self._condition.watch(connected=self._link.connected)
+        if self._renewal is not None:
+            self._renewal.tick(now, wall)
+        self._verifier.tick(now)
 
     def _send_telemetry(self) -> None:
         if self._link.connected:
-            due = self._spool.due(time.time(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
+            due = self._spool.due(time.monotonic(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
             for _, payload in due:
                 self._link.publish(DeviceTopic.TELEMETRY, payload)
 
@@ -420,6 +591,7 @@ class Supervisor:
             serving=tuple(self._serving.values()),
             sent_at=time.time(),
             trials=self._trials.reports(),
+            problems=self._condition.reports(),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 

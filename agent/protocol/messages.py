@@ -183,6 +183,26 @@ class TrialReport(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """Something that went wrong on the device and that it lived through; kept until newer ones take its place.
+
+    Attributes:
+        code: stable: see docs/protocol.md. A text, so that an older server takes those it does not know.
+        detail: a sentence for people, with what would mend it.
+        first_at: when it was first seen, in Unix seconds by the device's clock.
+        last_at: when it was last seen.
+        count: how often.
+        ongoing: it holds still.
+    """
+
+    code: str
+    detail: str
+    first_at: float
+    last_at: float
+    count: int = 1
+    ongoing: bool = False
+
+
 class Reported(msgspec.Struct, frozen=True):
     """What is true on the device. Sent at connect and at every change; the newest `sequence` of a boot wins.
 
@@ -196,6 +216,7 @@ class Reported(msgspec.Struct, frozen=True):
         serving: what answers requests now.
         sent_at: Unix seconds.
         trials: all that the desired state lists.
+        problems: the newest things that went wrong on the device itself, at most `LIMITS.problems`.
     """
 
     protocol: ProtocolRange
@@ -207,6 +228,7 @@ class Reported(msgspec.Struct, frozen=True):
     serving: tuple[ServingReport, ...] = ()
     sent_at: float = 0.0
     trials: tuple[TrialReport, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

@@ -232,7 +232,7 @@ class Updater:
     def loaded(self, deployment_id: str) -> list[Effect]:
         """The worker has it loaded and warm."""
         record = self.records[deployment_id]
-        if record.phase is Phase.ACTIVE:
+        if record.phase in {Phase.ACTIVE, Phase.PROBATION}:
             return [ActivateArtifact(deployment_id)]
         if record.phase is not Phase.LOADING:
             return [UnloadArtifact(record.manifest.model, record.manifest.digest)] if record.phase in ENDED else []
@@ -263,6 +263,12 @@ class Updater:
         """The deployment that serves a model for good."""
         phases = (one for one in self.records.values() if one.manifest.model == model and one.phase is Phase.ACTIVE)
         return next(phases, None)
+
+    def uses(self, model: str, digest: str) -> bool:
+        """Whether an artifact serves a model, or is about to: another deployment may have brought the same one."""
+        phases = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
+        mine = [one for one in self.records.values() if one.manifest.model == model and one.manifest.digest == digest]
+        return any(one.phase in phases for one in mine)
 
     def kept_digests(self) -> set[str]:
         """Artifacts that must stay: those in progress, those that serve."""
