@@ -216,9 +216,10 @@ class Updater:
         return []
 
     def failed(self, deployment_id: str, code: WireErrorCode, detail: str) -> list[Effect]:
-        """A download or a load did not work; what served before goes on. An active one that was damaged comes anew."""
+        """A download or a load did not work; what served before goes on. What the disk damaged comes anew."""
         record = self.records[deployment_id]
-        if record.phase is Phase.ACTIVE and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
+        local = record.phase in {Phase.LOADING, Phase.ACTIVE}
+        if local and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
             record.refetched = True
             self._set(record, Phase.PENDING)
             return self._begin(record)

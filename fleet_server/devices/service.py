@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -15,7 +16,15 @@ from fleet_server import audit
 from fleet_server.db import utc_now
 from fleet_server.devices import repository
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
-from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
+from fleet_server.devices.schemas import (
+    DeviceUpdate,
+    DeviceView,
+    ProblemView,
+    ProfileCreate,
+    ProfileSpec,
+    ProfileView,
+    ServingView,
+)
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
 from fleet_server.models.access import DEFAULT_FLEET
@@ -58,6 +67,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     device.facts = msgspec.to_builtins(reported.facts)
     device.serving = msgspec.to_builtins(reported.serving)
     device.reported_deployments = msgspec.to_builtins(reported.deployments)
+    device.problems = msgspec.to_builtins(reported.problems)
     _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
 
@@ -238,9 +248,17 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
         tags=effective_tags(device.facts, device.tags),
         facts=device.facts,
         serving=[ServingView.model_validate(one) for one in device.serving],
+        problems=[_problem(one) for one in device.problems],
         desired_revision=device.desired_revision,
         reported_revision=device.reported_revision,
         created_at=device.created_at,
+    )
+
+
+def _problem(one: dict[str, Any]) -> ProblemView:
+    first, last = (dt.datetime.fromtimestamp(one[name], dt.UTC) for name in ("first_at", "last_at"))
+    return ProblemView(
+        code=one["code"], detail=one["detail"], first_at=first, last_at=last, count=one["count"], ongoing=one["ongoing"]
     )
 
 
