@@ -77,6 +77,10 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	@$(BIN)/python -m tests.fuzz --runs $(RUNS)
 
+.PHONY: faults
+faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 1,000 points (some minutes)
+	@$(BIN)/python -m tests.faults
+
 .PHONY: test-onnx2tf
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
 	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
+from agent.files import write_durably
 from agent.identity import identity_folder, load_identity
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
@@ -36,8 +37,11 @@ KEYS = (
     "root_file",
     "expired_grace_s",
     *TABLES,
+    "disk_floor_mb",
+    "store_keep_mb",
 )
 LONGEST_GRACE_S = 30 * 86_400.0
+MOST_MB = 1 << 30
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
@@ -62,6 +66,9 @@ class Config:
         root_file: TUF root metadata that this device trusts; empty to trust what a broker on this machine sends first.
         expired_grace_s: how long metadata still counts after it has expired, in seconds, for bad clocks.
         sources: where contents come from besides the broker.
+        disk_floor_mb: MiB that a download must leave free on the disk of state_dir.
+        store_keep_mb: MiB of artifacts that served earlier that may stay, beside the one that serves and the one
+            before it: to go back to without a download, and for deltas.
     """
 
     device_id: str
@@ -79,6 +86,8 @@ class Config:
     root_file: str = ""
     expired_grace_s: float = 0.0
     sources: SourceConfig = field(default_factory=SourceConfig)
+    disk_floor_mb: float = 64.0
+    store_keep_mb: float = 512.0
 
     @property
     def broker_is_local(self) -> bool:
@@ -142,6 +151,8 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         root_file=_root_file(_text(values, "root_file", "")),
         expired_grace_s=_grace(values.get("expired_grace_s", 0.0)),
         sources=read_sources(values),
+        disk_floor_mb=_megabytes(values, "disk_floor_mb", Config.disk_floor_mb),
+        store_keep_mb=_megabytes(values, "store_keep_mb", Config.store_keep_mb),
     )
 
 
@@ -154,12 +165,7 @@ def kept_device_id(state_dir: Path) -> str:
     seed = machine_id(Path("/etc/machine-id")) or uuid.uuid4().hex
     device_id = "dev-" + hashlib.sha256(f"shoal:{seed}:{state_dir}".encode()).hexdigest()[:12]
     state_dir.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    with part.open("w") as file:
-        file.write(device_id + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # without it a power cut may leave the name and lose the text
-    part.replace(path)
+    write_durably(path, f"{device_id}\n".encode(), mode=0o644)
     return device_id
 
 
@@ -257,6 +263,17 @@ def _grace(value: Any) -> float:
     if isinstance(value, bool) or not 0 <= seconds <= LONGEST_GRACE_S:
         raise ConfigError(f"expired_grace_s: {value!r} is not a number of seconds from 0 to {LONGEST_GRACE_S:.0f}")
     return seconds
+
+
+def _megabytes(values: Mapping[str, Any], key: str, default: float) -> float:
+    value = values.get(key, default)
+    try:
+        amount = float(value)
+    except (TypeError, ValueError):
+        amount = -1.0
+    if isinstance(value, bool) or not 0 <= amount <= MOST_MB:
+        raise ConfigError(f"{key}: {value!r} is not a number of MiB from 0 to {MOST_MB}")
+    return amount
 
 
 def _tags(value: Any) -> dict[str, str]:

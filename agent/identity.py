@@ -7,8 +7,8 @@ them are copies, because OpenSSL reads files. Keys lie here (0600), or in a PKCS
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
-import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import IdentityError
+from agent.files import remove_durably, write_durably
 
 log = logging.getLogger(__name__)
 CURRENT = "identity.json"
@@ -85,7 +86,7 @@ def save_identity(folder: Path, identity: Identity, name: str = CURRENT) -> None
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(folder / name, msgspec.json.format(msgspec.json.encode(identity)))
+        write_durably(folder / name, msgspec.json.format(msgspec.json.encode(identity)))
     except OSError as error:
         raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
 
@@ -97,15 +98,16 @@ def save_certificates(folder: Path, identity: Identity) -> None:
         IdentityError: when the folder can't be written.
     """
     try:
-        _write(folder / "certificate.pem", identity.certificate.encode())
-        _write(folder / "ca.pem", identity.ca.encode())
+        write_durably(folder / "certificate.pem", identity.certificate.encode())
+        write_durably(folder / "ca.pem", identity.ca.encode())
     except OSError as error:
         raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
 
 
 def drop_identity(folder: Path, name: str) -> None:
     """Remove one that is of no use."""
-    (folder / name).unlink(missing_ok=True)
+    if folder.is_dir():
+        remove_durably(folder / name)
 
 
 def load_into(context: ssl.SSLContext, folder: Path, identity: Identity, name: str = CURRENT) -> None:
@@ -118,7 +120,7 @@ def load_into(context: ssl.SSLContext, folder: Path, identity: Identity, name: s
     in_token = identity.key.startswith("pkcs11:")
     key = provider_pem(identity.key) if in_token else identity.key
     try:
-        _write(chain, (key + identity.certificate).encode())
+        _keep_copy(chain, (key + identity.certificate).encode())
         context.load_verify_locations(cadata=identity.ca)
         context.load_cert_chain(chain)
     except (OSError, ValueError) as error:  # SSLError is an OSError
@@ -146,14 +148,9 @@ def _der_length(length: int) -> bytes:
     return bytes([0x80 | len(content)]) + content
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY)
-    os.fsync(parent)
-    os.close(parent)
+def _keep_copy(path: Path, content: bytes) -> None:
+    """Write a file that can be made again, unless it is as it ought to be: a disk that can't be written may hold it."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_durably(path, content)

@@ -13,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agent.condition import Condition
 from agent.config import Config
+from agent.database import DatabaseError
+from agent.files import remove_leftovers, storage_code
 from agent.hardware import measure
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.peers.network import Lan
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
-from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.lifecycle import ENDED, SETTLED, Phase
 from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest
 from agent.protocol.messages import (
     Certificate,
     DeploymentReport,
@@ -62,10 +66,12 @@ from agent.update.bundle_file import BundlesSeen, Held
 from agent.update.bundles import Bundles, BundleTrustSaid
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
+from agent.update.lastgood import Good, LastGood
 from agent.update.other_sources import OtherSources
 from agent.update.probation import Probation, fall_back
 from agent.update.retriever import Retriever
 from agent.update.source_tls import Credentials
+from agent.update.standin import StandIns
 from agent.update.store import ArtifactStore
 from agent.update.transfer import SourceChunk, TransferEnded
 from agent.update.trust_ipc import Target
@@ -93,6 +99,7 @@ TELEMETRY_BATCHES = 20
 WORKER_RESTART_MAX_S = 30.0
 GOLDEN = ".golden"  # ends the key under which a deployment's golden inputs are fetched; its artifact's is its id
 MEMORY_LEFT_MB = 16.0  # that a load must leave to others
+RETRY_S = 2.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -124,10 +131,17 @@ class Supervisor:
         self._events: queue.Queue[Any] = queue.Queue()
         self._boot_id = uuid.uuid4().hex
         self._sequence = 0
-        self._store = ArtifactStore(config.state_dir / "artifacts")
+        remove_leftovers(config.state_dir)
+        self._store = ArtifactStore(
+            config.state_dir / "artifacts",
+            floor_bytes=int(config.disk_floor_mb * 2**20),
+            keep_bytes=int(config.store_keep_mb * 2**20),
+        )
         self._journal = Journal(config.state_dir / "journal.db")
         self._spool = Spool(config.state_dir / "spool.db")
         self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
+        self._good = LastGood(config.state_dir / "serving.json")
+        self._condition = Condition(self._journal, self._spool, self._good.lost)
         self._facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
         context = tls_context(config)
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
@@ -137,6 +151,7 @@ class Supervisor:
         self._others = OtherSources(config, self._link, self._events.put, self._say_source_need, self._credentials)
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._others)
         self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
+        self._stand_ins = StandIns(self._good, self._store, self._updater, self._load_stand_in, self._unload)
         self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
@@ -163,7 +178,12 @@ class Supervisor:
             order=self._ordered,
         )
         self._lan = Lan(config, self._credentials, self._held, self._found_peer)
+        self._waiting: list[Effect] = []  # for the journal: nothing is done before it is written
+        self._written_revision = self._updater.revision
+        self._retry_at = 0.0
         self._loads: dict[int, str] = {}
+        self._worker_is_ready = False
+        self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
         self._collects: dict[int, float] = {}
         self._request_id = 0
         self._serving: dict[str, ServingReport] = {}
@@ -173,7 +193,7 @@ class Supervisor:
         self._report_at = 0.0
         self._worker_at: float | None = None
         self._worker_delay = 0.5
-        self._collect_at = time.monotonic() + self._interval()
+        self._collect_at = time.monotonic() + self._telemetry_interval_s
         self._window_started = time.time()
         self._stopping = False
 
@@ -184,7 +204,7 @@ class Supervisor:
     def run(self) -> None:
         """Work until asked to stop."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
-        self._worker.start()
+        self._start_worker()
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._bundles.start()
@@ -196,7 +216,8 @@ class Supervisor:
                 except queue.Empty:
                     event = None
                 self._guarded(lambda event=event: self._handle(event))  # type: ignore[misc]
-                self._guarded(self._tick)
+                for step in self._steps:
+                    self._guarded(step)
         finally:
             self._link.stop()
             self._trials.stop()
@@ -211,8 +232,14 @@ class Supervisor:
             self._spool.close()
 
     def _guarded(self, step: Callable[[], None]) -> None:
+        """Whatever fails, fails alone: what serves goes on."""
         try:
             step()
+        except DatabaseError as error:
+            self._condition.storage(error.code, error.detail)
+        except OSError as error:
+            log.exception("an event could not be handled; the agent goes on")
+            self._condition.storage(storage_code(error), f"{type(error).__name__}: {error}")
         except Exception:
             log.exception("an event could not be handled; the agent goes on")
 
@@ -225,6 +252,7 @@ class Supervisor:
                     DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
                 )
                 self._report_at = 0.0
+                self._condition.link_up()
                 self._fetcher.link_up(time.monotonic())
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
@@ -263,14 +291,20 @@ class Supervisor:
             log.warning("refused a message on %s: %s", message.topic, error)
 
     def _desired(self, state: DesiredState) -> None:
-        self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
         fresh = state.revision > self._updater.revision
         effects = self._updater.desired(state)
+        if fresh:
+            ordered = {one.manifest.model for one in self._updater.records.values() if one.ordered}
+            models = {one.read_manifest().model for one in state.deployments}
+            self._guarded(lambda: self._good.retain(models | ordered))
         self._carry_out(effects)
         if fresh:
             self._trials.desired(state.trials)
-        self._journal.keep_number("revision", self._updater.revision)
+        self._write_revision()
+        if self._telemetry_interval_s != state.telemetry_interval_s:
+            self._telemetry_interval_s = state.telemetry_interval_s
+            self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
         self._report(force=True)
 
     # -- whether what the server says was signed
@@ -350,6 +384,7 @@ class Supervisor:
             case Ready():
                 log.info("the local inference API is at %s", message.url)
                 self._worker_delay = 0.5
+                self._worker_is_ready = True
                 self._carry_out(self._updater.worker_ready())
             case Loaded():
                 self._load_answered(message)
@@ -361,6 +396,9 @@ class Supervisor:
                 self._activated(message)
 
     def _load_answered(self, message: Loaded) -> None:
+        if self._stand_ins.asked(message.request_id):
+            self._stand_in_answered(message)
+            return
         deployment_id = self._loads.pop(message.request_id, None)
         if deployment_id is None or deployment_id not in self._updater.records:
             return
@@ -377,15 +415,21 @@ class Supervisor:
             self._serving[serving.model] = serving
             self._report_at = 0.0
         elif serving is not None:
-            log.error("the worker has no %s@%s to answer with", serving.model, serving.version)
+            log.error("the worker has no %s@%s to answer with; it is loaded again", serving.model, serving.version)
+            record = self._updater.records.get(serving.deployment_id)
+            if record is not None and record.phase not in ENDED:
+                self._load(record)
 
     def _worker_died(self) -> None:
         status = self._worker.reap()
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._worker_delay)
+        self._condition.worker_ended(status)
+        self._worker_is_ready = False
+        self._stand_ins.worker_ended()
         self._loads.clear()
+        self._activations.clear()
         self._collects.clear()
         self._serving.clear()
-        self._activations.clear()
         self._carry_out(self._updater.worker_crashed(self._probation.clear()))
         self._worker_at = time.monotonic() + self._worker_delay
         self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
@@ -394,35 +438,65 @@ class Supervisor:
         ended = time.time()
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
-        self._spool.add(
-            lambda spool_id, sequence: TelemetryBatch(
-                SPOKEN, spool_id, sequence, started, ended, tuple(m for m in message.models if _did_something(m)), host
+        models = tuple(m for m in message.models if _did_something(m))
+        self._guarded(
+            lambda: self._spool.add(
+                lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
             )
         )
+        self._condition.count_dropped()
         self._send_telemetry()
 
     # -- carrying out
 
     def _carry_out(self, effects: list[Effect]) -> None:
-        self._save()
-        for effect in effects:
+        """Do what follows, once it is written down. What serves is loaded and answers all the same."""
+        urgent = [effect for effect in effects if self._waiting and self._needs_no_journal(effect)]
+        for effect in urgent:
             self._carry_out_one(effect)
-        self._save()
+        self._waiting += [effect for effect in effects if effect not in urgent]
+        while self._save() and self._waiting:
+            effect = self._waiting.pop(0)
+            try:
+                self._carry_out_one(effect)
+            except Exception as error:
+                log.exception("%s could not be done", effect)
+                self._give_up(effect, f"{type(error).__name__}: {str(error)[:500]}")
 
-    def _save(self) -> None:
-        """The journal is written before anything is done."""
-        if self._updater.changed:
-            self._journal.save({key: self._updater.records[key] for key in self._updater.changed})
-            for key in self._updater.changed:
-                self._log_phase(self._updater.records[key])
+    def _needs_no_journal(self, effect: Effect) -> bool:
+        if not isinstance(effect, LoadArtifact | ActivateArtifact) or effect.deployment_id in self._updater.changed:
+            return False
+        record = self._updater.records.get(effect.deployment_id)
+        return record is not None and record.phase is Phase.ACTIVE
+
+    def _give_up(self, effect: Effect, detail: str) -> None:
+        """A deployment that can't go on says so, and does not hang."""
+        record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
+        if record is not None and record.phase not in SETTLED:
+            self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.INTERNAL, detail))
+
+    def _save(self) -> bool:
+        """The journal is written before anything is done; false when it can't be now."""
+        if not self._updater.changed:
+            return True
+        changed = {key: self._updater.records[key] for key in self._updater.changed}
+        try:
+            self._journal.save(changed)
             self._updater.changed.clear()
             forgotten = self._updater.forgettable()
             self._journal.forget(forgotten)
-            for key in forgotten:
-                del self._updater.records[key]
-                self._logged.pop(key, None)
-            self._collect_garbage()
-            self._report_at = 0.0
+        except DatabaseError as error:
+            self._journal_failed(error)
+            return False
+        for record in changed.values():
+            self._log_phase(record)
+        for key in forgotten:
+            del self._updater.records[key]
+            self._logged.pop(key, None)
+        self._guarded(lambda: self._good.update(self._updater.records.values()))
+        self._collect_garbage()
+        self._report_at = 0.0
+        return True
 
     def _log_phase(self, record: Record) -> None:
         """Once a phase: a record also changes in what only the journal cares for."""
@@ -433,24 +507,22 @@ class Supervisor:
 
     def _save_record(self, record: Record) -> None:
         """What became of one of a deployment's encodings."""
-        self._journal.save({record.deployment_id: record})
+        self._updater.changed.add(record.deployment_id)
+        self._save()
 
     def _trials_changed(self) -> None:
         self._collect_garbage()
         self._report_at = 0.0
 
     def _collect_garbage(self) -> None:
-        self._store.collect_garbage(self._updater.kept_digests() | self._trials.kept_digests())
+        kept = self._updater.kept_digests() | self._trials.kept_digests() | self._good.needed()
+        self._store.collect_garbage(kept, self._good.useful())
 
     def _carry_out_one(self, effect: Effect) -> None:
         record = None if isinstance(effect, UnloadArtifact) else self._updater.records.get(effect.deployment_id)
         match effect:
             case UnloadArtifact():
-                self._worker.send(Unload(effect.model, effect.digest))
-                serving = self._serving.get(effect.model)
-                swapping = any(one.model == effect.model for one in self._activations.values())
-                if serving is not None and serving.digest == effect.digest and not swapping:
-                    del self._serving[effect.model]
+                self._unload(effect.model, effect.digest)
             case CheckTrust() if record is not None:
                 target = Target(record.manifest.target_path, record.signed)
                 self._verifier.check(record.deployment_id, (target,))
@@ -490,6 +562,8 @@ class Supervisor:
         """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
         digest, golden = record.manifest.digest, record.manifest.golden
         tried = record.phase is Phase.LOADING
+        if record.deployment_id in self._loads.values():
+            return
         if not self._store.verify(digest):
             detail = "the artifact on this device's disk is damaged and was removed: roll it out again"
             self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.DIGEST_MISMATCH, detail))
@@ -511,12 +585,15 @@ class Supervisor:
         manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
         if loaded is None:
             return
+        self._let_serve(manifest, record.deployment_id, loaded)
+
+    def _let_serve(self, manifest: Manifest, deployment_id: str, loaded: Loaded) -> None:
         self._request_id += 1
         self._activations[self._request_id] = ServingReport(
             manifest.model,
             manifest.version,
             manifest.digest,
-            record.deployment_id,
+            deployment_id,
             loaded.runtime,
             loaded.provider,
             loaded.load_s,
@@ -535,13 +612,95 @@ class Supervisor:
             note=fall_back(record.manifest.providers, loaded.provider),
         )
 
+    def _unload(self, model: str, digest: str) -> None:
+        self._worker.send(Unload(model, digest))
+        self._stand_ins.unloaded(model, digest)
+        serving = self._serving.get(model)
+        swapping = any(one.model == model for one in self._activations.values())
+        if serving is not None and serving.digest == digest and not swapping:
+            del self._serving[model]
+
+    # -- what serves while what ought to can't
+
+    def _stand_in(self) -> None:
+        if self._worker_is_ready:
+            records = [self._updater.records.get(one) for one in self._loads.values()]
+            loading = {record.manifest.model for record in records if record is not None}
+            loading |= {serving.model for serving in self._activations.values()}
+            self._stand_ins.tick({one.model: one.digest for one in self._serving.values()}, loading)
+
+    def _load_stand_in(self, good: Good) -> int:
+        self._request_id += 1
+        path = str(self._store.path(good.manifest.digest))
+        self._worker.send(Load(self._request_id, good.deployment_id, good.manifest, path))
+        return self._request_id
+
+    def _stand_in_answered(self, message: Loaded) -> None:
+        good = self._stand_ins.answered(message.request_id, ok=message.code is None)
+        if good is None or good.manifest.model in self._serving or good.manifest.model not in self._good.models:
+            return
+        self._let_serve(good.manifest, good.deployment_id, message)
+        active = self._updater.active(good.manifest.model)
+        if active is None or active.deployment_id != good.deployment_id:
+            self._condition.stands_in(good.manifest.model, good.manifest.version)
+
+    # -- the journal
+
+    def _journal_failed(self, error: DatabaseError) -> None:
+        self._retry_at = time.monotonic() + RETRY_S
+        if self._condition.journal_failed(error):
+            self._updater.changed.update(self._updater.records)
+            self._written_revision = -1
+            self._trials.keep_all()
+
+    def _tick_journal(self) -> None:
+        """Write what could not be written before."""
+        now = time.monotonic()
+        if now >= self._retry_at and (self._updater.changed or self._waiting):
+            self._carry_out([])
+        self._write_revision()
+        self._condition.mend(now)
+        if self._condition.keep():
+            self._report_at = 0.0
+
+    def _write_revision(self) -> None:
+        """Only after everything that came with it: a device that forgets must be told again."""
+        if not (self._waiting or self._updater.changed) and self._written_revision != self._updater.revision:
+            self._journal.keep_number("revision", self._updater.revision)
+            self._written_revision = self._updater.revision
+
     # -- time
 
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if self._worker_at is not None and now >= self._worker_at:
-            self._worker_at = None
+    @property
+    def _steps(self) -> tuple[Callable[[], None], ...]:
+        """What is looked after again and again."""
+        return (
+            self._tick_worker,
+            self._tick_journal,
+            self._tick_updates,
+            self._stand_in,
+            self._tick_telemetry,
+            lambda: self._trials.tick(time.monotonic()),
+            self._tick_link,
+            lambda: self._report(force=False),
+        )
+
+    def _start_worker(self) -> None:
+        try:
             self._worker.start()
+            self._condition.worker_started(None)
+        except OSError as error:
+            self._condition.worker_started(error)
+            self._worker_at = time.monotonic() + self._worker_delay
+            self._worker_delay = min(self._worker_delay * 2, WORKER_RESTART_MAX_S)
+
+    def _tick_worker(self) -> None:
+        if self._worker_at is not None and time.monotonic() >= self._worker_at:
+            self._worker_at = None
+            self._start_worker()
+
+    def _tick_updates(self) -> None:
+        now = time.monotonic()
         self._fetcher.tick(now)
         if self._probation.asks(now):
             self._request_id += 1
@@ -551,26 +710,28 @@ class Supervisor:
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
             if over.silent:
                 self._worker.kill()
+
+    def _tick_telemetry(self) -> None:
+        now = time.monotonic()
         if now >= self._collect_at:
-            self._collect_at = now + self._interval()
+            self._collect_at = now + self._telemetry_interval_s
             self._request_id += 1
             self._collects[self._request_id] = self._window_started
             self._window_started = time.time()
             self._worker.send(Collect(self._request_id))
-        self._trials.tick(now)
+
+    def _tick_link(self) -> None:
+        now, wall = time.monotonic(), time.time()
+        self._condition.watch(connected=self._link.connected)
         if self._renewal is not None:
-            self._renewal.tick(now, time.time())
+            self._renewal.tick(now, wall)
         self._verifier.tick(now)
         self._bundles.tick(now)
         self._lan.tick(now)
-        self._report(force=False)
-
-    def _interval(self) -> float:
-        return self._journal.number("telemetry_interval_s", 10.0)
 
     def _send_telemetry(self) -> None:
         if self._link.connected:
-            due = self._spool.due(time.time(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
+            due = self._spool.due(time.monotonic(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
             for _, payload in due:
                 self._link.publish(DeviceTopic.TELEMETRY, payload)
 
@@ -593,6 +754,7 @@ class Supervisor:
             sent_at=time.time(),
             trials=self._trials.reports(),
             held=tuple(self._store.held()[: LIMITS.held]),
+            problems=self._condition.reports(),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
 

@@ -23,6 +23,7 @@ from agent.protocol.messages import (
     Presence,
     ProbationPolicy,
     ProbationReport,
+    Problem,
     Renew,
     Reported,
     SourceNeed,
@@ -278,6 +279,9 @@ def _check_report(message: Reported) -> None:
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _check_trial(trial)
+    _bound(message.problems, LIMITS.problems, "problems")
+    for problem in message.problems:
+        _check_problem(problem)
     _check_facts(message.facts)
 
 
@@ -289,6 +293,15 @@ def _check_probation(seen: ProbationReport) -> None:
     _names(provider=seen.provider)
     _bound(seen.note, LIMITS.detail_chars, "probation.note")
     _require("\0" not in seen.note, "probation.note holds a NUL character")
+
+
+def _check_problem(problem: Problem) -> None:
+    _names(code=problem.code)
+    _bound(problem.detail, LIMITS.detail_chars, "problems.detail")
+    _require("\0" not in problem.detail, "problems.detail holds a NUL character")
+    _counts(LIMITS.counter, count=problem.count)
+    moments = (problem.first_at, problem.last_at)
+    _require(all(0 <= one <= LIMITS.unix_seconds for one in moments), "first_at or last_at is out of bounds")
 
 
 def _check_trial(trial: TrialReport) -> None:

@@ -33,6 +33,7 @@ class WireLimits:
     example_elements: int = 1 << 28
     facts_entries: int = 256
     name_chars: int = 128
+    problems: int = 16
     csr_chars: int = 16 * KIB
     certificate_chars: int = 64 * KIB
     signature_bytes: int = 1024

@@ -259,6 +259,26 @@ class TrialReport(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """Something that went wrong on the device and that it lived through; kept until newer ones take its place.
+
+    Attributes:
+        code: stable: see docs/protocol.md. A text, so that an older server takes those it does not know.
+        detail: a sentence for people, with what would mend it.
+        first_at: when it was first seen, in Unix seconds by the device's clock.
+        last_at: when it was last seen.
+        count: how often.
+        ongoing: it holds still.
+    """
+
+    code: str
+    detail: str
+    first_at: float
+    last_at: float
+    count: int = 1
+    ongoing: bool = False
+
+
 class Reported(msgspec.Struct, frozen=True):
     """What is true on the device. Sent at connect and at every change; the newest `sequence` of a boot wins.
 
@@ -273,6 +293,7 @@ class Reported(msgspec.Struct, frozen=True):
         sent_at: Unix seconds.
         trials: all that the desired state lists.
         held: digests of artifacts that the device has whole: encodings may build on them.
+        problems: the newest things that went wrong on the device itself, at most `LIMITS.problems`.
     """
 
     protocol: ProtocolRange
@@ -285,6 +306,7 @@ class Reported(msgspec.Struct, frozen=True):
     sent_at: float = 0.0
     trials: tuple[TrialReport, ...] = ()
     held: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

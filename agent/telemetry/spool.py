@@ -1,4 +1,8 @@
-"""Telemetry batches on disk until the server has stored them; the oldest go when there are too many."""
+"""Telemetry batches on disk until the server has stored them; the oldest go when there are too many.
+
+A spool's id and a sequence name a batch for ever: the server stores each name once. So every start has an id of its
+own, or a batch that a power cut took away would give its name, which the server may have seen, to another.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +11,128 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.database import open_database, writing
 from agent.protocol.codec import encode
 from agent.protocol.messages import TelemetryAck, TelemetryBatch
 
 LIMIT = 20_000
+LIMIT_BYTES = 64 << 20
+LIMIT_IN_MEMORY = 500
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS kept (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, spool TEXT NOT NULL, sequence INTEGER NOT NULL, payload BLOB NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS kept_name ON kept (spool, sequence);
+"""
 
 
 class Spool:
-    """One SQLite file; used by the supervisor's main thread only."""
+    """One SQLite file; used by the supervisor's main thread only.
+
+    Attributes:
+        spool_id: of the batches that are made from now on.
+        dropped: how many batches were thrown away, or could not be kept, since the start.
+        lost: why something is not there that was there before; empty when all is well.
+        unwritable: why nothing lasts that is kept now; empty when it does.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS spool (id TEXT NOT NULL)")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS batches "
-            "(sequence INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB, sent_at REAL NOT NULL DEFAULT 0)"
-        )
-        row = self._db.execute("SELECT id FROM spool").fetchone()
-        self.spool_id = row[0] if row else uuid.uuid4().hex
-        if row is None:
-            self._db.execute("INSERT INTO spool VALUES (?)", (self.spool_id,))
+        self._path = path
+        found = open_database(path, SCHEMA, synchronous="NORMAL", copy=False)
+        self._db, self.lost, self.unwritable = found.connection, found.lost, found.unwritable
+        self.spool_id = uuid.uuid4().hex
+        self.dropped = 0
+        self._sequence = 0
+        self._sent: dict[int, float] = {}  # batch numbers, and when they were sent; after a restart all are sent again
+        self._bytes = int(self._db.execute("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM kept").fetchone()[0])
 
     def add(self, make: Callable[[str, int], TelemetryBatch]) -> None:
-        """Keep a batch made for the spool's id and its next sequence."""
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            sequence = self._db.execute("INSERT INTO batches (payload) VALUES (NULL)").lastrowid or 0
-            payload = encode(make(self.spool_id, sequence))
-            self._db.execute("UPDATE batches SET payload = ? WHERE sequence = ?", (payload, sequence))
-            self._db.execute("DELETE FROM batches WHERE sequence <= ?", (sequence - LIMIT,))
+        """Keep a batch made for the spool's id and its next sequence.
+
+        Raises:
+            DatabaseError: when it can't be kept; it counts as dropped.
+        """
+        self._sequence += 1
+        payload = encode(make(self.spool_id, self._sequence))
+        try:
+            with writing(self._path), self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                values = (self.spool_id, self._sequence, payload)
+                self._db.execute("INSERT INTO kept (spool, sequence, payload) VALUES (?, ?, ?)", values)
+                self._bytes += len(payload) - self._make_room(len(payload))
+        except Exception:
+            self.dropped += 1
+            raise
 
     def due(self, now: float, *, resend_s: float, limit: int) -> list[tuple[int, bytes]]:
-        """The oldest batches that were not sent in the last `resend_s` seconds; they count as sent now."""
-        rows = self._db.execute(
-            "SELECT sequence, payload FROM batches WHERE sent_at < ? ORDER BY sequence LIMIT ?", (now - resend_s, limit)
-        ).fetchall()
-        self._db.executemany("UPDATE batches SET sent_at = ? WHERE sequence = ?", [(now, row[0]) for row in rows])
+        """The oldest batches that were not sent in the last `resend_s` seconds; they count as sent now.
+
+        Args:
+            now: of a clock that is never set.
+            resend_s: seconds until one that was sent is sent again.
+            limit: how many at most.
+        """
+        fresh = [number for number, at in self._sent.items() if now - at < resend_s]
+        marks = ",".join("?" * len(fresh))
+        with writing(self._path):
+            rows = self._db.execute(
+                f"SELECT number, payload FROM kept WHERE number NOT IN ({marks}) ORDER BY number LIMIT ?",  # noqa: S608
+                (*fresh, limit),
+            ).fetchall()
+        self._sent = {number: self._sent[number] for number in fresh} | {row[0]: now for row in rows}
         return [(row[0], row[1]) for row in rows]
 
     def acknowledge(self, ack: TelemetryAck) -> None:
-        """Forget what the server has stored; an answer to another spool means nothing here."""
-        if ack.spool_id == self.spool_id:
-            self._db.executemany("DELETE FROM batches WHERE sequence = ?", [(number,) for number in ack.sequences])
+        """Forget what the server has stored; an answer to another spool means nothing here.
+
+        Raises:
+            DatabaseError: when it can't be forgotten: it is sent again.
+        """
+        names = [(ack.spool_id, number) for number in ack.sequences]
+        with writing(self._path), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for name in names:
+                row = self._db.execute(
+                    "DELETE FROM kept WHERE spool = ? AND sequence = ? RETURNING number, LENGTH(payload)", name
+                ).fetchone()
+                if row is not None:
+                    self._sent.pop(row[0], None)
+                    self._bytes -= row[1]
+
+    def renew(self) -> None:
+        """Try again to have a file that lasts, with what was kept in memory meanwhile."""
+        again = open_database(self._path, SCHEMA, synchronous="NORMAL", copy=False)
+        if again.unwritable and self.unwritable:
+            again.connection.close()
+            return
+        rows = self._db.execute("SELECT spool, sequence, payload FROM kept").fetchall() if self.unwritable else []
+        try:
+            with again.connection as target:
+                target.execute("BEGIN IMMEDIATE")
+                target.executemany("INSERT INTO kept (spool, sequence, payload) VALUES (?, ?, ?)", rows)
+        except sqlite3.Error:
+            again.connection.close()
+            return
+        self._db.close()
+        self._db, self.lost, self.unwritable = again.connection, again.lost, again.unwritable
+        self._sent.clear()
+        self._bytes = int(self._db.execute("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM kept").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _make_room(self, added: int) -> int:
+        """Drop the oldest where there are too many; the bytes that went."""
+        newest, oldest = self._db.execute("SELECT MAX(number), MIN(number) FROM kept").fetchone()
+        limit = LIMIT_IN_MEMORY if self.unwritable else LIMIT
+        last = newest - limit
+        freed = 0
+        while self._bytes + added - freed > LIMIT_BYTES and oldest < newest:
+            row = self._db.execute("SELECT LENGTH(payload) FROM kept WHERE number = ?", (oldest,)).fetchone()
+            freed += row[0] if row else 0
+            oldest += 1
+        gone = self._db.execute(
+            "DELETE FROM kept WHERE number <= ? RETURNING LENGTH(payload)", (max(last, oldest - 1),)
+        ).fetchall()
+        self.dropped += len(gone)
+        return sum(row[0] for row in gone)

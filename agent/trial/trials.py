@@ -59,8 +59,7 @@ class Trials:
         self._environment = environment
         self._changed = changed
         self._check_trust = check_trust
-        records = journal.trials()
-        self._book = TrialBook({key: msgspec.json.decode(one, type=TrialRecord) for key, one in records.items()})
+        self._book = TrialBook(_read(journal.trials()))
         self._fetching: str | None = None  # the trial whose file is being fetched
         self._process: subprocess.Popen[bytes] | None = None
         self._measuring: Measure | None = None
@@ -115,6 +114,10 @@ class Trials:
                 case None:
                     pass
         self._keep()
+
+    def keep_all(self) -> None:
+        """Write every trial down again: the journal was lost."""
+        self._book.changed.update(self._book.records)
 
     def stop(self) -> None:
         """End what is running; it is taken up again at the next start."""
@@ -226,6 +229,17 @@ class Trials:
                 self._process.kill()
             self._process.wait()
         self._process, self._measuring = None, None
+
+
+def _read(rows: dict[str, bytes]) -> dict[str, TrialRecord]:
+    """Trials as they were saved; those that make no sense are left out: the server says again what it wants."""
+    records = {}
+    for key, row in rows.items():
+        try:
+            records[key] = msgspec.json.decode(row, type=TrialRecord)
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
+            log.warning("trial %s in the journal can't be read: %s", key, error)
+    return records
 
 
 def _tail(path: Path) -> str:

@@ -10,6 +10,7 @@ EVERY_CHUNKS = 8
 STALLED_S = 1.0
 LONGEST_WAIT_S = 30.0
 WINDOW = 32
+SYNC_S = 5.0  # a slow link's chunks are dear: a power cut shall not cost more of them than this
 
 
 class DownloadProgress:
@@ -20,6 +21,7 @@ class DownloadProgress:
         self.part = part
         self._deadline_s = deadline_s
         self._last_new = now
+        self._synced_at = now
         self._since_need = 0
         self._wait = STALLED_S
         self._say_at = now
@@ -33,6 +35,9 @@ class DownloadProgress:
                 self._say_at = now
             else:
                 self._say_at = max(self._say_at, now + STALLED_S) if self._say_at > now else self._say_at
+            if now - self._synced_at >= SYNC_S:
+                self._synced_at = now
+                self.part.sync()
         return self.part.missing == 0
 
     def need(self, now: float) -> Need | None:

@@ -6,10 +6,11 @@ It knows nothing of deployments and trials but their keys.
 
 from __future__ import annotations
 
-import errno
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent.files import storage_code
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
@@ -101,6 +102,10 @@ class Fetcher:
             wanted.owners[key] = owner
             return
         try:
+            lacking = self._store.make_room(content, self._reserved())
+            if lacking:
+                owner.fetch_failed(key, WireErrorCode.DISK_FULL, self._short(content, lacking))
+                return
             part = self._store.open_part(content)
         except OSError as error:
             owner.fetch_failed(key, *self.told(error))
@@ -138,8 +143,10 @@ class Fetcher:
         try:
             complete = wanted.progress.chunk(index, payload, now)
         except OSError as error:
-            self._fail(wanted, *self.told(error))
-            return
+            code, detail = self.told(error)
+            if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
+                self._fail(wanted, code, detail)
+            return  # where something could go, the chunk is still missing and is asked for again
         if self._others is not None and source != SourceKind.MQTT and wanted.progress.part.missing < before:
             self._others.brought(digest, source)
         if complete:
@@ -203,8 +210,23 @@ class Fetcher:
             if self._others is not None:
                 self._others.forget(digest)
 
+    def _reserved(self) -> int:
+        """Bytes that the downloads that go on still need, at most."""
+        parts = [wanted.progress.part for wanted in self._wanted.values()]
+        return sum(part.missing * part.content.chunk_size for part in parts)
+
+    def _short(self, content: Content, lacking: int) -> str:
+        return (
+            f"{self._place} lacks {_mib(lacking)} MiB for the {_mib(content.size)} MiB that are to come: free that, or "
+            "lower disk_floor_mb; nothing that is kept there can be spared"
+        )
+
     def told(self, error: OSError) -> tuple[WireErrorCode, str]:
         """What an error of the store is called on the wire, and what would mend it."""
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        code = WireErrorCode.DISK_FULL if full else WireErrorCode.STORE_ERROR
-        return code, f"{self._place} can't be written: {error.strerror}; free some space or mend the disk"
+        return storage_code(
+            error
+        ), f"{self._place} can't be written: {error.strerror}; free some space or mend the disk"
+
+
+def _mib(count: int) -> int:
+    return math.ceil(count / 2**20)

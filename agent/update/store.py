@@ -1,28 +1,45 @@
 """The artifact store of a device: files by their SHA-256, and downloads that survive a power cut.
 
-A download is a file `{digest}.part` of the final size beside `{digest}.have`, one byte a chunk. A chunk counts only
-after its bytes were written; both files are synced before the whole is verified and renamed.
+A download is a file `{digest}.part` of the final size beside `{digest}.have`: a byte a chunk, and which start of the
+machine wrote it. A chunk is `WRITTEN`, which counts until the machine starts anew (a killed agent loses nothing), then
+`SYNCED`, which counts after a power cut too, for the mark is written when the data was synced. So a power cut costs the
+chunks of the last seconds, not the whole; should a mark say too much all the same, the digest finds it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from agent.files import boot_id, remove_durably, remove_leftovers, rename_durably, sync_folder
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import ChunkRange
 
-PIECE = 1 << 20
+log = logging.getLogger("agent")
+MISSING, WRITTEN, SYNCED = 0, 1, 2
+SYNC_CHUNKS = 64
 
 
 class ArtifactStore:
-    """Artifacts below a folder."""
+    """Artifacts below a folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made where it is not there.
+        floor_bytes: what a download must leave free on the disk.
+        keep_bytes: how much of what is not needed may stay, if it is of use.
+    """
+
+    def __init__(self, folder: Path, *, floor_bytes: int = 0, keep_bytes: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._floor_bytes = floor_bytes
+        self._keep_bytes = keep_bytes
+        self._spare: list[str] = []
+        remove_leftovers(folder)
 
     def path(self, digest: str) -> Path:
         """Where a verified artifact lies, or would."""
@@ -33,13 +50,17 @@ class ArtifactStore:
         return self.path(digest).is_file()
 
     def verify(self, digest: str) -> bool:
-        """Whether the bytes of an artifact are still those of its name; a damaged one is removed."""
+        """Whether the bytes of an artifact are still those of its name; a damaged one is removed, where that works."""
         path = self.path(digest)
-        if not path.is_file():
+        try:
+            if _digest(path) == digest:
+                return True
+        except FileNotFoundError:
             return False
-        if _digest(path) == digest:
-            return True
-        path.unlink()
+        except OSError as error:
+            log.error("%s can't be read: %s", path, error)  # noqa: TRY400
+        with contextlib.suppress(OSError):
+            remove_durably(path)
         return False
 
     def open_part(self, content: Content) -> Part:
@@ -59,20 +80,74 @@ class ArtifactStore:
         if _digest(path) != digest:
             path.unlink()
             return False
-        path.replace(self.path(digest))
-        _sync_folder(self._folder)
+        rename_durably(path, self.path(digest))
         return True
 
     def discard(self, path: Path) -> None:
         """Remove a file that was being made, if there is one."""
         path.unlink(missing_ok=True)
 
-    def collect_garbage(self, keep: Iterable[str]) -> None:
-        """Remove every artifact and download whose digest is not kept."""
-        kept = set(keep)
-        for path in self._folder.iterdir():
-            if path.name.partition(".")[0] not in kept:
-                path.unlink(missing_ok=True)
+    def collect_garbage(self, keep: Iterable[str], useful: Sequence[str] = ()) -> None:
+        """Remove every artifact and download that is not kept. What can't be removed stays until the next time.
+
+        Args:
+            keep: digests that are needed.
+            useful: digests that may stay as long as they fit into `keep_bytes`, the most useful first.
+        """
+        kept, room = set(keep), self._keep_bytes
+        self._spare = []
+        for digest in useful:
+            size = 0 if digest in kept else self._size(digest)
+            if size and size <= room:
+                room -= size
+                self._spare.append(digest)
+        kept.update(self._spare)
+        with contextlib.suppress(OSError):
+            for path in list(self._folder.iterdir()):
+                digest, _, kind = path.name.partition(".")
+                finished = kind == "have" and not self.path(f"{digest}.part").exists()
+                if digest and (digest not in kept or finished):
+                    path.unlink(missing_ok=True)
+
+    def make_room(self, content: Content, reserved: int = 0) -> int:
+        """Let what is only useful go, the least useful first, until a content can come.
+
+        Args:
+            content: what is to come; what came of it before is here already.
+            reserved: bytes that other downloads still need.
+
+        Returns:
+            How many bytes the disk lacks all the same; 0 when it is enough.
+
+        Raises:
+            OSError: when the disk can't be asked.
+        """
+        needed = content.size + reserved + self._floor_bytes - self._size(f"{content.digest}.part")
+        while (lacking := needed - self._free()) > 0 and self.drop_spare():
+            pass
+        return max(lacking, 0)
+
+    def drop_spare(self) -> bool:
+        """Remove the least useful artifact of those that are not needed; false when there is none."""
+        while self._spare:
+            path = self.path(self._spare.pop())
+            if path.is_file():
+                log.warning("the disk is short: %s, which is only kept to go back to, is removed", path.name)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    return True
+        return False
+
+    def _free(self) -> int:
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def _size(self, name: str) -> int:
+        """Bytes that a file takes on the disk; 0 when it is not there."""
+        try:
+            return self.path(name).stat().st_blocks * 512
+        except OSError:
+            return 0
 
 
 class Part:
@@ -88,15 +163,28 @@ class Part:
         self._target = folder / content.digest
         self._part = folder / f"{content.digest}.part"
         self._have = folder / f"{content.digest}.have"
-        fresh = not self._part.exists() or not self._have.exists() or self._have.stat().st_size != self.chunks
+        boot = boot_id()
+        length = self.chunks + len(boot)
+        fresh = not self._part.exists() or not self._have.exists() or self._have.stat().st_size != length
         flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0)
         self._data = os.open(self._part, flags, 0o600)
-        self._marks = os.open(self._have, flags, 0o600)
+        try:
+            self._marks = os.open(self._have, flags, 0o600)
+        except OSError:
+            os.close(self._data)
+            raise
         if fresh:
             os.ftruncate(self._data, content.size)
-            os.pwrite(self._marks, bytes(self.chunks), 0)
-        marks = os.pread(self._marks, self.chunks, 0)
-        self._missing = {chunk for chunk in range(self.chunks) if not marks[chunk]}
+        kept = os.pread(self._marks, length, 0)
+        counts = {SYNCED, WRITTEN} if boot and kept[self.chunks :] == boot else {SYNCED}
+        self._state = bytearray(
+            one if one in counts else MISSING for one in kept[: self.chunks].ljust(self.chunks, b"\0")
+        )
+        self._missing = {chunk for chunk in range(self.chunks) if self._state[chunk] == MISSING}
+        self._unsynced = self._state.count(WRITTEN)
+        self._in_folder = False
+        if kept != bytes(self._state) + boot:
+            _write_all(self._marks, bytes(self._state) + boot, 0)
 
     @property
     def missing(self) -> int:
@@ -111,12 +199,28 @@ class Part:
         """Keep a chunk; false when it is there already, is none of this artifact, or has the wrong size."""
         if chunk not in self._missing or len(payload) != self.size_of(chunk):
             return False
-        os.pwrite(self._data, payload, chunk * self.content.chunk_size)
-        if len(self._missing) % 64 == 0:
-            os.fdatasync(self._data)
-        os.pwrite(self._marks, b"\1", chunk)
+        _write_all(self._data, payload, chunk * self.content.chunk_size)
+        _write_all(self._marks, bytes([WRITTEN]), chunk)
+        self._state[chunk] = WRITTEN
         self._missing.discard(chunk)
+        self._unsynced += 1
+        if self._unsynced >= SYNC_CHUNKS:
+            self.sync()
         return True
+
+    def sync(self) -> None:
+        """Make what came survive a power cut."""
+        if not self._unsynced or self._data < 0:
+            return
+        os.fdatasync(self._data)
+        for chunk, state in enumerate(self._state):
+            if state == WRITTEN:
+                self._state[chunk] = SYNCED
+        _write_all(self._marks, self._state, 0)
+        self._unsynced = 0
+        if not self._in_folder:
+            sync_folder(self._part.parent)
+            self._in_folder = True
 
     def missing_ranges(self, limit: int) -> tuple[ChunkRange, ...]:
         """The lowest missing chunks as ranges, at most `limit` of them."""
@@ -136,12 +240,10 @@ class Part:
         self.close()
         good = _digest(self._part) == self.content.digest
         if good:
-            self._part.replace(self._target)
-            self._have.unlink(missing_ok=True)
-            _sync_folder(self._target.parent)
+            rename_durably(self._part, self._target)
         else:
             self._part.unlink(missing_ok=True)
-            self._have.unlink(missing_ok=True)
+        self._have.unlink(missing_ok=True)
         return good
 
     def close(self) -> None:
@@ -152,11 +254,11 @@ class Part:
             self._data = self._marks = -1
 
 
-def _sync_folder(path: Path) -> None:
-    """What was renamed in it stays so, also when the power goes."""
-    folder = os.open(path, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
+    """As `os.pwrite`, which writes less than it was given on a disk that is nearly full."""
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, memoryview(data)[written:], offset + written)
 
 
 def _digest(path: Path) -> str:

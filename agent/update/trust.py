@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
+from agent.files import remove_leftovers, storage_code, write_durably
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import SIGNED_AT
@@ -38,7 +38,7 @@ class TrustError(Exception):
     """Metadata or a target is refused.
 
     Attributes:
-        code: `untrusted`, `unsigned`, `metadata_expired`, `no_trusted_root` or `store_error`.
+        code: `untrusted`, `unsigned`, `metadata_expired`, `no_trusted_root`, `disk_full` or `store_error`.
         detail: a sentence for people.
     """
 
@@ -89,13 +89,19 @@ class PieceFetcher(FetcherInterface):
             yield piece.data
 
 
-class _ClockedUpdater(Updater):
-    """python-tuf's updater at a time of our choosing; what it has come to trust can be read."""
+class _DurableUpdater(Updater):
+    """python-tuf's updater at a time of our choosing; what it has come to trust can be read, and survives power cuts.
+
+    python-tuf renames files into place and syncs neither them nor their folder: its one writing function is replaced.
+    """
 
     def __init__(self, folder: Path, url: str, root: bytes, fetcher: FetcherInterface | None, at: dt.datetime) -> None:
         config = UpdaterConfig(targets_max_length=LIMITS.trust_file_bytes)
         super().__init__(str(folder), url, fetcher=fetcher, config=config, bootstrap=root)
         self._trusted_set.reference_time = at
+
+    def _persist_file(self, filename: str, data: bytes) -> None:
+        write_durably(Path(filename), data)
 
     def trusted(self) -> tuple[Root, Timestamp | None]:
         """The root, and the timestamp if one was accepted."""
@@ -131,16 +137,17 @@ class TrustClient:
         grace_s: float = 0.0,
         clock: Callable[[], float] = lambda: dt.datetime.now(dt.UTC).timestamp(),
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._clock = clock
-        for left in folder.glob("tmp*"):
-            left.unlink()
+        with self._judging():
+            folder.mkdir(parents=True, exist_ok=True)
+        for one in (folder, folder / "root_history"):
+            remove_leftovers(one)
         self._proven = self._read_proven()
         anchor = root or self._known_root() or self._first_root(fetcher, first_use=first_use)
         at = max(clock(), self._proven.at) - grace_s
         with self._judging():
-            self.updater = _ClockedUpdater(folder, url, anchor, fetcher, dt.datetime.fromtimestamp(at, dt.UTC))
+            self.updater = _DurableUpdater(folder, url, anchor, fetcher, dt.datetime.fromtimestamp(at, dt.UTC))
 
     def refresh(self) -> None:
         """Bring the top-level metadata up to date; once a client.
@@ -149,13 +156,10 @@ class TrustClient:
             TrustError: when what came is not to be trusted, or is older than what was trusted before.
             UnavailableError: when it did not come.
         """
-        try:
-            with self._judging():
-                self.updater.refresh()
+        with self._judging():
+            self.updater.refresh()
             self._check_floor()
-        finally:
-            _sync(self._folder)
-        self._keep_proven()
+            self._keep_proven()
 
     def target(self, path: str) -> TargetFile | None:
         """What trusted metadata says of a target; None when it says nothing.
@@ -164,11 +168,8 @@ class TrustClient:
             TrustError: when metadata of a delegated role is not to be trusted.
             UnavailableError: when it did not come.
         """
-        try:
-            with self._judging():
-                return self.updater.get_targetinfo(path)
-        finally:
-            _sync(self._folder)
+        with self._judging():
+            return self.updater.get_targetinfo(path)
 
     def check(self, path: str, content: bytes) -> None:
         """Make sure that these bytes are the target of this path.
@@ -205,7 +206,7 @@ class TrustClient:
         with self._judging("the first root"):
             data = fetcher.download_bytes(f"{BASE_URL}1.root.json", UpdaterConfig().root_max_length)
             _check_root(data)
-        _write(self._folder / FIRST_ROOT, data)
+            write_durably(self._folder / FIRST_ROOT, data)
         return data
 
     # -- what never goes back
@@ -238,7 +239,7 @@ class TrustClient:
         proven = Proven(root.version, timestamp.version, at)
         if proven != self._proven:
             self._proven = proven
-            _write(self._folder / PROVEN, msgspec.json.encode(proven))
+            write_durably(self._folder / PROVEN, msgspec.json.encode(proven))
 
     def _accepted_at(self, timestamp: Timestamp) -> float:
         return min(self._clock(), timestamp.expires.timestamp())
@@ -264,7 +265,7 @@ class TrustClient:
             raise TrustError(WireErrorCode.UNTRUSTED, f"{what} is not to be trusted: {error}") from None
         except OSError as error:
             detail = f"{self._folder} can't be written: {error.strerror}; free some space or mend the disk"
-            raise TrustError(WireErrorCode.STORE_ERROR, detail) from None
+            raise TrustError(storage_code(error), detail) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise TrustError(WireErrorCode.UNTRUSTED, f"{what} can't be read: {error}") from None
 
@@ -281,29 +282,3 @@ def _check_root(data: bytes) -> None:
 def _version_of(path: Path) -> int:
     number = path.name.partition(".")[0]
     return int(number) if number.isascii() and number.isdigit() else 0
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"tmp-{path.name}")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """python-tuf renames files into place and syncs neither them nor their folder."""
-    with contextlib.suppress(OSError):
-        for path in folder.rglob("*.json"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for one in (folder / "root_history", folder):
-            _sync_folder(one)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

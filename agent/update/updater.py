@@ -299,10 +299,11 @@ class Updater:
         return []
 
     def failed(self, deployment_id: str, code: WireErrorCode, detail: str) -> list[Effect]:
-        """A download or a load did not work; what served before goes on. An active one that was damaged comes anew."""
+        """A download or a load did not work; what served before goes on. What the disk damaged comes anew."""
         record = self.records[deployment_id]
         self._asked.discard(deployment_id)
-        if record.phase is Phase.ACTIVE and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
+        local = record.phase in {Phase.LOADING, Phase.ACTIVE}
+        if local and code is WireErrorCode.DIGEST_MISMATCH and not record.refetched:
             record.refetched = True
             self._set(record, Phase.PENDING)
             return [*self._begin(record), *self._load_waiting()]
@@ -334,6 +335,9 @@ class Updater:
             watched = any(one.phase is Phase.PROBATION for one in self._of(record.manifest.model))
             activate: list[Effect] = [] if watched else [ActivateArtifact(deployment_id)]
             return [*activate, *self._load_waiting()]
+        if record.phase is Phase.PROBATION:  # the worker had lost it
+            self._loaded.add(deployment_id)
+            return [ActivateArtifact(deployment_id)]
         if record.phase is not Phase.LOADING:
             return self._unload(record) if record.phase in ENDED else []
         self._loaded.add(deployment_id)
@@ -398,6 +402,12 @@ class Updater:
         """The deployment that serves a model for good."""
         phases = (one for one in self.records.values() if one.manifest.model == model and one.phase is Phase.ACTIVE)
         return next(phases, None)
+
+    def uses(self, model: str, digest: str) -> bool:
+        """Whether an artifact serves a model, or is about to: another deployment may have brought the same one."""
+        phases = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
+        mine = [one for one in self.records.values() if one.manifest.model == model and one.manifest.digest == digest]
+        return any(one.phase in phases for one in mine)
 
     def kept_digests(self) -> set[str]:
         """What must stay: artifacts in progress and those that serve; of what is fetched, encodings and their bases."""

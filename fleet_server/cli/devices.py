@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,8 +76,17 @@ def show_device(
         identity = api.get(f"/devices/{segment(device_id)}/identity")
         found = {**found, "locked_out_at": identity["revoked_at"], "out_of_order": identity["conduct"]}
         if output is Output.TABLE:
-            found = {**{k: v for k, v in found.items() if k != "facts"}, **found["facts"]}
+            shown = {k: v for k, v in found.items() if k != "facts"}
+            shown["problems"] = "\n".join(map(_problem, found["problems"])) or None
+            found = {**shown, **found["facts"]}
         show_object(found, output)
+
+
+def _problem(one: dict[str, Any]) -> str:
+    """One problem as a line: when it was last seen, how often, and what it is."""
+    when = "now" if one["ongoing"] else one["last_at"][:16].replace("T", " ")
+    often = f" ({one['count']} times)" if one["count"] > 1 else ""
+    return f"{when} {one['code']}{often}: {one['detail']}"
 
 
 @device.command("pin")

@@ -129,6 +129,17 @@ class ServingView(Response):
     load_s: float
 
 
+class ProblemView(Response):
+    """Something that went wrong on a device itself, and that it lived through."""
+
+    code: str = Field(description="Stable, such as `disk_full`, `journal_lost`, `worker_ended`: docs/operations.md.")
+    detail: str
+    first_at: dt.datetime = Field(description="By the device's clock, as is `last_at`.")
+    last_at: dt.datetime
+    count: int
+    ongoing: bool = Field(description="It holds still, as far as the device has said.")
+
+
 class DeviceView(Response):
     """A device."""
 
@@ -140,6 +151,7 @@ class DeviceView(Response):
     tags: dict[str, str] = Field(description="The device's own tags, overlaid by those people gave it here.")
     facts: dict[str, Any] = Field(description="What the agent measured: `agent.protocol.facts.DeviceFacts`.")
     serving: list[ServingView]
+    problems: list[ProblemView] = Field(description="The newest of those that it told of, the newest last.")
     desired_revision: int
     reported_revision: int
     created_at: dt.datetime

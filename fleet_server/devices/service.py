@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement
@@ -17,7 +18,15 @@ from fleet_server.db import utc_now
 from fleet_server.devices import repository
 from fleet_server.devices.attributes import COLUMNS, NAMES, TAG, attributes_of
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
-from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileSpec, ProfileView, ServingView
+from fleet_server.devices.schemas import (
+    DeviceUpdate,
+    DeviceView,
+    ProblemView,
+    ProfileCreate,
+    ProfileSpec,
+    ProfileView,
+    ServingView,
+)
 from fleet_server.devices.selection import condition, read_query, tags_in
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
@@ -64,6 +73,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
         _keep_attributes(session, device)
     device.reported_deployments = msgspec.to_builtins(reported.deployments)
     repository.keep_holdings(session, device, set(reported.held))
+    device.problems = msgspec.to_builtins(reported.problems)
     _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
 
@@ -287,9 +297,17 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
         tags=effective_tags(device.facts, device.tags),
         facts=device.facts,
         serving=[ServingView.model_validate(one) for one in device.serving],
+        problems=[_problem(one) for one in device.problems],
         desired_revision=device.desired_revision,
         reported_revision=device.reported_revision,
         created_at=device.created_at,
+    )
+
+
+def _problem(one: dict[str, Any]) -> ProblemView:
+    first, last = (dt.datetime.fromtimestamp(one[name], dt.UTC) for name in ("first_at", "last_at"))
+    return ProblemView(
+        code=one["code"], detail=one["detail"], first_at=first, last_at=last, count=one["count"], ongoing=one["ongoing"]
     )
 
 

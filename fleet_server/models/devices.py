@@ -46,6 +46,7 @@ class Device(Base):
     reported_revision: Mapped[int] = mapped_column(default=0)
     reported_deployments: Mapped[list[Any]] = mapped_column(default=list)  # DeploymentReport, as JSON
     serving: Mapped[list[Any]] = mapped_column(default=list)  # ServingReport, as JSON
+    problems: Mapped[list[Any]] = mapped_column(default=list)  # Problem, as JSON
     desired_revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     forgotten_at: Mapped[dt.datetime | None]  # hidden since then; it is back when it connects again

@@ -78,14 +78,17 @@ for _ in range(3):
     spool = Spool(tmp_path / "spool.db")
     first = spool.due(100.0, resend_s=10.0, limit=10)
     assert [sequence for sequence, _ in first] == [1, 2, 3]
-    assert decode(first[0][1], TelemetryBatch) == batch(spool.spool_id, 1)
+    earlier = decode(first[0][1], TelemetryBatch).spool_id
+    assert decode(first[0][1], TelemetryBatch) == batch(earlier, 1)
+    assert earlier != spool.spool_id
     assert spool.due(105.0, resend_s=10.0, limit=10) == []
     spool.acknowledge(TelemetryAck(spool_id="another", sequences=(1,)))
-    spool.acknowledge(TelemetryAck(spool_id=spool.spool_id, sequences=(1, 3)))
+    spool.acknowledge(TelemetryAck(spool_id=earlier, sequences=(1, 3)))
     assert [sequence for sequence, _ in spool.due(111.0, resend_s=10.0, limit=10)] == [2]
-    spool.acknowledge(TelemetryAck(spool_id=spool.spool_id, sequences=(2,)))
+    spool.acknowledge(TelemetryAck(spool_id=earlier, sequences=(2,)))
     spool.add(batch)
-    assert [sequence for sequence, _ in spool.due(200.0, resend_s=10.0, limit=10)] == [4]
+    (left,) = spool.due(200.0, resend_s=10.0, limit=10)
+    assert decode(left[1], TelemetryBatch) == batch(spool.spool_id, 1)
     spool.close()
 
 

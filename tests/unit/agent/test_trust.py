@@ -275,9 +275,9 @@ def test_timestamps_may_start_anew_when_their_key_was_rotated(tmp_path: Path, re
 def test_a_damaged_file_does_not_brick_the_device(tmp_path: Path, repository: TufRepository, name: str) -> None:
     verify(tmp_path, repository)
     (tmp_path / "trust" / name).write_bytes(b"\0" * 50)
-    (tmp_path / "trust" / "tmpleft").write_bytes(b"half")
+    (tmp_path / "trust" / ".timestamp.json.99999999.tmp").write_bytes(b"half")
     verify(tmp_path, repository)
-    assert not (tmp_path / "trust" / "tmpleft").exists()
+    assert not (tmp_path / "trust" / ".timestamp.json.99999999.tmp").exists()
 
 
 def test_without_a_root_nothing_is_trusted(tmp_path: Path, repository: TufRepository) -> None:
