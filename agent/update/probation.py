@@ -13,7 +13,8 @@ from agent.protocol.histogram import percentile
 from agent.protocol.messages import ProbationPolicy, ProbationReport
 from agent.serving.ipc import Counts, Peeked
 
-SILENT_S = 20.0  # a worker that says nothing for so long is stuck
+ASK_S = 1.0
+SILENT_ASKS = 20  # questions without an answer after which a worker is stuck; time alone may be the supervisor's own
 STUCK_S = 10.0  # so is a request that waits so long, and many times longer than those of the version before
 STUCK_TIMES = 10.0
 FEWEST_LATENCIES = 20  # of either version, to compare 95th percentiles at the end
@@ -22,7 +23,6 @@ SLACK_S = 0.002  # what a 95th percentile may be longer whatever its ratio: belo
 QUARTERS = 4
 GROWTH_SAMPLES = 12
 MOST_SAMPLES = 4096
-ASK_S = 1.0
 ON_CPU = frozenset({"cpu", "xnnpack", "reference"})
 
 
@@ -33,7 +33,6 @@ class _Watch:
     since: float
     before_mb: float | None
     report: ProbationReport
-    heard_at: float
     now: Counts | None = None
     before: Counts | None = None
     rss_mb: list[float] = field(default_factory=list)
@@ -62,6 +61,7 @@ class Probation:
     def __init__(self) -> None:
         self._watched: dict[str, _Watch] = {}
         self._asked_at = float("-inf")
+        self._unanswered = 0
 
     def asks(self, now: float) -> bool:
         """Whether the worker is to be asked what it counted: every second, and when the time of a watching is over."""
@@ -69,6 +69,7 @@ class Probation:
         if not ends or (now - self._asked_at < ASK_S and not any(self._asked_at < end <= now for end in ends)):
             return False
         self._asked_at = now
+        self._unanswered += 1
         return True
 
     def begin(
@@ -93,14 +94,16 @@ class Probation:
             provider: execution provider that runs it.
             note: for people.
         """
+        if not self._watched:
+            self._unanswered = 0
         report = ProbationReport(provider=provider, note=note)
-        self._watched[deployment_id] = _Watch(policy, before_id, now, before_mb, report, heard_at=now)
+        self._watched[deployment_id] = _Watch(policy, before_id, now, before_mb, report)
 
     def counted(self, peeked: Peeked, now: float) -> None:
         """Take in what the worker counted."""
+        self._unanswered = 0
         found = {one.deployment_id: one for one in peeked.models}
         for deployment_id, watch in self._watched.items():
-            watch.heard_at = now
             watch.now = found.get(deployment_id, watch.now)
             watch.before = found.get(watch.before_id or "", watch.before)
             watch.rss_mb.append(peeked.rss_mb)
@@ -118,9 +121,10 @@ class Probation:
         found = []
         for deployment_id, watch in list(self._watched.items()):
             problem = judge(watch, now)
-            silent = problem is None and now - watch.heard_at >= SILENT_S
+            silent = problem is None and self._unanswered > SILENT_ASKS
             if silent:
-                problem = f"the inference worker did not answer for {SILENT_S:.0f} s while the version was watched"
+                waited = SILENT_ASKS * ASK_S
+                problem = f"the inference worker did not answer for {waited:.0f} s while the version was watched"
             if problem or _done(watch):
                 del self._watched[deployment_id]
                 found.append(Over(deployment_id, problem, watch.report, silent))

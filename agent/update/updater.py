@@ -174,7 +174,8 @@ class Updater:
             record.replaces = False
             if record.interrupted >= INTERRUPTIONS:
                 detail = f"the agent ended {INTERRUPTIONS} times while it loaded or watched the version"
-                self._fail(record, WireErrorCode.PROBATION_FAILED, detail)
+                code = WireErrorCode.PROBATION_FAILED if record.served else WireErrorCode.INTERNAL
+                self._fail(record, code, detail)
                 continue
             if record.attempts > ATTEMPTS:
                 detail = f"the agent restarted {ATTEMPTS} times while it was {record.phase.value}"

@@ -333,11 +333,23 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
 
 
 def _policy(session: Session, settings: Settings, deployment: Deployment) -> ProbationPolicy:
-    """How a device is to watch what it is sent; a memory budget holds for it where the rollout names no other."""
+    """How a device is to watch what it is sent; a memory budget holds for it where the rollout names no other.
+
+    What takes a device back has proved itself, and may be slower than what it takes back: only a crash undoes that.
+    """
     spec = RolloutStrategy.model_validate(session.get_one(Rollout, deployment.rollout_id).strategy).probation
     variant = session.get_one(Variant, deployment.variant_id)
     budget = ProfileSpec.model_validate(variant.profile_spec).budgets.memory_mb
     measured = (variant.measurements or {}).get("memory_mb")
+    if deployment.revert_of:
+        return ProbationPolicy(
+            seconds=settings.probation_s,
+            error_share=1.0,
+            latency_ratio=0.0,
+            growth_mb=0.0,
+            load_mb=measured,
+            replace_when_short=spec.on_memory_short == "replace",
+        )
     return ProbationPolicy(
         seconds=settings.probation_s if spec.seconds is None else spec.seconds,
         minimum_requests=spec.minimum_requests,

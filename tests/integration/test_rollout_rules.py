@@ -288,6 +288,16 @@ def test_a_rollout_says_how_devices_watch(world: World) -> None:
     assert policy().memory_mb == 164, "the profile's budget, and room to breathe"
 
 
+def test_what_takes_a_device_back_may_be_slower(world: World) -> None:
+    world.run("1")
+    second = world.run("2")
+    world.act(second, lambda session, row: service.abort(session, SETTINGS, row, revert=True, actor="test"))
+    (state,) = world.messages("a")
+    assert state.deployments[0].read_manifest().version == "1"
+    policy = state.deployments[0].policy
+    assert (policy.latency_ratio, policy.error_share, policy.growth_mb, policy.memory_mb) == (0.0, 1.0, 0.0, None)
+
+
 def test_where_nothing_ran_before_the_model_is_taken_off(world: World) -> None:
     rollout = world.create("1", strategy={**HALVES, "on_stop": "revert"})
     first = [device for device in "abcd" if world.desired(device)]

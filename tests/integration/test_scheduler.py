@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
-from converters.job import BuildResult, Candidate, JobError, Measurements, Progress
+from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from converters.job import BuildResult, Candidate, GoldenFile, JobError, Measurements, Progress
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import VariantBuild
-from fleet_server.catalog.service import add_upload
+from fleet_server.catalog.service import add_upload, delete_version, sweep_uploads
 from fleet_server.conversions import scheduler, service
 from fleet_server.conversions.executor import BuildOrder, Executor, NotYetError, WorkerLostError
 from fleet_server.conversions.files import WorkFolder
@@ -32,6 +34,7 @@ from tests.fleet import wait_until
 
 BUILT = b"what every build makes"
 DIGEST = hashlib.sha256(BUILT).hexdigest()
+GOLDEN = b"rows and answers"
 TENSOR = TensorSpec("x", "float32", (-1, 8))
 
 
@@ -70,6 +73,17 @@ class Build:
 
     def close(self) -> None:
         pass
+
+
+class GoldenBuild(Build):
+    """Its candidate has golden inputs."""
+
+    def build(self, order: BuildOrder, folder: WorkFolder, **options: Any) -> BuildResult:
+        result = super().build(order, folder, **options)
+        (folder.path / "golden.npz").write_bytes(GOLDEN)
+        golden = GoldenFile("golden.npz", hashlib.sha256(GOLDEN).hexdigest(), len(GOLDEN))
+        (candidate,) = result.candidates
+        return msgspec.structs.replace(result, candidates=(msgspec.structs.replace(candidate, golden=golden),))
 
 
 class Forgetful(ArtifactStore):
@@ -169,6 +183,19 @@ def test_a_build_that_passes(bench: Bench) -> None:
     assert (order.job_id, order.attempt) == (job.id, 1)
     assert order.job.sources[0].path == f"{bench.source}.onnx"
     assert not build.folders[0].exists(), "its working folder is gone"
+
+
+def test_golden_inputs_are_pinned_by_the_manifest_and_stay_as_long_as_their_version(bench: Bench) -> None:
+    variant_id = bench.ask()
+    bench.start(GoldenBuild())
+    digest = hashlib.sha256(GOLDEN).hexdigest()
+    manifest = msgspec.convert(bench.settled(variant_id).manifest, Manifest)
+    assert manifest.golden == DataFile(digest, len(GOLDEN), LIMITS.chunk_bytes)
+    sweep_uploads(bench.database, bench.store, utc_now() + dt.timedelta(days=30))
+    assert bench.store.read_range(digest, 0, 1000) == GOLDEN
+    names = {"fleet_id": DEFAULT_FLEET, "model_name": "m0", "name": "1"}
+    delete_version(bench.database, bench.store, **names, actor="test")
+    assert not bench.store.exists(digest)
 
 
 def test_bytes_that_another_build_threw_away_are_put_back(bench: Bench, tmp_path: Path) -> None:

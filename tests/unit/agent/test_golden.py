@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.limits import LIMITS
@@ -101,6 +101,7 @@ def test_another_rounding_passes_and_an_overflow_does_not(seed: int, tails: bool
     assert turned is not None, "its classes are in another order"
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_noise_below_a_third_of_the_tolerance_always_passes(seed: int) -> None:
     net = Mlp(3, tails=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.histogram import bucket_of
 from agent.protocol.messages import ProbationPolicy
 from agent.serving.ipc import Counts, Peeked
-from agent.update.probation import SILENT_S, STUCK_S, Over, Probation, fall_back
+from agent.update.probation import SILENT_ASKS, STUCK_S, Over, Probation, fall_back
 
 POLICY = ProbationPolicy(seconds=10.0)
 FAST, SLOW = bucket_of(0.010), bucket_of(0.050)
@@ -138,18 +138,24 @@ def test_memory_that_does_not_stop_growing_ends_it() -> None:
     assert grown([100 + 0.5 * second for second in range(60)]) == [], "not worth it yet"
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 60), min_size=0, max_size=120))
 def test_memory_that_stays_within_what_is_allowed_never_ends_it(noise: list[float]) -> None:
     assert grown([100 + one for one in noise]) == []
 
 
-def test_a_worker_that_says_nothing_is_stuck() -> None:
-    probation = watch()
+def test_a_worker_that_does_not_answer_is_stuck_and_a_busy_supervisor_is_not() -> None:
+    probation = watch(ProbationPolicy(seconds=3600.0))
     hear(probation, 5.0, **good(10))
-    assert probation.tick(5.0 + SILENT_S - 0.1) == []
-    (over,) = probation.tick(5.0 + SILENT_S)
+    assert probation.asks(6.0)
+    assert probation.tick(500.0) == [], "the supervisor had other things to do: the answer lies in its queue"
+    for second in range(SILENT_ASKS - 1):
+        assert probation.asks(501.0 + second)
+        assert probation.tick(501.0 + second) == []
+    assert probation.asks(530.0)
+    (over,) = probation.tick(530.0)
     assert over.silent
-    assert over.problem is not None
+    assert over.problem == "the inference worker did not answer for 20 s while the version was watched"
     assert over.report.requests == 10
 
 
@@ -168,6 +174,7 @@ def test_a_dead_worker_ends_all_watching_and_what_was_seen_is_told() -> None:
     assert probation.tick(100.0) == []
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 400), st.floats(0.0, 30.0))
 def test_a_judgement_always_has_its_reason_in_the_numbers(
     requests: int, errors: int, rejected: int, now: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.errors import WireErrorCode
@@ -314,6 +314,7 @@ def test_golden_inputs_are_kept_with_their_artifact() -> None:
     assert updater.kept_digests() == {"a" * 64}
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["ready", "crash", "restart", "load", "fail", "over", "bad", "short"]), max_size=25))
 def test_whatever_happens_a_proven_version_is_served_or_being_loaded(events: list[str]) -> None:
     """A model of the worker beside the updater: `d1` was active and nothing speaks against it."""
