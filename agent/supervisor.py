@@ -312,6 +312,7 @@ class Supervisor:
     def _save_record(self, record: Record) -> None:
         """What became of one of a deployment's encodings."""
         self._journal.save({record.deployment_id: record})
+        self._collect_garbage()
 
     def _trials_changed(self) -> None:
         self._collect_garbage()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,7 +48,6 @@ CODE = 6  # bits that a byte's place in a code takes
 MATCH = 16  # bits that zstd takes for a stretch that repeats, and what ends it
 SPARSE_SHARE = 0.3  # of elements that change: beyond it a device would work long for little
 Array = npt.NDArray[Any]
-Plan = Callable[[memoryview, memoryview], "list[Span] | None"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,16 @@ def encode_difference(base: Path, target: Path, folder: Path, *, suffixes_mb: fl
         suffixes_mb: base and target of at most so many MB are also compared by bsdiff's suffix sort, which takes 17
             times that in memory.
     """
-    plans: dict[str, Plan] = {"tensors": matching.by_tensors}
-    small = max(base.stat().st_size, target.stat().st_size) <= suffixes_mb * 1e6
-    plans["suffixes" if small else "blocks"] = matching.by_suffixes if small else matching.by_blocks
     found: list[Encoded] = []
     with _mapped(base) as old, _mapped(target) as new:
-        planned = {name: spans for name, plan in plans.items() if (spans := plan(old, new)) is not None}
+        planned: dict[str, list[Span]] = {}
+        tensors = matching.by_tensors(old, new)
+        if tensors is not None:
+            planned["tensors"] = tensors
+        if max(len(old), len(new)) <= suffixes_mb * 1e6:
+            planned["suffixes"] = matching.by_suffixes(old, new)
+        if not planned:
+            planned["blocks"] = matching.by_blocks(old, new)
         costs = {name: _cost(old, new, spans) for name, spans in planned.items()}
         for name, spans in planned.items():
             if costs[name] <= CLOSE * min(costs.values()):
