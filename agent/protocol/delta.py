@@ -1,18 +1,18 @@
 """How an artifact may travel: the names of codecs, and the bytes of a difference. Standard library only.
 
-A difference (`delta-1`) is one zstd frame of operations, each a head of `HEAD` and its payload. Together, in order, they
-make the target's bytes. An operation may take bytes of the base: they begin where those of the one before ended, plus
-`skip`. Elements are little-endian integers of `width` bytes, whatever the model means by them. A payload of elements is
-split into planes: the lowest bytes of all elements, then the next ones. Differences are modulo 2^(8·width), zigzag coded
-(0, -1, 1, -2, …), so that small ones of either sign have zeros in their upper planes.
+A difference (`delta-1`) is one zstd frame of operations, each a head of `HEAD` and its payload. In order, they make the
+target's bytes. An operation may take bytes of the base: they begin where those of the one before ended, plus `skip`.
+Elements are little-endian integers of `width` bytes, whatever the model means by them. A payload of elements is split
+into planes: the lowest bytes of all elements, then the next ones. Sums are modulo 2^(8·width).
 
-| operation | takes of the base | payload |
-|---|---|---|
-| `COPY` | `length` bytes | none |
-| `LITERAL` | nothing | `length` bytes in planes |
-| `ADD` | `length` bytes | what is added to each element, in planes |
-| `SPARSE` | `length` bytes | `gaps` bytes: how many elements stay before one that changes, 255 for 255 that stay and none that changes; then what is added to the `changes` elements, in planes |
-"""  # noqa: E501 (a row of a table)
+- `COPY` takes `length` bytes of the base, and has no payload.
+- `LITERAL` takes nothing. Its payload is its `length` bytes in planes.
+- `ADD` takes `length` bytes. Its payload is what is added to each element, zigzag coded (0, -1, 1, -2, … are 0, 1, 2,
+  3, …, so that small ones of either sign have zeros in their upper planes), in planes.
+- `SPARSE` takes `length` bytes. Its payload is `gaps` bytes that say how many elements stay before one that changes
+  (255: so many stay, and none changes); a bit for each of the `changes`, from the lowest of each byte on, that is 1
+  where something is taken away; and how much more than 1 is added or taken away, in planes.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import sys
 
 from agent.parent import end_with_parent
@@ -15,6 +16,7 @@ from agent.update.delta import DecodeError, decode
 
 DAMAGED, STORAGE, MEMORY = 2, 3, 4  # exit statuses
 NICE = 10
+MOST_BYTES = 64 << 20  # of data, whatever the encoding says; it takes a tenth of that
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +25,7 @@ def main(arguments: list[str]) -> int:
     end_with_parent(int(parent))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 (pathlib is large)
         file.write("1000")
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)  # what serves goes first
     try:

@@ -196,7 +196,8 @@ class _Delta:
         where = self._stream.read(gaps)
         if gaps - where.count(NO_CHANGE) != changes:
             raise DecodeError("its gaps are none of so many changes")
-        added: Any = memoryview(_together(self._stream.read(changes * width), width)).cast(CELLS[width])
+        less = self._stream.read((changes + 7) // 8)
+        more: Any = memoryview(_together(self._stream.read(changes * width), width)).cast(CELLS[width])
         top = (1 << (8 * width)) - 1
         places = _places(where)
         place, change, first = next(places), 0, 0
@@ -204,8 +205,9 @@ class _Delta:
             block = bytearray(self._take(part))
             cells, end = memoryview(block).cast(CELLS[width]), first + part // width
             while place < end:
-                zigzag = added[change]
-                cells[place - first] = cells[place - first] + ((zigzag >> 1) ^ -(zigzag & 1)) & top
+                much = more[change] + 1
+                old = cells[place - first]
+                cells[place - first] = (old - much if less[change >> 3] >> (change & 7) & 1 else old + much) & top
                 change += 1
                 place = next(places, length)
             cells.release()

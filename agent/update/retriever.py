@@ -71,7 +71,7 @@ class Retriever:
         store: where artifacts are.
         fetcher: fetches what travels.
         link: whether there is one.
-        save: writes a record to the journal.
+        save: writes a record to the journal, and collects garbage: of an encoding that failed nothing stays.
         codecs: that this device can decode.
     """
 
@@ -225,9 +225,8 @@ class Retriever:
         log.warning("%s of %s can't be used: %s", job.encoding.codec, record.manifest.digest[:12], reason)
         record.failed_encodings = (*record.failed_encodings, job.encoding.digest)
         record.decodings = 0
-        self._save(record)
         self.cancel(record.deployment_id)
-        self._store.discard(self._store.path(job.encoding.digest))
+        self._save(record)
         self.begin(record, job.owner, self._now)
 
     def _target(self, job: _Job) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,7 +48,6 @@ CODE = 6  # bits that a byte's place in a code takes
 MATCH = 16  # bits that zstd takes for a stretch that repeats, and what ends it
 SPARSE_SHARE = 0.3  # of elements that change: beyond it a device would work long for little
 Array = npt.NDArray[Any]
-Plan = Callable[[memoryview, memoryview], "list[Span] | None"]
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,16 @@ def encode_difference(base: Path, target: Path, folder: Path, *, suffixes_mb: fl
         suffixes_mb: base and target of at most so many MB are also compared by bsdiff's suffix sort, which takes 17
             times that in memory.
     """
-    plans: dict[str, Plan] = {"tensors": matching.by_tensors}
-    small = max(base.stat().st_size, target.stat().st_size) <= suffixes_mb * 1e6
-    plans["suffixes" if small else "blocks"] = matching.by_suffixes if small else matching.by_blocks
     found: list[Encoded] = []
     with _mapped(base) as old, _mapped(target) as new:
-        planned = {name: spans for name, plan in plans.items() if (spans := plan(old, new)) is not None}
+        planned: dict[str, list[Span]] = {}
+        tensors = matching.by_tensors(old, new)
+        if tensors is not None:
+            planned["tensors"] = tensors
+        if max(len(old), len(new)) <= suffixes_mb * 1e6:
+            planned["suffixes"] = matching.by_suffixes(old, new)
+        if not planned:
+            planned["blocks"] = matching.by_blocks(old, new)
         costs = {name: _cost(old, new, spans) for name, spans in planned.items()}
         for name, spans in planned.items():
             if costs[name] <= CLOSE * min(costs.values()):
@@ -127,6 +130,8 @@ class _Part:
     head: tuple[int, int, int, int, int]  # as HEAD, without its skip
     base: int | None
     payloads: tuple[bytes, ...] = ()
+    changed: Array | None = None  # of a SPARSE: which elements, and by what
+    zigzag: Array | None = None
 
 
 def _delta(path: Path, plan: str, old: memoryview | None, new: memoryview, spans: list[Span]) -> Encoded:
@@ -197,10 +202,19 @@ def _cheapest(now: Array, before: Array | None, base: int | None, width: int) ->
         (_bits(dense), _Part((ADD, width, len(now), 0, 0), base, dense)),
     ]
     if len(changed) <= len(added) * SPARSE_SHARE:
-        gaps, values = _gaps(changed), _planes(added[changed])
-        sparse = _Part((SPARSE, width, len(now), len(changed), len(gaps)), base, (gaps, *values))
+        sparse = _sparse(changed, added[changed], len(now), base)
         found.append((_bits(sparse.payloads), sparse))
     return min(found, key=lambda one: one[0])[1]
+
+
+def _sparse(changed: Array, zigzag: Array, length: int, base: int) -> _Part:
+    """Changes of elements at some indices; which of them are negative is apart, for zstd has no code of half a bit."""
+    width, one = zigzag.dtype.itemsize, np.asarray(1, zigzag.dtype)
+    gaps = _gaps(changed)
+    less = zigzag & one
+    more = (zigzag >> one) - one + less
+    payloads = (gaps, np.packbits(less.astype(np.uint8), bitorder="little").tobytes(), *_planes(more))
+    return _Part((SPARSE, width, length, len(changed), len(gaps)), base, payloads, changed, zigzag)
 
 
 def _zigzag(added: Array) -> Array:
@@ -273,13 +287,6 @@ def _joined(parts: list[_Part]) -> _Part:
     length = sum(one.head[2] for one in parts)
     if operation != SPARSE or len(parts) == 1:
         return parts[0] if len(parts) == 1 else _Part((operation, width, length, 0, 0), parts[0].base)
-    places, first = [], 0
-    for one in parts:
-        stay = np.frombuffer(one.payloads[0], np.uint8)
-        steps = np.cumsum(np.where(stay == NO_CHANGE, NO_CHANGE, stay.astype(np.int64) + 1))
-        places.append(steps[stay != NO_CHANGE] - 1 + first)
-        first += one.head[2] // width
-    gaps = _gaps(np.concatenate(places))
-    values = tuple(b"".join(one.payloads[1 + plane] for one in parts) for plane in range(width))
-    changes = sum(one.head[3] for one in parts)
-    return _Part((SPARSE, width, length, changes, len(gaps)), parts[0].base, (gaps, *values))
+    starts = np.cumsum([0, *(one.head[2] // width for one in parts[:-1])])
+    changed = np.concatenate([one.changed + start for one, start in zip(parts, starts, strict=True)])
+    return _sparse(changed, np.concatenate([one.zigzag for one in parts]), length, parts[0].base or 0)

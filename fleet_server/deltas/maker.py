@@ -27,7 +27,7 @@ from fleet_server.settings import Settings
 log = logging.getLogger(__name__)
 LEASE = "delta-maker"
 LEASE_S = 30.0
-TICK_S = 0.5
+TICK_S = 1.0
 POLL_S = 0.2
 HOLD_EVERY_S = 5.0
 SWEEP_EVERY_S = 600.0

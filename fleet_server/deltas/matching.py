@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fleet_server.deltas.tensors import Region, find_regions
 
 BLOCK = 256  # bytes of a block that is looked for
+NEAR = 4096  # bytes between tensors that are taken for what was between them before
 STEP = 4 << 20  # positions that are hashed at once
 PRIME = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 INVERSE = pow(PRIME, -1, 1 << 64)
@@ -42,8 +43,12 @@ def by_tensors(base: memoryview, target: memoryview) -> list[Span] | None:
     spans: list[Span] = []
     at = 0
     for region in regions:
-        spans += between.spans(target[at : region.start])
         partner = partners.get(region.start)
+        gap = region.start - at
+        if partner is not None and 0 < gap <= min(partner.start, NEAR):
+            spans.append(Span(gap, partner.start - gap))  # what stands before a tensor stands before its partner
+        else:
+            spans += between.spans(target[at : region.start])
         shared = 0 if partner is None else min(partner.length, region.length)
         if partner is not None and shared:
             spans.append(Span(shared, partner.start, region.width))

@@ -266,7 +266,7 @@ _DELTA_BASE = bytes(range(250)) * 8
 _OPERATIONS = (
     operation(COPY, 100, skip=9)
     + operation(ADD, 400, bytes(400), width=4)
-    + operation(SPARSE, 1000, b"\3\xff\5\1\0\2\0", width=2, changes=2, gaps=3)
+    + operation(SPARSE, 1000, b"\3\xff\5\1\1\2\0\0", width=2, changes=2, gaps=3)
     + operation(LITERAL, 500, bytes(500), width=4)
 )
 

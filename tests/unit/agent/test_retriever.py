@@ -48,13 +48,13 @@ class World:
         (folder / "artifacts" / digest_of(OLD)).write_bytes(OLD)
 
     def start(self) -> None:
-        self.link = Link()
-        self.store = ArtifactStore(self.folder / "artifacts")
+        self.link, self.store = Link(), ArtifactStore(self.folder / "artifacts")
         self.fetcher = Fetcher(self.store, self.link, "here")
         self.retriever = Retriever(self.store, self.fetcher, self.link, self.save)
 
     def save(self, record: Record) -> None:
         self.journal.save({record.deployment_id: record})
+        self.store.collect_garbage(Updater({"one": record}, 1).kept_digests() | {digest_of(OLD)})
 
     def record(self, *encodings: Encoding) -> Record:
         record = Record("one", manifest(NEW), 1.0, 60.0, Phase.DOWNLOADING, encodings=encodings)
@@ -210,3 +210,19 @@ def test_the_base_stays_while_a_difference_to_it_is_fetched(world: World) -> Non
     assert updater.kept_digests() == {digest_of(NEW)}
     record.failed_encodings, record.phase = (), Phase.LOADING
     assert updater.kept_digests() == {digest_of(NEW)}
+
+
+def test_an_encoding_with_the_digest_of_what_serves_removes_nothing(world: World) -> None:
+    world.begin(world.record(encoding(OLD, ZSTD)))
+    world.settle(lambda: world.wanted() == digest_of(NEW))
+    assert world.store.path(digest_of(OLD)).read_bytes() == OLD
+
+
+def test_of_an_encoding_that_failed_nothing_stays(world: World) -> None:
+    broken = b"rubbish" * 9
+    world.contents[digest_of(broken)] = broken
+    world.begin(world.record(encoding(broken, ZSTD)))
+    world.deliver()
+    world.settle(lambda: world.wanted() == digest_of(NEW))
+    names = {path.name.partition(".")[0] for path in world.store.path("x").parent.iterdir()}
+    assert names == {digest_of(OLD), digest_of(NEW)}
