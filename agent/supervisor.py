@@ -203,33 +203,45 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until asked to stop."""
+        self.begin()
+        try:
+            while not self._stopping:
+                self.turn(TICK_S)
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """Take up what an earlier run left, and connect."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
         self._start_worker()
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._bundles.start()
         self._link.start()
+
+    def turn(self, wait_s: float) -> None:
+        """Handle one event, if one comes in that time, and look after everything once."""
         try:
-            while not self._stopping:
-                try:
-                    event = self._events.get(timeout=TICK_S)
-                except queue.Empty:
-                    event = None
-                self._guarded(lambda event=event: self._handle(event))  # type: ignore[misc]
-                for step in self._steps:
-                    self._guarded(step)
-        finally:
-            self._link.stop()
-            self._trials.stop()
-            self._retriever.stop()
-            self._fetcher.stop()
-            self._others.stop()
-            self._verifier.stop()
-            self._bundles.stop()
-            self._lan.stop()
-            self._worker.stop()
-            self._journal.close()
-            self._spool.close()
+            event = self._events.get(timeout=wait_s) if wait_s > 0 else self._events.get_nowait()
+        except queue.Empty:
+            event = None
+        self._guarded(lambda: self._handle(event))
+        for step in self._steps:
+            self._guarded(step)
+
+    def end(self) -> None:
+        """Let go of everything."""
+        self._link.stop()
+        self._trials.stop()
+        self._retriever.stop()
+        self._fetcher.stop()
+        self._others.stop()
+        self._verifier.stop()
+        self._bundles.stop()
+        self._lan.stop()
+        self._worker.stop()
+        self._journal.close()
+        self._spool.close()
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Whatever fails, fails alone: what serves goes on."""
@@ -686,6 +698,7 @@ class Supervisor:
         )
 
     def _start_worker(self) -> None:
+        self._loads.clear()  # what was asked while there was none is asked again when it is ready
         try:
             self._worker.start()
             self._condition.worker_started(None)

@@ -114,7 +114,8 @@ def test_a_killed_agent_measures_again_and_a_run_can_be_cancelled(fleet: LocalFl
     assert fleet.post(f"/gate-runs/{second}/cancel", status=200)["state"] == "cancelled"
     assert fleet.post(f"/gate-runs/{second}/cancel", status=409)["code"] == "gate_run_over"
     wait_until("no trial left", lambda: not leftovers(fleet.folder / "edge-1" / "trials"))
-    candidates = {one["digest"] for one in fleet.get(f"/gate-runs/{run}")["candidates"]}
+    trials = fleet.get(f"/gate-runs/{run}")["trials"]
+    candidates = {one["digest"] for trial in trials for one in trial["results"]}
     assert len(candidates) > 1
     wait_until("files of trials to go", lambda: not candidates.intersection(names_in(fleet)) - set(served(fleet)))
 
