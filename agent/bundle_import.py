@@ -56,7 +56,8 @@ def import_bundle(config: Config, path: Path) -> tuple[Path, int]:
 def _wanted(index: BundleIndex, profile: str) -> set[str]:
     """Digests of what this device may run; of every profile where it does not know its own."""
     manifests = index.read_manifests()
-    wanted = {one.digest for one in manifests if not profile or one.profile == profile}
+    mine = [one for one in manifests if not profile or one.profile == profile]
+    wanted = {content.digest for one in mine for content in one.contents}
     if not wanted:
         offered = ", ".join(sorted({one.profile for one in manifests}))
         raise BundleImportError(f"the bundle has nothing for profile {profile!r} (bundles.profile); it has {offered}")

@@ -173,6 +173,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return f"trials/{self.variant_id}.{self.digest}.json"
 
     @property
+    def contents(self) -> tuple[Content, ...]:
+        """What a device fetches before it runs it: the artifact, and golden inputs where there are any."""
+        return (self,) if self.golden is None else (self, self.golden)
+
+    @property
     def chunks(self) -> int:
         """How many chunks the artifact has: the last may be short."""
         return chunk_count(self)

@@ -413,7 +413,7 @@ class Updater:
     def kept_digests(self) -> set[str]:
         """What must stay: artifacts in progress and those that serve; of what is fetched, encodings and their bases."""
         used = [one.manifest for one in self.records.values() if one.phase not in ENDED]
-        kept = {one.digest for one in used} | {one.golden.digest for one in used if one.golden is not None}
+        kept = {content.digest for one in used for content in one.contents}
         for record in self.records.values():
             if record.phase in {Phase.PENDING, Phase.DOWNLOADING}:
                 left = [one for one in record.encodings if one.digest not in record.failed_encodings]

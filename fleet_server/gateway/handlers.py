@@ -223,8 +223,8 @@ def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
     """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
     for deployment in rollouts_repository.desired(session, device_id):
         manifest = rollouts.manifest_of(session, deployment)
-        for content in (manifest, manifest.golden):
-            if content is not None and content.digest == digest:
+        for content in manifest.contents:
+            if content.digest == digest:
                 return content
     found = gates.entitled(session, device_id, digest) or deltas.entitled(session, device_id, digest)
     if found is None:

@@ -107,7 +107,7 @@ def _view(
     roles = [BUNDLES, *sorted({model_role(one.model) for one in manifests})]
     metadata = trust.chain(session, fleet_id, roles) if signed else {}
     bodies = [trust.manifest_as_signed(session, fleet_id, one.target_path) for one in manifests]
-    artifacts = {one.digest: one.size for one in manifests}
+    artifacts = {content.digest: content.size for one in manifests for content in one.contents}
     return BundleView(
         name=name,
         serial=serial,
