@@ -130,7 +130,8 @@ def _check_renewal(message: Renew | Certificate) -> None:
 def _check_need(message: Need) -> None:
     _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
     _bound(message.missing, LIMITS.missing_ranges, "missing")
-    _require(0 < message.window <= 4096, "window must be between 1 and 4096")
+    _require(0 <= message.window <= 4096, "window must be between 0 and 4096")
+    _require(0 <= message.rest_s <= LIMITS.rest_s, "rest_s is out of bounds")
     for span in message.missing:
         _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
 

@@ -24,6 +24,8 @@ class WireLimits:
     histogram_buckets: int = 512
     confusion_cells: int = 4096
     missing_ranges: int = 256
+    combined_chunks: int = 16  # in one repair
+    rest_s: float = 3600.0
     tensors: int = 64
     tensor_rank: int = 16
     tensor_elements: int = 1 << 30

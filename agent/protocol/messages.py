@@ -229,14 +229,21 @@ class Need(msgspec.Struct, frozen=True):
     Attributes:
         digest: of the artifact.
         deployment_id: it is for.
-        missing: the lowest missing chunks, as ranges; at most `LIMITS.missing_ranges` of them. Empty: done.
-        window: how many chunks may be in flight to this device.
+        missing: the lowest missing chunks, as ranges; at most `LIMITS.missing_ranges` of them. Empty: done,
+            or waiting for something else than the server.
+        window: how many chunks may be in flight to this device; 0: none for now, but do not go on without it.
+        alone: it takes no broadcasts: what it lacks is sent to it alone, and nobody waits for it.
+        anew: the connection is a new one: nothing of what was sent before will still come.
+        rest_s: in how many seconds it will say that it takes more; it is not taken for stalled until then.
     """
 
     digest: str
     deployment_id: str
     missing: tuple[ChunkRange, ...]
     window: int = 32
+    alone: bool = False
+    rest_s: float = 0.0
+    anew: bool = False
 
 
 class TrustNeed(msgspec.Struct, frozen=True):

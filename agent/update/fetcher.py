@@ -112,7 +112,10 @@ class Fetcher:
         for key, owner in wanted.owners.items():
             owner.received(key, len(payload))
         try:
-            complete = wanted.progress.chunk(topic.chunk, payload, now)
+            if topic.others:
+                complete = wanted.progress.combined((topic.chunk, *topic.others), payload, now)
+            else:
+                complete = wanted.progress.chunk(topic.chunk, payload, now)
         except OSError as error:
             self._fail(wanted, *self.told(error))
             return
@@ -130,7 +133,7 @@ class Fetcher:
     def link_up(self, now: float) -> None:
         """Ask at once for what is missing."""
         for wanted in self._wanted.values():
-            wanted.progress.say_now(now)
+            wanted.progress.link_up(now)
 
     def progress(self, key: str) -> DownloadProgress | None:
         """The download of one who wants a content; None when there is none."""

@@ -97,6 +97,25 @@ class Part:
         self._missing.discard(chunk)
         return True
 
+    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+        """The one missing chunk in an exclusive-or of several; None where not just one of them is missing.
+
+        A shorter chunk counts as filled up with zeros.
+        """
+        lacking = [chunk for chunk in chunks if chunk in self._missing]
+        known = all(0 <= chunk < self.chunks for chunk in chunks) and len(set(chunks)) == len(chunks)
+        if len(lacking) != 1 or not known or len(combined) > self.content.chunk_size:
+            return None
+        value = int.from_bytes(combined, "little")
+        for chunk in chunks:
+            if chunk != lacking[0]:
+                start, size = chunk * self.content.chunk_size, self.size_of(chunk)
+                value ^= int.from_bytes(os.pread(self._data, size, start), "little")
+        size = self.size_of(lacking[0])
+        if value >> (8 * size):
+            return None
+        return lacking[0], value.to_bytes(size, "little")
+
     def missing_ranges(self, limit: int) -> tuple[ChunkRange, ...]:
         """The lowest missing chunks as ranges, at most `limit` of them."""
         ranges: list[ChunkRange] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from sqlalchemy.orm import Session
@@ -33,6 +34,7 @@ from fleet_server.enrolment.service import Authority
 from fleet_server.errors import FleetError
 from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import repository as rollouts_repository
@@ -44,6 +46,16 @@ from fleet_server.trust import service as trust
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
 NO_KEY = "0" * 64
+ENTITLED_S = 5.0  # one that is locked out is disconnected within that time too
+ENTITLED_KEPT = 50_000
+
+
+@dataclass(frozen=True)
+class _Entitled:
+    """A device may have a content of so many chunks, as the database said a moment ago."""
+
+    chunks: int
+    until: float
 
 
 class Handlers:
@@ -52,7 +64,7 @@ class Handlers:
     Args:
         database: where everything goes.
         settings: what devices are told.
-        on_need: takes a device's need, when the device is entitled to the artifact.
+        delivery: takes devices' needs of what they are entitled to.
         authority: renews certificates.
         conduct: notes devices that send what can't be read.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
@@ -62,7 +74,7 @@ class Handlers:
         self,
         database: Database,
         settings: Settings,
-        on_need: Callable[[str, Need, int], None],
+        delivery: Delivery,
         authority: Authority,
         conduct: Conduct,
         send: Callable[[str, bytes], object],
@@ -71,7 +83,8 @@ class Handlers:
         self._authority = authority
         self._conduct = conduct
         self._settings = settings
-        self._on_need = on_need
+        self._delivery = delivery
+        self._entitled: dict[tuple[str, str], _Entitled] = {}
         self._send = send
         self._complained: dict[str, float] = {}
 
@@ -85,6 +98,8 @@ class Handlers:
             self._complain(message.topic, error)
 
     def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
+        if topic.leaf is DeviceTopic.NEED and self._need_again(topic.device_id, need := decode(payload, Need)):
+            return
         with self._database.read() as session:
             if enrolment.is_locked_out(session, topic.device_id):
                 return
@@ -97,7 +112,7 @@ class Handlers:
             case DeviceTopic.TELEMETRY:
                 self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
             case DeviceTopic.NEED:
-                self._need(topic.device_id, decode(payload, Need))
+                self._need(topic.device_id, need)
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -123,6 +138,8 @@ class Handlers:
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:
             devices.record_presence(session, device_id, presence, utc_now())
+        if not presence.online:
+            self._delivery.forget(device_id)
 
     def _telemetry(self, device_id: str, batch: TelemetryBatch) -> None:
         with self._database.write() as session:
@@ -143,15 +160,29 @@ class Handlers:
             for deployment in rollouts_repository.desired(session, device_id):
                 manifest = rollouts.manifest_of(session, deployment)
                 if manifest.digest == need.digest:
-                    self._on_need(device_id, need, manifest.chunks)
+                    self._hear(device_id, need, manifest.chunks)
                     return
             chunks = gates.entitled(session, device_id, need.digest)
             if chunks is not None:
-                self._on_need(device_id, need, chunks)
+                self._hear(device_id, need, chunks)
                 return
         log.info(
             "device %s asked for chunks of %s, which it is neither to run nor to measure", device_id, need.digest[:12]
         )
+
+    def _need_again(self, device_id: str, need: Need) -> bool:
+        """Take a need of what the device was found entitled to a moment ago: the database is asked once for many."""
+        found = self._entitled.get((device_id, need.digest))
+        if found is None or time.monotonic() > found.until:
+            return False
+        self._delivery.hear(device_id, need, found.chunks)
+        return True
+
+    def _hear(self, device_id: str, need: Need, chunks: int) -> None:
+        if len(self._entitled) >= ENTITLED_KEPT:
+            self._entitled.clear()
+        self._entitled[device_id, need.digest] = _Entitled(chunks, time.monotonic() + ENTITLED_S)
+        self._delivery.hear(device_id, need, chunks)
 
     def _renew(self, device_id: str, asked: Renew) -> None:
         """Its next certificate, or why it gets none."""
