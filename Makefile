@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving optimize compress footprint
+BENCHES := convert serving optimize compress footprint delivery
 
 .PHONY: help
 help: ## list the targets
@@ -98,6 +98,7 @@ bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, b
 bench-compress: setup ## prune, distil and quantize two nets with training data, beside fp32 (about an hour)
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
+bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 

@@ -76,6 +76,8 @@ class Part:
             os.pwrite(self._marks, bytes(self.chunks), 0)
         marks = os.pread(self._marks, self.chunks, 0)
         self._missing = {chunk for chunk in range(self.chunks) if not marks[chunk]}
+        self._hash = hashlib.sha256()
+        self._hashed = 0  # chunks from the first one on that are in it
 
     @property
     def missing(self) -> int:
@@ -95,6 +97,9 @@ class Part:
             os.fdatasync(self._data)
         os.pwrite(self._marks, b"\1", chunk)
         self._missing.discard(chunk)
+        if chunk == self._hashed:
+            self._hash.update(payload)
+            self._hashed += 1
         return True
 
     def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
@@ -131,8 +136,8 @@ class Part:
     def finish(self) -> bool:
         """Verify the whole and give it its name; when its digest is wrong everything is removed, and false."""
         os.fsync(self._data)
+        good = self._digest() == self.content.digest
         self.close()
-        good = _digest(self._part) == self.content.digest
         if good:
             self._part.replace(self._target)
             self._have.unlink(missing_ok=True)
@@ -143,6 +148,13 @@ class Part:
             self._part.unlink(missing_ok=True)
             self._have.unlink(missing_ok=True)
         return good
+
+    def _digest(self) -> str:
+        """Of the whole: what came in order was hashed when it came, while it was at hand."""
+        for chunk in range(self._hashed, self.chunks):
+            self._hash.update(os.pread(self._data, self.size_of(chunk), chunk * self.content.chunk_size))
+        self._hashed = self.chunks
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Let the files go; the download can be opened again."""

@@ -21,6 +21,7 @@ from fleet_server.rates import TokenBucket
 
 log = logging.getLogger(__name__)
 POLL_S = 0.02
+IDLE_S = 0.5
 SHORTEST_S = 0.002  # between two looks: needs that come close together are answered together
 BATCH = 64
 KEPT_CHUNKS = 64  # 16 MiB at most: what was read a moment ago is read for repairs
@@ -71,7 +72,7 @@ class Delivery:
         if sends:
             time.sleep(SHORTEST_S)
         else:
-            self._heard.wait(POLL_S)
+            self._heard.wait(IDLE_S if self._streamer.idle else POLL_S)
 
     def _send(self, send: Send) -> None:
         try:

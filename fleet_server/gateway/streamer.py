@@ -20,6 +20,7 @@ from fleet_server.gateway import bitmaps
 from fleet_server.gateway.repairs import Group, group
 
 GATHER_S = 0.3
+QUIET_S = 0.1  # when nobody has joined for so long, a stream begins before that
 STALLED_S = 1.0
 FORGET_S = 60.0
 RESEND_S = 1.5  # while it is not known how long a chunk takes to be confirmed
@@ -99,12 +100,16 @@ class _Stream:
     """
 
     since: float
+    joined_at: float = 0.0
     listeners: dict[str, _Listener] = field(default_factory=dict)
     at: int = 0
     sent_at: dict[int, Moment] = field(default_factory=dict)
     sent: int = 0
     lost: int = 0
     lost_since: float = 0.0
+
+    def gathered(self, now: float) -> bool:
+        return now - self.since >= GATHER_S or now - self.joined_at >= QUIET_S
 
 
 class Streamer:
@@ -125,6 +130,7 @@ class Streamer:
         missing = bitmaps.from_ranges(need.missing)
         listener = stream.listeners.get(device_id)
         if listener is None:
+            stream.joined_at = now
             listener = stream.listeners[device_id] = _Listener(missing, need.window, now, now, need.alone)
         elif len(need.missing) == LIMITS.missing_ranges:
             above = need.missing[-1].last + 1  # it may lack more than it could say
@@ -139,6 +145,11 @@ class Streamer:
         if got:
             _note_confirmed(stream, listener, got & sent, now)
         _note_lost(stream, listener, now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody lacks anything."""
+        return not self._streams
 
     def forget(self, device_id: str) -> None:
         """A device is gone; when it is back it says what it lacks."""
@@ -156,7 +167,7 @@ class Streamer:
             if not stream.listeners:
                 continue
             self._streams[digest] = stream  # at the end: streams are served in turns
-            if now - stream.since >= GATHER_S and budget > 0:
+            if stream.gathered(now) and budget > 0:
                 for send in _Round(digest, stream, now).sends(budget):
                     budget -= 1
                     yield send

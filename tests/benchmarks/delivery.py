@@ -107,7 +107,13 @@ class Counted:
 
 
 def wave(
-    kind: str, folder: Path, port: int, content: dict[str, Any], shape: tuple[int, int], flag: int
+    kind: str,
+    folder: Path,
+    port: int,
+    content: dict[str, Any],
+    shape: tuple[int, int],
+    flag: int,
+    others: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """One round: everybody downloads at once; how long until the last has it, and what it cost."""
     devices, processes = shape
@@ -120,10 +126,12 @@ def wave(
         for one in peers:
             one.hear()
         os.sync()
+        before = [cpu_s(pid) for pid in others]
         started = time.monotonic()
         for one in peers:
             one.go()
         said = [one.hear() for one in peers]
+        costs = [cpu_s(pid) - was for pid, was in zip(others, before, strict=True)]
         for one in peers:
             one.go()
             one.process.wait(30)
@@ -135,6 +143,7 @@ def wave(
     if failures:
         raise RuntimeError(f"{len(failures)} downloads failed: {failures[0]}")
     return {
+        "others_cpu_s": costs,
         "wall_s": max(one["done_at"] for one in said) - started,
         **{key: sum(one[key] for one in said) for key in ("verified", "cpu_s", "bytes", "need_bytes")},
     }
@@ -185,13 +194,11 @@ def measure(checks: Checks, folder: Path, artifact: Path, shape: tuple[int, int]
             content = server.hear()
             size, delivered_mb = content["size"], content["size"] * devices / 1e6
             clean, lossy, plain, durable = [], [], [], []
-            costs: list[tuple[float, float]] = []
             with nginx(folder / "nginx", artifact, content["digest"]) as (http_port, nginx_pid):
                 for number in range(rounds):
-                    before = counted.settled(), cpu_s(server.process.pid), cpu_s(broker_pid)
-                    found = wave("agents", folder / "wave", port, content, shape, 0)
-                    costs.append((cpu_s(server.process.pid) - before[1], cpu_s(broker_pid) - before[2]))
-                    found["published"] = counted.settled() - before[0] - found["need_bytes"]
+                    was = counted.settled()
+                    found = wave("agents", folder / "wave", port, content, shape, 0, (server.process.pid, broker_pid))
+                    found["published"] = counted.settled() - was - found["need_bytes"]
                     clean.append(found)
                     plain.append(wave("http", folder / "http", http_port, content, shape, 0))
                     durable.append(wave("http", folder / "http", http_port, content, shape, 1))
@@ -221,8 +228,8 @@ def measure(checks: Checks, folder: Path, artifact: Path, shape: tuple[int, int]
     )
     checks.report("2 % lost, 10 % doubled or late: wall time, s", statistics.median(one["wall_s"] for one in lossy))
     parts = {
-        "server": statistics.median(one[0] for one in costs),
-        "broker": statistics.median(one[1] for one in costs),
+        "server": statistics.median(one["others_cpu_s"][0] for one in clean),
+        "broker": statistics.median(one["others_cpu_s"][1] for one in clean),
         "clients": statistics.median(one["cpu_s"] for one in clean),
         "HTTP clients": statistics.median(one["cpu_s"] for one in plain),
         "nginx": nginx_cpu,

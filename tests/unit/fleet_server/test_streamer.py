@@ -127,7 +127,7 @@ def test_a_device_slower_than_a_chunk_a_second_is_not_sent_things_twice(wave: Wa
 def test_a_stalled_device_is_not_waited_for_and_gets_the_rest_afterwards(wave: Wave) -> None:
     for number in range(49):
         wave.add(f"d{number}")
-    stalled = wave.add("stalled", Link(down=(0.36, 20.0)))
+    stalled = wave.add("stalled", Link(down=(0.16, 20.0)))
     wave.run(LONG)
     assert wave.done
     others = [one.done_at or LONG for one in wave.devices.values() if one is not stalled]
