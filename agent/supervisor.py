@@ -12,10 +12,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agent.config import Config
 from agent.hardware import measure
+from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
+from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
 from agent.protocol.messages import (
@@ -39,8 +43,10 @@ from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Lo
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
+from agent.update.budget import Ledger
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
+from agent.update.pace import Pacer
 from agent.update.probation import Probation
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
@@ -58,6 +64,7 @@ from agent.update.updater import (
     Verify,
 )
 from agent.update.verify import TrustSaid, Verifier
+from agent.update.zones import zone_of
 from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
@@ -66,6 +73,7 @@ REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
 TELEMETRY_BATCHES = 20
 WORKER_RESTART_MAX_S = 30.0
+LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -87,7 +95,13 @@ class Supervisor:
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
         self._worker = WorkerProcess(config, self._events.put)
-        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir))
+        zone = zone_of(config.time_zone)
+        self._pacer = Pacer(
+            Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
+        )
+        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._pacer)
+        self._held: set[str] = set()  # deployments that have come, and wait for their time
+        self._link_at = 0.0
         self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
@@ -121,6 +135,7 @@ class Supervisor:
         """Work until asked to stop."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
         self._worker.start()
+        self._look_at_link(time.monotonic())
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._link.start()
@@ -136,6 +151,7 @@ class Supervisor:
             self._link.stop()
             self._trials.stop()
             self._fetcher.stop()
+            self._pacer.close()
             self._verifier.stop()
             self._worker.stop()
             self._journal.close()
@@ -224,6 +240,12 @@ class Supervisor:
     def received(self, key: str, count: int) -> None:
         """Bytes came over the wire for a deployment."""
         self._updater.records[key].received_bytes += count
+
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """A deployment's artifact must wait, or goes on."""
+        if key in self._updater.records:
+            self._updater.waits(key, waiting)
+            self._save()
 
     def fetched(self, key: str) -> None:
         """A deployment's artifact came."""
@@ -329,8 +351,7 @@ class Supervisor:
                 self._verifier.cancel(effect.deployment_id)
                 self._fetcher.cancel(effect.deployment_id)
             case Verify() if record is not None:
-                good = self._store.verify(record.manifest.digest)
-                self._carry_out(self._updater.verified(record.deployment_id, good=good))
+                self._verify(record)
             case LoadArtifact() if record is not None:
                 self._load(record)
             case ActivateArtifact() if record is not None:
@@ -342,7 +363,43 @@ class Supervisor:
 
     def _fetch(self, record: Record) -> None:
         now = time.monotonic()
-        self._fetcher.begin(record.deployment_id, record.manifest, self, deadline_s=record.deadline_s, now=now)
+        self._fetcher.begin(
+            record.deployment_id,
+            record.manifest,
+            self,
+            deadline_s=record.deadline_s,
+            now=now,
+            delivery=record.delivery,
+        )
+
+    def _verify(self, record: Record) -> None:
+        """Check what came; what is good but may not serve yet is held until it may."""
+        good = self._store.verify(record.manifest.digest)
+        waiting = self._pacer.activation(record.delivery) if good else None
+        if waiting is not None:
+            self._held.add(record.deployment_id)
+            self._updater.waits(record.deployment_id, waiting)
+            return
+        self._carry_out(self._updater.verified(record.deployment_id, good=good))
+
+    def _let_in(self) -> None:
+        """Go on with deployments that waited until now."""
+        for key in list(self._held):
+            record = self._updater.records.get(key)
+            if record is None or record.phase is not Phase.VERIFYING:
+                self._held.discard(key)
+            elif self._pacer.activation(record.delivery) is None:
+                self._held.discard(key)
+                self._verify(record)
+
+    def _look_at_link(self, now: float) -> None:
+        """Find out by what kind of link the server is reached; a change is reported."""
+        self._link_at = now + LINK_EVERY_S
+        found = detect_link(self._config.link_type, self._config.link_metered)
+        if found != self._facts.link:
+            self._facts = msgspec.structs.replace(self._facts, link=found)
+            self._pacer.set_link(found)
+            self._report_at = 0.0
 
     def _load(self, record: Record) -> None:
         digest = record.manifest.digest
@@ -378,7 +435,10 @@ class Supervisor:
         if self._worker_at is not None and now >= self._worker_at:
             self._worker_at = None
             self._worker.start()
+        if now >= self._link_at:
+            self._look_at_link(now)
         self._fetcher.tick(now)
+        self._let_in()
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem))
         if now >= self._collect_at:
@@ -436,6 +496,7 @@ class Supervisor:
             missing_chunks=download.part.missing if download else 0,
             failure=failure,
             attempts=record.attempts,
+            waiting=record.waiting,
         )
 
 

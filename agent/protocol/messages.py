@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
@@ -20,13 +21,15 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         deployment_id: the server's id; the same id is the same deployment, however often it is sent.
         manifest: what to run: a `Manifest` as JSON, exactly the bytes that were signed.
         probation_s: how long the new version is watched before it counts as active, in seconds.
-        deadline_s: how long a download may go without a new byte before it fails, in seconds.
+        deadline_s: how long a download may go without a new byte before it fails, in seconds; waiting counts not.
+        delivery: how it may come to the device, and when it may begin to serve.
     """
 
     deployment_id: str
     manifest: msgspec.Raw
     probation_s: float = 5.0
     deadline_s: float = 86_400.0
+    delivery: DeliveryPolicy = DeliveryPolicy()
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -42,12 +45,14 @@ class Trial(msgspec.Struct, frozen=True):
             is the reference: answers of the others are compared with its.
         data: the evaluation set they are measured on.
         timeout_s: how long one candidate may take, in seconds.
+        delivery: how its files may come to the device.
     """
 
     trial_id: str
     candidates: tuple[msgspec.Raw, ...]
     data: DataFile
     timeout_s: float = 600.0
+    delivery: DeliveryPolicy = DeliveryPolicy()
 
     def read_candidates(self) -> tuple[Manifest, ...]:
         """The candidates' manifests, of a message that was checked."""
@@ -94,6 +99,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         missing_chunks: how many chunks are not there yet.
         failure: why it failed or was rolled back; None otherwise.
         attempts: how often it was started, restarts of the agent included.
+        waiting: what it waits for, when it stands still on purpose; None otherwise.
     """
 
     deployment_id: str
@@ -105,6 +111,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     missing_chunks: int = 0
     failure: Failure | None = None
     attempts: int = 1
+    waiting: Waiting | None = None
 
 
 class ServingReport(msgspec.Struct, frozen=True):

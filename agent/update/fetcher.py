@@ -10,12 +10,16 @@ import errno
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
-from agent.update.download import DownloadProgress
+from agent.update.download import Allowance, DownloadProgress
+from agent.update.pace import Pacer
 from agent.update.store import ArtifactStore
+
+UNBOUNDED = DeliveryPolicy()
 
 
 class Source(Protocol):
@@ -46,6 +50,10 @@ class Owner(Protocol):
         """So many bytes came over the wire for it, repeats counted."""
         ...
 
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """It stands still on purpose, or goes on."""
+        ...
+
     def fetched(self, key: str) -> None:
         """All of it came: it is in the store, unless it was damaged and is gone."""
         ...
@@ -57,10 +65,19 @@ class Owner(Protocol):
 
 @dataclass
 class _Wanted:
-    """A content that is being fetched, and for whom."""
+    """A content that is being fetched, and for whom.
+
+    Attributes:
+        policies: how it may come, by key of who wants it.
+        listening: whether broadcasts of it are received.
+        waiting: what it stands still for.
+    """
 
     progress: DownloadProgress
     owners: dict[str, Owner] = field(default_factory=dict)
+    policies: dict[str, DeliveryPolicy] = field(default_factory=dict)
+    listening: bool = False
+    waiting: Waiting | None = None
 
 
 class Fetcher:
@@ -70,33 +87,49 @@ class Fetcher:
         store: where contents go.
         source: whence chunks come.
         place: the store's folder as people are told of it.
+        pacer: counts what comes, and says how it may go on; nothing is bounded when absent.
     """
 
-    def __init__(self, store: ArtifactStore, source: Source, place: str) -> None:
+    def __init__(self, store: ArtifactStore, source: Source, place: str, pacer: Pacer | None = None) -> None:
         self._store = store
         self._source = source
         self._place = place
+        self._pacer = pacer or Pacer()
         self._wanted: dict[str, _Wanted] = {}
 
-    def begin(self, key: str, content: Content, owner: Owner, *, deadline_s: float, now: float) -> None:
-        """Fetch a content, from where an earlier download of it ended; `owner` is told how it went."""
+    def begin(
+        self,
+        key: str,
+        content: Content,
+        owner: Owner,
+        *,
+        deadline_s: float,
+        now: float,
+        delivery: DeliveryPolicy = UNBOUNDED,
+    ) -> None:
+        """Fetch a content, from where an earlier download of it ended; `owner` is told how it went.
+
+        Called again, it takes the new policy.
+        """
         if self._store.has(content.digest):
             owner.fetched(key)
             return
         wanted = self._wanted.get(content.digest)
         if wanted is not None:
-            wanted.owners[key] = owner
+            wanted.owners[key], wanted.policies[key] = owner, delivery
+            owner.waits(key, wanted.waiting)
             return
         try:
             part = self._store.open_part(content)
         except OSError as error:
             owner.fetch_failed(key, *self.told(error))
             return
-        wanted = _Wanted(DownloadProgress(key, part, deadline_s, now), {key: owner})
+        wanted = _Wanted(DownloadProgress(key, part, deadline_s, now), {key: owner}, {key: delivery})
         self._wanted[content.digest] = wanted
-        self._source.listen_to_broadcast(content.digest)
         if part.missing == 0:
             self._finish(wanted)
+        else:
+            self._allowed(wanted, now)  # so that it listens before it asks
 
     def cancel(self, key: str) -> None:
         """One who wanted a content wants it no more."""
@@ -106,6 +139,7 @@ class Fetcher:
 
     def chunk(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> None:
         """Take a chunk, if it is of a content that is being fetched."""
+        self._pacer.received(len(payload), now)  # also what is not wanted any more, and came all the same
         wanted = self._wanted.get(topic.digest)
         if wanted is None:
             return
@@ -125,9 +159,12 @@ class Fetcher:
     def tick(self, now: float) -> None:
         """Say what is missing, where it is time to; give up what has stalled."""
         for wanted in list(self._wanted.values()):
+            allowed = self._allowed(wanted, now)
+            if allowed is None:
+                continue
             if wanted.progress.overdue(now):
                 self._fail(wanted, WireErrorCode.DOWNLOAD_STALLED, "no new byte came for as long as is allowed")
-            elif self._source.connected and (need := wanted.progress.need(now)) is not None:
+            elif self._source.connected and (need := wanted.progress.need(now, allowed)) is not None:
                 self._source.say_need(need)
 
     def link_up(self, now: float) -> None:
@@ -143,6 +180,31 @@ class Fetcher:
         """Let the files go; what came stays and counts at the next start."""
         for wanted in list(self._wanted.values()):
             self._end(wanted)
+
+    def _allowed(self, wanted: _Wanted, now: float) -> Allowance | None:
+        """How a download may go on; None while it has to wait. Where several want it, one that may is enough."""
+        chunk_size = wanted.progress.part.content.chunk_size
+        answers = [self._pacer.download(wanted.policies.get(key, UNBOUNDED), chunk_size, now) for key in wanted.owners]
+        allowed = next((one for one in answers if isinstance(one, Allowance)), None)
+        waiting = next((one for one in answers if isinstance(one, Waiting)), None) if allowed is None else None
+        self._listen(wanted, on=allowed is not None and not allowed.alone)
+        if waiting is not None:
+            if wanted.waiting is None and self._source.connected:
+                self._source.say_need(wanted.progress.no_more(now))
+            wanted.progress.waited(now)
+        if waiting != wanted.waiting:
+            wanted.waiting = waiting
+            for key, owner in wanted.owners.items():
+                owner.waits(key, waiting)
+        return allowed
+
+    def _listen(self, wanted: _Wanted, *, on: bool) -> None:
+        digest = wanted.progress.part.content.digest
+        if on and not wanted.listening:
+            self._source.listen_to_broadcast(digest)
+        elif wanted.listening and not on:
+            self._source.stop_listening(digest)
+        wanted.listening = on
 
     def _finish(self, wanted: _Wanted) -> None:
         try:
@@ -163,7 +225,7 @@ class Fetcher:
         digest = wanted.progress.part.content.digest
         if self._wanted.pop(digest, None) is not None:
             wanted.progress.part.close()
-            self._source.stop_listening(digest)
+            self._listen(wanted, on=False)
 
     def told(self, error: OSError) -> tuple[WireErrorCode, str]:
         """What an error of the store is called on the wire, and what would mend it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
 from agent.protocol.manifest import Manifest
@@ -24,6 +25,8 @@ class Record(msgspec.Struct):
 
     Attributes:
         signed: the manifest's bytes as they came: what must have been signed.
+        delivery: how the artifact may come, and when it may begin to serve.
+        waiting: what it stands still for.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
     """
 
@@ -39,6 +42,8 @@ class Record(msgspec.Struct):
     previous_id: str | None = None
     signed: bytes = b""
     trusted: bool = False
+    delivery: DeliveryPolicy = DeliveryPolicy()
+    waiting: Waiting | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ class Updater:
         for record in list(self.records.values()):
             if record.phase in SETTLED:
                 continue
-            record.attempts += record.phase is not Phase.PENDING  # waiting for trust, it did nothing that could crash
+            # What waited, for trust or for its time, did nothing that could crash.
+            record.attempts += record.phase is not Phase.PENDING and record.waiting is None
             if record.attempts > ATTEMPTS:
                 detail = f"the agent restarted {ATTEMPTS} times while it was {record.phase.value}"
                 self._fail(record, WireErrorCode.INTERNAL, detail)
@@ -177,11 +183,23 @@ class Updater:
                     one.deadline_s,
                     previous_id=current.deployment_id if current else None,
                     signed=bytes(one.manifest),
+                    delivery=one.delivery,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
                 effects += self._begin(record)
+            elif (known := self.records[one.deployment_id]).delivery != one.delivery:
+                known.delivery = one.delivery
+                self.changed.add(known.deployment_id)
+                effects += [Download(known.deployment_id)] if known.phase is Phase.DOWNLOADING else []
         return effects
+
+    def waits(self, deployment_id: str, waiting: Waiting | None) -> None:
+        """A deployment stands still on purpose, or goes on."""
+        record = self.records[deployment_id]
+        if record.waiting != waiting:
+            record.waiting = waiting
+            self.changed.add(deployment_id)
 
     def trusted(self, deployment_id: str) -> list[Effect]:
         """The manifest was signed by whom it must be."""
@@ -298,4 +316,5 @@ class Updater:
 
     def _set(self, record: Record, phase: Phase) -> None:
         record.phase = check_transition(record.phase, phase)
+        record.waiting = None
         self.changed.add(record.deployment_id)

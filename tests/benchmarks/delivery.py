@@ -1,7 +1,7 @@
 """What it costs to bring one artifact to many devices at once, beside plain HTTP downloads of the same file.
 
-Fifty agents' download code (`agent.update`, each with a link of its own) in a few processes, Mosquitto, and the server's
-gateway, each in its own process. The other side is nginx with as many HTTP clients in as many processes, which hash and
+Fifty agents' download code (`agent.update`, each with a link of its own) in a few processes, Mosquitto, and the
+server's gateway, each in its own process. The other side is nginx with as many HTTP clients in as many processes, which hash and
 write as well; once as they are, once synced to disk before they count, as an agent's download is. All of it shares this
 machine: what is compared are sums of everybody's work.
 """
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,9 @@ class Peer:
         self.process.stdin.flush()
 
     def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(20)
 
 

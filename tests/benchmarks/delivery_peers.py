@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import random
-import signal
 import sys
 import threading
 import time
@@ -25,10 +24,11 @@ import msgspec
 from agent.config import Config
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import encode
+from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import DataFile, Manifest
 from agent.protocol.messages import Need
-from agent.protocol.topics import DeviceTopic, ParsedChunkTopic, parse_chunk_topic
+from agent.protocol.topics import ParsedChunkTopic, parse_chunk_topic
 from agent.update.fetcher import Fetcher
 from agent.update.store import ArtifactStore
 
@@ -111,6 +111,9 @@ class Agent:
 
     def received(self, key: str, count: int) -> None:
         self.bytes += count
+
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        pass
 
     def fetched(self, key: str) -> None:
         self.done_at = time.monotonic()
@@ -223,9 +226,7 @@ def run_server(folder: Path, port: int, artifact: Path, devices: int) -> None:
         time.sleep(0.02)
     time.sleep(0.5)
     say(ready=True, digest=digest, size=size)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    stop.wait()
+    sys.stdin.read()  # until the benchmark ends, however it does
     gateway.stop()
 
 

@@ -35,11 +35,15 @@ class Link:
 class Waiting:
     def __init__(self) -> None:
         self.came: list[str] = []
+        self.held: list[object] = []
         self.failed: list[tuple[str, WireErrorCode]] = []
         self.bytes = 0
 
     def received(self, key: str, count: int) -> None:
         self.bytes += count
+
+    def waits(self, key: str, waiting: object) -> None:
+        self.held.append(waiting)
 
     def fetched(self, key: str) -> None:
         self.came.append(key)
