@@ -176,7 +176,7 @@ def read_window(text: str) -> Window:
     if zone and not _ZONE.match(zone):
         raise ValueError(f"{zone!r} is not the name of a time zone such as Europe/Berlin or UTC")
     start, end = _minutes(found["start"]), _minutes(found["end"])
-    if start == DAY_MINUTES or start == end:
+    if start in {DAY_MINUTES, end}:
         raise ValueError(f"{text[:80]!r} begins and ends at the same time: say 00:00-24:00 for a whole day")
     return Window(_days(found["days"]) if found["days"] else tuple(range(7)), start, end, zone)
 

@@ -1,8 +1,8 @@
 """What has come over each kind of link in the present period: pure but for the numbers, which outlive the process.
 
-A period that has begun never begins again: when the clock is set back, what was counted goes on counting, until the clock
-is past that period or the device has run for as long as a period lasts. What is counted is written down before it is
-used, a block at a time, so that a crash can only count too much.
+A period that has begun never begins again: when the clock is set back, what was counted goes on counting, until the
+clock is past that period or the device has run for as long as a period lasts. What is counted is written down before it
+is used, a block at a time, so that a crash can only count too much.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fleet_server.schemas import Failure, Name, Request, Response, example
+from fleet_server.devices.delivery import Delivery
+from fleet_server.schemas import Failure, Name, Request, Response, Waiting, example
 
 
 class RolloutState(StrEnum):
@@ -111,6 +112,11 @@ class RolloutCreate(Request):
     name: str | None = Field(None, max_length=128)
     target: RolloutTarget
     strategy: RolloutStrategy = Field(default_factory=RolloutStrategy)
+    delivery: Delivery | None = Field(
+        None,
+        description="How the artifact may come to devices, beside what their profiles say: the lower rate and all "
+        "budgets hold; windows that are given here hold in place of the profile's.",
+    )
     allow_unproven: bool = Field(
         False, description="Also roll out variants that no device of their profile has measured (see gate runs)."
     )
@@ -137,6 +143,7 @@ class RolloutCounts(Response):
     total: int
     scheduled: int
     in_progress: int
+    waiting: int = Field(description="Of those in progress: that stand still on purpose.")
     active: int
     failed: int
     superseded: int
@@ -182,6 +189,7 @@ class RolloutView(Response):
     stages: int
     target: RolloutTarget
     strategy: RolloutStrategy
+    delivery: Delivery | None
     counts: RolloutCounts
     verdicts: list[StageVerdict]
     created_by: str
@@ -213,6 +221,7 @@ class DeploymentView(Response):
     phase: str = Field(description="`scheduled`, or a phase of the device's own state machine.")
     desired: bool
     failure: Failure | None
+    waiting: Waiting | None
     artifact_bytes: int
     received_bytes: int = Field(description="Artifact bytes that came to the device over MQTT, repeats counted.")
     deploy_s: float | None = Field(description="From being sent until the device served it, in seconds.")

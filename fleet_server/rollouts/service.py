@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
+from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState, Reported, Trial
@@ -20,6 +21,8 @@ from fleet_server.catalog.service import is_proven, ready_variant, resolve_versi
 from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
+from fleet_server.devices.delivery import Delivery, combined, policy_of, without_windows
+from fleet_server.devices.schemas import ProfileUpdate
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
@@ -37,7 +40,7 @@ from fleet_server.rollouts.schemas import (
     StageVerdict,
     Terms,
 )
-from fleet_server.schemas import Failure
+from fleet_server.schemas import Failure, Waiting
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -65,6 +68,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         state=(RolloutState.AWAITING_APPROVAL if needed else RolloutState.RUNNING).value,
         target=wanted.target.model_dump(mode="json"),
         strategy=wanted.strategy.model_dump(mode="json"),
+        delivery=wanted.delivery.model_dump(mode="json") if wanted.delivery else None,
         terms=terms.model_dump(mode="json"),
         created_by=str(actor),
         creator_id=id_of(actor),
@@ -269,6 +273,8 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
     """Write the device's desired state to the outbox: with a new revision, or as it is when only sent again."""
     if not resend:
         device.desired_revision += 1
+    profile = session.get(Profile, device.profile_id) if device.profile_id else None
+    general = policy_of(profile.delivery if profile else None)
     state = DesiredState(
         protocol=SPOKEN,
         fleet=device.fleet_id,
@@ -278,6 +284,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 deployment_id=deployment.id,
                 manifest=signed_manifest(session, deployment),
                 probation_s=settings.probation_s,
+                delivery=_delivery(session, deployment, general),
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -291,6 +298,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 ),
                 msgspec.convert(run.data, DataFile),
                 settings.gate_candidate_timeout_s,
+                without_windows(general),  # a run has a deadline
             )
             for trial, run in open_trials(session, device.id)
         ),
@@ -302,6 +310,25 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
         payload=encode(state),
         retain=True,
     )
+
+
+def _delivery(session: Session, deployment: Deployment, general: DeliveryPolicy) -> DeliveryPolicy:
+    policy = combined(general, policy_of(session.get_one(Rollout, deployment.rollout_id).delivery))
+    return without_windows(policy) if deployment.revert_of else policy
+
+
+def change_profile(
+    session: Session, settings: Settings, fleet_id: str, name: str, change: ProfileUpdate, *, actor: Who
+) -> Profile:
+    """Change a profile's delivery policy, and tell its devices.
+
+    Raises:
+        NotFoundError: when there is no such profile.
+    """
+    profile, devices = device_service.change_delivery(session, fleet_id, name, change.delivery, actor=actor)
+    for device in devices:
+        queue_desired(session, settings, device)
+    return profile
 
 
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
@@ -339,6 +366,8 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     deployment.phase = report.phase.value
     deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
     deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
+    deployment.waiting = msgspec.to_builtins(report.waiting) if report.waiting else None
+    deployment.is_waiting = report.waiting is not None
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:
@@ -504,6 +533,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         active=phases.get("active", 0),
         failed=ended,
         superseded=phases.get("superseded", 0),
+        waiting=repository.waiting_count(session, rollout.id),
         in_progress=sum(phases.values())
         - ended
         - sum(phases.get(phase, 0) for phase in (SCHEDULED, "active", "superseded")),
@@ -518,6 +548,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         stages=len(strategy.stages),
         target=RolloutTarget.model_validate(rollout.target),
         strategy=strategy,
+        delivery=Delivery.model_validate(rollout.delivery) if rollout.delivery else None,
         counts=counts,
         verdicts=[StageVerdict.model_validate(verdict) for verdict in rollout.verdicts],
         created_by=rollout.created_by,
@@ -531,7 +562,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
 def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
     """The HTTP shape of a deployment."""
     deployment, variant, version, model, profile = row
-    took = None
+    took, ended = None, deployment.phase in repository.SETTLED_PHASES
     if deployment.serving_at is not None and deployment.sent_at is not None:
         took = (deployment.serving_at - deployment.sent_at).total_seconds()
     return DeploymentView(
@@ -546,6 +577,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         phase=deployment.phase,
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
+        waiting=Waiting.model_validate(deployment.waiting) if deployment.waiting and not ended else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
         deploy_s=took,
