@@ -15,17 +15,18 @@ from agent.protocol.delivery import Budget, Period
 
 LENGTH_S = {Period.HOUR: 3600.0, Period.DAY: 86_400.0, Period.WEEK: 7 * 86_400.0, Period.MONTH: 31 * 86_400.0}
 BLOCK = 1_000_000
+NEVER = -1.0  # before every period
 KEEP_RUN_S = 600.0  # how often is written down how long a period has run, while the clock is behind it
 
 
 class Numbers(Protocol):
     """Where numbers are kept: the journal."""
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float, /) -> float:
         """A kept number."""
         ...
 
-    def keep_number(self, name: str, value: float) -> None:
+    def keep_number(self, name: str, value: float, /) -> None:
         """Keep a number durably."""
         ...
 
@@ -96,7 +97,7 @@ class Ledger:
         index = index_of(per, wall, self._zone)
         count = self._counts.get((name, per))
         if count is None:
-            count = self._counts[name, per] = self._read(name, per, index)
+            count = self._counts[name, per] = self._read(name, per)
         if index > count.index or (index < count.index and count.ran_s >= LENGTH_S[per]):
             count.index, count.used, count.ran_s = index, 0.0, 0.0
             self._write(name, per, count, 0.0)
@@ -110,11 +111,11 @@ class Ledger:
         for count in self._counts.values():
             count.ran_s += passed
 
-    def _read(self, name: str, per: Period, index: float) -> _Count:
+    def _read(self, name: str, per: Period) -> _Count:
         key = _key(name, per)
         used = self._numbers.number(f"{key}:bytes", 0.0)
         ran_s = self._numbers.number(f"{key}:ran_s", 0.0)
-        return _Count(self._numbers.number(f"{key}:index", index), used, used, ran_s, ran_s)
+        return _Count(self._numbers.number(f"{key}:index", NEVER), used, used, ran_s, ran_s)
 
     def _write(self, name: str, per: Period, count: _Count, written: float) -> None:
         key = _key(name, per)

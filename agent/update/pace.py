@@ -43,11 +43,11 @@ class OwnLimits:
 class Memory:
     """Numbers that nobody keeps: for a device without budgets."""
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, _name: str, default: float) -> float:
         """The default."""
         return default
 
-    def keep_number(self, name: str, value: float) -> None:
+    def keep_number(self, _name: str, _value: float) -> None:
         """Nothing is kept."""
 
 

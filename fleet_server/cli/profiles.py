@@ -127,7 +127,7 @@ def change_delivery(
 ) -> None:
     """Say how artifacts may come to a profile's devices; what is not given is not bounded.
 
-    Example: shoal profile delivery rpi4 --budget "cellular=50 MB per day" --download "Mon-Fri 22:00-04:00 Europe/Berlin"
+    Example: shoal profile delivery rpi4 --budget "cellular=50 MB per day" --download "Mon-Fri 22:00-04:00"
     """
     wanted = delivery(rate, budget, download, activate)
     if clear == bool(wanted):

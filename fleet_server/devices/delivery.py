@@ -26,9 +26,9 @@ class Delivery(Request):
     budgets: dict[str, str] = Field(
         default_factory=dict,
         max_length=8,
-        description="By kind of link (`ethernet`, `wifi`, `cellular`, or `metered` for all that cost by the byte), such "
-        "as `50 MB per day`; per hour, day, week or month of the device's own time. The stricter of this and what the "
-        "device's configuration says holds.",
+        description="By kind of link (`ethernet`, `wifi`, `cellular`, or `metered` for all that cost by the byte), "
+        "such as `50 MB per day`; per hour, day, week or month of the device's own time. The stricter of this and "
+        "what the device's configuration says holds.",
     )
     download: list[str] = Field(
         default_factory=list,
@@ -80,7 +80,7 @@ def policy_of(stored: dict[str, Any] | None) -> DeliveryPolicy:
 
 
 def combined(general: DeliveryPolicy, special: DeliveryPolicy) -> DeliveryPolicy:
-    """A profile's policy and a rollout's: the lower rate and all budgets hold; windows are the rollout's, if it has any."""
+    """A profile's policy and a rollout's: the lower rate and all budgets hold; windows are the rollout's, if any."""
     rates = [one.rate for one in (general, special) if one.rate]
     names = general.budgets.keys() | special.budgets.keys()
     return DeliveryPolicy(

@@ -14,8 +14,8 @@ from agent.protocol.topics import check_device_id
 from fleet_server import audit
 from fleet_server.db import utc_now
 from fleet_server.devices import repository
-from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.delivery import Delivery, policy_of
+from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.schemas import (
     DeploymentWaiting,
     DeviceUpdate,

@@ -1,9 +1,9 @@
 """What it costs to bring one artifact to many devices at once, beside plain HTTP downloads of the same file.
 
 Fifty agents' download code (`agent.update`, each with a link of its own) in a few processes, Mosquitto, and the
-server's gateway, each in its own process. The other side is nginx with as many HTTP clients in as many processes, which hash and
-write as well; once as they are, once synced to disk before they count, as an agent's download is. All of it shares this
-machine: what is compared are sums of everybody's work.
+server's gateway, each in its own process. The other side is nginx with as many HTTP clients in as many processes, which
+hash and write as well; once as they are, once synced to disk before they count, as an agent's download is. All of it
+shares this machine: what is compared are sums of everybody's work.
 """
 
 from __future__ import annotations

@@ -233,8 +233,7 @@ def run_server(folder: Path, port: int, artifact: Path, devices: int) -> None:
 def _add_rows(session: Any, digest: str, size: int, devices: int) -> None:
     from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
     from fleet_server.models.access import DEFAULT_FLEET
-    from tests.benchmarks.common import manifest
-    from tests.benchmarks.common import TensorSpec
+    from tests.benchmarks.common import TensorSpec, manifest
 
     fleet = {"fleet_id": DEFAULT_FLEET}
     net = manifest("m", TensorSpec("x", "float32", (-1, 8)), max_batch=1)
