@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving optimize compress footprint delta
+BENCHES := convert serving optimize compress footprint delta delivery
 
 .PHONY: help
 help: ## list the targets
@@ -103,6 +103,7 @@ bench-compress: setup ## prune, distil and quantize two nets with training data,
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
+bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 

@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.identity import identity_folder, load_identity
+from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import check_device_id
 from agent.source_config import TABLES, SourceConfig, read_sources
+from agent.update.pace import OwnLimits
+from agent.update.zones import zone_of
 
 PREFIX = "SHOAL_AGENT_"
 KEYS = (
@@ -39,7 +42,10 @@ KEYS = (
     *TABLES,
     "disk_floor_mb",
     "store_keep_mb",
+    "time_zone",
+    "link",
 )
+LINK_KEYS = ("type", "metered", "rate", "budgets")
 LONGEST_GRACE_S = 30 * 86_400.0
 MOST_MB = 1 << 30
 UNIX_PATH_BYTES = 107  # what the kernel takes
@@ -64,6 +70,10 @@ class Config:
         key_file: its key (PEM).
         key: `pkcs11:` URI (RFC 7512) of the key to enrol with; a file in state_dir when absent.
         root_file: TUF root metadata that this device trusts; empty to trust what a broker on this machine sends first.
+        time_zone: where the device is, such as Europe/Berlin; the system's when empty.
+        link_type: `ethernet`, `wifi` or `cellular`; found out when empty.
+        link_metered: whether the link costs by the byte; None: cellular does.
+        own_limits: bytes a second, and budgets by kind of link, of artifacts.
         expired_grace_s: how long metadata still counts after it has expired, in seconds, for bad clocks.
         sources: where contents come from besides the broker.
         disk_floor_mb: MiB that a download must leave free on the disk of state_dir.
@@ -88,6 +98,10 @@ class Config:
     sources: SourceConfig = field(default_factory=SourceConfig)
     disk_floor_mb: float = 64.0
     store_keep_mb: float = 512.0
+    time_zone: str = ""
+    link_type: str = ""
+    link_metered: bool | None = None
+    own_limits: OwnLimits = field(default_factory=OwnLimits)
 
     @property
     def broker_is_local(self) -> bool:
@@ -153,6 +167,8 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         sources=read_sources(values),
         disk_floor_mb=_megabytes(values, "disk_floor_mb", Config.disk_floor_mb),
         store_keep_mb=_megabytes(values, "store_keep_mb", Config.store_keep_mb),
+        time_zone=_time_zone(_text(values, "time_zone", "")),
+        **_link(values.get("link", {})),
     )
 
 
@@ -199,6 +215,11 @@ def _from_text(key: str, text: str) -> Any:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{key}: {text[:80]!r} is no inline table, such as {{ serve = true }}: {error}") from None
+    if key == "link":
+        try:
+            return tomllib.loads(f"link = {text}")["link"]
+        except tomllib.TOMLDecodeError:
+            raise ConfigError('link: is not a TOML table such as { type = "cellular", metered = true }') from None
     return [part.strip() for part in text.split(",") if part.strip()] if key == "runtimes" else text
 
 
@@ -274,6 +295,37 @@ def _megabytes(values: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not 0 <= amount <= MOST_MB:
         raise ConfigError(f"{key}: {value!r} is not a number of MiB from 0 to {MOST_MB}")
     return amount
+
+
+def _time_zone(value: str) -> str:
+    try:
+        zone_of(value)
+    except LookupError:
+        raise ConfigError(
+            f"time_zone: {value[:64]!r} is not known here, such as Europe/Berlin; tzdata has them"
+        ) from None
+    return value
+
+
+def _link(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not set(value) <= set(LINK_KEYS):
+        raise ConfigError(f'link: must be a table with {", ".join(LINK_KEYS)}, such as {{ type = "cellular" }}')
+    kind, metered = value.get("type", ""), value.get("metered")
+    if kind not in {"", *(one.value for one in LinkType)}:
+        raise ConfigError(f"link.type: {kind!r} is not one of {', '.join(one.value for one in LinkType)}")
+    if metered is not None and not isinstance(metered, bool):
+        raise ConfigError("link.metered: must be true or false")
+    rate, budgets = value.get("rate", ""), value.get("budgets", {})
+    texts = isinstance(budgets, dict) and all(isinstance(one, str) for one in budgets.values())
+    if not isinstance(rate, str) or not texts:
+        raise ConfigError(
+            'link: rate and budgets are texts, such as rate = "1 MB/s", budgets.cellular = "50 MB per day"'
+        )
+    try:
+        own = OwnLimits(read_rate(rate) if rate else 0, read_budgets(budgets))
+    except ValueError as error:
+        raise ConfigError(f"link: {error}") from None
+    return {"link_type": kind, "link_metered": metered, "own_limits": own}
 
 
 def _tags(value: Any) -> dict[str, str]:

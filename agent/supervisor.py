@@ -13,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from agent.condition import Condition
 from agent.config import Config
 from agent.database import DatabaseError
 from agent.files import remove_leftovers, storage_code
 from agent.hardware import measure
+from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.peers.network import Lan
 from agent.protocol.codec import decode, encode
+from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase
 from agent.protocol.limits import LIMITS
@@ -62,12 +66,14 @@ from agent.source_config import SourceKind
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
+from agent.update.budget import Ledger
 from agent.update.bundle_file import BundlesSeen, Held
 from agent.update.bundles import Bundles, BundleTrustSaid
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.lastgood import Good, LastGood
 from agent.update.other_sources import OtherSources
+from agent.update.pace import Pacer
 from agent.update.probation import Probation, fall_back
 from agent.update.retriever import Retriever
 from agent.update.source_tls import Credentials
@@ -89,6 +95,7 @@ from agent.update.updater import (
     Verify,
 )
 from agent.update.verify import TrustSaid, Verifier
+from agent.update.zones import zone_of
 from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
@@ -100,6 +107,7 @@ WORKER_RESTART_MAX_S = 30.0
 GOLDEN = ".golden"  # ends the key under which a deployment's golden inputs are fetched; its artifact's is its id
 MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 RETRY_S = 2.0
+LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -149,9 +157,15 @@ class Supervisor:
         self._worker = WorkerProcess(config, self._events.put)
         self._credentials = Credentials(config)
         self._others = OtherSources(config, self._link, self._events.put, self._say_source_need, self._credentials)
-        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._others)
+        zone = zone_of(config.time_zone)
+        self._pacer = Pacer(
+            Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
+        )
+        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._others, self._pacer)
         self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
         self._stand_ins = StandIns(self._good, self._store, self._updater, self._load_stand_in, self._unload)
+        self._held_back: set[str] = set()  # deployments that have come, and wait for their time
+        self._link_at = 0.0
         self._probation = Probation()
         self._trials = Trials(
             config.state_dir / "trials",
@@ -214,6 +228,7 @@ class Supervisor:
         """Take up what an earlier run left, and connect."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
         self._start_worker()
+        self._look_at_link(time.monotonic())
         self._carry_out(self._updater.recover())
         self._collect_garbage()  # an earlier run may have ended between forgetting a file's user and the file
         self._bundles.start()
@@ -235,6 +250,7 @@ class Supervisor:
         self._trials.stop()
         self._retriever.stop()
         self._fetcher.stop()
+        self._pacer.close()
         self._others.stop()
         self._verifier.stop()
         self._bundles.stop()
@@ -376,6 +392,13 @@ class Supervisor:
         record = self._updater.records[key.removesuffix(GOLDEN)]
         record.count(source, count)
         record.received_bytes += 0 if source.startswith(SourceKind.USB.value) else count
+
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """What is fetched for a deployment must wait, or goes on."""
+        deployment_id = key.removesuffix(GOLDEN)
+        if deployment_id in self._updater.records:
+            self._updater.waits(deployment_id, waiting)
+            self._save()
 
     def fetched(self, key: str) -> None:
         """A deployment's golden inputs came, which are small and come first, or its artifact, and with it all."""
@@ -546,10 +569,7 @@ class Supervisor:
                 self._fetcher.cancel(effect.deployment_id + GOLDEN)
                 self._probation.end(effect.deployment_id)
             case Verify() if record is not None:
-                golden = record.manifest.golden
-                good = self._store.verify(record.manifest.digest)
-                good = (golden is None or self._store.verify(golden.digest)) and good
-                self._carry_out(self._updater.verified(record.deployment_id, good=good))
+                self._verify(record)
             case LoadArtifact() if record is not None:
                 self._load(record)
             case ActivateArtifact() if record is not None:
@@ -567,8 +587,44 @@ class Supervisor:
         else:
             key = record.deployment_id + GOLDEN
             self._fetcher.begin(
-                key, golden, self, deadline_s=record.deadline_s, now=now, server_only=record.server_only
+                key,
+                golden,
+                self,
+                deadline_s=record.deadline_s,
+                now=now,
+                server_only=record.server_only,
+                delivery=record.delivery,
             )
+
+    def _verify(self, record: Record) -> None:
+        """Check what came; what is good but may not serve yet is held until it may."""
+        verified = [self._store.verify(content.digest) for content in record.manifest.contents]
+        good = all(verified)
+        waiting = self._pacer.activation(record.delivery) if good else None
+        if waiting is not None:
+            self._held_back.add(record.deployment_id)
+            self._updater.waits(record.deployment_id, waiting)
+            return
+        self._carry_out(self._updater.verified(record.deployment_id, good=good))
+
+    def _let_in(self) -> None:
+        """Go on with deployments that waited until now."""
+        for key in list(self._held_back):
+            record = self._updater.records.get(key)
+            if record is None or record.phase is not Phase.VERIFYING:
+                self._held_back.discard(key)
+            elif self._pacer.activation(record.delivery) is None:
+                self._held_back.discard(key)
+                self._verify(record)
+
+    def _look_at_link(self, now: float) -> None:
+        """Find out by what kind of link the server is reached; a change is reported."""
+        self._link_at = now + LINK_EVERY_S
+        found = detect_link(self._config.link_type, self._config.link_metered)
+        if found != self._facts.link:
+            self._facts = msgspec.structs.replace(self._facts, link=found)
+            self._pacer.set_link(found)
+            self._report_at = 0.0
 
     def _load(self, record: Record) -> None:
         """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
@@ -714,11 +770,14 @@ class Supervisor:
 
     def _tick_updates(self) -> None:
         now = time.monotonic()
+        if now >= self._link_at:
+            self._look_at_link(now)
         self._fetcher.tick(now)
         if self._probation.asks(now):
             self._request_id += 1
             self._worker.send(Peek(self._request_id))
         self._retriever.tick(now)
+        self._let_in()
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
             if over.silent:
@@ -787,6 +846,7 @@ class Supervisor:
             probation=self._probation.report(record.deployment_id) or record.probation,
             encoding=record.encoding,
             sources=record.sources,
+            waiting=record.waiting,
         )
 
 

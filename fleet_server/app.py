@@ -110,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
     for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
+    api.include_router(rollouts.profile_router)
     api.include_router(enrolment.public)
     app.include_router(api)
     app.include_router(_health)

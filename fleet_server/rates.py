@@ -17,11 +17,15 @@ class TokenBucket:
         self._level = burst
         self._at = now
 
-    def has(self, amount: float, now: float) -> bool:
-        """Whether that much is there."""
+    def level(self, now: float) -> float:
+        """How much is there."""
         self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
         self._at = now
-        return self._level >= amount
+        return self._level
+
+    def has(self, amount: float, now: float) -> bool:
+        """Whether that much is there."""
+        return self.level(now) >= amount
 
     def take(self, amount: float, now: float) -> bool:
         """Take that much when it is there; says whether it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -73,6 +74,14 @@ class Problem(Response):
     detail: str = Field(description="A sentence for people that ends in the remedy.")
     request_id: str = Field(description="Under which the server's log has it.")
     problems: list[FieldProblemView] = Field(description="The fields at fault, when there are any.")
+
+
+class Waiting(Response):
+    """Why something stands still on purpose."""
+
+    reason: str = Field(description="`budget`, `download_window`, `activate_window` or `time_zone`.")
+    detail: str
+    until: dt.datetime | None = Field(description="When it goes on by itself, by the device's clock; null: not known.")
 
 
 class Failure(Response):

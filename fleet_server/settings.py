@@ -228,6 +228,12 @@ class Settings(BaseSettings):
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )
+    delivery_mb_s: float | None = Field(
+        None,
+        gt=0,
+        description="MB (1,000,000 bytes) a second that this server sends of artifacts, to all devices together; as "
+        "fast as they take it when absent.",
+    )
     engine_tick_s: float = Field(0.5, gt=0, description="How often rollouts are judged, in seconds.")
     trust_keys: Path | None = Field(
         None,
@@ -366,6 +372,11 @@ class Settings(BaseSettings):
         bound = [one for one in (self.host, self.broker_host) if one not in {"0.0.0.0", "::", ""}]  # noqa: S104
         found = dict.fromkeys([*own, *bound, socket.gethostname(), "localhost", "127.0.0.1", "::1"])
         return [one for one in found if one]
+
+    @property
+    def delivery_rate(self) -> float | None:
+        """Bytes of artifacts a second."""
+        return self.delivery_mb_s * 1e6 if self.delivery_mb_s is not None else None
 
     @property
     def effective_onnx2tf_python(self) -> Path | None:

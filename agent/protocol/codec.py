@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiting
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
@@ -140,7 +141,8 @@ def _check_renewal(message: Renew | Certificate) -> None:
 def _check_need(message: Need) -> None:
     _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
     _bound(message.missing, LIMITS.missing_ranges, "missing")
-    _require(0 < message.window <= 4096, "window must be between 1 and 4096")
+    _require(0 <= message.window <= 4096, "window must be between 0 and 4096")
+    _require(0 <= message.rest_s <= LIMITS.rest_s, "rest_s is out of bounds")
     for span in message.missing:
         _require(0 <= span.first <= span.last < 1 << 24, "missing holds an impossible range")
 
@@ -180,6 +182,7 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 <= deployment.probation_s <= LIMITS.seconds, "probation_s is out of bounds")
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
         _check_policy(deployment.policy)
+        _check_delivery(deployment.delivery)
         models.add(_read_manifest(deployment.manifest).model)
         _bound(deployment.encodings, LIMITS.encodings, "encodings")
         for encoding in deployment.encodings:
@@ -192,6 +195,7 @@ def _check_desired(message: DesiredState) -> None:
         _require(DIGEST.match(trial.data.digest) is not None, "data.digest is not a SHA-256 digest")
         _require(0 < trial.data.size <= LIMITS.artifact_bytes, "data.size is out of bounds")
         _require(0 < trial.data.chunk_size <= LIMITS.chunk_bytes, "data.chunk_size is out of bounds")
+        _check_delivery(trial.delivery)
         for manifest in trial.candidates:
             _read_manifest(manifest)
     ids = {deployment.deployment_id for deployment in message.deployments}
@@ -213,6 +217,29 @@ def _check_encoding(encoding: Encoding) -> None:
     _require(not encoding.base or DIGEST.match(encoding.base) is not None, "encodings.base is not a SHA-256 digest")
     _require(0 < encoding.size <= LIMITS.artifact_bytes, "encodings.size is out of bounds")
     _require(0 < encoding.chunk_size <= LIMITS.chunk_bytes, "encodings.chunk_size is out of bounds")
+
+
+def _check_delivery(policy: DeliveryPolicy) -> None:
+    _counts(LIMITS.total, rate=policy.rate)
+    _require(set(policy.budgets) <= set(BUDGETED), "delivery.budgets names a kind of link that there is not")
+    for budgets in policy.budgets.values():
+        _bound(budgets, LIMITS.budgets, "delivery.budgets")
+        _counts(LIMITS.total, **{"delivery.budgets": max((one.bytes for one in budgets), default=0)})
+        _require(all(one.bytes >= 0 for one in budgets), "delivery.budgets holds a negative number")
+    for windows in (policy.download, policy.activate):
+        _bound(windows, LIMITS.windows, "delivery windows")
+        for window in windows:
+            _bound(window.days, 7, "delivery window's days")
+            _require(all(0 <= day < 7 for day in window.days), "a delivery window has an impossible day")
+            times = 0 <= window.start < DAY_MINUTES and 0 <= window.end <= DAY_MINUTES
+            _require(times and window.start != window.end, "a delivery window has impossible times")
+            _require(len(window.zone) <= LIMITS.name_chars, "a delivery window's zone is too long")
+
+
+def _check_waiting(waiting: Waiting) -> None:
+    _bound(waiting.detail, LIMITS.detail_chars, "waiting.detail")
+    _require("\0" not in waiting.detail, "waiting.detail holds a NUL character")
+    _require(0 <= (waiting.until or 0) <= LIMITS.unix_seconds, "waiting.until is out of bounds")
 
 
 def _read_manifest(raw: msgspec.Raw) -> Manifest:
@@ -274,6 +301,8 @@ def _check_report(message: Reported) -> None:
         for name, count in report.sources.items():
             _names(source=name)
             _counts(LIMITS.total, source=count)
+        if report.waiting is not None:
+            _check_waiting(report.waiting)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
@@ -351,6 +380,7 @@ def _check_batch(message: TelemetryBatch) -> None:
 def _check_facts(facts: DeviceFacts) -> None:
     for field in ("cpu_features", "accelerators", "runtimes", "tags"):
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
+    _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(
             len(key) <= LIMITS.name_chars and len(value) <= LIMITS.name_chars,

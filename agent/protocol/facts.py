@@ -39,6 +39,20 @@ class RuntimeFacts(msgspec.Struct, frozen=True):
     providers: tuple[str, ...] = ()
 
 
+class LinkFacts(msgspec.Struct, frozen=True):
+    """The device's way to the server.
+
+    Attributes:
+        type: `ethernet`, `wifi`, `cellular` or `unknown`.
+        metered: whether it costs by the byte.
+        interface: its name, such as `wwan0`; empty when the configuration says the type, or none has a default route.
+    """
+
+    type: str = "unknown"
+    metered: bool = False
+    interface: str = ""
+
+
 class DeviceFacts(msgspec.Struct, frozen=True):
     """Everything measured of a device.
 
@@ -55,6 +69,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         accelerators: GPUs and others.
         runtimes: inference runtimes.
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
+        link: its way to the server, as it is now.
     """
 
     agent_version: str
@@ -69,3 +84,4 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     accelerators: tuple[AcceleratorFacts, ...] = ()
     runtimes: tuple[RuntimeFacts, ...] = ()
     tags: dict[str, str] = {}
+    link: LinkFacts = LinkFacts()

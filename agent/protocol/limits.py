@@ -27,6 +27,10 @@ class WireLimits:
     histogram_buckets: int = 512
     confusion_cells: int = 4096
     missing_ranges: int = 256
+    windows: int = 32  # of a delivery policy, of each kind
+    budgets: int = 8  # of a kind of link
+    combined_chunks: int = 16  # in one repair
+    rest_s: float = 3600.0
     tensors: int = 64
     tensor_rank: int = 16
     tensor_elements: int = 1 << 30

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
@@ -56,6 +57,9 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         deadline_s: how long a download may go without a new byte before it fails, in seconds.
         probation: how it is watched; None of a server that says only `probation_s`.
         encodings: ways the artifact may travel other than as it is, the smallest first.
+        probation_s: how long the new version is watched before it counts as active, in seconds.
+        deadline_s: how long a download may go without a new byte before it fails, in seconds; waiting counts not.
+        delivery: how it may come to the device, and when it may begin to serve.
     """
 
     deployment_id: str
@@ -64,6 +68,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
     deadline_s: float = 86_400.0
     probation: ProbationPolicy | None = None
     encodings: tuple[Encoding, ...] = ()
+    delivery: DeliveryPolicy = DeliveryPolicy()
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -84,12 +89,14 @@ class Trial(msgspec.Struct, frozen=True):
             is the reference: answers of the others are compared with its.
         data: the evaluation set they are measured on.
         timeout_s: how long one candidate may take, in seconds.
+        delivery: how its files may come to the device.
     """
 
     trial_id: str
     candidates: tuple[msgspec.Raw, ...]
     data: DataFile
     timeout_s: float = 600.0
+    delivery: DeliveryPolicy = DeliveryPolicy()
 
     def read_candidates(self) -> tuple[Manifest, ...]:
         """The candidates' manifests, of a message that was checked."""
@@ -167,6 +174,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         probation: what was seen of it while it was watched; None before that.
         encoding: codec of the encoding that it came by; empty when it came as it is, or has not come.
         sources: bytes that each source brought, by its name (`mqtt`, `https`, `peer 10.0.0.7:8472`, …).
+        waiting: what it waits for, when it stands still on purpose; None otherwise.
     """
 
     deployment_id: str
@@ -181,6 +189,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     probation: ProbationReport | None = None
     encoding: str = ""
     sources: dict[str, int] = {}
+    waiting: Waiting | None = None
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -329,14 +338,21 @@ class Need(msgspec.Struct, frozen=True):
     Attributes:
         digest: of the artifact.
         deployment_id: it is for.
-        missing: the lowest missing chunks, as ranges; at most `LIMITS.missing_ranges` of them. Empty: done.
-        window: how many chunks may be in flight to this device.
+        missing: the lowest missing chunks, as ranges; at most `LIMITS.missing_ranges` of them. Empty: done,
+            or waiting for something else than the server.
+        window: how many chunks may be in flight to this device; 0: none for now, but do not go on without it.
+        alone: it takes no broadcasts: what it lacks is sent to it alone, and nobody waits for it.
+        anew: the connection is a new one: nothing of what was sent before will still come.
+        rest_s: in how many seconds it will say that it takes more; it is not taken for stalled until then.
     """
 
     digest: str
     deployment_id: str
     missing: tuple[ChunkRange, ...]
     window: int = 32
+    alone: bool = False
+    rest_s: float = 0.0
+    anew: bool = False
 
 
 class SourceNeed(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from enum import StrEnum
 from zlib import crc32
 
 from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.limits import LIMITS
 
 ROOT = "shoal/v1"
 SHARDS = 64
@@ -98,9 +99,9 @@ def repair_filter(device_id: str) -> str:
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/b/+/+"
 
 
-def broadcast_topic(digest: str, chunk: int) -> str:
-    """Where a chunk is published once for every device that needs it."""
-    return f"{ROOT}/b/{digest}/{chunk}"
+def broadcast_topic(digest: str, *chunks: int) -> str:
+    """Where a chunk, or the exclusive-or of several, is published once for every device that needs it."""
+    return f"{ROOT}/b/{digest}/{'-'.join(map(str, chunks))}"
 
 
 def broadcast_filter(digest: str) -> str:
@@ -136,11 +137,16 @@ class ParsedDeviceTopic:
 
 @dataclass(frozen=True)
 class ParsedChunkTopic:
-    """A chunk's digest and index, and the device it was repaired for, if it was not broadcast."""
+    """A chunk's digest and index, and the device it was repaired for, if it was not broadcast.
+
+    Attributes:
+        others: chunks that it is combined with by exclusive-or.
+    """
 
     digest: str
     chunk: int
     device_id: str | None
+    others: tuple[int, ...] = ()
 
 
 def parse_device_topic(topic: str) -> ParsedDeviceTopic:
@@ -175,6 +181,12 @@ def parse_chunk_topic(topic: str) -> ParsedChunkTopic:
         digest, index = parts[3], parts[4]
     else:
         raise WireError(WireErrorCode.MALFORMED, f"not a chunk topic: {topic[:200]!r}")
-    if not DIGEST.match(digest) or not index.isascii() or not index.isdigit() or len(index) > 9:
+    numbers = index.split("-", LIMITS.combined_chunks)
+    if not DIGEST.match(digest) or len(numbers) > LIMITS.combined_chunks or not all(map(_is_chunk, numbers)):
         raise WireError(WireErrorCode.MALFORMED, f"not a chunk topic: {topic[:200]!r}")
-    return ParsedChunkTopic(digest=digest, chunk=int(index), device_id=device_id)
+    first, *others = map(int, numbers)
+    return ParsedChunkTopic(digest=digest, chunk=first, device_id=device_id, others=tuple(others))
+
+
+def _is_chunk(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.messages import Failure, Trial, TrialReport, TrialResult
 from agent.trial.book import CheckTrust, Fetch, Measure, TrialBook, TrialRecord
@@ -135,10 +136,14 @@ class Trials:
 
     def _fetch(self, fetch: Fetch, now: float) -> None:
         self._fetching = fetch.trial_id
-        self._fetcher.begin(fetch.trial_id, fetch.content, self, deadline_s=DEADLINE_S, now=now)
+        delivery = self._book.records[fetch.trial_id].trial.delivery
+        self._fetcher.begin(fetch.trial_id, fetch.content, self, deadline_s=DEADLINE_S, now=now, delivery=delivery)
 
     def received(self, key: str, count: int, source: str) -> None:
         """Bytes came; what a trial cost is not counted."""
+
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """The run's deadline ends a trial that waits for too long."""
 
     def fetched(self, key: str) -> None:
         """A file came; one that came damaged is not in the store, and is fetched again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import Need
 from agent.update.store import Part
@@ -11,6 +13,24 @@ STALLED_S = 1.0
 LONGEST_WAIT_S = 30.0
 WINDOW = 32
 SYNC_S = 5.0  # a slow link's chunks are dear: a power cut shall not cost more of them than this
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How a download may go on now.
+
+    Attributes:
+        window: chunks that may be in flight; 0 for none.
+        rest_s: with a window of 0, in how many seconds there will be more.
+        alone: broadcasts are not to be taken.
+    """
+
+    window: int = WINDOW
+    rest_s: float = 0.0
+    alone: bool = False
+
+
+FREELY = Allowance()
 
 
 class DownloadProgress:
@@ -25,34 +45,57 @@ class DownloadProgress:
         self._since_need = 0
         self._wait = STALLED_S
         self._say_at = now
+        self._resting = False
+        self._anew = True
+        self._ended = False  # the last chunk has come: what is missing now was lost
 
     def chunk(self, index: int, payload: bytes, now: float) -> bool:
         """Take a chunk; true when every chunk is there."""
         if self.part.write(index, payload):
             self._last_new, self._wait = now, STALLED_S
             self._since_need += 1
-            if self._since_need >= EVERY_CHUNKS:
-                self._say_at = now
-            else:
-                self._say_at = max(self._say_at, now + STALLED_S) if self._say_at > now else self._say_at
             if now - self._synced_at >= SYNC_S:
                 self._synced_at = now
                 self.part.sync()
+            self._ended = self._ended or index == self.part.chunks - 1
+            if self._say_at > now:
+                self._say_at = max(self._say_at, now + STALLED_S)
         return self.part.missing == 0
 
-    def need(self, now: float) -> Need | None:
+    def combined(self, chunks: tuple[int, ...], payload: bytes, now: float) -> bool:
+        """Take an exclusive-or of several chunks; true when every chunk is there."""
+        found = self.part.separate(chunks, payload)
+        return self.chunk(*found, now) if found is not None else False
+
+    def need(self, now: float, allowed: Allowance = FREELY) -> Need | None:
         """What to say now: at the start, every few chunks, and when nothing comes, with growing pauses."""
-        if now < self._say_at:
+        goes_on = self._resting and allowed.window > 0
+        few = 1 if self._ended and self.part.missing <= EVERY_CHUNKS else EVERY_CHUNKS
+        enough = self._since_need >= max(1, min(few, allowed.window // 4))
+        if now < self._say_at and not goes_on and not enough:
             return None
         if self._since_need == 0 and now - self._last_new > STALLED_S:
             self._wait = min(self._wait * 1.5, LONGEST_WAIT_S)
         self._since_need = 0
-        self._say_at = now + self._wait
-        return self._message()
+        self._resting = allowed.window == 0
+        self._say_at = now + max(self._wait, allowed.rest_s)
+        rest_s = min(allowed.rest_s, LIMITS.rest_s)
+        anew, self._anew = self._anew, False
+        missing = self.part.missing_ranges(LIMITS.missing_ranges)
+        return Need(self.part.content.digest, self.deployment_id, missing, allowed.window, allowed.alone, rest_s, anew)
 
-    def say_now(self, now: float) -> None:
-        """The link is up again: ask at once."""
-        self._say_at, self._wait = now, STALLED_S
+    def no_more(self, now: float) -> Need:
+        """What to say when nothing is wanted for now, or another source brings it; waiting is no stalling."""
+        self.waited(now)
+        return Need(self.part.content.digest, self.deployment_id, ())
+
+    def waited(self, now: float) -> None:
+        """It was told to wait until now: that is no stalling."""
+        self._last_new, self._say_at, self._wait = now, now, STALLED_S
+
+    def link_up(self, now: float) -> None:
+        """The link is up again: ask at once; what was on its way is gone."""
+        self._say_at, self._wait, self._anew = now, STALLED_S, True
 
     def overdue(self, now: float) -> bool:
         """Whether no new byte has come for longer than the deployment allows."""
@@ -61,12 +104,3 @@ class DownloadProgress:
     def silent_s(self, now: float) -> float:
         """Seconds since something new came, or since it began."""
         return now - self._last_new
-
-    def nothing(self, now: float) -> Need:
-        """What to say where another source brings it all: nothing is missing."""
-        self._say_at = now + STALLED_S
-        return Need(self.part.content.digest, self.deployment_id, (), WINDOW)
-
-    def _message(self) -> Need:
-        missing = self.part.missing_ranges(LIMITS.missing_ranges)
-        return Need(self.part.content.digest, self.deployment_id, missing, WINDOW)

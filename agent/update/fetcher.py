@@ -11,15 +11,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.files import storage_code
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
 from agent.source_config import SourceKind
-from agent.update.download import DownloadProgress
+from agent.update.download import Allowance, DownloadProgress
 from agent.update.other_sources import OtherSources
+from agent.update.pace import Pacer
 from agent.update.store import ArtifactStore
 from agent.update.transfer import SourceChunk
+
+UNBOUNDED = DeliveryPolicy()
 
 
 class Source(Protocol):
@@ -50,6 +54,10 @@ class Owner(Protocol):
         """So many bytes came for it from a source, repeats counted."""
         ...
 
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """It stands still on purpose, or goes on."""
+        ...
+
     def fetched(self, key: str) -> None:
         """All of it came: it is in the store, unless it was damaged and is gone."""
         ...
@@ -61,11 +69,21 @@ class Owner(Protocol):
 
 @dataclass
 class _Wanted:
-    """A content that is being fetched, and for whom."""
+    """A content that is being fetched, and for whom.
+
+    Attributes:
+        policies: how it may come, by key of who wants it.
+        asked: whether the server is to send it.
+        listening: whether broadcasts of it are received.
+        waiting: what it stands still for.
+    """
 
     progress: DownloadProgress
     owners: dict[str, Owner] = field(default_factory=dict)
-    asked: bool = False  # whether the server is to send it
+    policies: dict[str, DeliveryPolicy] = field(default_factory=dict)
+    asked: bool = False
+    listening: bool = False
+    waiting: Waiting | None = None
 
 
 class Fetcher:
@@ -76,21 +94,39 @@ class Fetcher:
         source: whence chunks come.
         place: the store's folder as people are told of it.
         others: sources but the link; none when absent.
+        pacer: counts what comes, and says how it may go on; nothing is bounded when absent.
     """
 
-    def __init__(self, store: ArtifactStore, source: Source, place: str, others: OtherSources | None = None) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        source: Source,
+        place: str,
+        others: OtherSources | None = None,
+        pacer: Pacer | None = None,
+    ) -> None:
         self._store = store
         self._source = source
         self._place = place
         self._others = others
+        self._pacer = pacer or Pacer()
         self._wanted: dict[str, _Wanted] = {}
 
     def begin(
-        self, key: str, content: Content, owner: Owner, *, deadline_s: float, now: float, server_only: bool = False
+        self,
+        key: str,
+        content: Content,
+        owner: Owner,
+        *,
+        deadline_s: float,
+        now: float,
+        server_only: bool = False,
+        delivery: DeliveryPolicy = UNBOUNDED,
     ) -> None:
         """Fetch a content, from where an earlier download of it ended; `owner` is told how it went.
 
-        With `server_only` it comes by the link alone: what came before from several sources was wrong.
+        Called again, it takes the new policy. With `server_only` it comes by the link alone: what came before from
+        several sources was wrong.
         """
         if server_only and self._others is not None:
             self._others.bar(content.digest, now)
@@ -99,7 +135,8 @@ class Fetcher:
             return
         wanted = self._wanted.get(content.digest)
         if wanted is not None:
-            wanted.owners[key] = owner
+            wanted.owners[key], wanted.policies[key] = owner, delivery
+            owner.waits(key, wanted.waiting)
             return
         try:
             lacking = self._store.make_room(content, self._reserved())
@@ -110,11 +147,12 @@ class Fetcher:
         except OSError as error:
             owner.fetch_failed(key, *self.told(error))
             return
-        wanted = _Wanted(DownloadProgress(key, part, deadline_s, now), {key: owner})
+        wanted = _Wanted(DownloadProgress(key, part, deadline_s, now), {key: owner}, {key: delivery})
         self._wanted[content.digest] = wanted
-        self._source.listen_to_broadcast(content.digest)
         if part.missing == 0:
             self._finish(wanted, now)
+        else:
+            self._allowed(wanted, now)  # so that it listens before it asks
 
     def cancel(self, key: str) -> None:
         """One who wanted a content wants it no more."""
@@ -123,58 +161,39 @@ class Fetcher:
                 self._end(wanted)
 
     def chunk(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> None:
-        """Take a chunk that came by the link."""
-        self.deliver(topic.digest, topic.chunk, payload, SourceKind.MQTT.value, now)
+        """Take a chunk that came by the link, or an exclusive-or of several."""
+        self._pacer.received(len(payload), now)  # also what is not wanted any more, and came all the same
+        self._take(topic.digest, (topic.chunk, *topic.others), payload, SourceKind.MQTT.value, now)
 
     def source_chunk(self, chunk: SourceChunk, now: float) -> None:
         """Take a chunk that came from another source."""
         whose = self._others.took(chunk, now) if self._others is not None else None
-        if whose is not None:
-            self.deliver(whose[0], chunk.index, chunk.payload, whose[1], now)
-
-    def deliver(self, digest: str, index: int, payload: bytes, source: str, now: float) -> None:
-        """Take a chunk, wherever it came from, if it is of a content that is being fetched."""
-        wanted = self._wanted.get(digest)
-        if wanted is None:
+        if whose is None:
             return
-        for key, owner in wanted.owners.items():
-            owner.received(key, len(payload), source)
-        before = wanted.progress.part.missing
-        try:
-            complete = wanted.progress.chunk(index, payload, now)
-        except OSError as error:
-            code, detail = self.told(error)
-            if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
-                self._fail(wanted, code, detail)
-            return  # where something could go, the chunk is still missing and is asked for again
-        if self._others is not None and source != SourceKind.MQTT and wanted.progress.part.missing < before:
-            self._others.brought(digest, source)
-        if complete:
-            self._finish(wanted, now)
+        if not whose[1].startswith(SourceKind.USB.value):
+            self._pacer.received(len(chunk.payload), now)
+        self._take(whose[0], (chunk.index,), chunk.payload, whose[1], now)
 
     def tick(self, now: float) -> None:
         """Say what is missing, where it is time to; give up what has stalled."""
         for wanted in list(self._wanted.values()):
-            if wanted.progress.overdue(now):
+            allowed = self._allowed(wanted, now)
+            if allowed is not None and wanted.progress.overdue(now):
                 self._fail(wanted, WireErrorCode.DOWNLOAD_STALLED, "no new byte came for as long as is allowed")
-            elif self._others is not None and self._others.brings(wanted.progress, now, self.may_use):
+            elif self._others_bring(wanted, allowed, now):
                 if wanted.asked and self._source.connected:
                     wanted.asked = False
-                    self._source.say_need(wanted.progress.nothing(now))
-            elif not self._source.connected or not self.may_use(SourceKind.MQTT):
+                    self._source.say_need(wanted.progress.no_more(now))
+            elif allowed is None or not self._source.connected:
                 continue
-            elif (need := wanted.progress.need(now)) is not None:
+            elif (need := wanted.progress.need(now, allowed)) is not None:
                 wanted.asked = True
                 self._source.say_need(need)
-
-    def may_use(self, kind: SourceKind) -> bool:  # noqa: ARG002
-        """Whether a source of a kind may be used now: the one place that says so."""
-        return True
 
     def link_up(self, now: float) -> None:
         """Ask at once for what is missing."""
         for wanted in self._wanted.values():
-            wanted.progress.say_now(now)
+            wanted.progress.link_up(now)
 
     def progress(self, key: str) -> DownloadProgress | None:
         """The download of one who wants a content; None when there is none."""
@@ -184,6 +203,60 @@ class Fetcher:
         """Let the files go; what came stays and counts at the next start."""
         for wanted in list(self._wanted.values()):
             self._end(wanted)
+
+    def _take(self, digest: str, chunks: tuple[int, ...], payload: bytes, source: str, now: float) -> None:
+        """Take a chunk, or an exclusive-or of several, if it is of a content that is being fetched."""
+        wanted = self._wanted.get(digest)
+        if wanted is None:
+            return
+        for key, owner in wanted.owners.items():
+            owner.received(key, len(payload), source)
+        progress = wanted.progress
+        before = progress.part.missing
+        try:
+            alone = len(chunks) == 1
+            complete = progress.chunk(chunks[0], payload, now) if alone else progress.combined(chunks, payload, now)
+        except OSError as error:
+            code, detail = self.told(error)
+            if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
+                self._fail(wanted, code, detail)
+            return  # where something could go, the chunk is still missing and is asked for again
+        if self._others is not None and source != SourceKind.MQTT and progress.part.missing < before:
+            self._others.brought(digest, source)
+        if complete:
+            self._finish(wanted, now)
+
+    def _allowed(self, wanted: _Wanted, now: float) -> Allowance | None:
+        """How a download may go on; None while it has to wait. Where several want it, one that may is enough."""
+        chunk_size = wanted.progress.part.content.chunk_size
+        answers = [self._pacer.download(wanted.policies.get(key, UNBOUNDED), chunk_size, now) for key in wanted.owners]
+        allowed = next((one for one in answers if isinstance(one, Allowance)), None)
+        waiting = next((one for one in answers if isinstance(one, Waiting)), None) if allowed is None else None
+        self._listen(wanted, on=allowed is not None and not allowed.alone)
+        if waiting is not None:
+            if wanted.waiting is None and self._source.connected:
+                self._source.say_need(wanted.progress.no_more(now))
+            wanted.progress.waited(now)
+        if waiting != wanted.waiting:
+            wanted.waiting = waiting
+            for key, owner in wanted.owners.items():
+                owner.waits(key, waiting)
+        return allowed
+
+    def _others_bring(self, wanted: _Wanted, allowed: Allowance | None, now: float) -> bool:
+        """Whether another source than the link brings a content; a stick may even where no more bytes may come."""
+        flows = allowed is not None and allowed.window > 0
+        if self._others is None:
+            return False
+        return self._others.brings(wanted.progress, now, lambda kind: flows or kind is SourceKind.USB)
+
+    def _listen(self, wanted: _Wanted, *, on: bool) -> None:
+        digest = wanted.progress.part.content.digest
+        if on and not wanted.listening:
+            self._source.listen_to_broadcast(digest)
+        elif wanted.listening and not on:
+            self._source.stop_listening(digest)
+        wanted.listening = on
 
     def _finish(self, wanted: _Wanted, now: float) -> None:
         try:
@@ -206,7 +279,7 @@ class Fetcher:
         digest = wanted.progress.part.content.digest
         if self._wanted.pop(digest, None) is not None:
             wanted.progress.part.close()
-            self._source.stop_listening(digest)
+            self._listen(wanted, on=False)
             if self._others is not None:
                 self._others.forget(digest)
 
@@ -223,9 +296,8 @@ class Fetcher:
 
     def told(self, error: OSError) -> tuple[WireErrorCode, str]:
         """What an error of the store is called on the wire, and what would mend it."""
-        return storage_code(
-            error
-        ), f"{self._place} can't be written: {error.strerror}; free some space or mend the disk"
+        detail = f"{self._place} can't be written: {error.strerror}; free some space or mend the disk"
+        return storage_code(error), detail
 
 
 def _mib(count: int) -> int:

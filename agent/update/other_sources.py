@@ -130,9 +130,13 @@ class OtherSources:
         content = progress.part.content
         running = self._running.get(content.digest)
         if running is not None:
-            if now - running.last_at <= STUCK_S and may_use(running.place.kind):
+            if not may_use(running.place.kind):
+                running.transfer.cancel()  # by no fault of its own
+                del self._running[content.digest]
+            elif now - running.last_at <= STUCK_S:
                 return running.came or now - running.last_at <= FIRST_S
-            self._give_up(running, now, "nothing came for too long")
+            else:
+                self._give_up(running, now, "nothing came for too long")
         silent_s = progress.silent_s(now) if self._link.connected and may_use(SourceKind.MQTT) else None
         places = self._places(content, now, silent_s)
         usable = [place for place in places if may_use(place.kind)]

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from agent.protocol.delivery import Waiting
 from agent.protocol.delta import DELTA, ZSTD
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content, Encoding
@@ -60,6 +61,7 @@ class _Job:
     owner: Owner
     missing: int = -1
     silent_since: float = 0.0
+    waits: bool = False
     process: subprocess.Popen[bytes] | None = None
     until: float = 0.0
 
@@ -112,6 +114,7 @@ class Retriever:
             deadline_s=record.deadline_s,
             now=now,
             server_only=record.server_only,
+            delivery=record.delivery,
         )
 
     def cancel(self, key: str) -> None:
@@ -146,6 +149,12 @@ class Retriever:
         """Bytes of an encoding came."""
         self._jobs[key].owner.received(key, count, source)
 
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        """An encoding stands still on purpose, or goes on."""
+        job = self._jobs[key]
+        job.waits = waiting is not None
+        job.owner.waits(key, waiting)
+
     def fetched(self, key: str) -> None:
         """An encoding came: decode it."""
         job = self._jobs[key]
@@ -172,10 +181,10 @@ class Retriever:
         return None
 
     def _tick_download(self, job: _Job, now: float) -> None:
-        """Time without a link does not count: it says nothing of the encoding."""
+        """Time without a link, or of waiting, does not count: it says nothing of the encoding."""
         progress = self._fetcher.progress(job.record.deployment_id)
         missing = 0 if progress is None else progress.part.missing
-        if missing != job.missing or not self._link.connected:
+        if missing != job.missing or job.waits or not self._link.connected:
             job.missing, job.silent_since = missing, now
         elif now - job.silent_since > SILENT_S:
             self._give_up(job, "the server does not send it")

@@ -185,6 +185,8 @@ class Part:
         self._in_folder = False
         if kept != bytes(self._state) + boot:
             _write_all(self._marks, bytes(self._state) + boot, 0)
+        self._hash = hashlib.sha256()
+        self._hashed = 0  # chunks from the first one on that are in it
 
     @property
     def missing(self) -> int:
@@ -206,6 +208,9 @@ class Part:
         self._unsynced += 1
         if self._unsynced >= SYNC_CHUNKS:
             self.sync()
+        if chunk == self._hashed:
+            self._hash.update(payload)
+            self._hashed += 1
         return True
 
     def sync(self) -> None:
@@ -222,6 +227,25 @@ class Part:
             sync_folder(self._part.parent)
             self._in_folder = True
 
+    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+        """The one missing chunk in an exclusive-or of several; None where not just one of them is missing.
+
+        A shorter chunk counts as filled up with zeros.
+        """
+        lacking = [chunk for chunk in chunks if chunk in self._missing]
+        known = all(0 <= chunk < self.chunks for chunk in chunks) and len(set(chunks)) == len(chunks)
+        if len(lacking) != 1 or not known or len(combined) > self.content.chunk_size:
+            return None
+        value = int.from_bytes(combined, "little")
+        for chunk in chunks:
+            if chunk != lacking[0]:
+                start, size = chunk * self.content.chunk_size, self.size_of(chunk)
+                value ^= int.from_bytes(os.pread(self._data, size, start), "little")
+        size = self.size_of(lacking[0])
+        if value >> (8 * size):
+            return None
+        return lacking[0], value.to_bytes(size, "little")
+
     def missing_ranges(self, limit: int) -> tuple[ChunkRange, ...]:
         """The lowest missing chunks as ranges, at most `limit` of them."""
         ranges: list[ChunkRange] = []
@@ -237,14 +261,21 @@ class Part:
     def finish(self) -> bool:
         """Verify the whole and give it its name; when its digest is wrong everything is removed, and false."""
         os.fsync(self._data)
+        good = self._digest() == self.content.digest
         self.close()
-        good = _digest(self._part) == self.content.digest
         if good:
             rename_durably(self._part, self._target)
         else:
             self._part.unlink(missing_ok=True)
         self._have.unlink(missing_ok=True)
         return good
+
+    def _digest(self) -> str:
+        """Of the whole: what came in order was hashed when it came, while it was at hand."""
+        for chunk in range(self._hashed, self.chunks):
+            self._hash.update(os.pread(self._data, self.size_of(chunk), chunk * self.content.chunk_size))
+        self._hashed = self.chunks
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Let the files go; the download can be opened again."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
 from agent.protocol.limits import LIMITS
@@ -33,6 +34,8 @@ class Record(msgspec.Struct):
         encoding: codec that brought the artifact; empty when it came as it is, or has not come.
         sources: bytes that each source brought.
         ordered: whether a bundle brought it, and no server.
+        delivery: how the artifact may come, and when it may begin to serve.
+        waiting: what it stands still for.
         trusted: whether TUF metadata vouched for them. It is asked once: what runs goes on without the network.
         policy: how it is watched; None of a record from before there were policies.
         probation: what was seen of it while it was watched.
@@ -66,6 +69,8 @@ class Record(msgspec.Struct):
     encoding: str = ""
     sources: dict[str, int] = {}
     ordered: bool = False
+    delivery: DeliveryPolicy = DeliveryPolicy()
+    waiting: Waiting | None = None
 
     @property
     def watching(self) -> ProbationPolicy:
@@ -169,7 +174,8 @@ class Updater:
         for record in list(self.records.values()):
             if record.phase in SETTLED:
                 continue
-            record.attempts += record.phase is not Phase.PENDING  # waiting for trust, it did nothing that could crash
+            # What waited, for trust or for its time, did nothing that could crash.
+            record.attempts += record.phase is not Phase.PENDING and record.waiting is None
             record.interrupted += record.phase in {Phase.LOADING, Phase.PROBATION}
             record.replaces = False
             if record.interrupted >= INTERRUPTIONS:
@@ -261,11 +267,23 @@ class Updater:
                     encodings=one.encodings,
                     trusted=ordered,
                     ordered=ordered,
+                    delivery=one.delivery,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
                 effects += self._begin(record)
+            elif (known := self.records[one.deployment_id]).delivery != one.delivery:
+                known.delivery = one.delivery
+                self.changed.add(known.deployment_id)
+                effects += [Download(known.deployment_id)] if known.phase is Phase.DOWNLOADING else []
         return effects
+
+    def waits(self, deployment_id: str, waiting: Waiting | None) -> None:
+        """A deployment stands still on purpose, or goes on."""
+        record = self.records[deployment_id]
+        if record.waiting != waiting:
+            record.waiting = waiting
+            self.changed.add(deployment_id)
 
     def trusted(self, deployment_id: str) -> list[Effect]:
         """The manifest was signed by whom it must be."""
@@ -447,4 +465,5 @@ class Updater:
 
     def _set(self, record: Record, phase: Phase) -> None:
         record.phase = check_transition(record.phase, phase)
+        record.waiting = None
         self.changed.add(record.deployment_id)

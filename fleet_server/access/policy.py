@@ -26,7 +26,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
     ),
     Role.OPERATOR: (
-        *("change_device", "forget_device", "create_profile", "delete_profile"),
+        *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),

@@ -16,6 +16,7 @@ from fleet_server.cli.output import (
     confirm,
     show_object,
     show_rows,
+    waits,
 )
 from fleet_server.cli.profiles import pairs
 from fleet_server.sdk import segment
@@ -59,6 +60,8 @@ def list_devices(
                 ("serves", lambda row: ", ".join(f"{one['model']}@{one['version']}" for one in row["serving"]) or None),
                 ("runs on", lambda row: ", ".join(sorted({one["provider"] for one in row["serving"]})) or None),
                 ("arch", lambda row: row["facts"].get("arch")),
+                ("link", lambda row: row["facts"].get("link", {}).get("type")),
+                ("waits", lambda row: "; ".join(waits(one["waiting"]) for one in row["waiting"]) or None),
             ],
             empty="no device has connected yet; start one with `shoal-agent run` or `shoal up`",
         )

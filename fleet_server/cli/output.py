@@ -134,3 +134,9 @@ def _cell(value: object) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("[", "\\[")
+
+
+def waits(waiting: Json) -> str:
+    """What something waits for, and until when."""
+    until = waiting["until"]
+    return f"waiting: {waiting['detail']}" + (f"; goes on at {until[:16].replace('T', ' ')} UTC" if until else "")

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from fleet_server.devices.schemas import ProfileCreate
 
 profile = typer.Typer(no_args_is_help=True, help="Profiles: kinds of device, by a match over their facts.")
+RateOption = Annotated[str | None, typer.Option(help='At most so much a second to each device, such as "2 MB/s".')]
+BudgetOption = Annotated[
+    list[str],
+    typer.Option(
+        help='kind=bytes per period, such as "cellular=50 MB per day"; ethernet, wifi, cellular, metered; repeat.'
+    ),
+]
+DownloadOption = Annotated[
+    list[str], typer.Option(help='When it may be downloaded, such as "Mon-Fri 22:00-04:00 Europe/Berlin"; repeat.')
+]
+ActivateOption = Annotated[list[str], typer.Option(help="When it may begin to serve, written alike; repeat.")]
 NameArgument = Annotated[str, typer.Argument(help="Its name.")]
 # The most telling first: one of them becomes a condition of a detected profile.
 TELLING = ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp", "asimd", "neon")
@@ -101,6 +112,37 @@ def create_profile(
         wanted["precisions"] = precision
     with client(context) as api:
         show_object(api.post("/profiles", wanted), output)
+
+
+@profile.command("delivery")
+def change_delivery(
+    context: typer.Context,
+    name: NameArgument,
+    rate: RateOption = None,
+    budget: BudgetOption = [],  # noqa: B006
+    download: DownloadOption = [],  # noqa: B006
+    activate: ActivateOption = [],  # noqa: B006
+    clear: Annotated[bool, typer.Option("--clear", help="Let artifacts come as they like.")] = False,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say how artifacts may come to a profile's devices; what is not given is not bounded.
+
+    Example: shoal profile delivery rpi4 --budget "cellular=50 MB per day" --download "Mon-Fri 22:00-04:00"
+    """
+    wanted = delivery(rate, budget, download, activate)
+    if clear == bool(wanted):
+        raise fail("give --rate, --budget, --download or --activate, or else --clear", 2)
+    with client(context) as api:
+        show_object(api.patch(f"/profiles/{segment(name)}", {"delivery": wanted}), output)
+
+
+def delivery(rate: str | None, budgets: list[str], download: list[str], activate: list[str]) -> dict[str, Any] | None:
+    """The options as a delivery policy; None where none was given."""
+    wanted: dict[str, Any] = {"rate": rate} if rate else {}
+    wanted |= {"budgets": pairs(budgets, "--budget")} if budgets else {}
+    wanted |= {"download": download} if download else {}
+    wanted |= {"activate": activate} if activate else {}
+    return wanted or None
 
 
 @profile.command("delete")

@@ -24,8 +24,9 @@ from fleet_server.cli.output import (
     rows_table,
     show_object,
     show_rows,
+    waits,
 )
-from fleet_server.cli.profiles import pairs
+from fleet_server.cli.profiles import ActivateOption, BudgetOption, DownloadOption, RateOption, delivery, pairs
 from fleet_server.sdk import Client, segment
 
 rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")
@@ -71,6 +72,10 @@ def create(
         str, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
     ] = "refuse",
     allow_unproven: Annotated[bool, typer.Option(help="Also variants that no device has measured.")] = False,  # noqa: FBT002
+    rate: RateOption = None,
+    budget: BudgetOption = [],  # noqa: B006
+    download: DownloadOption = [],  # noqa: B006
+    activate: ActivateOption = [],  # noqa: B006
     name: Annotated[str | None, typer.Option(help="What to call it.")] = None,
     watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it stands still.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
@@ -94,7 +99,8 @@ def create(
     target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag"), "query": query}
     body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
     with client(context) as api:
-        created = api.post("/rollouts", {**body, "allow_unproven": allow_unproven})
+        policy = delivery(rate, budget, download, activate)
+        created = api.post("/rollouts", {**body, "allow_unproven": allow_unproven, "delivery": policy})
         if watch_it:
             created = _follow(api, created["id"])
         show_object(_brief(created) if output is Output.TABLE else created, output)
@@ -352,6 +358,7 @@ def _brief(found: Json) -> Json:
         "created by": found["created_by"],
         "approvals": f"{len(found['approvals'])} of {found['approvals_needed']}" if found["approvals_needed"] else None,
         "devices": ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["counts"].items() if count),
+        "delivery": found["delivery"],
         "verdicts": "\n".join(verdicts),
     }
 
@@ -370,6 +377,13 @@ def _travelled(row: Json) -> str | None:
     return f"{row['received_bytes']:,}" + (f" ({row['encoding']})" if row["encoding"] else "")
 
 
+def _why(row: Json) -> str | None:
+    """Why it failed, or what it waits for."""
+    if row["failure"]:
+        return str(row["failure"]["detail"])
+    return waits(row["waiting"]) if row["waiting"] else None
+
+
 DEPLOYMENT_COLUMNS: list[tuple[str, Callable[[Json], object]]] = [
     ("device", lambda row: row["device_id"]),
     ("profile", lambda row: row["profile"]),
@@ -379,5 +393,5 @@ DEPLOYMENT_COLUMNS: list[tuple[str, Callable[[Json], object]]] = [
     ("bytes", _travelled),
     ("seconds", lambda row: row["deploy_s"]),
     ("seen", watching.seen),
-    ("why", lambda row: row["failure"]["detail"] if row["failure"] else None),
+    ("why", _why),
 ]

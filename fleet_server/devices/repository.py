@@ -48,6 +48,12 @@ def devices_page(
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
+def with_profile(session: Session, profile_id: str) -> Sequence[Device]:
+    """Every device that has a profile and was not forgotten, by id."""
+    query = select(Device).where(Device.profile_id == profile_id, Device.forgotten_at.is_(None)).order_by(Device.id)
+    return session.scalars(query).all()
+
+
 def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = None) -> Sequence[Device]:
     """Every device of a fleet, or those of the given ids, by id."""
     query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None)).order_by(Device.id)

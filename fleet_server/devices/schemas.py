@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Precision, RuntimeName
-from fleet_server.schemas import Name, Request, Response, example
+from fleet_server.devices.delivery import Delivery
+from fleet_server.schemas import Name, Request, Response, Waiting, example
 
 Scalar = str | int | float | bool
 
@@ -105,6 +106,15 @@ class ProfileCreate(ProfileSpec):
     )
 
     name: Name
+    delivery: Delivery | None = Field(None, description="How artifacts may come to its devices.")
+
+
+class ProfileUpdate(Request):
+    """What may be changed of a profile. Its devices are told at once."""
+
+    model_config = example(delivery={"budgets": {"cellular": "50 MB per day"}, "download": ["22:00-04:00"]})
+
+    delivery: Delivery | None = Field(description="How artifacts may come to its devices; null: as they like.")
 
 
 class ProfileView(Response):
@@ -113,6 +123,7 @@ class ProfileView(Response):
     id: str
     name: str
     spec: ProfileSpec
+    delivery: Delivery | None
     devices: int | None = Field(None, description="Devices that have it; only when one profile is shown.")
     created_at: dt.datetime
 
@@ -140,6 +151,14 @@ class ProblemView(Response):
     ongoing: bool = Field(description="It holds still, as far as the device has said.")
 
 
+class DeploymentWaiting(Response):
+    """A deployment that stands still on its device, on purpose."""
+
+    model: str
+    version: str
+    waiting: Waiting
+
+
 class DeviceView(Response):
     """A device."""
 
@@ -152,6 +171,7 @@ class DeviceView(Response):
     facts: dict[str, Any] = Field(description="What the agent measured: `agent.protocol.facts.DeviceFacts`.")
     serving: list[ServingView]
     problems: list[ProblemView] = Field(description="The newest of those that it told of, the newest last.")
+    waiting: list[DeploymentWaiting] = Field(description="What stands still on it on purpose, and until when.")
     desired_revision: int
     reported_revision: int
     created_at: dt.datetime

@@ -17,8 +17,10 @@ from fleet_server import audit
 from fleet_server.db import utc_now
 from fleet_server.devices import repository
 from fleet_server.devices.attributes import COLUMNS, NAMES, TAG, attributes_of
+from fleet_server.devices.delivery import Delivery, policy_of
 from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
 from fleet_server.devices.schemas import (
+    DeploymentWaiting,
     DeviceUpdate,
     DeviceView,
     ProblemView,
@@ -237,14 +239,16 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
     Raises:
         ConflictError: when the name is taken by another specification.
     """
-    spec = wanted.model_dump(mode="json", exclude={"name"})
+    spec = wanted.model_dump(mode="json", exclude={"name", "delivery"})
+    delivery = wanted.delivery.model_dump(mode="json") if wanted.delivery else None
     existing = repository.profile(session, fleet_id, wanted.name)
     if existing is not None:
         # What is stored may come from before a field was there: it then has the field's default.
-        if ProfileSpec.model_validate(existing.spec).model_dump(mode="json") == spec:
+        same = ProfileSpec.model_validate(existing.spec).model_dump(mode="json") == spec
+        if same and policy_of(existing.delivery) == policy_of(delivery):
             return existing
         raise ConflictError("profile_exists", f"profile {wanted.name!r} is there already, with another specification")
-    profile = Profile(fleet_id=fleet_id, name=wanted.name, spec=spec)
+    profile = Profile(fleet_id=fleet_id, name=wanted.name, spec=spec, delivery=delivery)
     session.add(profile)
     session.flush()
     _rematch_all(session, fleet_id)
@@ -252,6 +256,30 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
         session, fleet_id=fleet_id, actor=actor, action="profile.create", subject=f"profile/{wanted.name}", after=spec
     )
     return profile
+
+
+def change_delivery(
+    session: Session, fleet_id: str, name: str, delivery: Delivery | None, *, actor: Who
+) -> tuple[Profile, Sequence[Device]]:
+    """Change how artifacts may come to a profile's devices; returns those, which are to be told.
+
+    Raises:
+        NotFoundError: when there is no such profile.
+    """
+    profile = get_profile(session, fleet_id, name)
+    before, after = profile.delivery, delivery.model_dump(mode="json") if delivery else None
+    profile.delivery = after
+    session.flush()
+    audit.record(
+        session,
+        fleet_id=fleet_id,
+        actor=actor,
+        action="profile.update",
+        subject=f"profile/{name}",
+        before={"delivery": before},
+        after={"delivery": after},
+    )
+    return profile, repository.with_profile(session, profile.id)
 
 
 def delete_profile(session: Session, fleet_id: str, name: str, *, actor: Who) -> None:
@@ -281,6 +309,7 @@ def profile_view(profile: Profile, devices: int | None = None) -> ProfileView:
         id=profile.id,
         name=profile.name,
         spec=ProfileSpec.model_validate(profile.spec),
+        delivery=Delivery.model_validate(profile.delivery) if profile.delivery else None,
         devices=devices,
         created_at=profile.created_at,
     )
@@ -298,6 +327,7 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
         facts=device.facts,
         serving=[ServingView.model_validate(one) for one in device.serving],
         problems=[_problem(one) for one in device.problems],
+        waiting=[DeploymentWaiting.model_validate(one) for one in device.reported_deployments if one.get("waiting")],
         desired_revision=device.desired_revision,
         reported_revision=device.reported_revision,
         created_at=device.created_at,

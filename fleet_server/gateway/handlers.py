@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from sqlalchemy.orm import Session
@@ -37,6 +38,7 @@ from fleet_server.enrolment.service import Authority
 from fleet_server.errors import FleetError
 from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import repository as rollouts_repository
@@ -49,6 +51,16 @@ from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
 NO_KEY = "0" * 64
+ENTITLED_S = 5.0  # one that is locked out is disconnected within that time too
+ENTITLED_KEPT = 50_000
+
+
+@dataclass(frozen=True)
+class _Entitled:
+    """A device may have a content of so many chunks, as the database said a moment ago."""
+
+    chunks: int
+    until: float
 
 
 class Handlers:
@@ -57,7 +69,7 @@ class Handlers:
     Args:
         database: where everything goes.
         settings: what devices are told.
-        on_need: takes a device's need, when the device is entitled to the artifact.
+        delivery: takes devices' needs of what they are entitled to.
         authority: renews certificates.
         conduct: notes devices that send what can't be read.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
@@ -67,7 +79,7 @@ class Handlers:
         self,
         database: Database,
         settings: Settings,
-        on_need: Callable[[str, Need, int], None],
+        delivery: Delivery,
         authority: Authority,
         conduct: Conduct,
         send: Callable[[str, bytes], object],
@@ -76,7 +88,8 @@ class Handlers:
         self._authority = authority
         self._conduct = conduct
         self._settings = settings
-        self._on_need = on_need
+        self._delivery = delivery
+        self._entitled: dict[tuple[str, str], _Entitled] = {}
         self._send = send
         self._complained: dict[str, float] = {}
         self._tickets = TicketDesk(authority.ca)
@@ -85,7 +98,8 @@ class Handlers:
         """Handle one message."""
         try:
             topic = parse_device_topic(message.topic)
-            self._dispatch(topic, message.payload)
+            if topic.leaf is not DeviceTopic.NEED or not self._need_again(topic.device_id, message.payload):
+                self._dispatch(topic, message.payload)
         except WireError as error:
             self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
             self._complain(message.topic, error)
@@ -131,6 +145,8 @@ class Handlers:
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:
             devices.record_presence(session, device_id, presence, utc_now())
+        if not presence.online:
+            self._delivery.forget(device_id)
 
     def _telemetry(self, device_id: str, batch: TelemetryBatch) -> None:
         with self._database.write() as session:
@@ -150,7 +166,7 @@ class Handlers:
         with self._database.read() as session:
             content = _entitled(session, device_id, need.digest)
         if content is not None:
-            self._on_need(device_id, need, chunk_count(content))
+            self._hear(device_id, need, chunk_count(content))
 
     def _source_need(self, device_id: str, need: SourceNeed) -> None:
         """Where it may fetch the same over HTTP, where the settings say so."""
@@ -162,6 +178,21 @@ class Handlers:
             url = f"{self._settings.download_url}/api/v1/device-artifacts/{content.digest}"
             offer = SourceOffer(need.digest, url, ticket, LIFETIME_S)
         self._send(device_topic(device_id, DeviceTopic.SOURCE), encode(offer))
+
+    def _need_again(self, device_id: str, payload: bytes) -> bool:
+        """Take a need of what the device was found entitled to a moment ago: the database is asked once for many."""
+        need = decode(payload, Need)
+        found = self._entitled.get((device_id, need.digest))
+        if found is None or time.monotonic() > found.until:
+            return False
+        self._delivery.hear(device_id, need, found.chunks)
+        return True
+
+    def _hear(self, device_id: str, need: Need, chunks: int) -> None:
+        if len(self._entitled) >= ENTITLED_KEPT:
+            self._entitled.clear()
+        self._entitled[device_id, need.digest] = _Entitled(chunks, time.monotonic() + ENTITLED_S)
+        self._delivery.hear(device_id, need, chunks)
 
     def _renew(self, device_id: str, asked: Renew) -> None:
         """Its next certificate, or why it gets none."""

@@ -8,30 +8,25 @@ import threading
 import time
 from collections.abc import Callable
 
-from agent.protocol.limits import LIMITS
-from agent.protocol.messages import ChunkRange, Need
-from agent.protocol.topics import FROM_DEVICE, broadcast_topic, every_shard_filter, repair_topic
+from agent.protocol.topics import FROM_DEVICE, every_shard_filter
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.enrolment.service import Authority
-from fleet_server.errors import FleetError
 from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
-from fleet_server.gateway.streamer import Send, Streamer
 from fleet_server.settings import Settings
 
 log = logging.getLogger(__name__)
 OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
-STREAM_POLL_S = 0.02
-STREAM_BUDGET = 64
 LOCKOUT_POLL_S = 1.0
 INBOX_WAIT_S = 0.5
 
@@ -41,7 +36,6 @@ class Gateway:
 
     def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore, authority: Authority) -> None:
         self._database = database
-        self._artifacts = artifacts
         files = BrokerFiles(settings, authority.ca)
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
@@ -54,9 +48,8 @@ class Gateway:
             self._inbox.put,
             self._lockout.context,
         )
-        self._streamer = Streamer()
-        self._streamer_lock = threading.Lock()
-        self._handlers = Handlers(database, settings, self._hear, authority, self._conduct, self._link.publish)
+        self._delivery = Delivery(artifacts, self._link.publish, settings.delivery_rate)
+        self._handlers = Handlers(database, settings, self._delivery, authority, self._conduct, self._link.publish)
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -84,7 +77,7 @@ class Gateway:
         for name, step in (
             ("gateway-handler", self._handle_one),
             ("gateway-outbox", self._publish_pending),
-            ("gateway-streamer", self._stream),
+            ("gateway-streamer", self._delivery.step),
             ("gateway-lockout", self._keep_out),
         ):
             thread = threading.Thread(target=self._forever, args=(name, step), name=name, daemon=True)
@@ -152,33 +145,3 @@ class Gateway:
         if done:
             with self._database.write() as session:
                 outbox.acknowledge(session, done)
-
-    def _hear(self, device_id: str, need: Need, chunks: int) -> None:
-        """Spans beyond the artifact's end are cut off before anything is made of them."""
-        inside = tuple(
-            ChunkRange(span.first, min(span.last, chunks - 1)) for span in need.missing if span.first < chunks
-        )
-        bounded = Need(digest=need.digest, deployment_id=need.deployment_id, missing=inside, window=need.window)
-        with self._streamer_lock:
-            self._streamer.hear(device_id, bounded, time.monotonic())
-
-    def _stream(self) -> None:
-        with self._streamer_lock:
-            sends = list(self._streamer.next(time.monotonic(), STREAM_BUDGET))
-        for send in sends:
-            self._send_chunk(send)
-        if not sends:
-            self._stopping.wait(STREAM_POLL_S)
-
-    def _send_chunk(self, send: Send) -> None:
-        size = LIMITS.chunk_bytes
-        try:
-            payload = self._artifacts.read_range(send.digest, send.chunk * size, size)
-        except FleetError as error:
-            log.warning("can't read chunk %d of %s: %s", send.chunk, send.digest[:12], error)
-            return
-        if send.device_id is None:
-            topic = broadcast_topic(send.digest, send.chunk)
-        else:
-            topic = repair_topic(send.device_id, send.digest, send.chunk)
-        self._link.publish(topic, payload)

@@ -24,6 +24,7 @@ class Profile(Base):
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
     name: Mapped[str]
     spec: Mapped[dict[str, Any]]
+    delivery: Mapped[dict[str, Any] | None]  # fleet_server.devices.delivery.Delivery, as JSON
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 

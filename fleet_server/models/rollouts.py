@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -24,6 +24,7 @@ class Rollout(Base):
     state: Mapped[str]
     target: Mapped[dict[str, Any]]  # RolloutTarget, as JSON
     strategy: Mapped[dict[str, Any]]  # RolloutStrategy, as JSON
+    delivery: Mapped[dict[str, Any] | None]  # fleet_server.devices.delivery.Delivery, as JSON
     stage: Mapped[int] = mapped_column(default=0)
     stage_started_at: Mapped[dt.datetime | None]
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
@@ -72,6 +73,8 @@ class Deployment(Base):
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
     probation: Mapped[dict[str, Any] | None]  # agent.protocol.messages.ProbationReport, as JSON
+    is_waiting: Mapped[bool] = mapped_column(default=False, server_default=false())
+    waiting: Mapped[dict[str, Any] | None]  # agent.protocol.delivery.Waiting, as JSON
     received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     encoding: Mapped[str] = mapped_column(default="")  # codec it came by; empty when as it is
     missing_chunks: Mapped[int] = mapped_column(default=0)

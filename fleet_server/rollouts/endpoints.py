@@ -6,7 +6,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, status
 
-from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, RolloutId, WriteSession, page
+from fleet_server.devices.schemas import ProfileUpdate, ProfileView
+from fleet_server.devices.service import profile_view
+from fleet_server.http import (
+    Actor,
+    AppSettings,
+    DeviceId,
+    FleetId,
+    Paging,
+    ProfileName,
+    ReadSession,
+    RolloutId,
+    WriteSession,
+    page,
+)
 from fleet_server.openapi import problems
 from fleet_server.rollouts import approvals, bundles, repository, service
 from fleet_server.rollouts.schemas import (
@@ -22,6 +35,7 @@ from fleet_server.rollouts.schemas import (
 from fleet_server.schemas import Page
 
 router = APIRouter(tags=["rollouts"])
+profile_router = APIRouter(tags=["profiles"])  # what is changed of a profile and sent to its devices
 device_router = APIRouter(tags=["devices"])  # what is done to a device and ends its part in rollouts
 
 
@@ -147,6 +161,21 @@ def list_deployments(
     """What devices were told to run, newest first."""
     rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model)
     return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+
+
+@profile_router.patch(
+    "/profiles/{name}", summary="Change how artifacts come to a profile's devices", responses=problems(404)
+)
+def change_profile(
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    name: ProfileName,
+    change: ProfileUpdate,
+) -> ProfileView:
+    """Its devices are told before this answers: one that waits for a window goes on when the new policy lets it."""
+    return profile_view(service.change_profile(session, settings, fleet_id, name, change, actor=actor))
 
 
 @device_router.delete(

@@ -89,6 +89,17 @@ def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
 
 
+def waiting_count(session: Session, rollout_id: str) -> int:
+    """How many of a rollout's deployments stand still on purpose."""
+    query = select(func.count()).where(
+        Deployment.rollout_id == rollout_id,
+        Deployment.revert_of == "",
+        Deployment.phase.not_in(SETTLED_PHASES),
+        Deployment.is_waiting.is_(True),
+    )
+    return session.scalar(query) or 0
+
+
 def unsettled(session: Session, model_id: str, device_ids: Sequence[str]) -> Sequence[Deployment]:
     """Deployments of a model on these devices that an open rollout has not settled."""
     found: list[Deployment] = []

@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from agent.protocol.messages import ProbationPolicy
-from fleet_server.schemas import Failure, Name, Request, Response, example
+from fleet_server.devices.delivery import Delivery
+from fleet_server.schemas import Failure, Name, Request, Response, Waiting, example
 
 DEFAULTS = ProbationPolicy()
 WEEK_S = 7 * 86_400
@@ -170,6 +171,11 @@ class RolloutCreate(Request):
     name: str | None = Field(None, max_length=128)
     target: RolloutTarget
     strategy: RolloutStrategy = Field(default_factory=RolloutStrategy)
+    delivery: Delivery | None = Field(
+        None,
+        description="How the artifact may come to devices, beside what their profiles say: the lower rate and all "
+        "budgets hold; windows that are given here hold in place of the profile's.",
+    )
     allow_unproven: bool = Field(
         False, description="Also roll out variants that no device of their profile has measured (see gate runs)."
     )
@@ -196,6 +202,7 @@ class RolloutCounts(Response):
     total: int
     scheduled: int
     in_progress: int
+    waiting: int = Field(description="Of those in progress: that stand still on purpose.")
     active: int
     failed: int
     superseded: int
@@ -241,6 +248,7 @@ class RolloutView(Response):
     stages: int
     target: RolloutTarget
     strategy: RolloutStrategy
+    delivery: Delivery | None
     counts: RolloutCounts
     verdicts: list[StageVerdict]
     created_by: str
@@ -288,6 +296,7 @@ class DeploymentView(Response):
     desired: bool
     failure: Failure | None
     probation: ProbationView | None
+    waiting: Waiting | None
     artifact_bytes: int
     encoding: str = Field(
         description="Codec of the encoding that the artifact came by, such as `delta-1`; empty when it came as it is."

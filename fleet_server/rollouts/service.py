@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
+from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.manifest import DataFile, Encoding, Manifest, manifest_bytes
 from agent.protocol.messages import (
@@ -28,7 +29,8 @@ from fleet_server.conversions.repository import open_trials
 from fleet_server.db import utc_now
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as device_service
-from fleet_server.devices.schemas import ProfileSpec
+from fleet_server.devices.delivery import Delivery, combined, policy_of, without_windows
+from fleet_server.devices.schemas import ProfileSpec, ProfileUpdate
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
@@ -47,7 +49,7 @@ from fleet_server.rollouts.schemas import (
     StageVerdict,
     Terms,
 )
-from fleet_server.schemas import Failure
+from fleet_server.schemas import Failure, Waiting
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -76,6 +78,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         state=(RolloutState.AWAITING_APPROVAL if needed else RolloutState.RUNNING).value,
         target=wanted.target.model_dump(mode="json"),
         strategy=wanted.strategy.model_dump(mode="json"),
+        delivery=wanted.delivery.model_dump(mode="json") if wanted.delivery else None,
         terms=terms.model_dump(mode="json"),
         created_by=str(actor),
         creator_id=id_of(actor),
@@ -295,6 +298,8 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
     """Write the device's desired state to the outbox: with a new revision, or as it is when only sent again."""
     if not resend:
         device.desired_revision += 1
+    profile = session.get(Profile, device.profile_id) if device.profile_id else None
+    general = policy_of(profile.delivery if profile else None)
     state = DesiredState(
         protocol=SPOKEN,
         fleet=device.fleet_id,
@@ -306,6 +311,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 probation_s=(policy := _policy(session, settings, deployment)).seconds,
                 probation=policy,
                 encodings=_encodings(session, deployment),
+                delivery=_delivery(session, deployment, general),
             )
             for deployment in repository.desired(session, device.id)
         ),
@@ -319,6 +325,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 ),
                 msgspec.convert(run.data, DataFile),
                 settings.gate_candidate_timeout_s,
+                without_windows(general),  # a run has a deadline
             )
             for trial, run in open_trials(session, device.id)
         ),
@@ -369,6 +376,25 @@ def _encodings(session: Session, deployment: Deployment) -> tuple[Encoding, ...]
         return ()
     digest = manifest_of(session, deployment).digest
     return deltas.offered(session, deployment.fleet_id, digest, deployment.device_id)
+
+
+def _delivery(session: Session, deployment: Deployment, general: DeliveryPolicy) -> DeliveryPolicy:
+    policy = combined(general, policy_of(session.get_one(Rollout, deployment.rollout_id).delivery))
+    return without_windows(policy) if deployment.revert_of else policy
+
+
+def change_profile(
+    session: Session, settings: Settings, fleet_id: str, name: str, change: ProfileUpdate, *, actor: Who
+) -> Profile:
+    """Change a profile's delivery policy, and tell its devices.
+
+    Raises:
+        NotFoundError: when there is no such profile.
+    """
+    profile, devices = device_service.change_delivery(session, fleet_id, name, change.delivery, actor=actor)
+    for device in devices:
+        queue_desired(session, settings, device)
+    return profile
 
 
 def manifest_of(session: Session, deployment: Deployment) -> Manifest:
@@ -436,6 +462,8 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     if report.probation is not None:
         deployment.probation = msgspec.to_builtins(report.probation)
     deployment.sources = report.sources
+    deployment.waiting = msgspec.to_builtins(report.waiting) if report.waiting else None
+    deployment.is_waiting = report.waiting is not None
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:
@@ -601,6 +629,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         active=phases.get("active", 0),
         failed=ended,
         superseded=phases.get("superseded", 0),
+        waiting=repository.waiting_count(session, rollout.id),
         in_progress=sum(phases.values())
         - ended
         - sum(phases.get(phase, 0) for phase in (SCHEDULED, "active", "superseded")),
@@ -615,6 +644,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         stages=len(strategy.stages),
         target=RolloutTarget.model_validate(rollout.target),
         strategy=strategy,
+        delivery=Delivery.model_validate(rollout.delivery) if rollout.delivery else None,
         counts=counts,
         verdicts=[StageVerdict.model_validate(verdict) for verdict in rollout.verdicts],
         created_by=rollout.created_by,
@@ -628,7 +658,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
 def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
     """The HTTP shape of a deployment."""
     deployment, variant, version, model, profile = row
-    took = None
+    took, ended = None, deployment.phase in repository.SETTLED_PHASES
     if deployment.serving_at is not None and deployment.sent_at is not None:
         took = (deployment.serving_at - deployment.sent_at).total_seconds()
     return DeploymentView(
@@ -644,6 +674,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
         probation=ProbationView.model_validate(deployment.probation) if deployment.probation else None,
+        waiting=Waiting.model_validate(deployment.waiting) if deployment.waiting and not ended else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,
         encoding=deployment.encoding,

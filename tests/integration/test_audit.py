@@ -219,6 +219,8 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
         "profiles",
         json={"name": "q", "runtime": "onnx", "match": {"arch": "x"}},
     )
+    delivery = {"rate": "1 MB/s"}
+    walk("change_profile", "profile.update", "patch", "profiles/p", json={"delivery": delivery})
     walk("delete_profile", "profile.delete", "delete", "profiles/q")
     wanted = {"version": "m@1", "profiles": ["p"]}
     variant_id = walk("build_variants", "variant.build", "post", "variants", json=wanted)[0]["id"]

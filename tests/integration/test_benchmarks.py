@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["serving", "footprint", "delta"])
+@pytest.mark.parametrize("name", ["serving", "footprint", "delta", "delivery"])
 def test_a_benchmark_ends_in_one_json_line(name: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

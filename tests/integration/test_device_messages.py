@@ -25,9 +25,11 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
+from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database, utc_now
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device
@@ -55,7 +57,8 @@ BATCH = TelemetryBatch(SPOKEN, "spool", 1, 1.0, 2.0, (WINDOW,), HostWindow())
 @pytest.fixture
 def handlers(database: Database, tmp_path: Path) -> Handlers:
     authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
-    return Handlers(database, Settings(), lambda *_: None, authority, Conduct(database), lambda *_: None)
+    delivery = Delivery(ArtifactStore.open(None, folder=tmp_path), lambda *_: False, None)
+    return Handlers(database, Settings(), delivery, authority, Conduct(database), lambda *_: None)
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:

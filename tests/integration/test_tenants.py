@@ -181,6 +181,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"versions": ["own@1"], "profiles": ["alpha-profile"]}, 404),
         ],
         "change_device": [({"tags": {"mine": "yes"}}, 404), ({"profile": "own"}, 404)],
+        "change_profile": [({"delivery": {"rate": "1 MB/s"}}, 404)],
         "abort_rollout": [({"revert": True}, 404)],
         "approve_rollout": [({"comment": "fine"}, 404)],
         "reject_rollout": [({"comment": "no"}, 404)],

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from agent.protocol import delivery
+from agent.protocol.delivery import DeliveryPolicy, read_budgets, read_window
 from agent.protocol.errors import WireErrorCode
+from agent.protocol.facts import LinkFacts
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
 from agent.update.fetcher import Fetcher
+from agent.update.pace import OwnLimits, Pacer
 from agent.update.store import ArtifactStore
+from agent.update.zones import zone_of
 from tests.unit.agent.test_store_and_download import chunks, manifest
 
 CONTENT = bytes(range(40))
@@ -35,11 +40,15 @@ class Link:
 class Waiting:
     def __init__(self) -> None:
         self.came: list[str] = []
+        self.held: list[object] = []
         self.failed: list[tuple[str, WireErrorCode]] = []
         self.bytes = 0
 
     def received(self, key: str, count: int, source: str) -> None:
         self.bytes += count
+
+    def waits(self, key: str, waiting: object) -> None:
+        self.held.append(waiting)
 
     def fetched(self, key: str) -> None:
         self.came.append(key)
@@ -129,3 +138,101 @@ def test_what_came_before_a_restart_counts(fetcher: Fetcher, tmp_path: Path, lin
     found = again.progress("a")
     assert found is not None
     assert found.part.missing == len(chunks(CONTENT)) - 1
+
+
+WINDOWS = DeliveryPolicy(download=(read_window("01:00-02:00 UTC"),))
+
+
+class Clock:
+    """Half past midnight, UTC."""
+
+    now = 1800.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def paced(tmp_path: Path, link: Link, clock: Clock) -> Fetcher:
+    own = OwnLimits(budgets=read_budgets({"cellular": "24 B per hour"}))
+    pacer = Pacer(own=own, zones=zone_of, clock=clock)
+    pacer.set_link(LinkFacts("cellular", metered=True))
+    return Fetcher(ArtifactStore(tmp_path / "artifacts"), link, str(tmp_path), pacer)
+
+
+def test_outside_its_window_a_download_neither_listens_nor_asks_and_does_not_stall(
+    paced: Fetcher, link: Link, clock: Clock
+) -> None:
+    owner = Waiting()
+    paced.begin("one", manifest(CONTENT), owner, deadline_s=100.0, now=0.0, delivery=WINDOWS)
+    for now in range(1799):
+        paced.tick(float(now))
+        clock.now = 1800.0 + now
+    assert link.listening == set()
+    assert [need.missing for need in link.needs] == [()]
+    assert isinstance(owner.held[-1], delivery.Waiting)
+    assert owner.held[-1].until == 3600.0
+    assert owner.failed == []
+    clock.now = 3600.0
+    paced.tick(1800.0)
+    assert owner.held[-1] is None
+    assert link.needs[-1].missing != ()
+
+
+def test_a_new_policy_lets_a_download_go_on(paced: Fetcher, link: Link) -> None:
+    owner = Waiting()
+    paced.begin("one", manifest(CONTENT), owner, deadline_s=100.0, now=0.0, delivery=WINDOWS)
+    paced.begin("one", manifest(CONTENT), owner, deadline_s=100.0, now=0.0)
+    paced.tick(1.0)
+    assert owner.held[-1] is None
+    assert link.needs[-1].missing != ()
+
+
+def test_a_budget_counts_what_comes_wanted_or_not_and_stops_the_download(paced: Fetcher, link: Link) -> None:
+    owner = Waiting()
+    paced.begin("one", manifest(CONTENT), owner, deadline_s=100.0, now=0.0)
+    paced.tick(0.0)
+    assert link.needs[-1].alone
+    assert link.listening == set()
+    paced.chunk(ParsedChunkTopic("f" * 64, 0, None), bytes(8), 0.1)
+    assert owner.held == []
+    paced.chunk(ParsedChunkTopic(manifest(CONTENT).digest, 0, None), chunks(CONTENT)[0], 0.2)
+    paced.chunk(ParsedChunkTopic(manifest(CONTENT).digest, 0, None), chunks(CONTENT)[0], 0.3)
+    paced.tick(0.4)
+    assert isinstance(owner.held[-1], delivery.Waiting)
+    assert owner.held[-1].reason is delivery.WaitingFor.BUDGET
+    assert link.needs[-1].missing == ()
+
+
+def test_where_several_want_it_one_that_may_is_enough(paced: Fetcher, link: Link) -> None:
+    held, free = Waiting(), Waiting()
+    paced.begin("held", manifest(CONTENT), held, deadline_s=100.0, now=0.0, delivery=WINDOWS)
+    paced.begin("free", manifest(CONTENT), free, deadline_s=100.0, now=0.0)
+    paced.tick(1.0)
+    assert held.held[-1] is None
+    assert link.needs[-1].missing != ()
+
+
+def test_a_combination_gives_the_one_chunk_that_lacks(fetcher: Fetcher, link: Link) -> None:
+    owner, pieces, digest = Waiting(), chunks(CONTENT), manifest(CONTENT).digest
+    fetcher.begin("one", manifest(CONTENT), owner, deadline_s=100.0, now=0.0)
+    last = len(pieces) - 1
+    value = 0
+    for piece in (pieces[0], pieces[1], pieces[last]):
+        value ^= int.from_bytes(piece, "little")
+    combined = value.to_bytes(len(pieces[0]), "little")
+    topic = ParsedChunkTopic(digest, 0, None, (1, last))
+    fetcher.chunk(topic, combined, 0.0)  # of no use yet: all three lack
+    for index in (*range(1, last),):
+        fetcher.chunk(ParsedChunkTopic(digest, index, None), pieces[index], 0.0)
+    for wrong in ((1, 1), (1, 4000), (0, 1)):
+        fetcher.chunk(ParsedChunkTopic(digest, 0, None, wrong), combined, 0.0)
+    fetcher.chunk(ParsedChunkTopic(digest, last, None), pieces[last], 0.0)
+    assert owner.came == []
+    fetcher.chunk(topic, combined, 0.0)
+    assert owner.came == ["one"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.protocol.messages import ChunkRange, Need
 from fleet_server.devices.matching import NamedProfile, best_profile, matches
 from fleet_server.devices.schemas import ProfileSpec
-from fleet_server.gateway.streamer import GATHER_S, RESEND_S, Streamer
 from fleet_server.rollouts.policy import Action, Measure, Snapshot, assign_stages, decide
 from fleet_server.rollouts.schemas import RolloutStrategy, Stage, StopMetric, StopRule
 from fleet_server.telemetry.metrics import scores
@@ -100,26 +98,3 @@ def test_scores_by_hand() -> None:
     assert found.macro_precision == pytest.approx((8 / 13 + 5 / 7) / 2)
     assert found.macro_f1 == pytest.approx((16 / 23 + 10 / 17) / 2)
     assert scores([]).accuracy is None
-
-
-def need(first: int, last: int) -> Need:
-    return Need("a" * 64, "d", (ChunkRange(first, last),), 4)
-
-
-def test_the_streamer_gathers_then_broadcasts_what_two_lack_within_the_window() -> None:
-    streamer = Streamer()
-    streamer.hear("one", need(0, 9), 0.0)
-    streamer.hear("two", need(2, 9), 0.1)
-    assert list(streamer.next(GATHER_S / 2, 100)) == []
-    sends = list(streamer.next(GATHER_S, 100))
-    assert [(send.chunk, send.device_id) for send in sends] == [(0, "one"), (1, "one"), (2, None), (3, None)]
-    assert list(streamer.next(GATHER_S + 0.01, 100)) == []
-
-
-def test_the_streamer_sends_again_what_did_not_come() -> None:
-    streamer = Streamer()
-    streamer.hear("one", need(0, 1), 0.0)
-    assert len(list(streamer.next(GATHER_S, 100))) == 2
-    later = GATHER_S + RESEND_S + 0.1
-    streamer.hear("one", need(1, 1), later)
-    assert [send.chunk for send in streamer.next(later, 100)] == [1]
