@@ -161,7 +161,7 @@ class Supervisor:
         self._pacer = Pacer(
             Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
         )
-        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), self._others, self._pacer)
+        self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), others=self._others, pacer=self._pacer)
         self._retriever = Retriever(self._store, self._fetcher, self._link, self._save_record)
         self._stand_ins = StandIns(self._good, self._store, self._updater, self._load_stand_in, self._unload)
         self._held_back: set[str] = set()  # deployments that have come, and wait for their time

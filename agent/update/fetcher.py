@@ -102,6 +102,7 @@ class Fetcher:
         store: ArtifactStore,
         source: Source,
         place: str,
+        *,
         others: OtherSources | None = None,
         pacer: Pacer | None = None,
     ) -> None:

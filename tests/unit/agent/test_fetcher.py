@@ -162,7 +162,7 @@ def paced(tmp_path: Path, link: Link, clock: Clock) -> Fetcher:
     own = OwnLimits(budgets=read_budgets({"cellular": "24 B per hour"}))
     pacer = Pacer(own=own, zones=zone_of, clock=clock)
     pacer.set_link(LinkFacts("cellular", metered=True))
-    return Fetcher(ArtifactStore(tmp_path / "artifacts"), link, str(tmp_path), pacer)
+    return Fetcher(ArtifactStore(tmp_path / "artifacts"), link, str(tmp_path), pacer=pacer)
 
 
 def test_outside_its_window_a_download_neither_listens_nor_asks_and_does_not_stall(

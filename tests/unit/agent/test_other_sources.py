@@ -12,13 +12,16 @@ import pytest
 
 from agent.config import Config
 from agent.peers.server import PeerServer
+from agent.protocol.delivery import DeliveryPolicy, Waiting, WaitingFor
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import SourceNeed, SourceOffer
 from agent.protocol.topics import ParsedChunkTopic
-from agent.source_config import SourceConfig, SourceKind
+from agent.source_config import SourceConfig
 from agent.update.bundle_file import Held
+from agent.update.download import Allowance
 from agent.update.fetcher import Fetcher
 from agent.update.other_sources import OtherSources
+from agent.update.pace import Pacer
 from agent.update.source_tls import Credentials
 from agent.update.sources import MQTT_SILENT_S
 from agent.update.store import ArtifactStore
@@ -34,6 +37,10 @@ class Owner:
         self.came = 0
         self.failed: list[str] = []
         self.sources: dict[str, int] = {}
+        self.waiting: Waiting | None = None
+
+    def waits(self, key: str, waiting: Waiting | None) -> None:
+        self.waiting = waiting
 
     def received(self, key: str, count: int, source: str) -> None:
         self.sources[source] = self.sources.get(source, 0) + count
@@ -45,6 +52,15 @@ class Owner:
         self.failed.append(detail)
 
 
+class Gate(Pacer):
+    """Lets nothing in while there is something to wait for."""
+
+    waiting: Waiting | None = None
+
+    def download(self, policy: DeliveryPolicy, chunk_size: int, now: float) -> Allowance | Waiting:
+        return self.waiting or super().download(policy, chunk_size, now)
+
+
 class Device:
     """A supervisor's loop in small, whose clock a test moves."""
 
@@ -54,8 +70,8 @@ class Device:
         self.asked: list[SourceNeed] = []
         config = Config("d", folder / "state", sources=SourceConfig(**sources))
         self.others = OtherSources(config, self.link, self.events.put, self.asked.append, Credentials(config))
-        self.store = ArtifactStore(folder / "artifacts")
-        self.fetcher = Fetcher(self.store, self.link, str(folder), self.others)
+        self.store, self.pacer = ArtifactStore(folder / "artifacts"), Gate()
+        self.fetcher = Fetcher(self.store, self.link, str(folder), others=self.others, pacer=self.pacer)
 
     def begin(self, content: Manifest, **options: Any) -> None:
         self.fetcher.begin("a", content, self.owner, deadline_s=1e6, now=self.now, **options)
@@ -168,17 +184,15 @@ def test_a_server_that_offers_nothing_is_not_asked_all_the_time(tmp_path: Path) 
     assert len(device.asked) == 1
 
 
-def test_what_may_not_be_used_now_is_not(
-    tmp_path: Path, peer: tuple[PeerServer, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_nothing_may_come_over_a_network_nobody_is_asked(tmp_path: Path, peer: tuple[PeerServer, Path]) -> None:
     device = Device(tmp_path, peers=(f"127.0.0.1:{peer[0].port}",))
-    allowed = {SourceKind.USB}
-    monkeypatch.setattr(device.fetcher, "may_use", lambda kind: kind in allowed)
+    device.pacer.waiting = Waiting(WaitingFor.BUDGET, "used up")
     device.begin(manifest(CONTENT))
     device.turn(real_s=0.5)
-    assert not device.link.needs
+    assert not [need for need in device.link.needs if need.missing]
     assert not device.owner.sources
-    allowed.add(SourceKind.PEER)
+    assert device.owner.waiting is device.pacer.waiting
+    device.pacer.waiting = None
     device.turn()
     assert device.owner.came == 1
 
