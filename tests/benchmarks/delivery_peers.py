@@ -109,7 +109,7 @@ class Agent:
             self.fetcher.chunk(topic, payload, now)
         self.fetcher.tick(now)
 
-    def received(self, key: str, count: int) -> None:
+    def received(self, key: str, count: int, source: str) -> None:
         self.bytes += count
 
     def waits(self, key: str, waiting: Waiting | None) -> None:
