@@ -125,7 +125,9 @@ def change_delivery(
     clear: Annotated[bool, typer.Option("--clear", help="Let artifacts come as they like.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Say how artifacts may come to a profile's devices; what is not given is not bounded.
+    """Say how artifacts may come to the devices of a profile.
+
+    What is not given is not bounded.
 
     Example: shoal profile delivery rpi4 --budget "cellular=50 MB per day" --download "Mon-Fri 22:00-04:00"
     """

@@ -26,6 +26,7 @@ FORGET_S = 60.0
 RESEND_S = 1.5  # while it is not known how long a chunk takes to be confirmed
 SHORTEST_RESEND_S = 0.8
 LONGEST_RESEND_S = 60.0
+LOST_S = 4.0  # nothing is held lost before that, unless something sent later came
 REPAIR_EVERY_S = 1.0  # while a round goes on; more are mended together the longer they are gathered
 BROADCAST_FROM = 3
 SMALL_WAVE = 4  # in one of so few devices two are enough
@@ -326,8 +327,8 @@ def _note_confirmed(stream: _Stream, listener: _Listener, got: int, now: float) 
 def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
     """What was sent before something that arrived, and is not there soon, is lost: connections keep the order.
 
-    So is what took far longer than others. While it is not known how long they take, one is sent again after a while,
-    ever more rarely: a slow device must not be sent again what still waits for it.
+    So is what takes far longer than others. What merely takes longer is tried again one at a time, and ever more rarely
+    while it is not known how long chunks take: a slow or busy device must not be sent again what still waits for it.
     """
     lost, oldest, overdue = 0, -1, (now - listener.resend_s, 0)
     for chunk in bitmaps.members(listener.flying):
@@ -336,7 +337,7 @@ def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
             if now - listener.overtaken.setdefault(chunk, now) >= GATHER_S:
                 lost |= 1 << chunk
         elif at < overdue:
-            if listener.delay is not None:
+            if listener.delay is not None and now - at[0] >= max(LOST_S, 2 * listener.resend_s):
                 lost |= 1 << chunk
             elif chunk not in listener.probed and oldest < 0:
                 oldest = chunk
