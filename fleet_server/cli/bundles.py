@@ -30,7 +30,9 @@ def export(
     allow_unproven: Annotated[bool, typer.Option(help="Also variants that no device has measured.")] = False,  # noqa: FBT002
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Write artifacts, their signed manifests, a signed order and the TUF metadata that vouches for them into a file.
+    """Write models for devices that no server reaches into a file.
+
+    It holds artifacts, their signed manifests, a signed order, and the TUF metadata that vouches for them.
 
     The order replaces an earlier one of its name: what it does not list is taken off devices that follow it. On the
     device: shoal-agent bundle import, or a stick in the folder that its configuration names (docs/operations.md).
