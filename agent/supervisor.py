@@ -384,7 +384,7 @@ class Supervisor:
 
     def _fetch(self, record: Record) -> None:
         golden = record.manifest.golden
-        if golden is None:
+        if golden is None or self._store.verify(golden.digest):  # one that lies there damaged comes anew
             self._fetch_one(record.deployment_id, record.manifest, record)
         else:
             self._fetch_one(record.deployment_id + GOLDEN, golden, record)

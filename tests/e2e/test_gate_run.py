@@ -114,7 +114,7 @@ def test_a_killed_agent_measures_again_and_a_run_can_be_cancelled(fleet: LocalFl
     assert fleet.post(f"/gate-runs/{second}/cancel", status=200)["state"] == "cancelled"
     assert fleet.post(f"/gate-runs/{second}/cancel", status=409)["code"] == "gate_run_over"
     wait_until("no trial left", lambda: not leftovers(fleet.folder / "edge-1" / "trials"))
-    wait_until("files of trials to go", lambda: served(fleet) and names_in(fleet) == served(fleet))
+    wait_until("files of trials to go", lambda: served(fleet) and names_in(fleet) == kept(fleet))
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -127,6 +127,14 @@ def names_in(fleet: LocalFleet) -> list[str]:
 
 def served(fleet: LocalFleet) -> list[str]:
     return sorted(one["digest"] for one in fleet.get("/devices/edge-1")["serving"])
+
+
+def kept(fleet: LocalFleet) -> list[str]:
+    """What serves, and its golden inputs."""
+    serving = served(fleet)
+    candidates = [one for variant in fleet.get("/variants")["items"] for one in variant["candidates"]]
+    golden = {one["golden"]["digest"] for one in candidates if one["digest"] in serving and one["golden"]}
+    return sorted({*serving, *golden})
 
 
 def test_a_device_that_is_forgotten_is_not_waited_for(fleet: LocalFleet) -> None:
