@@ -582,7 +582,7 @@ class Supervisor:
     def _fetch(self, record: Record) -> None:
         """Golden inputs first: they are small, and a device that can't have them need not fetch the rest."""
         golden, now = record.manifest.golden, time.monotonic()
-        if golden is None:
+        if golden is None or self._store.verify(golden.digest):  # one that lies there damaged comes anew
             self._retriever.begin(record, self, now)
         else:
             key = record.deployment_id + GOLDEN
