@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,18 +173,21 @@ class LocalFleet:
     def agent_variables(self, name: str) -> dict[str, str]:
         return {"SHOAL_AGENT_DEVICE_ID": name, "SHOAL_AGENT_STATE_DIR": str(self.folder / name)}
 
-    def start_agent(self, name: str, **tags: str) -> None:
+    def start_agent(
+        self, name: str, *, program: Sequence[str] = AGENT, broker_port: int | None = None, **tags: str
+    ) -> None:
+        """Start it, as the first time when it was started before; `program` runs it in place of its console script."""
         if name not in self._agent_configs:
             self.agent_ports[name] = free_port()
             config = self.folder / f"{name}.toml"
             config.write_text(
                 f"device_id = {json.dumps(name)}\nstate_dir = {json.dumps(str(self.folder / name))}\n"
-                + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{self.broker_port}"\n')
+                + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{broker_port or self.broker_port}"\n')
                 + f'listen = "127.0.0.1:{self.agent_ports[name]}"\n'
                 "[tags]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
             )
             self._agent_configs[name] = config
-        self._spawn(name, [str(BIN / "shoal-agent"), "run", "--config", str(self._agent_configs[name])])
+        self._spawn(name, [*program, "run", "--config", str(self._agent_configs[name])])
 
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut would."""
