@@ -233,6 +233,8 @@ class Updater:
     def loaded(self, deployment_id: str) -> list[Effect]:
         """The worker has it loaded and warm."""
         record = self.records[deployment_id]
+        if record.phase is Phase.ACTIVE and self._watched(record.manifest.model):
+            return []  # after a restart the new version may be there first: this one is what it can go back to
         if record.phase in {Phase.ACTIVE, Phase.PROBATION}:
             return [ActivateArtifact(deployment_id)]
         if record.phase is not Phase.LOADING:
@@ -279,6 +281,9 @@ class Updater:
         """Ended deployments beyond the newest few."""
         ended = [one.deployment_id for one in self.records.values() if one.phase in ENDED]
         return ended[:-KEPT_ENDED]
+
+    def _watched(self, model: str) -> bool:
+        return any(one.manifest.model == model and one.phase is Phase.PROBATION for one in self.records.values())
 
     def _begin(self, record: Record) -> list[Effect]:
         if not record.trusted:

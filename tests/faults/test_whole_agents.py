@@ -50,7 +50,9 @@ class Observer:
                 still = self._fleet.processes.get(self._name)
                 lives = still is not None and still.pid == pid and still.poll() is None
                 if pid and self._process == pid and lives:
-                    self.wrong.append(f"it answered before, lives, and does not answer: {error}")
+                    self.wrong.append(
+                        f"{time.strftime('%H:%M:%S')} it answered before, lives, and does not answer: {error}"
+                    )
                 continue
             self._process = pid
             self.answers += 1
@@ -121,7 +123,7 @@ def test_a_whole_agent_is_killed_at_its_dealings_with_the_disk(fleet: LocalFleet
             lives_through(fleet, point, chance.choice(["before", "after"]), str(1 + number % 2))
     finally:
         observer.stop()
-    assert observer.wrong == []
+    assert observer.wrong == [], fleet.log("dev-1")
     assert observer.answers > count
 
 
