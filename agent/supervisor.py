@@ -15,7 +15,7 @@ from typing import Any
 from agent.condition import Condition
 from agent.config import Config
 from agent.database import DatabaseError
-from agent.files import remove_leftovers, storage_code
+from agent.files import STORAGE_ERRORS, remove_leftovers, storage_code
 from agent.hardware import measure
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
@@ -181,11 +181,10 @@ class Supervisor:
             step()
         except DatabaseError as error:
             self._condition.storage(error.code, error.detail)
-        except OSError as error:
+        except Exception as error:
             log.exception("an event could not be handled; the agent goes on")
-            self._condition.storage(storage_code(error), f"{type(error).__name__}: {error}")
-        except Exception:
-            log.exception("an event could not be handled; the agent goes on")
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                self._condition.storage(storage_code(error), f"{self._config.state_dir}: {error.strerror}")
 
     def _handle(self, event: Any) -> None:
         match event:
@@ -372,20 +371,23 @@ class Supervisor:
         changed = {key: self._updater.records[key] for key in self._updater.changed}
         try:
             self._journal.save(changed)
-            self._updater.changed.clear()
-            forgotten = self._updater.forgettable()
-            self._journal.forget(forgotten)
         except DatabaseError as error:
             self._journal_failed(error)
             return False
+        self._updater.changed.clear()
         for record in changed.values():
             log.info("%s@%s is %s", record.manifest.model, record.manifest.version, record.phase.value)
-        for key in forgotten:
-            del self._updater.records[key]
         self._guarded(lambda: self._good.update(self._updater.records.values()))
+        self._guarded(self._forget)
         self._collect_garbage()
         self._report_at = 0.0
         return True
+
+    def _forget(self) -> None:
+        forgotten = self._updater.forgettable()
+        self._journal.forget(forgotten)
+        for key in forgotten:
+            del self._updater.records[key]
 
     def _trials_changed(self) -> None:
         self._collect_garbage()
@@ -517,8 +519,9 @@ class Supervisor:
             self._carry_out([])
         self._write_revision()
         self._condition.mend(now)
-        if self._condition.keep():
+        if self._condition.changed:
             self._report_at = 0.0
+            self._condition.keep()
 
     def _write_revision(self) -> None:
         """Only after everything that came with it: a device that forgets must be told again."""
