@@ -60,17 +60,19 @@ class Condition:
         """What the server is told."""
         return self._problems.reports()
 
-    def keep(self) -> bool:
-        """Write down what is new; whether there was something.
+    @property
+    def changed(self) -> bool:
+        """Whether there is something new to be reported and kept."""
+        return self._problems.changed
+
+    def keep(self) -> None:
+        """Write down what is new.
 
         Raises:
-            DatabaseError: when it can't be written; it is reported all the same.
+            DatabaseError: when it can't be written; it is known until the agent ends.
         """
-        if not self._problems.changed:
-            return False
         self._problems.changed = False
         self._journal.keep_note("problems", self._problems.packed())
-        return True
 
     # -- files
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from agent.protocol.errors import WireErrorCode
 
 SUFFIX = ".tmp"
+STORAGE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})  # the disk's own
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -18,7 +18,7 @@ import msgspec
 from agent.condition import Condition
 from agent.config import Config
 from agent.database import DatabaseError
-from agent.files import remove_leftovers, storage_code
+from agent.files import STORAGE_ERRORS, remove_leftovers, storage_code
 from agent.hardware import measure
 from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttLink, MqttMessage
@@ -265,11 +265,10 @@ class Supervisor:
             step()
         except DatabaseError as error:
             self._condition.storage(error.code, error.detail)
-        except OSError as error:
+        except Exception as error:
             log.exception("an event could not be handled; the agent goes on")
-            self._condition.storage(storage_code(error), f"{type(error).__name__}: {error}")
-        except Exception:
-            log.exception("an event could not be handled; the agent goes on")
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                self._condition.storage(storage_code(error), f"{self._config.state_dir}: {error.strerror}")
 
     def _handle(self, event: Any) -> None:
         match event:
@@ -517,18 +516,14 @@ class Supervisor:
         changed = {key: self._updater.records[key] for key in self._updater.changed}
         try:
             self._journal.save(changed)
-            self._updater.changed.clear()
-            forgotten = self._updater.forgettable()
-            self._journal.forget(forgotten)
         except DatabaseError as error:
             self._journal_failed(error)
             return False
+        self._updater.changed.clear()
         for record in changed.values():
             self._log_phase(record)
-        for key in forgotten:
-            del self._updater.records[key]
-            self._logged.pop(key, None)
         self._guarded(lambda: self._good.update(self._updater.records.values()))
+        self._guarded(self._forget)
         self._collect_garbage()
         self._report_at = 0.0
         return True
@@ -544,6 +539,13 @@ class Supervisor:
         """What became of one of a deployment's encodings."""
         self._updater.changed.add(record.deployment_id)
         self._save()
+
+    def _forget(self) -> None:
+        forgotten = self._updater.forgettable()
+        self._journal.forget(forgotten)
+        for key in forgotten:
+            del self._updater.records[key]
+            self._logged.pop(key, None)
 
     def _trials_changed(self) -> None:
         self._collect_garbage()
@@ -728,8 +730,9 @@ class Supervisor:
             self._carry_out([])
         self._write_revision()
         self._condition.mend(now)
-        if self._condition.keep():
+        if self._condition.changed:
             self._report_at = 0.0
+            self._condition.keep()
 
     def _write_revision(self) -> None:
         """Only after everything that came with it: a device that forgets must be told again."""

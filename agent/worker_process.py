@@ -42,7 +42,11 @@ class WorkerProcess:
         self.generation = 0
 
     def start(self) -> None:
-        """Start a fresh worker."""
+        """Start a fresh worker.
+
+        Raises:
+            OSError: when the system refuses a process.
+        """
         self.generation += 1
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
@@ -50,8 +54,15 @@ class WorkerProcess:
         if self._config.unix_socket:
             command += ["--unix-socket", self._config.unix_socket]
         environment = {**MEMORY_SETTINGS, **os.environ}
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._channel = FrameChannel(ours, FromWorker)
         threading.Thread(target=self._read, args=(self._channel, self.generation), daemon=True).start()
 

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,8 +178,24 @@ class LocalFleet:
     def agent_variables(self, name: str) -> dict[str, str]:
         return {"SHOAL_AGENT_DEVICE_ID": name, "SHOAL_AGENT_STATE_DIR": str(self.folder / name)}
 
-    def start_agent(self, name: str, *, tables: str = "", broker_port: int | None = None, **tags: str) -> None:
-        """Start it; what it is configured with is that of its first start. `tables` is TOML."""
+    def start_agent(
+        self,
+        name: str,
+        *,
+        tables: str = "",
+        program: Sequence[str] = AGENT,
+        broker_port: int | None = None,
+        **tags: str,
+    ) -> None:
+        """Start it; what it is configured with is that of its first start.
+
+        Args:
+            name: its id.
+            tables: of its configuration, as TOML.
+            program: runs it in place of its console script.
+            broker_port: in the place of the fleet's.
+            tags: of the device.
+        """
         if name not in self._agent_configs:
             self.agent_ports[name] = free_port()
             config = self.folder / f"{name}.toml"
@@ -192,7 +208,7 @@ class LocalFleet:
                 + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
             )
             self._agent_configs[name] = config
-        self._spawn(name, [str(BIN / "shoal-agent"), "run", "--config", str(self._agent_configs[name])])
+        self._spawn(name, [*program, "run", "--config", str(self._agent_configs[name])])
 
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut would."""

@@ -182,8 +182,15 @@ class Verifier:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "agent.update.trust_process"]
         command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        theirs.close()
+        try:
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        except OSError as error:
+            log.error("no manifest can be judged, no process can be started: %s", error.strerror)  # noqa: TRY400
+            ours.close()
+            self._wait(now)
+            return
+        finally:
+            theirs.close()
         self._channel = FrameChannel(ours, FromTrust)
         self._channel.send(CheckTargets(str(folder), root, first_use, self._config.expired_grace_s, dict(self._jobs)))
         self._until = now + LONGEST_S

@@ -262,7 +262,7 @@ class FakeLink:
 
     def _desire(self) -> None:
         deployments = tuple(
-            DesiredDeployment(key, msgspec.Raw(msgspec.json.encode(manifest(model, version))), probation_s=0.0)
+            DesiredDeployment(key, msgspec.Raw(msgspec.json.encode(manifest(model, version))), probation_s=0.01)
             for key, (model, version) in self._log.wanted().items()
         )
         state = DesiredState(SPOKEN, "default", self._log.revision, deployments, telemetry_interval_s=0.1)

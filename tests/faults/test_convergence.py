@@ -127,13 +127,21 @@ class Worker(device.FakeWorker):
         super().__init__(self.answers.append, world)  # type: ignore[arg-type]
 
     def start(self) -> None:
+        self.end()
+        self.alive = True
+        super().start()
+
+    def end(self) -> None:
+        """As the kernel ends it: what it was about to say is lost, and what it is told."""
+        self.alive = False
         self.answers.clear()
         self.loaded.clear()
         self.serving.clear()
-        super().start()
 
     def send(self, message: Any) -> bool:
         self.world.boundary()
+        if not self.alive:
+            return False
         if isinstance(message, Load) and message.manifest.version == BAD:
             self._answer(Loaded(message.request_id, code=WireErrorCode.LOAD_FAILED, detail="it does not load"))
             return True
@@ -478,9 +486,7 @@ class Convergence(RuleBasedStateMachine):
     @rule()
     def worker_ends(self) -> None:
         self.world.agent._events.put(WorkerDied(self.world.worker.generation))
-        self.world.worker.answers.clear()
-        self.world.worker.loaded.clear()
-        self.world.worker.serving.clear()
+        self.world.worker.end()
         self.world.turn()
 
     @rule(pick=st.integers(0, 5))

@@ -19,6 +19,7 @@ from agent.protocol.messages import (
     ModelWindow,
     Presence,
     ProbationReport,
+    Problem,
     Reported,
     TelemetryBatch,
 )
@@ -27,6 +28,7 @@ from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database, utc_now
+from fleet_server.devices import service as devices
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
@@ -69,6 +71,9 @@ def report(**fields: Any) -> DeploymentReport:
     return msgspec.structs.replace(DeploymentReport("d", "m", "1", "a" * 64, Phase.ACTIVE), **fields)
 
 
+PROBLEM = Problem("disk_full", "the disk is full", 1.0, 2.0)
+
+
 POISON: tuple[Reported | TelemetryBatch, ...] = (
     msgspec.structs.replace(HELLO, boot_id="\0"),
     msgspec.structs.replace(HELLO, boot_id="x" * 500_000),
@@ -84,6 +89,12 @@ POISON: tuple[Reported | TelemetryBatch, ...] = (
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(memory_mb=1e300)),)),
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(note="\0")),)),
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(provider="p" * 1000)),)),
+    msgspec.structs.replace(HELLO, problems=(PROBLEM,) * 17),
+    msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, detail="\0"),)),
+    msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, detail="x" * 3000),)),
+    msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, code="x" * 300),)),
+    msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, last_at=1e300),)),
+    msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, count=-1),)),
     msgspec.structs.replace(BATCH, spool_id="\0"),
     msgspec.structs.replace(BATCH, sequence=1 << 63),
     msgspec.structs.replace(BATCH, sequence=-1),
@@ -110,6 +121,20 @@ def test_poison_is_refused_and_the_next_message_is_heard(handlers: Handlers, dat
             assert len(telemetry.summarize(session, DEFAULT_FLEET, device_id=name)) == 1
             newest = outbox.pending(session, limit=1000)[-1]
             assert newest.topic == device_topic(name, DeviceTopic.TELEMETRY_ACK)
+
+
+def test_problems_of_a_device_are_shown(handlers: Handlers, database: Database) -> None:
+    unknown = msgspec.structs.replace(
+        PROBLEM, code="of_a_later_agent", count=3, ongoing=True, last_at=253_402_300_799.0
+    )
+    say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, problems=(PROBLEM, unknown)))
+    with database.read() as session:
+        first, second = devices.device_view(session.get_one(Device, "dev-1"), None).problems
+    assert (first.code, first.detail, first.count, first.ongoing) == ("disk_full", "the disk is full", 1, False)
+    assert (second.code, second.count, second.ongoing, second.last_at.year) == ("of_a_later_agent", 3, True, 9999)
+    say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, sequence=2))
+    with database.read() as session:
+        assert devices.device_view(session.get_one(Device, "dev-1"), None).problems == []
 
 
 CLOCKS = [

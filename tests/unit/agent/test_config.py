@@ -47,6 +47,14 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert config.listen == "0.0.0.0:9000"
 
 
+def test_bounds_of_the_disk(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, FILE + "disk_floor_mb = 10\n"), {"SHOAL_AGENT_STORE_KEEP_MB": "0.5"})
+    assert (config.disk_floor_mb, config.store_keep_mb) == (10.0, 0.5)
+    for wrong in ("-1", '"much"', "true", "inf", "nan"):
+        with pytest.raises(ConfigError, match="store_keep_mb"):
+            load_config(written(tmp_path, FILE + f"store_keep_mb = {wrong}\n"), {})
+
+
 def test_a_device_without_an_id_keeps_the_one_it_gave_itself(tmp_path: Path) -> None:
     variables = {"SHOAL_AGENT_STATE_DIR": str(tmp_path / "state")}
     first = load_config(None, variables).device_id

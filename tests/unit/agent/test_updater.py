@@ -104,6 +104,35 @@ def test_the_old_version_serves_until_the_new_one_has_proved_itself() -> None:
     assert phase(updater, "d1") is Phase.SUPERSEDED
 
 
+def test_what_is_watched_goes_on_serving_when_the_version_before_is_loaded_after_it() -> None:
+    """After a restart both are loaded again, in any order."""
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    updater.desired(desired(2, ("d2", "b")))
+    updater.trusted("d2")
+    updater.downloaded("d2")
+    updater.verified("d2", good=True)
+    assert ActivateArtifact("d2") in updater.loaded("d2")
+    assert updater.loaded("d1") == []
+    assert updater.loaded("d2") == [ActivateArtifact("d2")]
+    updater.probation_over("d2", problem=None)
+    assert updater.uses("m", "b" * 64)
+    assert not updater.uses("m", "a" * 64)
+
+
+def test_what_the_disk_damaged_before_it_was_loaded_is_fetched_again_once() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    for outcome in (Phase.DOWNLOADING, Phase.FAILED):
+        if phase(updater, "d1") is Phase.PENDING:
+            updater.trusted("d1")
+        updater.downloaded("d1")
+        updater.verified("d1", good=True)
+        updater.failed("d1", WireErrorCode.DIGEST_MISMATCH, "damaged")
+        assert phase(updater, "d1") is outcome
+
+
 def test_a_bad_probation_goes_back_by_itself() -> None:
     updater = Updater({}, 0)
     updater.desired(desired(1, ("d1", "a")))
