@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -50,6 +51,10 @@ SPARSE_SHARE = 0.3  # of elements that change: beyond it a device would work lon
 Array = npt.NDArray[Any]
 
 
+class TooManyOperationsError(Exception):
+    """A plan is in more pieces than a device takes."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One way an artifact may travel: its codec, how it was found, and the file with its bytes."""
@@ -77,6 +82,9 @@ def encode_difference(base: Path, target: Path, folder: Path, *, suffixes_mb: fl
         folder: where files may be written.
         suffixes_mb: base and target of at most so many MB are also compared by bsdiff's suffix sort, which takes 17
             times that in memory.
+
+    Raises:
+        TooManyOperationsError: when they have too little in common.
     """
     found: list[Encoded] = []
     with _mapped(base) as old, _mapped(target) as new:
@@ -89,9 +97,12 @@ def encode_difference(base: Path, target: Path, folder: Path, *, suffixes_mb: fl
         if not planned:
             planned["blocks"] = matching.by_blocks(old, new)
         costs = {name: _cost(old, new, spans) for name, spans in planned.items()}
-        for name, spans in planned.items():
-            if costs[name] <= CLOSE * min(costs.values()):
-                found.append(_delta(folder / f"difference.{name}", name, old, new, spans))
+        for name in sorted(costs, key=costs.__getitem__):
+            if not found or costs[name] <= CLOSE * min(costs.values()):
+                with suppress(TooManyOperationsError):
+                    found.append(_delta(folder / f"difference.{name}", name, old, new, planned[name]))
+    if not found:
+        raise TooManyOperationsError
     return _smallest(found)
 
 
@@ -108,19 +119,12 @@ def _smallest(found: list[Encoded]) -> Encoded:
     return best
 
 
-class _mapped:  # noqa: N801 (a context manager that reads as a verb)
-    """A file's bytes, that the kernel may drop when memory is short."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> memoryview:
-        with self._path.open("rb") as file:
-            self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return self._view
-
-    def __exit__(self, *_: object) -> None:
-        """The map goes with the last array over it."""
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, that the kernel may drop when memory is short; the map goes with the last array over it."""
+    with path.open("rb") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    yield view
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _bytes_of(parts: Iterator[_Part], most: int) -> Iterator[bytes]:
     at = 0
     for count, part in enumerate(parts):
         if count >= most:
-            raise ValueError("more operations than a device takes")
+            raise TooManyOperationsError
         operation, width, length, changes, gaps = part.head
         skip = 0 if part.base is None else part.base - at
         yield HEAD.pack(operation, width, length, changes, gaps, skip)

@@ -123,6 +123,13 @@ def test_any_edit_of_any_bytes_comes_back(tmp_path_factory: pytest.TempPathFacto
     assert decoded(DELTA, found.path.read_bytes(), bytes(old), len(new)) == new
 
 
+def test_a_plan_in_more_pieces_than_a_device_takes_is_none(tmp_path: Path) -> None:
+    content = memoryview(bytes(50_000))
+    spans = [matching.Span(1, place) for place in reversed(range(len(content)))]
+    with pytest.raises(encode.TooManyOperationsError):
+        encode._delta(tmp_path / "x", "pieces", content, content, spans)
+
+
 def test_moved_blocks_are_found() -> None:
     old = os.urandom(100_000)
     new = b"head" + old[50_000:] + b"between" + old[:50_000]
