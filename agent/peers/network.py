@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.config import Config
-from agent.errors import AgentError
+from agent.errors import IdentityError
 from agent.source_config import is_loopback, split_place
 from agent.update.bundle_file import Held
 from agent.update.source_tls import Credentials
@@ -62,7 +62,11 @@ class Lan:
         from agent.peers.server import PeerServer
 
         wanted = config.sources
-        context = self._credentials.of_peers()
+        try:
+            context = self._credentials.of_peers()
+        except IdentityError as error:
+            log.error("peers.serve: nothing is served: %s", error)  # noqa: TRY400 (its message says it all)
+            return None
         plain = wanted.insecure_plain_http or is_loopback(split_place(wanted.listen)[0])
         if context is None and not plain:
             log.error(NOT_ENROLLED)
@@ -80,7 +84,7 @@ class Lan:
         self._renew_at = now + RENEW_S
         try:
             self._server.context = self._credentials.of_peers() or self._server.context
-        except AgentError as error:
+        except IdentityError as error:
             log.warning("%s", error)
 
     def stop(self) -> None:

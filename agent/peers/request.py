@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import httptools
 
-from agent.protocol.topics import DIGEST
+from agent.protocol.topics import DIGEST, PEER_PATH
 
-PATH = "/shoal/v1/artifacts/"
 HEAD_BYTES = 8192
 END = b"\r\n\r\n"
 
@@ -64,7 +63,7 @@ def parse(head: bytes) -> PeerRequest:
     path = heard.url.decode("latin-1")
     if parser.get_method() != b"GET":
         raise BadRequestError(405)
-    digest = path.removeprefix(PATH)
-    if not path.startswith(PATH) or not DIGEST.match(digest):
+    digest = path.removeprefix(PEER_PATH)
+    if not path.startswith(PEER_PATH) or not DIGEST.match(digest):
         raise BadRequestError(404)
     return PeerRequest(digest, heard.headers)

@@ -20,6 +20,7 @@ SHARDS = 64
 DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 DEVICE_HOST = "device.shoal.invalid"  # the DNS name in every device's certificate: of no real host (RFC 2606)
+PEER_PATH = "/shoal/v1/artifacts/"  # of HTTP, where a device serves artifacts to its peers
 TRUST_FILE = re.compile(r"^[A-Za-z0-9._%-]{1,200}\.json\Z")
 
 

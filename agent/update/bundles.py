@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from agent.config import Config
 from agent.protocol.bundle import BundleOrder
 from agent.protocol.errors import WireErrorCode
@@ -96,6 +98,7 @@ class Bundles:
         self._held: dict[str, Held] = {}
         self._done: set[tuple[int, ...]] = set()
         self._stick = _Stick(turn)
+        self._judged: list[tuple[Manifest, msgspec.Raw]] = []
         self._until = 0.0
         folders = [bundle_folder(config.state_dir), *([Path(self._config.folder)] if self._config.folder else [])]
         self._watch = BundleWatch(folders, put)
@@ -166,11 +169,14 @@ class Bundles:
             if order.name != self._config.bundle or order.serial <= self._carried_out(order):
                 self._done.add(bundle.seen)
                 continue
+            mine = self._mine(bundle)
+            if not mine:
+                self._done.add(bundle.seen)
+                continue
             targets = [Target(order.target_path, bytes(bundle.index.order))]
-            pairs = zip(bundle.index.read_manifests(), bundle.index.manifests, strict=True)
-            targets += [Target(manifest.target_path, bytes(signed)) for manifest, signed in pairs]
+            targets += [Target(manifest.target_path, bytes(signed)) for manifest, signed in mine]
             log.info("judging order %r, serial %d, of %s", order.name, order.serial, bundle.path)
-            self._stick.bundle, self._until = bundle, now + JUDGING_S
+            self._stick.bundle, self._judged, self._until = bundle, mine, now + JUDGING_S
             self._verifier.link_up()  # what failed before was another bundle
             self._verifier.check(PREFIX, tuple(targets))
             return
@@ -191,16 +197,19 @@ class Bundles:
             log.error("the order in %s is refused (%s): %s", bundle.path, code.value, detail)
             return
         order = bundle.index.read_order()
-        wanted = self._wanted(bundle, order)
-        if wanted:
-            self._order(wanted)
-            self._journal.keep_number(SERIAL + order.name, order.serial)
+        self._order(
+            [
+                DesiredDeployment(_deployment_id(order, manifest), signed, order.probation_s, DEADLINE_S)
+                for manifest, signed in self._judged
+            ]
+        )
+        self._journal.keep_number(SERIAL + order.name, order.serial)
 
     def _carried_out(self, order: BundleOrder) -> int:
         return int(self._journal.number(SERIAL + order.name, 0))
 
-    def _wanted(self, bundle: Bundle, order: BundleOrder) -> list[DesiredDeployment]:
-        """What of an order is for this device: the manifests of its profile."""
+    def _mine(self, bundle: Bundle) -> list[tuple[Manifest, msgspec.Raw]]:
+        """What of an order is for this device: the manifests of its profile, with their bytes."""
         pairs = list(zip(bundle.index.read_manifests(), bundle.index.manifests, strict=True))
         profile = self._profile({manifest.profile for manifest, _ in pairs})
         if profile is None:
@@ -210,12 +219,11 @@ class Bundles:
             )
             return []
         mine = [(manifest, signed) for manifest, signed in pairs if manifest.profile == profile]
-        if not mine:
-            log.warning("the order in %s has nothing for profile %r", bundle.path, profile)
-        ids = {manifest.model: _deployment_id(order, manifest) for manifest, _ in mine}
-        return [
-            DesiredDeployment(ids[manifest.model], signed, order.probation_s, DEADLINE_S) for manifest, signed in mine
-        ]
+        models = {manifest.model for manifest, _ in mine}
+        if not mine or len(models) != len(mine):
+            log.error("the order in %s has nothing, or two of a model, for profile %r", bundle.path, profile)
+            return []
+        return mine
 
     def _profile(self, offered: set[str]) -> str | None:
         """This device's profile: as configured, that of what it ran, or the only one there is."""

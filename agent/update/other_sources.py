@@ -19,7 +19,7 @@ from agent.errors import IdentityError
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Content
 from agent.protocol.messages import ChunkRange, SourceNeed, SourceOffer
-from agent.protocol.topics import DEVICE_HOST
+from agent.protocol.topics import DEVICE_HOST, PEER_PATH
 from agent.source_config import SourceKind, is_loopback, split_place
 from agent.update.bundle_file import Bundle, read_chunks
 from agent.update.download import DownloadProgress
@@ -28,7 +28,6 @@ from agent.update.sources import MQTT_SILENT_S, Place, SourceBook
 from agent.update.transfer import Address, Reader, SourceChunk, SourceError, Transfer, TransferEnded
 
 log = logging.getLogger("agent.sources")
-PEER_PATH = "/shoal/v1/artifacts"
 FIRST_S = 2.0  # for its first chunk MQTT waits so long; then both go on until it comes
 STUCK_S = 90.0  # without a chunk: longer than any wait of a transfer's own
 ASK_AGAIN_S = 10.0
@@ -130,13 +129,13 @@ class OtherSources:
         content = progress.part.content
         running = self._running.get(content.digest)
         if running is not None:
-            if not may_use(running.place.kind):
-                running.transfer.cancel()  # by no fault of its own
-                del self._running[content.digest]
-            elif now - running.last_at <= STUCK_S:
+            allowed, stuck = may_use(running.place.kind), now - running.last_at > STUCK_S
+            if allowed and not stuck:
                 return running.came or now - running.last_at <= FIRST_S
-            else:
-                self._give_up(running, now, "nothing came for too long")
+            self._end(running)
+            if allowed:
+                log.warning("%s: nothing came for %.0f s", running.place.name, STUCK_S)
+                self._book.failed(running.place.name, now)
         silent_s = progress.silent_s(now) if self._link.connected and may_use(SourceKind.MQTT) else None
         places = self._places(content, now, silent_s)
         usable = [place for place in places if may_use(place.kind)]
@@ -197,9 +196,9 @@ class OtherSources:
 
     def forget(self, digest: str) -> None:
         """A content is not fetched any more."""
-        running = self._running.pop(digest, None)
+        running = self._running.get(digest)
         if running is not None:
-            running.transfer.cancel()
+            self._end(running)
         self._offers.pop(digest, None)
         self._book.finished(digest)
 
@@ -208,11 +207,9 @@ class OtherSources:
         for digest in list(self._running):
             self.forget(digest)
 
-    def _give_up(self, running: _Running, now: float, why: str) -> None:
-        log.warning("%s: %s", running.place.name, why)
+    def _end(self, running: _Running) -> None:
         running.transfer.cancel()
         del self._running[running.digest]
-        self._book.failed(running.place.name, now)
 
     def _by_number(self, number: int) -> _Running | None:
         return next((one for one in self._running.values() if one.transfer.number == number), None)
@@ -230,7 +227,8 @@ class OtherSources:
         for peer in self._turned(content):
             found[_place(SourceKind.PEER, peer)] = partial(self._peer, peer, content)
         for url in self._config.mirrors:
-            place = _place(SourceKind.MIRROR, urlsplit(url).netloc)
+            parts = urlsplit(url)  # without the query, which may hold a secret
+            place = _place(SourceKind.MIRROR, f"{parts.netloc}{parts.path.replace('/{digest}', '')}")
             found[place] = partial(self._mirror, url.replace("{digest}", content.digest))
         offer = self._offer(content, now, silent_s)
         if offer is not None:
@@ -245,7 +243,7 @@ class OtherSources:
 
     def _peer(self, place: str, content: Content) -> Address:
         context = self._credentials.to_peers()
-        path = f"{PEER_PATH}/{content.digest}"
+        path = f"{PEER_PATH}{content.digest}"
         if context is not None:
             fleet = self._credentials.fleet
             return Address(f"https://{place}{path}", context=context, server_name=DEVICE_HOST, organization=fleet)

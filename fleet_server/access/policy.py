@@ -8,9 +8,14 @@ from __future__ import annotations
 from fleet_server.errors import FleetError, ForbiddenError
 from fleet_server.principals import Principal, Role
 
-# How a person becomes a principal; how a device becomes one (its enrolment token is what counts), and whom it trusts.
-PUBLIC = frozenset({"login", "show_login", "create_enrolment", "show_enrolment", "show_authority", "show_revocations"})
-PUBLIC |= {"fetch_artifact"}  # by devices, with tickets
+# How a person becomes a principal; how a device becomes one (its enrolment token is what counts), whom it trusts, and
+# what it fetches with a ticket.
+PUBLIC = frozenset(
+    {
+        *("login", "show_login", "create_enrolment", "show_enrolment", "show_authority", "show_revocations"),
+        "fetch_artifact",
+    }
+)
 
 # Devices come by the dozen from one address: what they ask is bounded where it is served, when it comes to nothing.
 SELF_BOUNDED = frozenset({"create_enrolment", "show_enrolment", "fetch_artifact"})

@@ -154,7 +154,7 @@ def test_the_server_hears_when_another_source_takes_over(tmp_path: Path, peer: t
     device.turn(seconds=MQTT_SILENT_S)
     assert device.owner.came == 1
     assert device.link.needs[-1].missing == ()
-    assert set(device.owner.sources) == {"mqtt", f"mirror 127.0.0.1:{peer[0].port}"}
+    assert set(device.owner.sources) == {"mqtt", f"mirror 127.0.0.1:{peer[0].port}/shoal/v1/artifacts"}
     assert device.owner.sources["mqtt"] == len(chunks(CONTENT)[0])
 
 
