@@ -18,6 +18,7 @@ from agent.mqtt import LinkUp, MqttLink, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Content
 from agent.protocol.messages import (
     Certificate,
@@ -305,10 +306,10 @@ class Supervisor:
         ended = time.time()
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
+        # With those that were taken out meanwhile there may be more than a batch holds: it would never be accepted.
+        models = tuple(m for m in message.models if _did_something(m))[: LIMITS.models_per_batch]
         self._spool.add(
-            lambda spool_id, sequence: TelemetryBatch(
-                SPOKEN, spool_id, sequence, started, ended, tuple(m for m in message.models if _did_something(m)), host
-            )
+            lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
         )
         self._send_telemetry()
 
