@@ -472,7 +472,8 @@ class Supervisor:
         ended = time.time()
         started = self._collects.pop(message.request_id, ended)
         host = measure_host(self._config.state_dir, message.rss_mb)
-        models = tuple(m for m in message.models if _did_something(m))
+        # With those that were taken out meanwhile there may be more than a batch holds: it would never be accepted.
+        models = tuple(m for m in message.models if _did_something(m))[: LIMITS.models_per_batch]
         self._guarded(
             lambda: self._spool.add(
                 lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
