@@ -78,8 +78,9 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 	@$(BIN)/python -m tests.fuzz --runs $(RUNS)
 
 .PHONY: faults
-faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 1,000 points (some minutes)
-	@$(BIN)/python -m tests.faults
+faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 2,000 points (half an hour)
+	@$(BIN)/python -m tests.faults --whole
+	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py
 
 .PHONY: test-onnx2tf
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)

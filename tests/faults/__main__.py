@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +23,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=0, help="at most so many of each row, spread over it; 0 for all")
     parser.add_argument("--seed", type=int, default=1, help="of what is decided by chance")
     parser.add_argument("--row", action="append", help="only this row")
+    parser.add_argument("--whole", action="store_true", help="the rows with a real server, broker and agent too")
     parser.add_argument("--until-lost", action="store_true", help="stop a row at the first case that is lost")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    from tests.faults.scenarios import NEED_MOUNT, SCENARIOS
+    from tests.faults.scenarios import NEED_MOUNT
 
-    names = options.row or list(SCENARIOS)
+    names = options.row or list(_rows(whole=options.whole))
     plain = [name for name in names if name not in NEED_MOUNT or options.inside]
     rows = [_row(name, options) for name in plain]
     rows += [_in_namespace(name, options) for name in names if name not in plain]
@@ -38,10 +40,8 @@ def main() -> int:
 
 
 def _row(name: str, options: argparse.Namespace) -> dict[str, object]:
-    from tests.faults.scenarios import SCENARIOS
-
     started = time.monotonic()
-    cases = list(SCENARIOS[name](options.seed))
+    cases = list(_rows(whole=True)[name](options.seed))
     if options.cases and len(cases) > options.cases:
         cases = [cases[index * len(cases) // options.cases] for index in range(options.cases)]
     lost: list[str] = []
@@ -52,7 +52,19 @@ def _row(name: str, options: argparse.Namespace) -> dict[str, object]:
             print(f"LOST {name}: {lost[-1]}", file=sys.stderr, flush=True)
             if options.until_lost:
                 break
-    return {"fault": name, "tried": len(cases), "lost": lost, "seconds": round(time.monotonic() - started, 1)}
+    seconds = round(time.monotonic() - started, 1)
+    print(f"{name}: {len(cases)} tried, {len(lost)} lost, {seconds} s", file=sys.stderr, flush=True)
+    return {"fault": name, "tried": len(cases), "lost": lost, "seconds": seconds}
+
+
+def _rows(*, whole: bool) -> dict[str, Callable[[int], Iterator[tuple[str, Callable[[], str | None]]]]]:
+    from tests.faults.scenarios import SCENARIOS
+
+    if not whole:
+        return SCENARIOS
+    from tests.faults.whole_fleet import ROWS  # imports what the server is made of
+
+    return SCENARIOS | ROWS
 
 
 def _in_namespace(name: str, options: argparse.Namespace) -> dict[str, object]:

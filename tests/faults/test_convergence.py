@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -512,7 +513,20 @@ class Convergence(RuleBasedStateMachine):
                 one.stop()
 
 
-Convergence.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=35, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestConvergence = Convergence.TestCase
+class Longer(Convergence):
+    """The long form."""
+
+
+HURRY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+Convergence.TestCase.settings = settings(max_examples=25, stateful_step_count=35, **HURRY)
+Longer.TestCase.settings = settings(max_examples=400, stateful_step_count=50, **HURRY)
+
+
+class TestConvergence(Convergence.TestCase):
+    """Some dozens of histories."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+class TestConvergenceForLong(Longer.TestCase):
+    """Some hundreds."""

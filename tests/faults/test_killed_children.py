@@ -53,6 +53,9 @@ def test_a_killed_worker_is_back_with_its_model(fleet: LocalFleet) -> None:
     wait_until("the worker's end", lambda: not worker.is_running())
     wait_until("an answer", lambda: version_that_answers(fleet) == "1", 30)
     assert child(fleet, "dev-1", "agent.serving.worker").pid != worker.pid
+    (problem,) = wait_until("its word", lambda: fleet.get("/devices/dev-1")["problems"])
+    assert problem["code"] == "worker_ended"
+    assert "signal 9" in problem["detail"]
 
 
 def test_a_version_whose_worker_dies_while_it_is_watched_is_taken_back(fleet: LocalFleet) -> None:

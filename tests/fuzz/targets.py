@@ -40,6 +40,7 @@ from agent.protocol.messages import (
     ModelWindow,
     Need,
     Presence,
+    Problem,
     Renew,
     Reported,
     ServingReport,
@@ -234,6 +235,7 @@ _REPORT = Reported(
     1.0,
     (TrialReport("t", TrialPhase.DONE, (TrialResult(D, "onnxruntime 1", "cpu", accuracy=0.5),)),),
     (D,),
+    (Problem("disk_full", "the disk is full", 1.0, 2.0, ongoing=True),),
 )  # fmt: skip
 _BATCH = TelemetryBatch(
     SPOKEN, "spool", 1, 0.0, 1.0, (ModelWindow("m", "1", D, "one", "cpu", 3, latency={4: 3}, confusion=((1, 2, 3),)),),
