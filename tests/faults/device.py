@@ -31,7 +31,7 @@ from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeNam
 from agent.protocol.messages import DesiredDeployment, DesiredState, Need, Reported
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
-from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Ready, Unload, Window
+from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Peek, Peeked, Ready, Unload, Window
 from agent.supervisor import Supervisor
 
 NAME = "dev-1"
@@ -107,6 +107,7 @@ class FakeWorker:
         self.generation = 0
         self.loaded: dict[tuple[str, str], Manifest] = {}
         self.serving: dict[str, Manifest] = {}
+        self.untold: list[Activated] = []  # swaps that the supervisor has not heard of
 
     def start(self) -> None:
         self.generation += 1
@@ -124,7 +125,8 @@ class FakeWorker:
                 found = self.loaded.get((message.model, message.digest))
                 if found is not None:
                     self.serving[message.model] = found
-                self._answer(Activated(message.request_id, found is not None))
+                self.untold.append(Activated(message.request_id, found is not None))
+                self._answer(self.untold[-1])
             case Unload():
                 self.loaded.pop((message.model, message.digest), None)
                 serving = self.serving.get(message.model)
@@ -134,7 +136,12 @@ class FakeWorker:
                         self._log.say(violation=f"{message.model} was taken away while it was wanted")
             case Collect():
                 self._answer(Window(message.request_id, (), 1.0))
+            case Peek():
+                self._answer(Peeked(message.request_id, (), 1.0))
         return True
+
+    def kill(self) -> None:
+        self._log.say(violation="the worker was taken for stuck")
 
     def _answer(self, message: Any) -> None:
         self._put((self.generation, message))
@@ -229,7 +236,7 @@ class FakeLink:
         assert self.worker is not None
         says = {one.model: one.digest for one in reported.serving}
         runs = {model: one.digest for model, one in self.worker.serving.items()}
-        if says != runs:
+        if says != runs and not self.worker.untold:
             self._log.say(violation=f"reported {sorted(says)} and runs {sorted(runs)}, or others of them")
         phases = {one.deployment_id: one for one in reported.deployments}
         active = {one.model: one.version for one in reported.deployments if one.phase is Phase.ACTIVE}
@@ -342,6 +349,10 @@ def run(
     until = time.monotonic() + SECONDS
 
     class Watched(Supervisor):
+        def _activated(self, message: Activated) -> None:
+            worker[0].untold = [one for one in worker[0].untold if one is not message]
+            super()._activated(message)
+
         @property
         def _steps(self) -> tuple[Callable[[], None], ...]:
             return (*super()._steps, self._look)
