@@ -91,6 +91,8 @@ def test_sizes_rates_and_budgets() -> None:
     for wrong in ("50 MB", "50 per day", "0 MB per day", "50 MB per year", "-1 MB per day", "1e9 MB per day"):
         with pytest.raises(ValueError, match="is not a budget such as 50 MB per day"):
             read_budget(wrong)
+    with pytest.raises(ValueError, match="at least 1 MB"):
+        read_budget("500 kB per day")
     with pytest.raises(ValueError, match=r"satellite.*ethernet, wifi, cellular, metered"):
         read_budgets({"satellite": "1 MB per day"})
     with pytest.raises(ValueError, match="such as 500 kB/s"):
