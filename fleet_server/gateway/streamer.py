@@ -53,6 +53,7 @@ class _Listener:
         alone: it takes no broadcasts.
         sent_at: when what was sent otherwise than by a plain broadcast was sent, by chunk.
         newest: of the chunks that it is known to have, when the last one was sent.
+        got_at: when it last said that it had got something.
         overtaken: chunks that something sent later has overtaken, and when that was found out.
         delay: how long chunks take until they are confirmed, in seconds; the worst of late.
         probed: what was sent again only to see whether the device is there, and when it was first sent: should it
@@ -67,6 +68,7 @@ class _Listener:
     flying: int = 0
     sent_at: dict[int, Moment] = field(default_factory=dict)
     newest: Moment = (float("-inf"), 0)
+    got_at: float = float("-inf")
     overtaken: dict[int, float] = field(default_factory=dict)
     delay: float | None = None
     probed: dict[int, Moment] = field(default_factory=dict)
@@ -144,6 +146,7 @@ class Streamer:
         listener.window, listener.alone = need.window, need.alone
         listener.heard_at, listener.rest_until = now, now + need.rest_s
         if got:
+            listener.got_at = now
             _note_confirmed(stream, listener, got & sent, now)
         _note_lost(stream, listener, now)
 
@@ -327,20 +330,22 @@ def _note_confirmed(stream: _Stream, listener: _Listener, got: int, now: float) 
 def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
     """What was sent before something that arrived, and is not there soon, is lost: connections keep the order.
 
-    So is what takes far longer than others. What merely takes longer is tried again one at a time, and ever more rarely
-    while it is not known how long chunks take: a slow or busy device must not be sent again what still waits for it.
+    Where nothing comes any more, so is what takes far longer than others did; what merely takes longer is tried again
+    one at a time, and ever more rarely while it is not known how long chunks take: a slow or busy device must not be
+    sent again what still waits for it.
     """
-    lost, oldest, overdue = 0, -1, (now - listener.resend_s, 0)
+    lost, oldest, resend_s = 0, -1, listener.resend_s
     for chunk in bitmaps.members(listener.flying):
         at = _sent_at(stream, listener, chunk, now)
         if at < listener.newest:
             if now - listener.overtaken.setdefault(chunk, now) >= GATHER_S:
                 lost |= 1 << chunk
-        elif at < overdue:
-            if listener.delay is not None and now - at[0] >= max(LOST_S, 2 * listener.resend_s):
-                lost |= 1 << chunk
-            elif chunk not in listener.probed and oldest < 0:
-                oldest = chunk
+            continue
+        quiet_s = now - max(at[0], listener.got_at)
+        if listener.delay is not None and quiet_s >= max(LOST_S, 2 * resend_s):
+            lost |= 1 << chunk
+        elif quiet_s >= resend_s and chunk not in listener.probed and oldest < 0:
+            oldest = chunk
     if oldest >= 0:
         lost |= 1 << oldest
         listener.probed[oldest] = _sent_at(stream, listener, oldest, now)
