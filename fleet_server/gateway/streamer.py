@@ -53,11 +53,11 @@ class _Listener:
         alone: it takes no broadcasts.
         sent_at: when what was sent otherwise than by a plain broadcast was sent, by chunk.
         newest: of the chunks that it is known to have, when the last one was sent.
+        resent: what was sent to it more than once: should it come, nobody can tell which of the two came.
         got_at: when it last said that it had got something.
         overtaken: chunks that something sent later has overtaken, and when that was found out.
         delay: how long chunks take until they are confirmed, in seconds; the worst of late.
-        probed: what was sent again only to see whether the device is there, and when it was first sent: should it
-            come, nobody can tell which of the two came.
+        probed: what was sent again only to see whether the device is there, and when it was first sent.
     """
 
     missing: int
@@ -68,6 +68,7 @@ class _Listener:
     flying: int = 0
     sent_at: dict[int, Moment] = field(default_factory=dict)
     newest: Moment = (float("-inf"), 0)
+    resent: int = 0
     got_at: float = float("-inf")
     overtaken: dict[int, float] = field(default_factory=dict)
     delay: float | None = None
@@ -143,6 +144,7 @@ class Streamer:
         if need.anew:
             listener.probed.clear()
             _lose(stream, listener, listener.flying, now)
+            listener.resent = 0
         listener.window, listener.alone = need.window, need.alone
         listener.heard_at, listener.rest_until = now, now + need.rest_s
         if got:
@@ -317,7 +319,8 @@ def _sent_at(stream: _Stream, listener: _Listener, chunk: int, now: float) -> Mo
 
 def _note_confirmed(stream: _Stream, listener: _Listener, got: int, now: float) -> None:
     """A device got chunks that were sent: it is there, and this is how long they took."""
-    times = [_sent_at(stream, listener, chunk, now) for chunk in bitmaps.members(got)]
+    times = [_sent_at(stream, listener, chunk, now) for chunk in bitmaps.members(got & ~listener.resent)]
+    listener.resent &= ~got
     for chunk in bitmaps.members(got) if listener.sent_at or listener.probed else ():
         listener.sent_at.pop(chunk, None)
         listener.probed.pop(chunk, None)
@@ -354,6 +357,7 @@ def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
 
 def _lose(stream: _Stream, listener: _Listener, lost: int, now: float) -> None:
     listener.flying &= ~lost
+    listener.resent |= lost
     if listener.overtaken:
         listener.overtaken = {chunk: at for chunk, at in listener.overtaken.items() if listener.flying >> chunk & 1}
     if lost and not listener.alone:
