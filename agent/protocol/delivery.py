@@ -15,6 +15,7 @@ from agent.protocol.limits import LIMITS
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY_MINUTES = 24 * 60
+SMALLEST_BUDGET = 1_000_000  # a few chunks
 _SIZE = re.compile(r"^(\d{1,9}(?:\.\d{1,6})?) ?(B|kB|MB|GB)\Z")
 _WINDOW = re.compile(
     r"^(?:(?P<days>[A-Za-z,-]{3,60}) )?(?P<start>\d\d:\d\d)-(?P<end>\d\d:\d\d)(?: (?P<zone>\S{1,64}))?\Z"
@@ -135,14 +136,17 @@ def read_budget(text: str) -> Budget:
     """A budget of a text such as `50 MB per day`.
 
     Raises:
-        ValueError: saying how it is written.
+        ValueError: saying how it is written, or that not even one chunk would fit.
     """
     size, _, period = text.strip().partition(" per ")
     try:
-        return Budget(read_size(size), Period(period.strip()))
+        budget = Budget(read_size(size), Period(period.strip()))
     except ValueError:
         wanted = "50 MB per day (per hour, day, week or month)"
         raise ValueError(f"{text[:40]!r} is not a budget such as {wanted}") from None
+    if budget.bytes < SMALLEST_BUDGET:
+        raise ValueError(f"{text[:40]!r} is too little to download anything: give at least 1 MB")
+    return budget
 
 
 def read_budgets(values: dict[str, str]) -> dict[str, tuple[Budget, ...]]:

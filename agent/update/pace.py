@@ -7,6 +7,7 @@ what the server's policy say holds.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -166,4 +167,5 @@ class Pacer:
 def _used_up(name: str, budget: Budget, left: float, again: float) -> Waiting:
     used = budget.bytes - left
     detail = f"of {size_text(budget.bytes)} per {budget.per.value} over {name} links {size_text(used)} are used"
-    return Waiting(WaitingFor.BUDGET, detail + ("" if left > 0 else ", which is all"), again)
+    # To the minute: a clock's jitter is no news to be journalled and reported.
+    return Waiting(WaitingFor.BUDGET, detail + ("" if left > 0 else ", which is all"), math.ceil(again / 60) * 60.0)

@@ -26,7 +26,7 @@ FORGET_S = 60.0
 RESEND_S = 1.5  # while it is not known how long a chunk takes to be confirmed
 SHORTEST_RESEND_S = 0.8
 LONGEST_RESEND_S = 60.0
-LOST_S = 4.0  # nothing is held lost before that, unless something sent later came
+LOST_S = 15.0  # nothing is held lost before that, unless something sent later came
 REPAIR_EVERY_S = 1.0  # while a round goes on; more are mended together the longer they are gathered
 BROADCAST_FROM = 3
 SMALL_WAVE = 4  # in one of so few devices two are enough
@@ -53,10 +53,11 @@ class _Listener:
         alone: it takes no broadcasts.
         sent_at: when what was sent otherwise than by a plain broadcast was sent, by chunk.
         newest: of the chunks that it is known to have, when the last one was sent.
+        resent: what was sent to it more than once: should it come, nobody can tell which of the two came.
+        got_at: when it last said that it had got something.
         overtaken: chunks that something sent later has overtaken, and when that was found out.
         delay: how long chunks take until they are confirmed, in seconds; the worst of late.
-        probed: what was sent again only to see whether the device is there, and when it was first sent: should it
-            come, nobody can tell which of the two came.
+        probed: what was sent again only to see whether the device is there, and when it was first sent.
     """
 
     missing: int
@@ -67,6 +68,8 @@ class _Listener:
     flying: int = 0
     sent_at: dict[int, Moment] = field(default_factory=dict)
     newest: Moment = (float("-inf"), 0)
+    resent: int = 0
+    got_at: float = float("-inf")
     overtaken: dict[int, float] = field(default_factory=dict)
     delay: float | None = None
     probed: dict[int, Moment] = field(default_factory=dict)
@@ -141,9 +144,11 @@ class Streamer:
         if need.anew:
             listener.probed.clear()
             _lose(stream, listener, listener.flying, now)
+            listener.resent = 0
         listener.window, listener.alone = need.window, need.alone
         listener.heard_at, listener.rest_until = now, now + need.rest_s
         if got:
+            listener.got_at = now
             _note_confirmed(stream, listener, got & sent, now)
         _note_lost(stream, listener, now)
 
@@ -314,7 +319,8 @@ def _sent_at(stream: _Stream, listener: _Listener, chunk: int, now: float) -> Mo
 
 def _note_confirmed(stream: _Stream, listener: _Listener, got: int, now: float) -> None:
     """A device got chunks that were sent: it is there, and this is how long they took."""
-    times = [_sent_at(stream, listener, chunk, now) for chunk in bitmaps.members(got)]
+    times = [_sent_at(stream, listener, chunk, now) for chunk in bitmaps.members(got & ~listener.resent)]
+    listener.resent &= ~got
     for chunk in bitmaps.members(got) if listener.sent_at or listener.probed else ():
         listener.sent_at.pop(chunk, None)
         listener.probed.pop(chunk, None)
@@ -327,20 +333,22 @@ def _note_confirmed(stream: _Stream, listener: _Listener, got: int, now: float) 
 def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
     """What was sent before something that arrived, and is not there soon, is lost: connections keep the order.
 
-    So is what takes far longer than others. What merely takes longer is tried again one at a time, and ever more rarely
-    while it is not known how long chunks take: a slow or busy device must not be sent again what still waits for it.
+    Where nothing comes any more, so is what takes far longer than others did; what merely takes longer is tried again
+    one at a time, and ever more rarely while it is not known how long chunks take: a slow or busy device must not be
+    sent again what still waits for it.
     """
-    lost, oldest, overdue = 0, -1, (now - listener.resend_s, 0)
+    lost, oldest, resend_s = 0, -1, listener.resend_s
     for chunk in bitmaps.members(listener.flying):
         at = _sent_at(stream, listener, chunk, now)
         if at < listener.newest:
             if now - listener.overtaken.setdefault(chunk, now) >= GATHER_S:
                 lost |= 1 << chunk
-        elif at < overdue:
-            if listener.delay is not None and now - at[0] >= max(LOST_S, 2 * listener.resend_s):
-                lost |= 1 << chunk
-            elif chunk not in listener.probed and oldest < 0:
-                oldest = chunk
+            continue
+        quiet_s = now - max(at[0], listener.got_at)
+        if listener.delay is not None and quiet_s >= max(LOST_S, 2 * resend_s):
+            lost |= 1 << chunk
+        elif quiet_s >= resend_s and chunk not in listener.probed and oldest < 0:
+            oldest = chunk
     if oldest >= 0:
         lost |= 1 << oldest
         listener.probed[oldest] = _sent_at(stream, listener, oldest, now)
@@ -349,6 +357,7 @@ def _note_lost(stream: _Stream, listener: _Listener, now: float) -> None:
 
 def _lose(stream: _Stream, listener: _Listener, lost: int, now: float) -> None:
     listener.flying &= ~lost
+    listener.resent |= lost
     if listener.overtaken:
         listener.overtaken = {chunk: at for chunk, at in listener.overtaken.items() if listener.flying >> chunk & 1}
     if lost and not listener.alone:

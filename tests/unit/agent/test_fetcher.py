@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.protocol import delivery
-from agent.protocol.delivery import DeliveryPolicy, read_budgets, read_window
+from agent.protocol.delivery import Budget, DeliveryPolicy, Period, read_window
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import LinkFacts
 from agent.protocol.messages import Need
@@ -159,7 +159,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def paced(tmp_path: Path, link: Link, clock: Clock) -> Fetcher:
-    own = OwnLimits(budgets=read_budgets({"cellular": "24 B per hour"}))
+    own = OwnLimits(budgets={"cellular": (Budget(24, Period.HOUR),)})
     pacer = Pacer(own=own, zones=zone_of, clock=clock)
     pacer.set_link(LinkFacts("cellular", metered=True))
     return Fetcher(ArtifactStore(tmp_path / "artifacts"), link, str(tmp_path), pacer=pacer)

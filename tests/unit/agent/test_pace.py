@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from agent.config import load_config
 from agent.errors import ConfigError
 from agent.link import detect_link
+from agent.protocol.codec import decode, encode
 from agent.protocol.delivery import (
     Budget,
     DeliveryPolicy,
@@ -27,13 +30,19 @@ from agent.protocol.delivery import (
     read_window,
     window_text,
 )
+from agent.protocol.errors import WireError
 from agent.protocol.facts import LinkFacts
+from agent.protocol.manifest import manifest_bytes
+from agent.protocol.messages import ChunkRange, DesiredDeployment, DesiredState, Need
+from agent.protocol.topics import broadcast_topic, parse_chunk_topic
+from agent.protocol.version import SPOKEN
 from agent.update.budget import LENGTH_S, Ledger, index_of, period_end
 from agent.update.download import WINDOW, Allowance
 from agent.update.journal import Journal
 from agent.update.pace import Memory, OwnLimits, Pacer
 from agent.update.windows import opens_at
 from agent.update.zones import zone_of
+from tests.unit.agent.test_store_and_download import manifest as stored
 
 BERLIN = ZoneInfo("Europe/Berlin")
 CHUNK = 256 * 1024
@@ -91,6 +100,8 @@ def test_sizes_rates_and_budgets() -> None:
     for wrong in ("50 MB", "50 per day", "0 MB per day", "50 MB per year", "-1 MB per day", "1e9 MB per day"):
         with pytest.raises(ValueError, match="is not a budget such as 50 MB per day"):
             read_budget(wrong)
+    with pytest.raises(ValueError, match="at least 1 MB"):
+        read_budget("500 kB per day")
     with pytest.raises(ValueError, match=r"satellite.*ethernet, wifi, cellular, metered"):
         read_budgets({"satellite": "1 MB per day"})
     with pytest.raises(ValueError, match="such as 500 kB/s"):
@@ -395,3 +406,46 @@ def test_the_link_table_of_the_configuration(tmp_path: Path) -> None:
         load_config(None, {"SHOAL_AGENT_TIME_ZONE": "Mars/Olympus", "SHOAL_AGENT_STATE_DIR": str(tmp_path)})
     variables = {"SHOAL_AGENT_LINK": '{ type = "wifi", metered = true }', "SHOAL_AGENT_STATE_DIR": str(tmp_path)}
     assert load_config(None, variables).link_metered is True
+
+
+# -- what comes over the wire
+
+MON = Window((0,), 0, 60)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        DeliveryPolicy(rate=-1),
+        DeliveryPolicy(budgets={"radio": ()}),
+        DeliveryPolicy(budgets={"cellular": (Budget(-1, Period.DAY),)}),
+        DeliveryPolicy(budgets={"cellular": (Budget(1, Period.DAY),) * 9}),
+        DeliveryPolicy(download=(MON,) * 33),
+        DeliveryPolicy(activate=(Window((7,), 0, 60),)),
+        DeliveryPolicy(activate=(Window((0,), 60, 60),)),
+        DeliveryPolicy(activate=(Window((0,), 0, 1441),)),
+        DeliveryPolicy(activate=(Window((0,), 0, 60, "x" * 129),)),
+    ],
+)
+def test_impossible_policies_are_refused(policy: DeliveryPolicy) -> None:
+    manifest = msgspec.Raw(manifest_bytes(stored(bytes(8))))
+    possible = DeliveryPolicy(download=(MON,), budgets={"metered": (Budget(1, Period.DAY),)})
+    for wanted, refused in ((possible, False), (policy, True)):
+        state = DesiredState(SPOKEN, "f", 1, (DesiredDeployment("d", manifest, delivery=wanted),))
+        with pytest.raises(WireError) if refused else contextlib.nullcontext():
+            assert decode(encode(state), DesiredState).deployments[0].delivery == wanted
+
+
+@pytest.mark.parametrize("fields", [{"window": -1}, {"window": 4097}, {"rest_s": -1.0}, {"rest_s": 1e9}])
+def test_impossible_needs_are_refused(fields: dict[str, float]) -> None:
+    need = Need("a" * 64, "d", (ChunkRange(0, 1),), window=0, rest_s=3600.0, alone=True, anew=True)
+    assert decode(encode(need), Need) == need
+    with pytest.raises(WireError):
+        decode(encode(msgspec.structs.replace(need, **fields)), Need)
+
+
+@pytest.mark.parametrize("numbers", ["1-2-x", "1--2", "-1", "-".join(["1"] * 17), "1-2-3-"])
+def test_combinations_that_are_none_are_refused(numbers: str) -> None:
+    assert parse_chunk_topic(broadcast_topic("a" * 64, 5, 7, 9)).others == (7, 9)
+    with pytest.raises(WireError):
+        parse_chunk_topic(f"shoal/v1/b/{'a' * 64}/{numbers}")
