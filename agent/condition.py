@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 from agent.database import DatabaseError
+from agent.files import STORAGE_ERRORS, storage_code
 from agent.problems import (
     CLOCK_SET,
     JOURNAL_LOST,
@@ -39,9 +41,11 @@ class Condition:
         journal: keeps them; is mended.
         spool: is mended.
         lost: what else was found damaged at the start; empty when nothing was.
+        place: the folder of all files, as people are told of it.
     """
 
-    def __init__(self, journal: Journal, spool: Spool, lost: str) -> None:
+    def __init__(self, journal: Journal, spool: Spool, lost: str, place: str) -> None:
+        self._place = place
         self._journal = journal
         self._spool = spool
         self._problems = Problems(journal.note("problems"))
@@ -73,6 +77,17 @@ class Condition:
         """
         self._problems.changed = False
         self._journal.keep_note("problems", self._problems.packed())
+
+    def guard(self, step: Callable[[], None]) -> None:
+        """Do something that may fail: it fails alone, and what serves goes on."""
+        try:
+            step()
+        except DatabaseError as error:
+            self.storage(error.code, error.detail)
+        except Exception as error:
+            log.exception("an event could not be handled; the agent goes on")
+            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+                self.storage(storage_code(error), f"{self._place}: {error.strerror}")
 
     # -- files
 

@@ -301,6 +301,11 @@ class FakeVerifier:
         pass
 
 
+def event_message(event: Any) -> Any:
+    """What the worker said, where an event is that."""
+    return event[1] if isinstance(event, tuple) else None
+
+
 def run(
     folder: Path,
     log_path: Path,
@@ -349,9 +354,9 @@ def run(
     until = time.monotonic() + SECONDS
 
     class Watched(Supervisor):
-        def _activated(self, message: Activated) -> None:
-            worker[0].untold = [one for one in worker[0].untold if one is not message]
-            super()._activated(message)
+        def _handle(self, event: Any) -> None:
+            worker[0].untold = [one for one in worker[0].untold if one is not event_message(event)]
+            super()._handle(event)
 
         @property
         def _steps(self) -> tuple[Callable[[], None], ...]:

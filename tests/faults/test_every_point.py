@@ -25,13 +25,13 @@ opened = agent.database._open
 agent.database._open = lambda path, schema, synchronous: opened(path, schema, "OFF")
 """,
     "killed": """
-from agent.supervisor import Supervisor
-carry_out = Supervisor._carry_out
+from agent.deployments import Deployments
+carry_out = Deployments.carry_out
 def first_done_then_written(self, effects):
     if self._updater.revision != self._written_revision:
         self._journal.keep_number("revision", self._updater.revision)
     carry_out(self, effects)
-Supervisor._carry_out = first_done_then_written
+Deployments.carry_out = first_done_then_written
 """,
 }
 

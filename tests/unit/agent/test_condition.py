@@ -38,7 +38,7 @@ def clock() -> Clock:
 def condition(tmp_path: Path, clock: Clock):
     journal, spool = Journal(tmp_path / "journal.db"), Spool(tmp_path / "spool.db")
     with mock.patch.object(agent.condition, "time", clock):
-        yield Condition(journal, spool, "")
+        yield Condition(journal, spool, "", "state")
     journal.close()
     spool.close()
 
@@ -96,6 +96,6 @@ def test_what_is_known_outlives_the_agent(condition: Condition, tmp_path: Path) 
     condition.keep()
     assert not condition.changed
     journal, spool = Journal(tmp_path / "journal.db"), Spool(tmp_path / "spool.db")
-    assert codes(Condition(journal, spool, "serving.json can't be read")) == ["stand_in", "journal_lost"]
+    assert codes(Condition(journal, spool, "serving.json can't be read", "state")) == ["stand_in", "journal_lost"]
     journal.close()
     spool.close()

@@ -1,0 +1,291 @@
+"""The worker as the device sees it: what it loads, what answers requests, and how new versions do when watched.
+
+It carries out what the updater wants of the worker, and tells the updater what came of it. Called by the supervisor's
+main loop only; it writes nothing down.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from agent.condition import Condition
+from agent.protocol.errors import WireErrorCode
+from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.manifest import Manifest
+from agent.protocol.messages import ProbationReport, ServingReport
+from agent.serving.ipc import (
+    Activate,
+    Activated,
+    Collect,
+    FromWorker,
+    Load,
+    Loaded,
+    Peek,
+    Peeked,
+    Ready,
+    Unload,
+    Window,
+)
+from agent.update.lastgood import Good, LastGood
+from agent.update.probation import Probation, fall_back
+from agent.update.standin import StandIns
+from agent.update.store import ArtifactStore
+from agent.update.updater import Effect, Record, Updater
+from agent.worker_process import WorkerProcess
+
+log = logging.getLogger("agent")
+RESTART_MAX_S = 30.0
+MEMORY_LEFT_MB = 16.0  # that a load must leave to others
+
+
+class Inference:
+    """The worker, and what serves.
+
+    Args:
+        worker: the process.
+        store: where artifacts are.
+        updater: what ought to serve; told what does.
+        good: what served well.
+        condition: notes how the worker is.
+        carry_out: carries out what follows.
+        changed: something is to be reported.
+        window: takes what models did, and when that began in Unix seconds.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        store: ArtifactStore,
+        updater: Updater,
+        good: LastGood,
+        condition: Condition,
+        *,
+        carry_out: Callable[[list[Effect]], None],
+        changed: Callable[[], None],
+        window: Callable[[Window, float], None],
+    ) -> None:
+        self._worker = worker
+        self._store = store
+        self._updater = updater
+        self._good = good
+        self._condition = condition
+        self._carry_out = carry_out
+        self._changed = changed
+        self._window = window
+        self._stand_ins = StandIns(good, store, updater, self._load_stand_in, self.unload)
+        self._probation = Probation()
+        self._loads: dict[int, str] = {}
+        self._loaded: dict[str, Loaded] = {}
+        self._activations: dict[int, ServingReport] = {}
+        self._serving: dict[str, ServingReport] = {}
+        self._collects: dict[int, float] = {}
+        self._request_id = 0
+        self._is_ready = False
+        self._start_at: float | None = None
+        self._delay = 0.5
+        self._window_started = time.time()
+
+    @property
+    def serving(self) -> tuple[ServingReport, ...]:
+        """What answers requests, as the worker has confirmed."""
+        return tuple(self._serving.values())
+
+    def seen(self, deployment_id: str) -> ProbationReport | None:
+        """What was seen so far of a version that is watched."""
+        return self._probation.report(deployment_id)
+
+    def start(self) -> None:
+        """Start a worker; where the system refuses, it is tried again."""
+        self._loads.clear()  # what was asked while there was none is asked again when it is ready
+        try:
+            self._worker.start()
+            self._condition.worker_started(None)
+        except OSError as error:
+            self._condition.worker_started(error)
+            self._start_at = time.monotonic() + self._delay
+            self._delay = min(self._delay * 2, RESTART_MAX_S)
+
+    def died(self) -> None:
+        """The worker ended: another is started, and loads what ought to serve."""
+        status = self._worker.reap()
+        log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
+        self._condition.worker_ended(status)
+        self._is_ready = False
+        self._stand_ins.worker_ended()
+        self._loads.clear()
+        self._activations.clear()
+        self._collects.clear()
+        self._serving.clear()
+        self._carry_out(self._updater.worker_crashed(self._probation.clear()))
+        self._start_at = time.monotonic() + self._delay
+        self._delay = min(self._delay * 2, RESTART_MAX_S)
+
+    def said(self, message: FromWorker) -> None:
+        """Take the worker's word."""
+        match message:
+            case Ready():
+                log.info("the local inference API is at %s", message.url)
+                self._delay = 0.5
+                self._is_ready = True
+                self._carry_out(self._updater.worker_ready())
+            case Loaded():
+                self._load_answered(message)
+            case Window():
+                self._window(message, self._collects.pop(message.request_id, time.time()))
+            case Peeked():
+                self._probation.counted(message, time.monotonic())
+            case Activated():
+                self._activated(message)
+
+    def _load_answered(self, message: Loaded) -> None:
+        if self._stand_ins.asked(message.request_id):
+            self._stand_in_answered(message)
+            return
+        deployment_id = self._loads.pop(message.request_id, None)
+        if deployment_id is None or deployment_id not in self._updater.records:
+            return
+        if message.code is None:
+            self._loaded[deployment_id] = message
+            self._carry_out(self._updater.loaded(deployment_id))
+        else:
+            self._carry_out(self._updater.failed(deployment_id, message.code, message.detail))
+
+    def _activated(self, message: Activated) -> None:
+        """What is reported as serving is what the worker says it has swapped in."""
+        serving = self._activations.pop(message.request_id, None)
+        if serving is not None and message.ok:
+            self._serving[serving.model] = serving
+            self._changed()
+        elif serving is not None:
+            log.error("the worker has no %s@%s to answer with; it is loaded again", serving.model, serving.version)
+            record = self._updater.records.get(serving.deployment_id)
+            if record is not None and record.phase not in ENDED:
+                self.load(record)
+
+    def load(self, record: Record) -> None:
+        """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
+        digest, golden = record.manifest.digest, record.manifest.golden
+        tried = record.phase is Phase.LOADING
+        if record.deployment_id in self._loads.values():
+            return
+        if not self._store.verify(digest):
+            detail = "the artifact on this device's disk is damaged and was removed: roll it out again"
+            self._carry_out(self._updater.failed(record.deployment_id, WireErrorCode.DIGEST_MISMATCH, detail))
+            return
+        self._request_id += 1
+        self._loads[self._request_id] = record.deployment_id
+        self._worker.send(
+            Load(
+                self._request_id,
+                record.deployment_id,
+                record.manifest,
+                str(self._store.path(digest)),
+                golden_path=str(self._store.path(golden.digest)) if tried and golden is not None else "",
+                need_mb=_needed_mb(record) if tried else 0.0,
+            )
+        )
+
+    def activate(self, record: Record) -> None:
+        """Let the worker answer with a loaded artifact."""
+        manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
+        if loaded is None:
+            return
+        self._let_serve(manifest, record.deployment_id, loaded)
+
+    def _let_serve(self, manifest: Manifest, deployment_id: str, loaded: Loaded) -> None:
+        self._request_id += 1
+        self._activations[self._request_id] = ServingReport(
+            manifest.model,
+            manifest.version,
+            manifest.digest,
+            deployment_id,
+            loaded.runtime,
+            loaded.provider,
+            loaded.load_s,
+        )
+        self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
+
+    def begin_probation(self, record: Record, before_id: str | None) -> None:
+        """Watch a version, beside the one before it."""
+        loaded = self._loaded[record.deployment_id]
+        self._probation.begin(
+            record.deployment_id,
+            record.watching,
+            time.monotonic(),
+            before_id=before_id,
+            before_mb=loaded.before_mb,
+            provider=loaded.provider,
+            note=fall_back(record.manifest.providers, loaded.provider),
+        )
+
+    def end_probation(self, deployment_id: str) -> None:
+        """Watch a version no more."""
+        self._probation.end(deployment_id)
+
+    def unload(self, model: str, digest: str) -> None:
+        """Let the worker forget an artifact."""
+        self._worker.send(Unload(model, digest))
+        self._stand_ins.unloaded(model, digest)
+        serving = self._serving.get(model)
+        swapping = any(one.model == model for one in self._activations.values())
+        if serving is not None and serving.digest == digest and not swapping:
+            del self._serving[model]
+
+    def collect(self) -> None:
+        """Ask the worker what models did since the last time."""
+        self._request_id += 1
+        self._collects[self._request_id] = self._window_started
+        self._window_started = time.time()
+        self._worker.send(Collect(self._request_id))
+
+    def tick(self) -> None:
+        """Start a worker that is due; judge what is watched; let earlier versions stand in where nothing serves."""
+        now = time.monotonic()
+        if self._start_at is not None and now >= self._start_at:
+            self._start_at = None
+            self.start()
+        if self._probation.asks(now):
+            self._request_id += 1
+            self._worker.send(Peek(self._request_id))
+        for over in self._probation.tick(now):
+            self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
+            if over.silent:
+                self._worker.kill()
+        self._stand_in()
+
+    def stop(self) -> None:
+        """End the worker."""
+        self._worker.stop()
+
+    # -- what serves while what ought to can't
+
+    def _stand_in(self) -> None:
+        if self._is_ready:
+            records = [self._updater.records.get(one) for one in self._loads.values()]
+            loading = {record.manifest.model for record in records if record is not None}
+            loading |= {serving.model for serving in self._activations.values()}
+            self._stand_ins.tick({one.model: one.digest for one in self._serving.values()}, loading)
+
+    def _load_stand_in(self, good: Good) -> int:
+        self._request_id += 1
+        path = str(self._store.path(good.manifest.digest))
+        self._worker.send(Load(self._request_id, good.deployment_id, good.manifest, path))
+        return self._request_id
+
+    def _stand_in_answered(self, message: Loaded) -> None:
+        good = self._stand_ins.answered(message.request_id, ok=message.code is None)
+        if good is None or good.manifest.model in self._serving or good.manifest.model not in self._good.models:
+            return
+        self._let_serve(good.manifest, good.deployment_id, message)
+        active = self._updater.active(good.manifest.model)
+        if active is None or active.deployment_id != good.deployment_id:
+            self._condition.stands_in(good.manifest.model, good.manifest.version)
+
+
+def _needed_mb(record: Record) -> float:
+    """Memory that loading a version beside what serves takes, in MiB: as it was measured, but no less than its file."""
+    size = record.manifest.size / 2**20
+    measured = record.watching.load_mb
+    return MEMORY_LEFT_MB + max(size, 2 * size if measured is None else measured)
