@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 from agent.protocol.delta import (
@@ -240,16 +241,23 @@ def _together(planes: bytes, width: int) -> bytes | bytearray:
 
 def _sum(base: bytes, zigzag: memoryview, width: int) -> bytes:
     """Element by element, by arithmetic on all of them as one large integer: no carry leaves its element."""
-    count, bits = len(base) // width, 8 * width
-    ones = int.from_bytes((b"\1" + bytes(width - 1)) * count, "little")
-    tops = ones << (bits - 1)
-    rest = (ones << bits) - ones ^ tops
+    bits = 8 * width
+    ones, tops, rest = _masks(len(base) // width, width)
     z = int.from_bytes(zigzag, "little")
     odd = z & ones
     added = ((z >> 1) & rest) ^ ((odd << bits) - odd)
     old = int.from_bytes(base, "little")
     new = ((old & rest) + (added & rest)) ^ ((old ^ added) & tops)
     return new.to_bytes(len(base), "little")
+
+
+@lru_cache(2)
+def _masks(count: int, width: int) -> tuple[int, int, int]:
+    """Of each element, as one integer: its lowest bit, its highest, and all but that."""
+    bits = 8 * width
+    ones = int.from_bytes((b"\1" + bytes(width - 1)) * count, "little")
+    tops = ones << (bits - 1)
+    return ones, tops, (ones << bits) - ones ^ tops
 
 
 def _parts(length: int, most: int) -> Iterator[int]:
