@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import agent.condition
+import agent.deployments
+import agent.inference
 import agent.supervisor
 from agent.config import Config
 from agent.mqtt import LinkUp, MqttMessage
@@ -42,6 +44,7 @@ from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct
+from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device, Model, Rollout, Variant, Version
@@ -136,6 +139,7 @@ class Worker(device.FakeWorker):
         """As the kernel ends it: what it was about to say is lost, and what it is told."""
         self.alive = False
         self.answers.clear()
+        self.untold.clear()
         self.loaded.clear()
         self.serving.clear()
 
@@ -182,6 +186,19 @@ class Link:
         self.publish(DeviceTopic.NEED, encode(need))
 
 
+class Needs(Delivery):
+    """Sends what is needed at once."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def hear(self, device_id: str, need: Need, chunks: int) -> None:
+        self.world._need(device_id, need, chunks)
+
+    def forget(self, device_id: str) -> None:
+        pass
+
+
 class World:
     """One server, one device, and what is on its way between them."""
 
@@ -193,7 +210,7 @@ class World:
         self.settings = Settings(state_dir=server / "server", probation_s=3.0)
         authority = Authority(FleetCa.open(server / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
         self.handlers = Handlers(
-            self.database, self.settings, self._need, authority, Conduct(self.database), lambda *_: None
+            self.database, self.settings, Needs(self), authority, Conduct(self.database), lambda *_: None
         )
         self.clock = Clock()
         self.up = False
@@ -262,7 +279,9 @@ class World:
     def answer(self) -> None:
         """The worker's oldest word reaches the supervisor."""
         if self.worker.answers:
-            self.agent._events.put(self.worker.answers.pop(0))
+            told = self.worker.answers.pop(0)
+            self.worker.untold = [one for one in self.worker.untold if one is not told[1]]
+            self.agent._events.put(told)
             self.turn()
 
     # -- the link
@@ -283,7 +302,7 @@ class World:
             reported = msgspec.json.decode(payload, type=Reported)
             says = {one.model: one.digest for one in reported.serving}
             runs = {model: one.digest for model, one in self.worker.serving.items()}
-            if says != runs:
+            if says != runs and not self.worker.untold:
                 self.violations.append(f"reported {says}, and runs {runs}")
         if leaf in {DeviceTopic.REPORTED, DeviceTopic.NEED}:
             self.to_server.append(Message(device_topic(device.NAME, leaf), payload))
@@ -380,7 +399,7 @@ class World:
                 "revisions": (row.desired_revision, row.reported_revision),
                 "device": {key[-4:]: one.phase.value for key, one in self.agent._updater.records.items()},
                 "serving": {model: one.version for model, one in self.worker.serving.items()},
-                "waiting": self.agent._waiting,
+                "waiting": self.agent._deployments._waiting,
                 "rollouts": [
                     (
                         one.id[-4:],
@@ -420,7 +439,8 @@ class Convergence(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         clock = Clock()
-        self.patches = [mock.patch.object(module, "time", clock) for module in (agent.supervisor, agent.condition)]
+        keepers_of_time = (agent.supervisor, agent.condition, agent.deployments, agent.inference)
+        self.patches = [mock.patch.object(module, "time", clock) for module in keepers_of_time]
         for one in self.patches:
             one.start()
         self.world = World()
