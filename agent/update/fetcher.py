@@ -20,6 +20,7 @@ from agent.source_config import SourceKind
 from agent.update.download import Allowance, DownloadProgress
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
+from agent.update.sources import Nearness
 from agent.update.store import ArtifactStore
 from agent.update.transfer import SourceChunk
 
@@ -195,6 +196,10 @@ class Fetcher:
         """Ask at once for what is missing."""
         for wanted in self._wanted.values():
             wanted.progress.link_up(now)
+
+    def nearness(self, content: Content) -> Nearness:
+        """Whether a content may be had without the server's link."""
+        return Nearness.FAR if self._others is None else self._others.nearness(content.digest)
 
     def progress(self, key: str) -> DownloadProgress | None:
         """The download of one who wants a content; None when there is none."""

@@ -24,7 +24,7 @@ from agent.source_config import SourceKind, is_loopback, split_place
 from agent.update.bundle_file import Bundle, read_chunks
 from agent.update.download import DownloadProgress
 from agent.update.source_tls import Credentials
-from agent.update.sources import MQTT_SILENT_S, Place, SourceBook
+from agent.update.sources import MQTT_SILENT_S, Nearness, Place, SourceBook
 from agent.update.transfer import Address, Reader, SourceChunk, SourceError, Transfer, TransferEnded
 
 log = logging.getLogger("agent.sources")
@@ -152,6 +152,15 @@ class OtherSources:
         reader = _reader(where, content, progress.part.missing_ranges(LIMITS.missing_ranges))
         self._running[content.digest] = _Running(content.digest, place, Transfer(reader, self._put), now)
         return True
+
+    def nearness(self, digest: str) -> Nearness:
+        """Whether a content may be had without the server's link."""
+        order = self._config.order
+        if SourceKind.USB in order and any(digest in bundle.artifacts for bundle in self._bundles):
+            return Nearness.HERE
+        first = order[: order.index(SourceKind.MQTT)] if SourceKind.MQTT in order else order
+        asked = SourceKind.PEER in first and (self._config.peers or self._peers)
+        return Nearness.PERHAPS if asked else Nearness.FAR
 
     def bar(self, digest: str, now: float) -> None:
         """Let nobody but the server's MQTT bring a content."""

@@ -22,6 +22,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content, Encoding
 from agent.update.download import DownloadProgress
 from agent.update.fetcher import Fetcher, Owner
+from agent.update.sources import Nearness
 from agent.update.store import ArtifactStore
 from agent.update.updater import Record
 
@@ -174,8 +175,11 @@ class Retriever:
         self._give_up(self._jobs[key], f"{detail} ({code.value})")
 
     def _best(self, record: Record) -> Encoding | None:
+        """Of the encodings that are left; a full one spares too little where peers may have the artifact itself."""
+        near = Nearness.FAR if record.server_only else self._fetcher.nearness(record.manifest)
         for one in record.encodings:
-            fits = one.codec in self._codecs and one.size < record.manifest.size
+            worth = near is Nearness.FAR or (near is Nearness.PERHAPS and one.base)
+            fits = worth and one.codec in self._codecs and one.size < record.manifest.size
             if fits and one.digest not in record.failed_encodings and (not one.base or self._store.has(one.base)):
                 return one
         return None

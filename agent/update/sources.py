@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from agent.source_config import SourceKind
@@ -30,6 +31,14 @@ class Place:
 
     name: str
     kind: SourceKind
+
+
+class Nearness(Enum):
+    """Whether a content may be had without the server's link, which encodings are there to spare."""
+
+    FAR = "far"
+    PERHAPS = "perhaps"  # peers are asked first, and may have it
+    HERE = "here"  # it lies in a bundle
 
 
 @dataclass

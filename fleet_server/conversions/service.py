@@ -308,8 +308,9 @@ def settle(session: Session, variant: Variant, version: Version, chosen: Candida
         variant.digest, variant.size = manifest.digest, manifest.size
         variant.manifest = msgspec.to_builtins(manifest)
         trust.want(session, variant.fleet_id, manifest)
-        if catalog.blob(session, variant.fleet_id, manifest.digest) is None:
-            session.add(Blob(fleet_id=variant.fleet_id, digest=manifest.digest, size=manifest.size))
+        for content in manifest.contents:
+            if catalog.blob(session, variant.fleet_id, content.digest) is None:
+                session.add(Blob(fleet_id=variant.fleet_id, digest=content.digest, size=content.size))
     elif not repository.is_deployed(session, variant.id):
         variant.digest, variant.manifest = None, None
         variant.size = chosen.measurements.size if chosen.measurements else None

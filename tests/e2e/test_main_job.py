@@ -93,7 +93,9 @@ def test_a_flipped_byte_never_serves(fleet: LocalFleet) -> None:
     fleet.push("tri", "3", other)
     (variant,) = fleet.build("tri@3", "gateways")
     assert variant["state"] == "ready", variant
-    stored = [path for path in (fleet.folder / "server").rglob(f"*{variant['digest']}*") if path.is_file()]
+    stored = [
+        path for path in (fleet.folder / "server" / "artifacts").rglob(f"*{variant['digest']}*") if path.is_file()
+    ]
     assert len(stored) == 1
     content = bytearray(stored[0].read_bytes())
     content[len(content) // 2] ^= 1

@@ -121,7 +121,9 @@ def test_a_stage_waits_for_a_difference_and_sends_it(deltas: Deltas) -> None:
     assert deltas.rows()["2", ""].digest == ""
     assert "not worth" in deltas.rows()["2", ""].detail
     with deltas.database.read() as session:
-        assert service.entitled(session, "a", difference.digest) == 1
+        entitled = service.entitled(session, "a", difference.digest)
+        assert entitled is not None
+        assert (entitled.digest, entitled.size) == (difference.digest, difference.size)
         assert service.entitled(session, "c", "f" * 64) is None
 
 

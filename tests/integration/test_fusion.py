@@ -154,7 +154,12 @@ def test_candidates_of_a_provider(tmp_path: Path, encoder: Path, provider: str) 
     result = build(job, tmp_path / "work", lambda _fraction, _step: None)
     own = [one for one in result.candidates if "sums" in one.recipe or "fused" in one.recipe]
     expected = {
-        "cpu": ["onnx-sums-fp32", "onnx-sums-dynamic-matmul", "onnx-sums-dynamic-matmul-channels"],
+        "cpu": [
+            "onnx-sums-fp32",
+            "onnx-sums-dynamic-matmul",
+            "onnx-sums-dynamic-matmul-channels",
+            "onnx-sums-dynamic-matmul-channels-s7",
+        ],
         "cuda": ["onnx-fused-fp32", "onnx-fused-fp16"],
         "openvino": [],
     }

@@ -8,24 +8,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.config import Config
 from agent.peers.server import PeerServer
 from agent.protocol.delivery import DeliveryPolicy, Waiting, WaitingFor
-from agent.protocol.manifest import Manifest
+from agent.protocol.lifecycle import Phase
+from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import SourceNeed, SourceOffer
 from agent.protocol.topics import ParsedChunkTopic
-from agent.source_config import SourceConfig
+from agent.source_config import SourceConfig, SourceKind
 from agent.update.bundle_file import Held
 from agent.update.download import Allowance
 from agent.update.fetcher import Fetcher
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
+from agent.update.retriever import Retriever
 from agent.update.source_tls import Credentials
-from agent.update.sources import MQTT_SILENT_S
+from agent.update.sources import MQTT_SILENT_S, Nearness
 from agent.update.store import ArtifactStore
 from agent.update.transfer import TransferEnded
+from agent.update.updater import Record
 from tests.unit.agent.test_fetcher import Link
 from tests.unit.agent.test_store_and_download import chunks, manifest
 
@@ -215,3 +219,23 @@ def test_found_peers_are_bounded_and_can_go(tmp_path: Path) -> None:
     for number in range(1000):
         device.others.see_peer(f"n{number}", None)
     assert not device.others._peers
+
+
+def test_full_encodings_are_for_those_whom_only_the_server_serves(tmp_path: Path) -> None:
+    alone, with_peers = Device(tmp_path / "1"), Device(tmp_path / "2", peers=("10.0.0.7:1",))
+    last = Device(tmp_path / "3", peers=("10.0.0.7:1",), order=(SourceKind.MQTT, SourceKind.PEER))
+    content = manifest(CONTENT)
+    assert [one.fetcher.nearness(content) for one in (alone, with_peers, last)] == [
+        Nearness.FAR,
+        Nearness.PERHAPS,
+        Nearness.FAR,
+    ]
+    full = Encoding("zstd", "e" * 64, 10, 10)
+    record = Record("a", content, 1.0, 60.0, Phase.DOWNLOADING, encodings=(full,))
+    difference = msgspec.structs.replace(full, base="b" * 64)
+    other = Record("a", content, 1.0, 60.0, Phase.DOWNLOADING, encodings=(full, difference))
+    for device, best in ((alone, full), (with_peers, None), (last, full)):
+        (device.store.path("b" * 64)).write_bytes(b"old")
+        retriever = Retriever(device.store, device.fetcher, device.link, lambda _: None, frozenset({"zstd"}))
+        assert retriever._best(record) == best
+        assert retriever._best(other) == (best or difference)
