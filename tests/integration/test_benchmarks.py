@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NGINX = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
+WANTS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx-light)")
 
 
-@pytest.mark.parametrize("name", ["serving", "footprint", "delta", "delivery"])
+@pytest.mark.parametrize("name", ["serving", "footprint", "delta", pytest.param("delivery", marks=WANTS_NGINX)])
 def test_a_benchmark_ends_in_one_json_line(name: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
