@@ -23,6 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -32,7 +35,6 @@ from fleet_server.gateway.streamer import Streamer
 from tests.benchmarks.common import Checks, await_port, broker, children, cpu_s
 from tests.fleet import free_port
 
-ROOT = Path(__file__).parents[2]
 CHUNK = 256 * 1024
 COUNTED = "$SYS/broker/publish/bytes/received"
 NGINX = """\
