@@ -104,8 +104,7 @@ class Inference:
             self._condition.worker_started(None)
         except OSError as error:
             self._condition.worker_started(error)
-            self._start_at = time.monotonic() + self._delay
-            self._delay = min(self._delay * 2, RESTART_MAX_S)
+            self._start_later()
 
     def died(self) -> None:
         """The worker ended: another is started, and loads what ought to serve."""
@@ -119,6 +118,10 @@ class Inference:
         self._collects.clear()
         self._serving.clear()
         self._carry_out(self._updater.worker_crashed(self._probation.clear()))
+        self._start_later()
+
+    def _start_later(self) -> None:
+        """Start another worker after a pause, which grows until one is ready."""
         self._start_at = time.monotonic() + self._delay
         self._delay = min(self._delay * 2, RESTART_MAX_S)
 

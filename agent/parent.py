@@ -1,4 +1,4 @@
-"""A process that must not outlive the one that started it."""
+"""A process that must not outlive the one that started it, nor take it along."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent and os.getppid() != parent:
         sys.exit(1)
+
+
+def end_first() -> None:
+    """Let the kernel end this process before others when memory is short."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 (pathlib is large)
+        file.write("1000")

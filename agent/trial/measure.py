@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from agent.parent import end_with_parent
+from agent.parent import end_first, end_with_parent
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Failure, TrialResult
@@ -41,8 +41,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=0)
     options = parser.parse_args()
     end_with_parent(options.parent)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    end_first()
     folder: Path = options.folder
     job = msgspec.json.decode((folder / JOB_FILE).read_bytes(), type=MeasureJob)
     result = measure(job, folder / ANSWERS_FILE)

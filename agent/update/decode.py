@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 
-from agent.parent import end_with_parent
+from agent.parent import end_first, end_with_parent
 from agent.update.delta import DecodeError, decode
 
 DAMAGED, STORAGE, MEMORY = 2, 3, 4  # exit statuses
@@ -23,8 +23,7 @@ def main(arguments: list[str]) -> int:
     """Decode one encoding; the exit status says how it went."""
     codec, encoded, base, target, size, parent = arguments
     end_with_parent(int(parent))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 (pathlib is large)
-        file.write("1000")
+    end_first()
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     with contextlib.suppress(OSError):
         os.nice(NICE)  # what serves goes first

@@ -410,23 +410,24 @@ class Updater:
         """Let the worker forget a deployment's artifact, unless another deployment runs the same bytes."""
         self._loaded.discard(record.deployment_id)
         model, digest = record.manifest.model, record.manifest.digest
-        running = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
-        same = (one for one in self._of(model) if one.manifest.digest == digest and one is not record)
-        return [] if any(one.phase in running for one in same) else [UnloadArtifact(model, digest)]
+        others = [one for one in self._running(model, digest) if one is not record]
+        return [] if others else [UnloadArtifact(model, digest)]
 
     def _of(self, model: str) -> list[Record]:
         return [one for one in self.records.values() if one.manifest.model == model]
 
     def active(self, model: str) -> Record | None:
         """The deployment that serves a model for good."""
-        phases = (one for one in self.records.values() if one.manifest.model == model and one.phase is Phase.ACTIVE)
-        return next(phases, None)
+        return next((one for one in self._of(model) if one.phase is Phase.ACTIVE), None)
 
     def uses(self, model: str, digest: str) -> bool:
         """Whether an artifact serves a model, or is about to: another deployment may have brought the same one."""
-        phases = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
-        mine = [one for one in self.records.values() if one.manifest.model == model and one.manifest.digest == digest]
-        return any(one.phase in phases for one in mine)
+        return bool(self._running(model, digest))
+
+    def _running(self, model: str, digest: str) -> list[Record]:
+        """Deployments of an artifact that the worker has, or is about to have."""
+        running = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
+        return [one for one in self._of(model) if one.manifest.digest == digest and one.phase in running]
 
     def kept_digests(self) -> set[str]:
         """What must stay: artifacts in progress and those that serve; of what is fetched, encodings and their bases."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
@@ -12,12 +11,11 @@ import time
 from pathlib import Path
 
 from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
+from fleet_server.children import die_with_parent
 from fleet_server.cli.output import errors
 from fleet_server.sdk import ApiError, Client, UnreachableError
 
-PR_SET_PDEATHSIG = 1
 STOP_S = 15.0
-_LIBC = ctypes.CDLL(None)
 
 
 def run_all(*, agents: int, state: Path, port: int, insecure: bool = False) -> int:
@@ -111,9 +109,5 @@ def _start(state: Path, name: str, arguments: list[str], variables: dict[str, st
             stderr=log,
             env={**os.environ, **variables},
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
         )
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -22,6 +22,7 @@ from typing import IO, TypeVar
 import msgspec
 
 from converters.job import ERROR_FILE, JOB_FILE, RESULT_FILE, Job, JobError, Progress
+from fleet_server.children import end_group, last_words
 
 log = logging.getLogger(__name__)
 LAST_WORDS = "The log of the server, or of the worker that ran it, has its last words"
@@ -96,7 +97,7 @@ def run_job(
     try:
         _wait(child, steps, bounds, on_progress, keep_going)
     finally:
-        _end(child)
+        end_group(child)
         reader.join(5)
         child.stdout.close()
     return _result(child.returncode, folder, result_type, bounds)
@@ -123,13 +124,6 @@ def _wait(
         time.sleep(POLL_S)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child and what it started, which share a process group of their own."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
 def _read_progress(stdout: IO[bytes], steps: list[Progress]) -> None:
     decoder = msgspec.json.Decoder(Progress)
     with contextlib.suppress(ValueError, OSError):
@@ -144,7 +138,7 @@ def _result(status: int, folder: Path, result_type: type[ResultT], bounds: Bound
             return msgspec.json.decode(_read_bounded(folder / RESULT_FILE), type=result_type)
         error = msgspec.json.decode(_read_bounded(folder / ERROR_FILE), type=JobError)
         raise ConversionFailedError(msgspec.structs.replace(error, detail=_without(folder, error.detail)))
-    tail = (folder / "stderr").read_bytes()[-STDERR_TAIL:].decode(errors="replace").strip()
+    tail = last_words(folder / "stderr", STDERR_TAIL)
     log.warning("a conversion process ended with %d; its last words: %s", status, tail)
     if status == -signal.SIGSEGV:
         detail = f"a library crashed on this model (SIGSEGV): convert it with fewer precisions. {LAST_WORDS}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,7 @@ import time
 from pathlib import Path
 
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.children import end_group, last_words
 from fleet_server.db import Database
 from fleet_server.deltas import service
 from fleet_server.deltas.process import ENCODED, RESULT
@@ -133,12 +132,10 @@ class DeltaMaker:
                     hold_at = now + HOLD_EVERY_S
                     self._lease.hold()
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            end_group(child)
         if child.returncode == 0:
             return ""
-        tail = (folder / "stderr").read_bytes()[-LAST_WORDS:].decode(errors="replace").strip()
+        tail = last_words(folder / "stderr", LAST_WORDS)
         log.warning("an encoding process ended with %d; its last words: %s", child.returncode, tail)
         return f"the encoding process ended with {child.returncode} (it may use {limit} MiB: SHOAL_DELTA_MEMORY_MB)"
 

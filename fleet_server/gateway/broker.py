@@ -6,7 +6,6 @@ It dies with the server, even with one that is killed: the kernel signals it whe
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
@@ -18,13 +17,13 @@ import threading
 import time
 from pathlib import Path
 
+from fleet_server.children import die_with_parent
 from fleet_server.errors import UnavailableError
 from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.settings import Settings
 
 log = logging.getLogger(__name__)
 READY_S = 15.0
-PR_SET_PDEATHSIG = 1
 
 
 def find_mosquitto(name: str) -> tuple[str, dict[str, str]]:
@@ -140,7 +139,7 @@ class EmbeddedBroker:
                 stderr=output,
                 env={**os.environ, **self._environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
+                preexec_fn=die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
             )
 
     def _await_ready(self) -> None:
@@ -155,13 +154,6 @@ class EmbeddedBroker:
         self._failed = UnavailableError("broker", f"the embedded broker did not start: {tail}")
         self._process.kill()
         self._ready.set()
-
-
-_LIBC = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(host: str, port: int) -> bool:

@@ -98,7 +98,9 @@ class Handlers:
         """Handle one message."""
         try:
             topic = parse_device_topic(message.topic)
-            if topic.leaf is not DeviceTopic.NEED or not self._need_again(topic.device_id, message.payload):
+            if topic.leaf is DeviceTopic.NEED:
+                self._need(topic.device_id, decode(message.payload, Need))
+            else:
                 self._dispatch(topic, message.payload)
         except WireError as error:
             self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
@@ -116,8 +118,6 @@ class Handlers:
                     self._presence(topic.device_id, decode(payload, Presence))
             case DeviceTopic.TELEMETRY:
                 self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
-            case DeviceTopic.NEED:
-                self._need(topic.device_id, decode(payload, Need))
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -163,7 +163,11 @@ class Handlers:
 
     def _need(self, device_id: str, need: Need) -> None:
         """A device is sent only what it ought to run, or to measure."""
+        if self._need_again(device_id, need):
+            return
         with self._database.read() as session:
+            if enrolment.is_locked_out(session, device_id):
+                return
             content = _entitled(session, device_id, need.digest)
         if content is not None:
             self._hear(device_id, need, chunk_count(content))
@@ -179,9 +183,8 @@ class Handlers:
             offer = SourceOffer(need.digest, url, ticket, LIFETIME_S)
         self._send(device_topic(device_id, DeviceTopic.SOURCE), encode(offer))
 
-    def _need_again(self, device_id: str, payload: bytes) -> bool:
+    def _need_again(self, device_id: str, need: Need) -> bool:
         """Take a need of what the device was found entitled to a moment ago: the database is asked once for many."""
-        need = decode(payload, Need)
         found = self._entitled.get((device_id, need.digest))
         if found is None or time.monotonic() > found.until:
             return False
