@@ -159,6 +159,14 @@ class DeploymentWaiting(Response):
     waiting: Waiting
 
 
+class HoldView(Response):
+    """That a device is held back."""
+
+    by: str
+    at: dt.datetime
+    reason: str
+
+
 class DeviceView(Response):
     """A device."""
 
@@ -172,9 +180,18 @@ class DeviceView(Response):
     serving: list[ServingView]
     problems: list[ProblemView] = Field(description="The newest of those that it told of, the newest last.")
     waiting: list[DeploymentWaiting] = Field(description="What stands still on it on purpose, and until when.")
+    hold: HoldView | None = Field(description="Who holds it back and why: no rollout sends it anything; null: nobody.")
     desired_revision: int
     reported_revision: int
     created_at: dt.datetime
+
+
+class HoldRequest(Request):
+    """To hold a device back."""
+
+    model_config = example(reason="under repair until Friday")
+
+    reason: str = Field(min_length=1, max_length=500, description="Why; shown wherever something waits for it.")
 
 
 class DeviceUpdate(Request):

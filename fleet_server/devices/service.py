@@ -23,6 +23,7 @@ from fleet_server.devices.schemas import (
     DeploymentWaiting,
     DeviceUpdate,
     DeviceView,
+    HoldView,
     ProblemView,
     ProfileCreate,
     ProfileSpec,
@@ -205,6 +206,43 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
     return device
 
 
+def hold_device(session: Session, fleet_id: str, device_id: str, reason: str, *, actor: Who) -> Device:
+    """Let no rollout send a device anything until it is released; what it runs goes on.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+    """
+    device = get_device(session, fleet_id, device_id)
+    before, held = device.hold, HoldView(by=str(actor), at=utc_now(), reason=reason)
+    device.hold = held.model_dump(mode="json")
+    _record_hold(session, device, "device.hold", before, actor)
+    return device
+
+
+def release_device(session: Session, fleet_id: str, device_id: str, *, actor: Who) -> Device:
+    """Let rollouts send a device something again.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+    """
+    device = get_device(session, fleet_id, device_id)
+    before, device.hold = device.hold, None
+    _record_hold(session, device, "device.release", before, actor)
+    return device
+
+
+def _record_hold(session: Session, device: Device, action: str, before: dict[str, Any] | None, actor: Who) -> None:
+    audit.record(
+        session,
+        fleet_id=device.fleet_id,
+        actor=actor,
+        action=action,
+        subject=f"device/{device.id}",
+        before={"hold": before},
+        after={"hold": device.hold},
+    )
+
+
 def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: Who) -> None:
     """Hide a device that is offline. Its history stays; when it connects again it is back, with its tags.
 
@@ -328,6 +366,7 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
         serving=[ServingView.model_validate(one) for one in device.serving],
         problems=[_problem(one) for one in device.problems],
         waiting=[DeploymentWaiting.model_validate(one) for one in device.reported_deployments if one.get("waiting")],
+        hold=HoldView.model_validate(device.hold) if device.hold else None,
         desired_revision=device.desired_revision,
         reported_revision=device.reported_revision,
         created_at=device.created_at,

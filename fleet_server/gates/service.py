@@ -28,7 +28,7 @@ from fleet_server.gates.judging import choose_on_devices, device_checks
 from fleet_server.gates.schemas import GateRunCreate, GateRunState, GateRunView, GateTrialView
 from fleet_server.models import Device, GateRun, GateTrial, Model, Profile, Variant, Version
 from fleet_server.principals import Who
-from fleet_server.rollouts.service import queue_desired
+from fleet_server.rollouts.desired import queue_desired
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust

@@ -41,8 +41,8 @@ from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.models import Device, DeviceIdentity
+from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
-from fleet_server.rollouts import service as rollouts
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from fleet_server.trust import service as trust
@@ -133,14 +133,14 @@ class Handlers:
             outcome = devices.record_report(session, device_id, reported, now)
             if not outcome.accepted:
                 return
-            rollouts.apply_report(session, self._settings, outcome.device, reported, now)
+            reports.apply_report(session, self._settings, outcome.device, reported, now)
             gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
             if reported.revision < outcome.device.desired_revision:
-                rollouts.queue_desired(session, self._settings, outcome.device, resend=True)
+                desired.queue_desired(session, self._settings, outcome.device, resend=True)
             elif reported.revision > outcome.device.desired_revision:
                 # The server's database is older than what the device has seen: go past it, or it would not listen.
                 outcome.device.desired_revision = reported.revision
-                rollouts.queue_desired(session, self._settings, outcome.device)
+                desired.queue_desired(session, self._settings, outcome.device)
 
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:
@@ -256,7 +256,7 @@ class Handlers:
 def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
     """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
     for deployment in rollouts_repository.desired(session, device_id):
-        manifest = rollouts.manifest_of(session, deployment)
+        manifest = desired.manifest_of(session, deployment)
         for content in manifest.contents:
             if content.digest == digest:
                 return content

@@ -49,6 +49,7 @@ class Device(Base):
     serving: Mapped[list[Any]] = mapped_column(default=list)  # ServingReport, as JSON
     problems: Mapped[list[Any]] = mapped_column(default=list)  # Problem, as JSON
     desired_revision: Mapped[int] = mapped_column(default=0)
+    hold: Mapped[dict[str, Any] | None]  # fleet_server.devices.schemas.Hold, as JSON: no rollout sends it anything
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     forgotten_at: Mapped[dt.datetime | None]  # hidden since then; it is back when it connects again
 

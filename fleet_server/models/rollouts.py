@@ -12,7 +12,7 @@ from fleet_server.db import Base, new_id, utc_now
 
 
 class Rollout(Base):
-    """Moving a set of devices to a version. `state` is `fleet_server.rollouts.policy.RolloutState`."""
+    """Moving a set of devices to a version. `state` is `fleet_server.domain.states.RolloutState`."""
 
     __tablename__ = "rollouts"
     __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "state"))
@@ -27,6 +27,10 @@ class Rollout(Base):
     delivery: Mapped[dict[str, Any] | None]  # fleet_server.devices.delivery.Delivery, as JSON
     stage: Mapped[int] = mapped_column(default=0)
     stage_started_at: Mapped[dt.datetime | None]
+    began_at: Mapped[dt.datetime | None]  # when its first stage did
+    let_on: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # the highest stage somebody let begin
+    joined_at: Mapped[dt.datetime | None]  # when devices that came to meet its target were last looked for
+    pacing: Mapped[dict[str, Any] | None]  # fleet_server.domain.machine.Allowance, as JSON
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
     terms: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Terms, as JSON: what holds when it starts
     created_by: Mapped[str] = mapped_column(default="")
@@ -46,7 +50,8 @@ class Deployment(Base):
 
     __tablename__ = "deployments"
     __table_args__ = (
-        UniqueConstraint("rollout_id", "device_id", "revert_of"),
+        UniqueConstraint("rollout_id", "device_id", "revert_of", "attempt"),
+        Index("ix_deployments_rollout_id_phase", "rollout_id", "phase", "stage", "place"),
         Index(None, "fleet_id", "id"),
         Index(None, "device_id", "model_id", "id"),
         Index(
@@ -69,6 +74,10 @@ class Deployment(Base):
     previous_id: Mapped[str | None] = mapped_column(ForeignKey("deployments.id"))  # what the device ran before
     revert_of: Mapped[str] = mapped_column(default="")  # the deployment this one takes back; empty when none
     stage: Mapped[int]
+    place: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # in the order in which devices come
+    attempt: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    replaced: Mapped[bool] = mapped_column(default=False, server_default=false())  # by another attempt
+    evidence: Mapped[dict[str, Any] | None]  # fleet_server.rollouts.evidence
     phase: Mapped[str] = mapped_column(default="scheduled")
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -30,6 +30,12 @@ class ModelWindowRow(Base):
 
     __tablename__ = "model_windows"
     __table_args__ = (
+        Index(
+            "ix_model_windows_to_judge",
+            "deployment_id",
+            sqlite_where=text("judged = 0"),
+            postgresql_where=text("NOT judged"),
+        ),
         Index(None, "deployment_id", "ended_at"),
         Index(None, "fleet_id", "device_id", "ended_at"),
     )
@@ -50,6 +56,7 @@ class ModelWindowRow(Base):
     items: Mapped[int] = mapped_column(BigInteger)
     latency: Mapped[dict[str, Any]]  # bucket -> count: agent.protocol.histogram
     confusion: Mapped[list[Any]]  # [label, predicted, count]
+    judged: Mapped[bool] = mapped_column(default=False, server_default=false())  # by its rollout's stop rules
 
 
 class HostWindowRow(Base):

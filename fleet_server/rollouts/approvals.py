@@ -6,12 +6,12 @@ from sqlalchemy.orm import Session
 
 from fleet_server import audit
 from fleet_server.db import utc_now
+from fleet_server.domain.states import RolloutState, approval_refusal
 from fleet_server.errors import ConflictError, ForbiddenError
 from fleet_server.models import Rollout
 from fleet_server.principals import Actor
 from fleet_server.rollouts import service
-from fleet_server.rollouts.policy import approval_refusal
-from fleet_server.rollouts.schemas import Approval, RolloutDecision, RolloutState
+from fleet_server.rollouts.schemas import Approval, RolloutDecision
 from fleet_server.settings import Settings
 
 

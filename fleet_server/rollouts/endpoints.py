@@ -6,8 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, status
 
-from fleet_server.devices.schemas import ProfileUpdate, ProfileView
+from fleet_server.devices import service as device_service
+from fleet_server.devices.schemas import DeviceView, HoldRequest, ProfileUpdate, ProfileView
 from fleet_server.devices.service import profile_view
+from fleet_server.domain.states import RolloutState
 from fleet_server.http import (
     Actor,
     AppSettings,
@@ -21,7 +23,7 @@ from fleet_server.http import (
     page,
 )
 from fleet_server.openapi import problems
-from fleet_server.rollouts import approvals, bundles, repository, service
+from fleet_server.rollouts import approvals, bundles, desired, explaining, previewing, repository, service, views
 from fleet_server.rollouts.schemas import (
     BundleCreate,
     BundleView,
@@ -29,7 +31,9 @@ from fleet_server.rollouts.schemas import (
     RolloutAbort,
     RolloutCreate,
     RolloutDecision,
-    RolloutState,
+    RolloutExplanation,
+    RolloutPreview,
+    RolloutPromote,
     RolloutView,
 )
 from fleet_server.schemas import Page
@@ -47,7 +51,7 @@ def create_rollout(
 
     Where its fleet asks for approvals, it waits for those and nothing is sent before.
     """
-    return service.rollout_view(session, service.create(session, settings, fleet_id, wanted, actor=actor))
+    return views.rollout_view(session, service.create(session, settings, fleet_id, wanted, actor=actor))
 
 
 @router.post(
@@ -73,13 +77,13 @@ def list_rollouts(
 ) -> Page[RolloutView]:
     """Rollouts, newest first."""
     rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model)
-    return page(rows, paging, lambda row: service.rollout_view(session, row), key=lambda row: row.id)
+    return page(rows, paging, lambda row: views.rollout_view(session, row), key=lambda row: row.id)
 
 
 @router.get("/rollouts/{rollout_id}", summary="Show a rollout", responses=problems(404))
 def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: RolloutId) -> RolloutView:
     """One rollout: where its devices are, and every judgement with its reason."""
-    return service.rollout_view(session, service.get_rollout(session, fleet_id, rollout_id))
+    return views.rollout_view(session, service.get_rollout(session, fleet_id, rollout_id))
 
 
 @router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments", responses=problems(404))
@@ -89,7 +93,7 @@ def rollout_deployments(
     """One row a device, newest first; a reverted device has a second row that took it back."""
     service.get_rollout(session, fleet_id, rollout_id)
     rows = repository.deployments_page(session, fleet_id, paging, rollout_id=rollout_id)
-    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+    return page(rows, paging, views.deployment_view, key=lambda row: row[0].id)
 
 
 @router.post("/rollouts/{rollout_id}/approve", summary="Approve a rollout", responses=problems(404, 409))
@@ -104,7 +108,7 @@ def approve_rollout(
     """By another than who created it. With the last approval that is needed it starts, as it was created."""
     rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
     approvals.approve(session, settings, rollout, decision, actor=actor)
-    return service.rollout_view(session, rollout)
+    return views.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/reject", summary="Reject a rollout", responses=problems(404, 409))
@@ -114,7 +118,7 @@ def reject_rollout(
     """Ends a rollout that waits for approvals; nothing was sent."""
     rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
     approvals.reject(session, rollout, decision, actor=actor)
-    return service.rollout_view(session, rollout)
+    return views.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))
@@ -122,7 +126,7 @@ def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollou
     """No further stage is sent; devices that were told go on."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
     service.pause(session, rollout, "asked to pause", actor=actor)
-    return service.rollout_view(session, rollout)
+    return views.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout", responses=problems(404, 409))
@@ -132,7 +136,7 @@ def resume_rollout(
     """Goes on with the stage it was in."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
     service.resume(session, settings, rollout, actor=actor)
-    return service.rollout_view(session, rollout)
+    return views.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/abort", summary="Abort a rollout", responses=problems(404, 409))
@@ -147,7 +151,46 @@ def abort_rollout(
     """Ends it; with `revert`, devices go back to what they ran before, and one that succeeded can be reverted too."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
     service.abort(session, settings, rollout, revert=how.revert, actor=actor)
-    return service.rollout_view(session, rollout)
+    return views.rollout_view(session, rollout)
+
+
+@router.post("/rollouts/{rollout_id}/promote", summary="Let the next stage begin", responses=problems(404, 409))
+def promote_rollout(
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    rollout_id: RolloutId,
+    how: RolloutPromote,
+) -> RolloutView:
+    """Where it waits for somebody to let it; with `full`, all devices are sent it at once, unwatched."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    service.promote(session, settings, rollout, full=how.full, actor=actor)
+    return views.rollout_view(session, rollout)
+
+
+@router.post("/rollouts/{rollout_id}/retry", summary="Try failed devices again", responses=problems(404, 409))
+def retry_rollout(
+    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId
+) -> RolloutView:
+    """Only those that failed or went back by themselves; one that succeeded runs again until they have settled."""
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    service.retry(session, settings, rollout, actor=actor)
+    return views.rollout_view(session, rollout)
+
+
+@router.get("/rollouts/{rollout_id}/explain", summary="Explain a rollout", responses=problems(404))
+def explain_rollout(
+    session: ReadSession, settings: AppSettings, fleet_id: FleetId, rollout_id: RolloutId
+) -> RolloutExplanation:
+    """What it does now and why, where each stop rule stands, and every decision so far."""
+    return explaining.explain(session, settings, service.get_rollout(session, fleet_id, rollout_id))
+
+
+@router.post("/rollouts/dry-run", summary="Preview a rollout", responses=problems(404, 409))
+def preview_rollout(session: ReadSession, fleet_id: FleetId, wanted: RolloutCreate) -> RolloutPreview:
+    """What a rollout would do and what is in its way. Nothing changes."""
+    return previewing.preview(session, fleet_id, wanted)
 
 
 @router.get("/deployments", summary="List deployments")
@@ -160,7 +203,7 @@ def list_deployments(
 ) -> Page[DeploymentView]:
     """What devices were told to run, newest first."""
     rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model)
-    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+    return page(rows, paging, views.deployment_view, key=lambda row: row[0].id)
 
 
 @profile_router.patch(
@@ -175,7 +218,23 @@ def change_profile(
     change: ProfileUpdate,
 ) -> ProfileView:
     """Its devices are told before this answers: one that waits for a window goes on when the new policy lets it."""
-    return profile_view(service.change_profile(session, settings, fleet_id, name, change, actor=actor))
+    return profile_view(desired.change_profile(session, settings, fleet_id, name, change, actor=actor))
+
+
+@device_router.put("/devices/{device_id}/hold", summary="Hold a device back", responses=problems(404))
+def hold_device(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId, wanted: HoldRequest
+) -> DeviceView:
+    """No rollout sends it anything until it is released; what it runs goes on, and can be taken back."""
+    device = device_service.hold_device(session, fleet_id, device_id, wanted.reason, actor=actor)
+    return device_service.device_view(device, device_service.profile_name(session, device))
+
+
+@device_router.delete("/devices/{device_id}/hold", summary="Release a device", responses=problems(404))
+def release_device(session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId) -> DeviceView:
+    """Rollouts that wait for it go on with it at their next tick."""
+    device = device_service.release_device(session, fleet_id, device_id, actor=actor)
+    return device_service.device_view(device, device_service.profile_name(session, device))
 
 
 @device_router.delete(

@@ -1,27 +1,30 @@
-"""Advances rollouts: a tick under a database lease judges each one and carries out what the policy decides."""
+"""Advances rollouts: a tick under a database lease judges each one and carries out what the state machine decides.
+
+Everything that a decision rests on is read, and everything that follows from it written, in one transaction: a server
+that dies has done all of it or nothing, and another goes on.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
 import threading
-from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Database, utc_now
+from fleet_server.domain.machine import Action, Picture, decide
+from fleet_server.domain.states import RolloutState
+from fleet_server.domain.strategy import RolloutStrategy
 from fleet_server.leases import DatabaseLease
-from fleet_server.models import Deployment, Rollout, Variant
-from fleet_server.rollouts import repository, service
-from fleet_server.rollouts.policy import Action, Measure, Snapshot, decide
-from fleet_server.rollouts.schemas import RolloutState, RolloutStrategy, StopMetric
+from fleet_server.models import Rollout
+from fleet_server.rollouts import evidence, joining, repository, sending, service
+from fleet_server.rollouts.planning import named
 from fleet_server.settings import Settings
-from fleet_server.telemetry.service import summarize
 
 log = logging.getLogger(__name__)
 LEASE = "rollout-engine"
 LEASE_S = 10.0
-CONTROL_WINDOW = dt.timedelta(hours=1)
 
 
 class RolloutEngine:
@@ -54,123 +57,118 @@ class RolloutEngine:
                 log.exception("a tick of the rollout engine failed; it goes on")
 
     def tick(self) -> None:
-        """Judge every open rollout, each in a transaction of its own."""
+        """Judge every open rollout, each in a transaction of its own; one that fails keeps no other waiting."""
         with self._database.read() as session:
             rollouts = repository.open_rollouts(session)
-        if not rollouts or not self._lease.hold():
-            return
         for rollout_id in rollouts:
-            with self._database.write() as session:
-                advance(session, self._settings, session.get_one(Rollout, rollout_id))
+            if not self._lease.hold():
+                return
+            try:
+                with self._database.write() as session:
+                    advance(session, self._settings, session.get_one(Rollout, rollout_id))
+            except Exception:
+                log.exception("rollout %s could not be judged; it is tried again", rollout_id)
 
 
 def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
     """Judge one rollout and carry out the decision."""
-    deployments = repository.deployments(session, rollout.id)
     if rollout.state == RolloutState.REVERTING.value:
-        _finish_revert(session, rollout, deployments)
+        _go_on_reverting(session, settings, rollout)
         return
     if rollout.state != RolloutState.RUNNING.value:
         return
-    due = any(one.phase == service.SCHEDULED and one.stage <= rollout.stage for one in deployments)
-    # Some may wait for a difference, for a while: then the stage is not over, though it may be stopped.
-    whole = not due or service.send_stage(session, settings, rollout)
-    decision = decide(RolloutStrategy.model_validate(rollout.strategy), _snapshot(session, rollout, deployments))
+    joining.join_late(session, rollout)
+    _try_again(session, rollout)
+    evidence.gather(session, rollout)
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    decision = decide(strategy, picture(session, settings, rollout))
     match decision.action:
-        case Action.ADVANCE if whole:
+        case Action.WAIT:
+            sending.send_due(session, settings, rollout)
+        case Action.ADVANCE:
             rollout.stage += 1
             rollout.stage_started_at = utc_now()
             service.add_verdict(rollout, "advance", decision.reason)
-            service.send_stage(session, settings, rollout)
-        case Action.SUCCEED if whole:
-            if not any(deployment.phase == "active" for deployment in deployments):
-                service.finish(session, rollout, RolloutState.STOPPED, "stop", "no device of it is left to run it")
-            else:
-                service.finish(session, rollout, RolloutState.SUCCEEDED, "succeed", decision.reason)
+            sending.send_due(session, settings, rollout)
+        case Action.SUCCEED:
+            service.finish(session, rollout, RolloutState.SUCCEEDED, "succeed", decision.reason)
+        case Action.STOP:
+            service.finish(session, rollout, RolloutState.STOPPED, "stop", decision.reason)
         case Action.PAUSE:
             service.pause(session, rollout, decision.reason, actor="server")
         case Action.REVERT:
             service.start_revert(session, settings, rollout, decision.reason, actor="server")
-        case _:
-            pass
 
 
-def _finish_revert(session: Session, rollout: Rollout, deployments: Sequence[Deployment]) -> None:
-    backs = [deployment for deployment in deployments if deployment.revert_of]
-    if all(back.phase in repository.SETTLED_PHASES for back in backs):
-        good = sum(back.phase == "active" for back in backs)
-        reason = f"{good} of {len(backs)} devices run again what they ran before"
-        alone = sum(deployment.phase in service.GONE_BACK for deployment in deployments if not deployment.revert_of)
-        if alone:
-            reason += f", {alone} went back by themselves or never left it"
-        service.finish(session, rollout, RolloutState.REVERTED, "reverted", reason)
-
-
-def _snapshot(session: Session, rollout: Rollout, deployments: Sequence[Deployment]) -> Snapshot:
-    sent = [one for one in deployments if one.phase != service.SCHEDULED and one.sent_at and not one.revert_of]
-    settled = [one for one in sent if one.phase in repository.SETTLED_PHASES]
-    waiting = [one.device_id for one in sent if one.phase not in repository.SETTLED_PHASES]
-    last = max((one.settled_at for one in settled if one.settled_at), default=None)
-    return Snapshot(
+def picture(session: Session, settings: Settings, rollout: Rollout) -> Picture:
+    """A rollout as the state machine takes it."""
+    now = utc_now()
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    phases = _sent_phases(session, rollout)
+    sent = sum(phases.values())
+    settled = sum(phases.get(phase, 0) for phase in repository.SETTLED_PHASES)
+    due, held = repository.due_counts(session, rollout.id, rollout.stage)
+    last = repository.last_settled_at(session, rollout.id)
+    return Picture(
         stage=rollout.stage,
-        sent=len(sent),
-        settled=len(settled),
-        failed=sum(one.phase in {"failed", "rolled_back"} for one in settled),
-        offline=len(waiting) - len(repository.online(session, waiting)),
-        settled_for_s=(utc_now() - last).total_seconds() if last and not waiting else None,
-        measures=_measures(session, rollout, sent),
+        due=due,
+        held=held,
+        sent=sent,
+        settled=settled,
+        active=phases.get("active", 0),
+        failed=phases.get("failed", 0) + phases.get("rolled_back", 0),
+        retries=_retries(session, rollout, strategy),
+        offline=repository.offline_count(session, rollout.id) if sent > settled else 0,
+        settled_for_s=(now - last).total_seconds() if last and sent == settled else None,
+        age_s=(now - (rollout.began_at or rollout.created_at)).total_seconds(),
+        let_on=rollout.let_on,
+        standings=evidence.standings(session, rollout),
+        differences=due > 0 and sending.differences_wait(session, settings, rollout),
     )
 
 
-def _measures(session: Session, rollout: Rollout, sent: list[Deployment]) -> dict[StopMetric, Measure]:
-    """What telemetry says of the cohort: only of windows of this rollout's own deployments."""
-    if not sent:
-        return {}
-    found: dict[StopMetric, Measure] = {}
-    cohort = summarize(session, rollout.fleet_id, deployment_ids=[one.id for one in sent], by_device=False)
-    for total in cohort:
-        if total.requests:
-            found[StopMetric.ERROR_PERCENT] = Measure(100 * total.errors / total.requests, total.requests)
-        if total.latency_p95_ms is not None:
-            found[StopMetric.LATENCY_P95_MS] = Measure(total.latency_p95_ms, total.requests)
-    ratio = _worst(_latency_ratio(session, rollout, part) for part in _by_variant(sent))
-    if ratio is not None:
-        found[StopMetric.LATENCY_P95_RATIO] = ratio
-    drop = _worst(_accuracy_drop(session, rollout, part) for part in _by_variant(sent))
-    if drop is not None:
-        found[StopMetric.ACCURACY_DROP_POINTS] = drop
+def _sent_phases(session: Session, rollout: Rollout) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for counts in repository.sent_by_profile(session, rollout.id).values():
+        for phase, count in counts.items():
+            found[phase] = found.get(phase, 0) + count
     return found
 
 
-def _by_variant(sent: list[Deployment]) -> list[list[Deployment]]:
-    parts: dict[str, list[Deployment]] = {}
-    for one in sent:
-        parts.setdefault(one.variant_id, []).append(one)
-    return list(parts.values())
+def _retries(session: Session, rollout: Rollout, strategy: RolloutStrategy) -> int:
+    if not strategy.retry.attempts:
+        return 0
+    failed = repository.failed(session, rollout.id, alone=True)
+    return sum(one.attempt < strategy.retry.attempts for one in failed)
 
 
-def _worst(measures: object) -> Measure | None:
-    known = [one for one in measures if one is not None]  # type: ignore[attr-defined]
-    return max(known, key=lambda one: one.value, default=None)
+def _try_again(session: Session, rollout: Rollout) -> None:
+    """Schedule what failed and has waited long enough anew, as often as the strategy says."""
+    retry = RolloutStrategy.model_validate(rollout.strategy).retry
+    if not retry.attempts:
+        return
+    for deployment in repository.failed(session, rollout.id, alone=True):
+        wait = dt.timedelta(seconds=retry.wait_s * 2**deployment.attempt)
+        if deployment.attempt < retry.attempts and utc_now() - (deployment.settled_at or utc_now()) >= wait:
+            service.try_again(session, rollout, deployment)
+    session.flush()
 
 
-def _latency_ratio(session: Session, rollout: Rollout, part: list[Deployment]) -> Measure | None:
-    """p95 of one profile's devices against what the same devices had, in the last hour, before they were sent it."""
-    before = [one.previous_id for one in part if one.previous_id]
-    if not before:
-        return None
-    since = min(one.sent_at for one in part if one.sent_at) - CONTROL_WINDOW
-    old = summarize(session, rollout.fleet_id, deployment_ids=before, since=since, by_device=False)
-    new = summarize(session, rollout.fleet_id, deployment_ids=[one.id for one in part], by_device=False)
-    if not old or not new or not old[0].latency_p95_ms or new[0].latency_p95_ms is None:
-        return None
-    return Measure(new[0].latency_p95_ms / old[0].latency_p95_ms, new[0].requests)
-
-
-def _accuracy_drop(session: Session, rollout: Rollout, part: list[Deployment]) -> Measure | None:
-    """Accuracy on labelled feedback against what the gate measured of the variant, in percentage points."""
-    measured = (session.get_one(Variant, part[0].variant_id).measurements or {}).get("accuracy")
-    new = summarize(session, rollout.fleet_id, deployment_ids=[one.id for one in part], by_device=False)
-    if measured is None or not new or new[0].accuracy is None:
-        return None
-    return Measure(max(0.0, (measured - new[0].accuracy) * 100), new[0].labelled)
+def _go_on_reverting(session: Session, settings: Settings, rollout: Rollout) -> None:
+    """Take further devices back; when all that were sent back have settled, say how it went."""
+    left = sending.take_back_due(session, settings, rollout)
+    if left or repository.unsettled_backs(session, rollout.id):
+        return
+    backs = repository.taken_back(session, rollout.id)
+    bad = [one.device_id for one in backs if one.phase in {"failed", "rolled_back"}]
+    good = sum(one.phase == "active" for one in backs)
+    reason = f"{good} of {len(backs)} devices run again what they ran before"
+    alone = repository.phase_counts(session, rollout.id)
+    gone = alone.get("failed", 0) + alone.get("rolled_back", 0)
+    if gone:
+        reason += f", {gone} went back by themselves or never left it"
+    if bad:
+        reason += f"; {named(bad)} did not take it: see `shoal rollout show {rollout.id}`"
+        service.finish(session, rollout, RolloutState.STOPPED, "stop", reason)
+    else:
+        service.finish(session, rollout, RolloutState.REVERTED, "reverted", reason)

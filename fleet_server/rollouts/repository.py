@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, and_, func, select, update
 from sqlalchemy.orm import Session
 
+from fleet_server.devices.attributes import TAG
+from fleet_server.domain.states import RolloutState
 from fleet_server.http import PageRequest
-from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
-from fleet_server.rollouts.schemas import RolloutState
+from fleet_server.models import (
+    Deployment,
+    Device,
+    DeviceAttribute,
+    HostWindowRow,
+    Model,
+    ModelWindowRow,
+    Profile,
+    Rollout,
+    Variant,
+    Version,
+)
 
+SCHEDULED = "scheduled"
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
@@ -81,21 +97,248 @@ def deployments_page(
 
 def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:
     """How many of a rollout's forward deployments are in each phase."""
-    query = (
-        select(Deployment.phase, func.count())
-        .where(Deployment.rollout_id == rollout_id, Deployment.revert_of == "")
-        .group_by(Deployment.phase)
-    )
+    query = select(Deployment.phase, func.count()).where(*_forward(rollout_id)).group_by(Deployment.phase)
     return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _forward(rollout_id: str) -> tuple[Any, ...]:
+    """Of a rollout: what brings the version, the last attempt of each device."""
+    return Deployment.rollout_id == rollout_id, Deployment.revert_of == "", Deployment.replaced.is_(False)
+
+
+def _underway(query: Select[*tuple[Any, ...]], rollout_id: str) -> Select[*tuple[Any, ...]]:
+    return query.where(*_forward(rollout_id), Deployment.phase != SCHEDULED, Deployment.phase.not_in(SETTLED_PHASES))
+
+
+def underway_count(session: Session, rollout_id: str) -> int:
+    """How many deployments of a rollout were sent and have not settled."""
+    return session.scalar(_underway(select(func.count()).select_from(Deployment), rollout_id)) or 0
+
+
+def offline_count(session: Session, rollout_id: str) -> int:
+    """How many of those are of devices that are offline."""
+    query = select(func.count()).select_from(Deployment).join(Device, Device.id == Deployment.device_id)
+    return session.scalar(_underway(query, rollout_id).where(Device.online.is_(False))) or 0
+
+
+def underway_by_value(session: Session, rollout_id: str, tag: str) -> dict[str, int]:
+    """How many of those are of devices with each value of a tag."""
+    query = (
+        select(DeviceAttribute.text, func.count())
+        .join(Deployment, Deployment.device_id == DeviceAttribute.device_id)
+        .where(DeviceAttribute.name == TAG + tag)
+        .group_by(DeviceAttribute.text)
+    )
+    return {row[0]: row[1] for row in session.execute(_underway(query, rollout_id))}
+
+
+def due(
+    session: Session, rollout_id: str, stage: int, tag: str | None, full: Sequence[str], *, limit: int
+) -> list[tuple[Deployment, str | None]]:
+    """Deployments of the stages up to one that were not sent, in their order, with their device's value of a tag.
+
+    Args:
+        session: to read with.
+        rollout_id: of the rollout.
+        stage: the last one that is open.
+        tag: that has a cap; None when none has.
+        full: values of it whose cap is reached: devices with those are left out.
+        limit: how many at most.
+    """
+    value = and_(DeviceAttribute.device_id == Deployment.device_id, DeviceAttribute.name == TAG + (tag or ""))
+    query = (
+        select(Deployment, DeviceAttribute.text)
+        .outerjoin(DeviceAttribute, value)
+        .join(Device, Device.id == Deployment.device_id)
+        .where(*_forward(rollout_id), Deployment.phase == SCHEDULED, Deployment.stage <= stage, Device.hold.is_(None))
+        .order_by(Deployment.stage, Deployment.place, Deployment.id)
+        .limit(limit)
+    )
+    if full:
+        query = query.where(DeviceAttribute.text.is_(None) | DeviceAttribute.text.not_in(full))
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def due_counts(session: Session, rollout_id: str, stage: int) -> tuple[int, int]:
+    """How many deployments of the stages up to one were not sent: those that may be, and those whose device is held."""
+    query = (
+        select(Device.hold.is_(None), func.count())
+        .select_from(Deployment)
+        .join(Device, Device.id == Deployment.device_id)
+        .where(*_forward(rollout_id), Deployment.phase == SCHEDULED, Deployment.stage <= stage)
+        .group_by(Device.hold.is_(None))
+    )
+    found = {bool(row[0]): row[1] for row in session.execute(query)}
+    return found.get(True, 0), found.get(False, 0)
+
+
+def held_devices(session: Session, rollout_id: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Devices of a rollout that are held and were not sent it: their ids and holds."""
+    query = (
+        select(Device.id, Device.hold)
+        .join(Deployment, Deployment.device_id == Device.id)
+        .where(*_forward(rollout_id), Deployment.phase == SCHEDULED, Device.hold.is_not(None))
+        .order_by(Device.id)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def last_settled_at(session: Session, rollout_id: str) -> dt.datetime | None:
+    """When the last deployment of a rollout settled."""
+    return session.scalar(select(func.max(Deployment.settled_at)).where(*_forward(rollout_id)))
+
+
+def failed(session: Session, rollout_id: str, *, alone: bool = False) -> Sequence[Deployment]:
+    """Deployments of a rollout that failed; with `alone` not those that their device took back."""
+    phases = ("failed",) if alone else ("failed", "rolled_back")
+    query = select(Deployment).where(
+        *_forward(rollout_id), Deployment.phase.in_(phases), Deployment.sent_at.is_not(None)
+    )
+    return session.scalars(query.order_by(Deployment.id)).all()
+
+
+def to_take_back(session: Session, rollout_id: str, *, limit: int) -> Sequence[Deployment]:
+    """Deployments of a rollout that their devices still ought to run, the newest of its stages first."""
+    query = select(Deployment).where(Deployment.rollout_id == rollout_id, Deployment.revert_of == "")
+    query = query.where(Deployment.desired.is_(True)).order_by(Deployment.stage.desc(), Deployment.id)
+    return session.scalars(query.limit(limit)).all()
+
+
+def to_take_back_count(session: Session, rollout_id: str) -> int:
+    """How many deployments of a rollout their devices still ought to run."""
+    query = select(func.count()).select_from(Deployment)
+    query = query.where(Deployment.rollout_id == rollout_id, Deployment.revert_of == "", Deployment.desired.is_(True))
+    return session.scalar(query) or 0
+
+
+def taken_back(session: Session, rollout_id: str) -> Sequence[Deployment]:
+    """Deployments that take devices of a rollout back."""
+    query = select(Deployment).where(Deployment.rollout_id == rollout_id, Deployment.revert_of != "")
+    return session.scalars(query.order_by(Deployment.id)).all()
+
+
+def sent_by_profile(session: Session, rollout_id: str) -> dict[str, dict[str, int]]:
+    """How many deployments that were sent are in each phase, by the name of the profile."""
+    query = (
+        select(Profile.name, Deployment.phase, func.count())
+        .select_from(Deployment)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None))
+        .group_by(Profile.name, Deployment.phase)
+    )
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, phase, count in session.execute(query):
+        found[name][phase] = count
+    return dict(found)
+
+
+def evidence_by_profile(session: Session, rollout_id: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """What devices of a rollout say of its rules, with the names of their profiles."""
+    query = (
+        select(Profile.name, Deployment.evidence)
+        .select_from(Deployment)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None), Deployment.evidence.is_not(None))
+    )
+    return [(row[0], row[1]) for row in session.execute(query) if row[1]]
+
+
+def windows_to_judge(
+    session: Session, rollout_id: str, *, limit: int
+) -> list[tuple[ModelWindowRow, HostWindowRow | None]]:
+    """Windows of a rollout's deployments that no rule has seen, in the order they ended, with the device's own."""
+    query = (
+        select(ModelWindowRow, HostWindowRow)
+        .join(Deployment, Deployment.id == ModelWindowRow.deployment_id)
+        .outerjoin(HostWindowRow, _same_moment())
+        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None), ModelWindowRow.judged.is_(False))
+        .order_by(ModelWindowRow.ended_at, ModelWindowRow.id)
+        .limit(limit)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def windows_of(
+    session: Session, device_id: str, deployment_ids: Sequence[str], since: dt.datetime
+) -> list[tuple[ModelWindowRow, HostWindowRow | None]]:
+    """Windows of a device's deployments, in the order they ended, with the device's own."""
+    query = (
+        select(ModelWindowRow, HostWindowRow)
+        .outerjoin(HostWindowRow, _same_moment())
+        .where(
+            ModelWindowRow.deployment_id.in_(deployment_ids),
+            ModelWindowRow.device_id == device_id,
+            ModelWindowRow.ended_at >= since,
+        )
+        .order_by(ModelWindowRow.ended_at)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def _same_moment() -> Any:
+    return and_(
+        HostWindowRow.fleet_id == ModelWindowRow.fleet_id,
+        HostWindowRow.device_id == ModelWindowRow.device_id,
+        HostWindowRow.ended_at == ModelWindowRow.ended_at,
+    )
+
+
+def mark_judged(session: Session, window_ids: Sequence[str]) -> None:
+    """Let no rule see these windows again."""
+    for start in range(0, len(window_ids), 500):
+        part = window_ids[start : start + 500]
+        session.execute(update(ModelWindowRow).where(ModelWindowRow.id.in_(part)).values(judged=True))
+
+
+def deployments_of(session: Session, rollout_id: str, ids: Sequence[str]) -> list[Deployment]:
+    """Those of these deployments that are a rollout's."""
+    found: list[Deployment] = []
+    for start in range(0, len(ids), 500):
+        query = select(Deployment).where(
+            Deployment.rollout_id == rollout_id, Deployment.id.in_(ids[start : start + 500])
+        )
+        found += session.scalars(query).all()
+    return found
+
+
+def controls(session: Session, rollout_id: str, profile_id: str, *, limit: int) -> list[tuple[str, str]]:
+    """Devices of a profile that a rollout has not sent its version yet, and the deployment that each runs."""
+    query = (
+        select(Deployment.device_id, Deployment.previous_id)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .where(
+            *_forward(rollout_id),
+            Deployment.phase == SCHEDULED,
+            Variant.profile_id == profile_id,
+            Deployment.previous_id.is_not(None),
+        )
+        .order_by(Deployment.place.desc())
+        .limit(limit)
+    )
+    return [(row[0], str(row[1])) for row in session.execute(query)]
+
+
+def members(session: Session, rollout_id: str) -> set[str]:
+    """Ids of the devices of a rollout."""
+    query = select(Deployment.device_id).where(Deployment.rollout_id == rollout_id).distinct()
+    return set(session.scalars(query))
+
+
+def unsettled_backs(session: Session, rollout_id: str) -> int:
+    """How many deployments that take a rollout's devices back have not settled."""
+    query = select(func.count()).select_from(Deployment)
+    query = query.where(
+        Deployment.rollout_id == rollout_id, Deployment.revert_of != "", Deployment.phase.not_in(SETTLED_PHASES)
+    )
+    return session.scalar(query) or 0
 
 
 def waiting_count(session: Session, rollout_id: str) -> int:
     """How many of a rollout's deployments stand still on purpose."""
     query = select(func.count()).where(
-        Deployment.rollout_id == rollout_id,
-        Deployment.revert_of == "",
-        Deployment.phase.not_in(SETTLED_PHASES),
-        Deployment.is_waiting.is_(True),
+        *_forward(rollout_id), Deployment.phase.not_in(SETTLED_PHASES), Deployment.is_waiting.is_(True)
     )
     return session.scalar(query) or 0
 
@@ -155,12 +398,3 @@ def profiles_of(session: Session, version_id: str) -> dict[str, str]:
         .order_by(Profile.name)
     )
     return {row[0]: row[1] for row in session.execute(query)}
-
-
-def online(session: Session, device_ids: Sequence[str]) -> set[str]:
-    """Which of these devices are connected."""
-    found: set[str] = set()
-    for start in range(0, len(device_ids), 500):
-        part = device_ids[start : start + 500]
-        found |= set(session.scalars(select(Device.id).where(Device.id.in_(part), Device.online.is_(True))))
-    return found

@@ -3,150 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from enum import StrEnum
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from agent.protocol.messages import ProbationPolicy
 from fleet_server.devices.delivery import Delivery
+from fleet_server.domain.states import RolloutState
+from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
 from fleet_server.schemas import Failure, Name, Request, Response, Waiting, example
-
-DEFAULTS = ProbationPolicy()
-WEEK_S = 7 * 86_400
-
-
-class RolloutState(StrEnum):
-    """Where a rollout is."""
-
-    AWAITING_APPROVAL = "awaiting_approval"  # nothing is sent before others than its creator approved it
-    RUNNING = "running"
-    PAUSED = "paused"  # by a person, or by a stop rule with on_stop=pause
-    REVERTING = "reverting"  # a stop rule or an abort takes devices back to what they ran before
-    SUCCEEDED = "succeeded"
-    STOPPED = "stopped"  # ended without reverting, or after reverting: `verdicts` says which
-    REVERTED = "reverted"
-
-
-class StopMetric(StrEnum):
-    """What a stop rule can look at, over the cohort of devices that have the new version."""
-
-    FAILED_PERCENT = "failed_percent"  # deployments that failed or rolled back, of those sent
-    ERROR_PERCENT = "error_percent"  # requests that failed inside the model, of those answered
-    LATENCY_P95_MS = "latency_p95_ms"  # over all requests
-    LATENCY_P95_RATIO = "latency_p95_ratio"  # against what the same devices ran before, per profile, the worst
-    ACCURACY_DROP_POINTS = "accuracy_drop_points"  # labelled feedback, against the gate's measurement
-
-
-class StopRule(Request):
-    """Stop when a metric goes above a bound."""
-
-    metric: StopMetric
-    above: float = Field(ge=0)
-    min_samples: int = Field(
-        1, ge=1, description="Devices (failed_percent) or requests (the others) before it is judged."
-    )
-
-
-class Stage(Request):
-    """One stage: the share of the target that has the version when it is done."""
-
-    percent: float = Field(gt=0, le=100, description="Cumulative, of all devices of the rollout; rounded up.")
-    soak_s: float = Field(0.0, ge=0, description="How long to watch after its devices settled, in seconds.")
-
-
-class ProbationSpec(Request):
-    """How each device watches the version when it begins to serve, and what makes it go back by itself."""
-
-    seconds: float | None = Field(
-        None, ge=0, le=WEEK_S, description="How long. Default: the server's (SHOAL_PROBATION_S)."
-    )
-    at_most_s: float | None = Field(
-        None,
-        ge=0,
-        le=WEEK_S,
-        description="How long to go on where fewer than `minimum_requests` came; then it stays, as not exercised. "
-        "Default: not beyond `seconds`.",
-    )
-    minimum_requests: int = Field(
-        DEFAULTS.minimum_requests, ge=0, le=1_000_000, description="Requests that a judgement needs."
-    )
-    error_percent: float = Field(
-        100 * DEFAULTS.error_share, ge=0, le=100, description="Of its requests that may fail inside the model."
-    )
-    latency_p95_ratio: float = Field(
-        DEFAULTS.latency_ratio,
-        ge=0,
-        le=1000,
-        description="How many times the 95th percentile of the version before, on the same device; 0 is no bound.",
-    )
-    memory_mb: float | None = Field(
-        None,
-        gt=0,
-        le=1_000_000,
-        description="MiB that loading and running it may add to the agent. Default: the profile's memory budget and "
-        "`growth_mb`, where it has one.",
-    )
-    growth_mb: float = Field(
-        DEFAULTS.growth_mb, ge=0, le=1_000_000, description="MiB it may grow by without an end; 0 is no bound."
-    )
-    on_memory_short: Literal["refuse", "replace"] = Field(
-        "refuse",
-        description="Where two versions do not fit into memory: let the new one fail, or take the one before out "
-        "first, and answer nothing until the new one is loaded.",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> ProbationSpec:
-        if self.at_most_s is not None and self.seconds is not None and self.at_most_s < self.seconds:
-            raise ValueError("at_most_s: it must be at least `seconds`; leave it out to end the watching with those")
-        if 0 < self.latency_p95_ratio < 1:
-            raise ValueError("latency_p95_ratio: below 1 an equally fast version is taken back; give 0 for no bound")
-        return self
-
-
-class RolloutStrategy(Request):
-    """How a rollout goes on and what stops it."""
-
-    stages: list[Stage] = Field(
-        default_factory=lambda: [Stage(percent=10, soak_s=60), Stage(percent=100)], min_length=1, max_length=20
-    )
-    stop_when: list[StopRule] = Field(
-        default_factory=lambda: [
-            StopRule(metric=StopMetric.FAILED_PERCENT, above=5),
-            StopRule(metric=StopMetric.ERROR_PERCENT, above=1, min_samples=100),
-        ],
-        max_length=20,
-    )
-    on_stop: Literal["pause", "revert"] = Field("revert", description="What a stop rule does.")
-    probation: ProbationSpec = Field(default_factory=ProbationSpec)
-
-    @model_validator(mode="after")
-    def _stages_grow_to_all(self) -> RolloutStrategy:
-        percents = [stage.percent for stage in self.stages]
-        if percents != sorted(set(percents)):
-            raise ValueError("stages: each stage's percent must be larger than the one before")
-        if percents[-1] != 100:
-            raise ValueError("stages: the last stage's percent must be 100")
-        return self
-
-
-class RolloutTarget(Request):
-    """Which devices: those that meet everything that is given. Nothing given is an error; say `all` if you mean it."""
-
-    all: bool = False
-    devices: list[str] = Field(default_factory=list, max_length=100_000)
-    profiles: list[Name] = Field(default_factory=list)
-    tags: dict[str, str] = Field(default_factory=dict)
-    query: str | None = Field(
-        None, min_length=1, max_length=4096, description="In RSQL, as for the list of devices: `site==plant7;arch==a*`."
-    )
-
-    @model_validator(mode="after")
-    def _says_something(self) -> RolloutTarget:
-        if not (self.all or self.devices or self.profiles or self.tags or self.query):
-            raise ValueError("target: give devices, profiles, tags or a query, or all=true for the whole fleet")
-        return self
 
 
 class RolloutCreate(Request):
@@ -190,8 +54,8 @@ class StageVerdict(Response):
     at: dt.datetime
     stage: int
     decision: str = Field(
-        description="`wait`, `approve`, `reject`, `start`, `advance`, `succeed`, `pause`, `resume`, `stop`, `revert`, "
-        "`abort`."
+        description="`wait`, `approve`, `reject`, `start`, `join`, `advance`, `promote`, `retry`, `succeed`, "
+        "`pause`, `resume`, `stop`, `revert`, `reverted`, `abort`."
     )
     reason: str
 
@@ -228,6 +92,14 @@ class Approval(Response):
     comment: str
 
 
+class RolloutPromote(Request):
+    """How to go on."""
+
+    model_config = example(full=False)
+
+    full: bool = Field(False, description="All stages at once, unwatched.")
+
+
 class RolloutDecision(Request):
     """To approve or reject a rollout."""
 
@@ -256,6 +128,99 @@ class RolloutView(Response):
     approvals: list[Approval]
     created_at: dt.datetime
     finished_at: dt.datetime | None
+
+
+class RuleStanding(Response):
+    """Where a stop rule stands."""
+
+    metric: str
+    above: float
+    against: str
+    confidence: float = Field(description="0 stops as soon as the value is above the bound.")
+    value: float | None = Field(description="Over the cohort; null while nothing is known.")
+    samples: int
+    devices: int = Field(description="That had any.")
+    evidence: float = Field(description="How many times likelier the samples are if the version is worse: an e-value.")
+    needed: float = Field(description="The evidence that stops.")
+    profile: str = Field(description="That stands out; empty when none does.")
+    stops: bool
+    reason: str
+
+
+class HeldDevice(Response):
+    """A device of a rollout that is held back."""
+
+    device_id: str
+    reason: str
+
+
+class RolloutExplanation(Response):
+    """What a rollout does now and why."""
+
+    id: str
+    state: RolloutState
+    stage: int
+    stages: int
+    now: str = Field(description="What it does or waits for, in a sentence.")
+    rules: list[RuleStanding]
+    held: list[HeldDevice]
+    verdicts: list[StageVerdict] = Field(description="Every decision so far, with its reason.")
+
+
+class PreviewProfile(Response):
+    """What devices of one profile would get."""
+
+    profile: str
+    devices: int
+    version: str
+    digest: str | None
+    artifact_bytes: int
+    proven: bool = Field(description="Whether a device of the profile has measured the variant.")
+
+
+class PreviewStage(Response):
+    """What one stage would reach."""
+
+    stage: int
+    devices: int
+    profiles: dict[str, int] = Field(description="Devices by profile.")
+    first: list[str] = Field(description="The first devices of it, in their order; twenty at most.")
+    at_least_s: float = Field(description="Seconds that rate and soak take, without download and probation.")
+    approval: bool
+
+
+class PreviewLink(Response):
+    """What would come over one kind of link."""
+
+    link: str
+    devices: int
+    metered: int = Field(description="Of those, devices whose link costs by the byte.")
+    bytes: int = Field(description="At most: differences and peers make it less.")
+
+
+class PreviewProblem(Response):
+    """What is in the way, or would be left out."""
+
+    code: str
+    detail: str
+    devices: list[str] = Field(description="Five hundred at most.")
+    blocks: bool = Field(description="Whether the rollout would be refused.")
+
+
+class RolloutPreview(Response):
+    """What a rollout would do."""
+
+    model: str
+    version: str
+    devices: int
+    profiles: list[PreviewProfile]
+    stages: list[PreviewStage]
+    links: list[PreviewLink]
+    broadcast_bytes: int = Field(description="That the server would send at least: each artifact once a stage.")
+    at_least_s: float = Field(description="Seconds that all stages take, without downloads and probation.")
+    approvals_needed: int
+    problems: list[PreviewProblem]
+    starts: bool = Field(description="Whether it could be created now.")
 
 
 class RolloutAbort(Request):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from agent.protocol.manifest import Precision
 from fleet_server.catalog.schemas import VariantState
 from fleet_server.cli.main import app
-from fleet_server.rollouts.schemas import StopMetric
+from fleet_server.domain.strategy import StopMetric
 from fleet_server.settings import Settings
 from tests.fleet import BIN
 

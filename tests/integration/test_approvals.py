@@ -12,7 +12,7 @@ from fleet_server.errors import ConflictError, ForbiddenError
 from fleet_server.models import AuditEvent, Fleet, Rollout, Variant
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Actor
-from fleet_server.rollouts import approvals, service
+from fleet_server.rollouts import approvals, service, views
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutDecision, RolloutView
 from tests.integration.test_rollout_rules import SETTINGS, World
 
@@ -39,7 +39,7 @@ class Guarded(World):
         with self.database.write() as session:
             found = service.get_rollout(session, DEFAULT_FLEET, rollout, lock=True)
             approvals.approve(session, SETTINGS, found, RolloutDecision(comment=comment), actor=actor)
-            return service.rollout_view(session, found)
+            return views.rollout_view(session, found)
 
     def sent(self) -> list[dict[str, str]]:
         return [self.desired(device) for device in "abcd" if self.desired(device)]

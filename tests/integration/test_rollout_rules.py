@@ -32,14 +32,14 @@ from fleet_server import outbox
 from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
+from fleet_server.domain.states import TRANSITIONS, RolloutState
 from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoundError
 from fleet_server.http import PageRequest
 from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.rollouts import repository, service
+from fleet_server.rollouts import reports, repository, service, views
 from fleet_server.rollouts.engine import advance
-from fleet_server.rollouts.policy import TRANSITIONS
-from fleet_server.rollouts.schemas import RolloutCreate, RolloutState, RolloutView
+from fleet_server.rollouts.schemas import RolloutCreate, RolloutView
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 
@@ -94,7 +94,7 @@ class World:
         reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments, held=held)
         with self.database.write() as session:
             outcome = devices.record_report(session, device, reported, utc_now())
-            service.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
+            reports.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
 
     def create(self, version: str, **fields: Any) -> str:
         wanted = RolloutCreate.model_validate(
@@ -136,7 +136,7 @@ class World:
 
     def view(self, rollout: str) -> RolloutView:
         with self.database.read() as session:
-            return service.rollout_view(session, session.get_one(Rollout, rollout))
+            return views.rollout_view(session, session.get_one(Rollout, rollout))
 
     def act(self, rollout: str, action: Callable[..., None], *arguments: Any, **options: Any) -> RolloutView:
         with self.database.write() as session:
@@ -192,7 +192,7 @@ def test_a_failed_device_takes_the_others_back_to_what_they_ran(world: World) ->
     world.goes(second, Phase.FAILED)
     reverting = world.tick(rollout)
     assert reverting.state == "reverting"
-    assert "failed_percent is 50, above 5" in reverting.verdicts[-1].reason
+    assert "failed_percent above 5: 1 of 2 deployments, 50 %" in reverting.verdicts[-1].reason
     assert set(world.phases(rollout).values()) == {"active", "failed", "superseded"}
     assert world.tick(rollout).state == "reverting", "it waits for the devices"
     for device in "abcd":
@@ -222,7 +222,7 @@ def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
     world.goes(second, Phase.ACTIVE, "2")
     reverting = world.tick(rollout)
     assert (reverting.state, reverting.counts.failed) == ("reverting", 1)
-    assert "failed_percent is 50" in reverting.verdicts[-1].reason
+    assert "1 of 2 deployments, 50 %" in reverting.verdicts[-1].reason
     world.goes(second, Phase.ACTIVE, "1")
     reverted = world.tick(rollout)
     assert reverted.state == "reverted"
@@ -231,7 +231,7 @@ def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
     )
     with world.database.read() as session:
         rows = repository.deployments_page(session, DEFAULT_FLEET, PageRequest(None, 10), device_id=first)
-        shown = next(view for view in map(service.deployment_view, rows) if view.id == deployment)
+        shown = next(view for view in map(views.deployment_view, rows) if view.id == deployment)
         backs = [row[0] for row in rows if row[0].revert_of]
     assert backs == [], "it needed nobody to take it back"
     assert shown.failure is not None
@@ -364,7 +364,10 @@ def test_errors_in_telemetry_stop_a_rollout(world: World) -> None:
     measured(2, 1, 0)
     stopped = world.tick(rollout)
     assert stopped.state == "reverting"
-    assert "error_percent is 99, above 1, over 100 samples" in stopped.verdicts[-1].reason
+    assert (
+        "error_percent above 1: 99 over 100 samples of 1 devices; evidence more than 1000000 to 1"
+        in stopped.verdicts[-1].reason
+    )
 
 
 def test_reports_that_were_coalesced_are_believed_and_impossible_ones_are_not(world: World) -> None:

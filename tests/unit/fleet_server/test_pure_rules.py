@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from fleet_server.rollouts.policy import Action, Measure, Snapshot, assign_stages, decide
 
 from fleet_server.devices.matching import NamedProfile, best_profile, matches
 from fleet_server.devices.schemas import ProfileSpec
-from fleet_server.rollouts.policy import Action, Measure, Snapshot, assign_stages, decide
 from fleet_server.rollouts.schemas import RolloutStrategy, Stage, StopMetric, StopRule
 from fleet_server.telemetry.metrics import scores
 

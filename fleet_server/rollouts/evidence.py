@@ -1,0 +1,165 @@
+"""Gathers what devices say for and against a rollout's stop rules: each telemetry window counts once.
+
+What a device did before it was sent the version is noted when it is sent. After that its windows are added to its
+deployment's `evidence`, and marked as judged in the same transaction; so nothing is counted twice or forgotten when a
+server dies, and no tick of the engine reads what an earlier one has read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from fleet_server.db import utc_now
+from fleet_server.domain.evidence import UNCHANGED, Change, Sample, Tally, change_of, fold
+from fleet_server.domain.rules import Outcomes, Standing, judge_counted, judge_sampled
+from fleet_server.domain.strategy import RolloutStrategy, StopRule
+from fleet_server.models import Deployment, HostWindowRow, ModelWindowRow, Rollout, Variant
+from fleet_server.rollouts import repository
+
+BEFORE = dt.timedelta(hours=1)
+MEANWHILE = dt.timedelta(minutes=10)
+CONTROLS = 50  # devices without the version that are looked at, of a profile
+WINDOWS = 5_000  # at most in one transaction
+
+
+def note_before(session: Session, deployment: Deployment) -> None:
+    """Keep what a device did in the hour before it is sent a version."""
+    if deployment.previous_id:
+        since = utc_now() - BEFORE
+        rows = repository.windows_of(session, deployment.device_id, [deployment.previous_id], since)
+        total = sum((sample(*row) for row in rows), Sample())
+        deployment.evidence = {"before": _plain(total), "rules": {}}
+
+
+def gather(session: Session, rollout: Rollout) -> bool:
+    """Add the windows that came since the last time; whether there were any."""
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    rules = {str(index): rule for index, rule in enumerate(strategy.stop_when) if not rule.metric.counted}
+    if not rules:
+        return False
+    rows = repository.windows_to_judge(session, rollout.id, limit=WINDOWS)
+    found: dict[str, list[tuple[ModelWindowRow, HostWindowRow | None]]] = defaultdict(list)
+    for window, host in rows:
+        found[window.deployment_id].append((window, host))
+    changes = _Changes(session, rollout)
+    for deployment in repository.deployments_of(session, rollout.id, list(found)):
+        samples = [sample(*row) for row in found[deployment.id]]
+        variant = session.get_one(Variant, deployment.variant_id)
+        deployment.evidence = _added(deployment.evidence, rules, samples, variant, changes)
+    repository.mark_judged(session, [window.id for window, _ in rows])
+    return bool(rows)
+
+
+def standings(session: Session, rollout: Rollout) -> list[Standing]:
+    """Where the stop rules stand now."""
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    outcomes = {
+        name: Outcomes(sent=sum(counts.values()), settled=_of(counts, repository.SETTLED_PHASES),
+                       failed=_of(counts, ("failed",)), rolled_back=_of(counts, ("rolled_back",)))
+        for name, counts in repository.sent_by_profile(session, rollout.id).items()
+    }  # fmt: skip
+    said: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    if any(not rule.metric.counted for rule in strategy.stop_when):
+        said = repository.evidence_by_profile(session, rollout.id)
+    found = []
+    for index, rule in enumerate(strategy.stop_when):
+        if rule.metric.counted:
+            found.append(judge_counted(rule, outcomes))
+            continue
+        tallies: dict[str, list[Tally]] = defaultdict(list)
+        for profile, kept in said:
+            if (tally := kept["rules"].get(str(index))) is not None:
+                tallies[profile].append(_tally(tally))
+        found.append(judge_sampled(rule, tallies))
+    return found
+
+
+def sample(window: ModelWindowRow, host: HostWindowRow | None) -> Sample:
+    """A window as rules take it."""
+    memory = host.agent_rss_mb if host is not None else None
+    temperature = host.temperature_c if host is not None else None
+    return Sample(
+        requests=window.requests,
+        errors=window.errors,
+        seconds=(window.ended_at - window.started_at).total_seconds(),
+        latency={int(bucket): count for bucket, count in window.latency.items()},
+        labelled=sum(count for _, _, count in window.confusion),
+        correct=sum(count for label, predicted, count in window.confusion if label == predicted),
+        memory=memory or 0.0,
+        hosts=memory is not None,
+        temperature=temperature or 0.0,
+        temperatures=temperature is not None,
+    )
+
+
+class _Changes:
+    """How much the control cohort changed meanwhile: asked for once a profile and rule, and only where a rule asks."""
+
+    def __init__(self, session: Session, rollout: Rollout) -> None:
+        self._session = session
+        self._rollout = rollout
+        self._found: dict[str, list[tuple[Sample, Sample]]] = {}
+
+    def of(self, rule: StopRule, profile_id: str) -> Change:
+        if rule.against == "past":
+            return UNCHANGED
+        if profile_id not in self._found:
+            self._found[profile_id] = self._pairs(profile_id)
+        return change_of(rule.metric, self._found[profile_id])
+
+    def _pairs(self, profile_id: str) -> list[tuple[Sample, Sample]]:
+        """What devices of a profile without the version did before it began, and what they do now."""
+        now = utc_now()
+        began = self._rollout.stage_started_at or self._rollout.created_at
+        middle = max(began, now - MEANWHILE)
+        pairs = []
+        for device_id, running in repository.controls(self._session, self._rollout.id, profile_id, limit=CONTROLS):
+            before = after = Sample()
+            for row in repository.windows_of(self._session, device_id, [running], began - BEFORE):
+                if row[0].ended_at <= began:
+                    before += sample(*row)
+                elif row[0].ended_at > middle:
+                    after += sample(*row)
+            pairs.append((before, after))
+        return pairs
+
+
+def _added(
+    kept: Mapping[str, Any] | None,
+    rules: Mapping[str, StopRule],
+    samples: Sequence[Sample],
+    variant: Variant,
+    changes: _Changes,
+) -> dict[str, Any]:
+    kept = kept or {"before": None, "rules": {}}
+    before = None if kept["before"] is None else _sample(kept["before"])
+    accuracy = (variant.measurements or {}).get("accuracy")
+    tallies = dict(kept["rules"])
+    for index, rule in rules.items():
+        tally = _tally(tallies[index]) if index in tallies else Tally()
+        change = changes.of(rule, variant.profile_id)
+        tallies[index] = _plain(fold(rule, tally, samples, before=before, accuracy=accuracy, change=change))
+    return {"before": kept["before"], "rules": tallies}
+
+
+def _of(counts: Mapping[str, int], phases: Sequence[str]) -> int:
+    return sum(counts.get(phase, 0) for phase in phases)
+
+
+def _plain(value: Sample | Tally) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(value, str_keys=True)
+    return found
+
+
+def _sample(kept: Mapping[str, Any]) -> Sample:
+    return msgspec.convert(kept, Sample, strict=False, str_keys=True)
+
+
+def _tally(kept: Mapping[str, Any]) -> Tally:
+    return msgspec.convert(kept, Tally, strict=False, str_keys=True)

@@ -1,0 +1,55 @@
+"""Devices that come to meet a running rollout's target later: they join at the stage that is open, never past it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy.orm import Session
+
+from fleet_server.catalog.service import is_proven, ready_variant
+from fleet_server.db import utc_now
+from fleet_server.domain.stages import late_stage
+from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
+from fleet_server.models import Model, Rollout, Version
+from fleet_server.rollouts import repository, service
+from fleet_server.rollouts.planning import named, select
+from fleet_server.rollouts.schemas import Terms
+
+LOOK_EVERY = dt.timedelta(seconds=10)
+
+
+def join_late(session: Session, rollout: Rollout) -> int:
+    """Add devices that meet the target by now and have a variant; how many did.
+
+    One that another rollout of the model has not settled, or that runs the version already, is left alone.
+    """
+    target = RolloutTarget.model_validate(rollout.target)
+    now = utc_now()
+    open_ended = target.late and (target.all or target.profiles or target.tags or target.query)
+    if not open_ended or (rollout.joined_at is not None and now - rollout.joined_at < LOOK_EVERY):
+        return 0
+    rollout.joined_at = now
+    known = repository.members(session, rollout.id)
+    fresh = [device for device in select(session, rollout.fleet_id, target) if device.id not in known]
+    if not fresh:
+        return 0
+    version = session.get_one(Version, rollout.version_id)
+    allow_unproven = Terms.model_validate(rollout.terms).allow_unproven
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    busy = {one.device_id for one in repository.unsettled(session, version.model_id, [one.id for one in fresh])}
+    joined: list[str] = []
+    for device in fresh:
+        variant = ready_variant(session, version.id, device.profile_id) if device.profile_id else None
+        running = repository.desired(session, device.id, version.model_id)
+        has_it = any(one.version_id == version.id for one in running)
+        if variant is None or device.id in busy or has_it or not (allow_unproven or is_proven(variant)):
+            continue
+        total = len(known) + len(joined)
+        stage = late_stage(device.id, strategy, rollout.name, present=rollout.stage, total=total)
+        service.add_deployment(session, rollout, device, variant, stage, place=total)
+        joined.append(device.id)
+    session.flush()
+    if joined:
+        model = session.get_one(Model, version.model_id).name
+        service.add_verdict(rollout, "join", f"{named(joined)} came to meet the target of {model}@{version.name}")
+    return len(joined)

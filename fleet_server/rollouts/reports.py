@@ -1,0 +1,86 @@
+"""What devices say of their deployments, and what follows from it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+
+import msgspec
+from sqlalchemy.orm import Session
+
+from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
+from agent.protocol.messages import DeploymentReport, Reported
+from fleet_server.models import Deployment, Device
+from fleet_server.rollouts import repository
+from fleet_server.rollouts.desired import queue_desired
+from fleet_server.rollouts.repository import SCHEDULED
+from fleet_server.rollouts.sending import take_back
+from fleet_server.settings import Settings
+
+GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
+
+
+def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
+    """Bring the device's deployments to where the device says they are."""
+    reports = {report.deployment_id: report for report in reported.deployments}
+    serving = {one.deployment_id for one in reported.serving}
+    for deployment in repository.deployments_by_id(session, device.id, list(reports)):
+        _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+        if deployment.desired and deployment.phase in GONE_BACK:
+            _follow_back(session, settings, device, deployment, reports)
+
+
+def _follow_back(
+    session: Session,
+    settings: Settings,
+    device: Device,
+    deployment: Deployment,
+    reports: Mapping[str, DeploymentReport],
+) -> None:
+    """What a device took back, it ought not to run: what it went back to is what it is told from now on.
+
+    Else a device that loses its journal would try the bad version again, with nothing to go back to. A version before
+    that the device no longer holds, because this one had already taken its place, is sent again.
+    """
+    before = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+    report = reports.get(before.id) if before is not None else None
+    if before is None or report is None or report.phase is not Phase.ACTIVE:
+        take_back(session, settings, deployment)
+        return
+    deployment.desired = False
+    session.flush()
+    before.desired = True
+    session.flush()
+    queue_desired(session, settings, device)
+
+
+def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *, serves: bool) -> None:
+    current = None if deployment.phase == SCHEDULED else Phase(deployment.phase)
+    if current is None or not _reaches(current, report.phase):
+        return
+    deployment.phase = report.phase.value
+    deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
+    deployment.encoding = report.encoding or deployment.encoding
+    deployment.missing_chunks, deployment.attempts = report.missing_chunks, report.attempts
+    if report.probation is not None:
+        deployment.probation = msgspec.to_builtins(report.probation)
+    deployment.sources = report.sources
+    deployment.waiting = msgspec.to_builtins(report.waiting) if report.waiting else None
+    deployment.is_waiting = report.waiting is not None
+    if report.failure is not None:
+        deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
+    if serves and deployment.serving_at is None:
+        deployment.serving_at = now
+    if report.phase in SETTLED and current not in SETTLED:
+        deployment.settled_at = now
+
+
+def _reaches(current: Phase, wanted: Phase) -> bool:
+    """Whether the table leads from one phase to the other, over phases whose reports were coalesced."""
+    seen, frontier = {current}, [current]
+    while frontier:
+        for following in TRANSITIONS[frontier.pop()]:
+            if following not in seen:
+                seen.add(following)
+                frontier.append(following)
+    return wanted in seen

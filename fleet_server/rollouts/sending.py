@@ -1,0 +1,122 @@
+"""Makes deployments what their devices ought to run, and takes that back: within rates and caps, a piece at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy.orm import Session
+
+from agent.protocol.lifecycle import Phase
+from fleet_server.db import utc_now
+from fleet_server.deltas import service as deltas
+from fleet_server.domain.machine import Allowance, Candidate, Underway, choose, rate_now, refill
+from fleet_server.domain.strategy import RolloutStrategy
+from fleet_server.models import Deployment, Device, Rollout
+from fleet_server.rollouts import evidence, repository
+from fleet_server.rollouts.desired import queue_desired
+from fleet_server.settings import Settings
+
+AT_ONCE = 500  # devices that one transaction tells: others wait for it
+
+
+def send_due(session: Session, settings: Settings, rollout: Rollout) -> int:
+    """Send what is due of the open stages, as far as rate and caps allow.
+
+    Those for whose devices a difference is being made wait for it, for a while: what is small then is worth it.
+
+    Returns:
+        How many were sent.
+    """
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    underway = Underway(repository.underway_count(session, rollout.id))
+    if strategy.caps.tag and strategy.caps.per_value:
+        by_value = repository.underway_by_value(session, rollout.id, strategy.caps.tag)
+        underway = Underway(underway.total, by_value)
+    full = [value for value, count in underway.by_value.items() if count >= (strategy.caps.per_value or 0)]
+    rows = repository.due(session, rollout.id, rollout.stage, strategy.caps.tag, full, limit=4 * AT_ONCE)
+    if not rows:
+        return 0
+    held_back = _awaiting(session, settings, rollout)
+    candidates = [Candidate(one.id, value or "") for one, value in rows if one.id not in held_back]
+    tokens = AT_ONCE
+    if strategy.rate is not None:
+        active = repository.phase_counts(session, rollout.id).get(Phase.ACTIVE.value, 0)
+        tokens = min(tokens, _allowed(rollout, rate_now(strategy.rate, active)))
+    chosen = set(choose(strategy, candidates, underway, tokens))
+    for deployment, _ in rows:
+        if deployment.id in chosen:
+            desire(session, settings, deployment)
+    if strategy.rate is not None:
+        _spend(rollout, len(chosen))
+    return len(chosen)
+
+
+def differences_wait(session: Session, settings: Settings, rollout: Rollout) -> bool:
+    """Whether some of what is due waits for a difference to be made."""
+    return bool(_awaiting(session, settings, rollout))
+
+
+def _awaiting(session: Session, settings: Settings, rollout: Rollout) -> set[str]:
+    waited = utc_now() - (rollout.stage_started_at or utc_now()) >= dt.timedelta(seconds=settings.delta_wait_s)
+    return set() if waited else deltas.awaiting(session, settings, rollout.id, rollout.stage)
+
+
+def take_back_due(session: Session, settings: Settings, rollout: Rollout) -> int:
+    """Of a rollout that reverts: take devices back, as far as the rate allows; how many are still to come."""
+    per_minute = RolloutStrategy.model_validate(rollout.strategy).revert_per_minute
+    tokens = AT_ONCE if per_minute is None else min(AT_ONCE, _allowed(rollout, per_minute))
+    rows = repository.to_take_back(session, rollout.id, limit=tokens)
+    for deployment in rows:
+        take_back(session, settings, deployment)
+    if per_minute is not None:
+        _spend(rollout, len(rows))
+    return repository.to_take_back_count(session, rollout.id)
+
+
+def desire(session: Session, settings: Settings, deployment: Deployment) -> None:
+    """Let a deployment be what its device ought to run, and tell the device."""
+    repository.clear_desired(session, deployment.device_id, deployment.model_id)
+    deployment.desired, deployment.phase, deployment.sent_at = True, Phase.PENDING.value, utc_now()
+    if not deployment.revert_of:
+        evidence.note_before(session, deployment)
+    session.flush()
+    queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+
+
+def take_back(session: Session, settings: Settings, deployment: Deployment) -> None:
+    """Send a device to what it ran before a deployment; where there was nothing, take the model off it."""
+    previous = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
+    if previous is None:
+        deployment.desired = False
+        session.flush()
+        queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+        return
+    back = Deployment(
+        fleet_id=deployment.fleet_id,
+        rollout_id=deployment.rollout_id,
+        device_id=deployment.device_id,
+        model_id=deployment.model_id,
+        version_id=previous.version_id,
+        variant_id=previous.variant_id,
+        previous_id=previous.previous_id,
+        revert_of=deployment.id,
+        stage=deployment.stage,
+        place=deployment.place,
+    )
+    session.add(back)
+    session.flush()
+    desire(session, settings, back)
+
+
+def _allowed(rollout: Rollout, per_minute: float) -> int:
+    """How many devices a rate allows now; what it allows is kept with the rollout."""
+    kept = rollout.pacing or {}
+    known = Allowance(kept.get("tokens", 1.0), kept.get("at", utc_now().timestamp()))
+    allowance = refill(known, per_minute, utc_now().timestamp())
+    rollout.pacing = {"tokens": allowance.tokens, "at": allowance.at}
+    return int(allowance.tokens)
+
+
+def _spend(rollout: Rollout, count: int) -> None:
+    kept = rollout.pacing or {}
+    rollout.pacing = {**kept, "tokens": kept.get("tokens", 0.0) - count}
