@@ -135,3 +135,32 @@ def forget_device(
     confirm(f"forget device {device_id}?", yes=yes)
     with client(context) as api:
         api.delete(f"/devices/{segment(device_id)}")
+
+
+@device.command("hold")
+def hold(
+    context: typer.Context,
+    device_id: Annotated[str, typer.Argument(help="Its id.")],
+    reason: Annotated[str, typer.Option("-r", "--reason", help="Why; shown wherever something waits for it.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Hold a device back: no rollout sends it anything until it is released; what it runs goes on.
+
+    Example: shoal device hold cam-7 --reason "under repair until Friday"
+    """
+    with client(context) as api:
+        found = api.put(f"/devices/{segment(device_id)}/hold", {"reason": reason})
+        show_object(found if output is Output.JSON else {"id": found["id"], "held": found["hold"]["reason"]}, output)
+
+
+@device.command("release")
+def release(
+    context: typer.Context,
+    device_id: Annotated[str, typer.Argument(help="Its id.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let rollouts send a device something again."""
+    with client(context) as api:
+        api.delete(f"/devices/{segment(device_id)}/hold")
+        found = api.get(f"/devices/{segment(device_id)}")
+        show_object(found if output is Output.JSON else {"id": found["id"], "held": None}, output)

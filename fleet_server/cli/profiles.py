@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleet_server.cli.documents import read_document
 from fleet_server.cli.output import (
     Output,
     OutputOption,
@@ -243,20 +244,5 @@ def _shipped(name: str) -> dict[str, Any]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-        # YAML knows dates and infinity, JSON does not: a date is meant as text.
-        found = json.loads(json.dumps(found, default=str, allow_nan=False))
-    except OSError as error:
-        known = ", ".join(shipped.names())
-        raise fail(
-            f"{file} can't be read ({error.strerror}), and no shipped profile is called so: {known}", 2
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise fail(f"{file} is neither YAML nor JSON: {error}", 2) from None
-    if not isinstance(found, dict):
-        raise fail(f"{file} does not hold one profile", 2)
-    return found
+    known = ", ".join(shipped.names())
+    return read_document(file, "profile", f", and no shipped profile is called so: {known}")

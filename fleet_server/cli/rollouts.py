@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 
 from fleet_server.cli import probation as watching
+from fleet_server.cli.documents import read_document
+from fleet_server.cli.judging import show_explanation, show_preview
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -46,7 +48,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 @rollout.command("create")
 def create(
     context: typer.Context,
-    reference: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version to roll out.")],
+    reference: Annotated[
+        str | None, typer.Argument(metavar="MODEL@VERSION", help="The version to roll out; else the file names it.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("-f", "--file", help="YAML or JSON of a rollout (`shoal rollout schema`); options go before it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,  # noqa: FBT002
     everything: Annotated[bool, typer.Option("--all", help="To the whole fleet.")] = False,  # noqa: FBT002
     device: Annotated[list[str], typer.Option(help="To this device; repeat.")] = [],  # noqa: B006
     profile: Annotated[list[str], typer.Option(help="To devices of this profile; repeat.")] = [],  # noqa: B006
@@ -60,7 +69,7 @@ def create(
         typer.Option(
             help=(
                 '"metric>number[:samples]"; repeat. Metrics: failed_percent, error_percent, latency_p95_ms, '
-                "latency_p95_ratio, accuracy_drop_points. Default: failed_percent>5, error_percent>1:100."
+                "and others (`shoal rollout schema`). Default: failed_percent>5, error_percent>1:100."
             )
         ),
     ] = [],  # noqa: B006
@@ -69,8 +78,8 @@ def create(
     ] = None,
     probation: Annotated[str | None, typer.Option(help=watching.HELP)] = None,
     on_busy: Annotated[
-        str, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
-    ] = "refuse",
+        str | None, typer.Option(help="When another rollout has not settled a device: refuse or supersede.")
+    ] = None,
     allow_unproven: Annotated[bool, typer.Option(help="Also variants that no device has measured.")] = False,  # noqa: FBT002
     rate: RateOption = None,
     budget: BudgetOption = [],  # noqa: B006
@@ -87,7 +96,8 @@ def create(
 
     Example: shoal rollout create mnist@2 --all --stages "10%:60s,100%" --stop-when "failed_percent>5" --watch
     """
-    strategy: dict[str, Any] = {}
+    written: dict[str, Any] = read_document(file, "rollout") if file else {}
+    strategy: dict[str, Any] = dict(written.get("strategy") or {})
     if stages:
         strategy["stages"] = [_stage(part) for part in stages.split(",")]
     if stop_when:
@@ -96,11 +106,25 @@ def create(
         strategy["on_stop"] = on_stop
     if probation:
         strategy["probation"] = watching.parse(probation)
-    target = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag"), "query": query}
-    body = {"version": reference, "name": name, "target": target, "strategy": strategy, "on_busy": on_busy}
+    given = {"all": everything, "devices": device, "profiles": profile, "tags": pairs(tag, "--tag"), "query": query}
+    target = {**(written.get("target") or {}), **{key: value for key, value in given.items() if value}}
+    more = {
+        "version": reference,
+        "name": name,
+        "on_busy": on_busy,
+        "allow_unproven": allow_unproven or None,
+        "delivery": delivery(rate, budget, download, activate),
+    }
+    body = {**written, **{key: value for key, value in more.items() if value is not None}}
+    body = {**body, "target": target, "strategy": strategy}
+    if "version" not in body:
+        raise fail("MODEL@VERSION: name the version to roll out, here or as `version` in the file", 2)
     with client(context) as api:
-        policy = delivery(rate, budget, download, activate)
-        created = api.post("/rollouts", {**body, "allow_unproven": allow_unproven, "delivery": policy})
+        if dry_run:
+            found = api.post("/rollouts/dry-run", body)
+            show_preview(found, output)
+            raise typer.Exit(0 if found["starts"] else 1)
+        created = api.post("/rollouts", body)
         if watch_it:
             created = _follow(api, created["id"])
         show_object(_brief(created) if output is Output.TABLE else created, output)
@@ -204,6 +228,39 @@ def resume(context: typer.Context, rollout_id: RolloutArgument, output: OutputOp
     """Go on with a paused rollout."""
     with client(context) as api:
         show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/resume")), output)
+
+
+@rollout.command("explain")
+def explain(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Explain a rollout: what it does now and why, where each stop rule stands, every decision."""
+    with client(context) as api:
+        show_explanation(api.get(f"/rollouts/{segment(rollout_id)}/explain"), output)
+
+
+@rollout.command("promote")
+def promote(
+    context: typer.Context,
+    rollout_id: RolloutArgument,
+    full: Annotated[bool, typer.Option("--full", help="All stages at once, unwatched.")] = False,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let the next stage begin, where it waits for somebody to let it."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/promote", {"full": full})), output)
+
+
+@rollout.command("retry")
+def retry(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Try again on the devices that failed, and on no other."""
+    with client(context) as api:
+        show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/retry")), output)
+
+
+@rollout.command("schema")
+def schema(context: typer.Context) -> None:
+    """Print the JSON Schema of a rollout's file, as the server takes it."""
+    with client(context) as api:
+        print_json(api.get("/schemas/rollout"))
 
 
 @rollout.command("abort")

@@ -92,9 +92,10 @@ def judge_sampled(rule: StopRule, tallies: Mapping[str, Sequence[Tally]]) -> Sta
         return _standing(rule, None, 0, 0, 0.0, "", "no device has enough samples yet")
     if not rule.sure:
         return _standing(rule, value, trials, len(every), 0.0, "", said, stops=value > rule.above)
-    logs = {name: [share_evidence(one.hits, one.trials, one.bound) for one in found] for name, found in heard.items()}
-    whole = combined_evidence(one for found in logs.values() for one in found)
-    parts = {name: combined_evidence(found) for name, found in logs.items()}
+    whole = combined_evidence((one.hits, one.trials, one.bound) for one in every)
+    parts = {
+        name: combined_evidence((one.hits, one.trials, one.bound) for one in found) for name, found in heard.items()
+    }
     return _weighed(rule, value, trials, len(every), whole, parts, said)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 _ODDS = (1.5, 3.0, 9.0, 30.0, 300.0)  # of the alternatives, as multiples of the hypothesis's own
 _SHARES = (0.03, 0.1, 0.3, 1.0)  # of the devices that a bad version may hit
 _MOST = 1000.0  # what one device may say: of many, no single one decides
+_LITTLE = 5.0  # the same, where all are thought to be alike
 _FEW = 3  # of so few devices, one may
 
 
@@ -35,28 +36,28 @@ def share_evidence(hits: int, trials: int, bound: float) -> float:
         raise ValueError(f"bound: {bound} is not between 0 and 1")
     if not 0 <= hits <= trials:
         raise ValueError(f"hits: {hits} of {trials}")
-    return mean_log(
-        [
-            hits * math.log(share / bound) + (trials - hits) * math.log((1 - share) / (1 - bound))
-            for share in (_share(odds * bound / (1 - bound)) for odds in _ODDS)
-        ]
-    )
+    return mean_log([_ratio(hits, trials, bound, odds) for odds in _ODDS])
 
 
-def combined_evidence(devices: Iterable[float]) -> float:
-    """Evidence of independent devices together, as its natural logarithm, that some share of them is worse.
+def combined_evidence(devices: Iterable[tuple[int, int, float]]) -> float:
+    """Evidence of independent devices together, as its natural logarithm, that the version is worse on some or all.
 
-    A bet on a share e of the devices turns each device's evidence E into `1 - e + e E`; the product of those is an
-    e-process again, and so is the mean over shares. What one device says counts up to a limit, unless there are few.
+    Half is bet on a share of the devices being worse, by whatever: a bet on a share e turns each device's evidence E
+    into `1 - e + e E`. Half is bet on all of them being a little worse by the same. Products over devices are
+    e-processes again, and so are means. What one device says counts up to a limit, unless there are few.
 
     Args:
-        devices: the natural logarithm of each device's evidence.
+        devices: each one's hits, trials and bound, as of `share_evidence`.
     """
-    logs = list(devices)
-    if not logs:
+    found = list(devices)
+    if not found:
         return 0.0
-    most = math.log(_MOST) if len(logs) > _FEW else math.inf
-    return mean_log([sum(_tempered(min(one, most), share) for one in logs) for share in _SHARES])
+    many = len(found) > _FEW
+    most, little = (math.log(_MOST), math.log(_LITTLE)) if many else (math.inf, math.inf)
+    alone = [min(share_evidence(*one), most) for one in found]
+    some = [sum(_tempered(one, share) for one in alone) for share in _SHARES]
+    alike = [sum(min(_ratio(*one, odds), little) for one in found) for odds in _ODDS]
+    return mean_log([mean_log(some), mean_log(alike)])
 
 
 def enough(confidence: float) -> float:
@@ -70,8 +71,11 @@ def enough(confidence: float) -> float:
     return -math.log(1 - confidence)
 
 
-def _share(odds: float) -> float:
-    return odds / (1 + odds)
+def _ratio(hits: int, trials: int, bound: float, odds: float) -> float:
+    """The logarithm of how much likelier so many hits are when the odds of one are so many times those of the bound."""
+    ratio = odds * bound / (1 - bound)
+    share = ratio / (1 + ratio)
+    return hits * math.log(share / bound) + (trials - hits) * math.log((1 - share) / (1 - bound))
 
 
 def _tempered(log_evidence: float, share: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, status
 
@@ -191,6 +191,12 @@ def explain_rollout(
 def preview_rollout(session: ReadSession, fleet_id: FleetId, wanted: RolloutCreate) -> RolloutPreview:
     """What a rollout would do and what is in its way. Nothing changes."""
     return previewing.preview(session, fleet_id, wanted)
+
+
+@router.get("/schemas/rollout", summary="Schema of a rollout's file")
+def rollout_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of what creates a rollout: for editors, and for checks before anything is sent."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RolloutCreate.model_json_schema()}
 
 
 @router.get("/deployments", summary="List deployments")

@@ -226,6 +226,9 @@ def retry(session: Session, settings: Settings, rollout: Rollout, *, actor: Who)
         rollout.finished_at = None
     else:
         add_verdict(rollout, "retry", f"{len(again)} devices that failed, by {actor}")
+        audit.record(
+            session, fleet_id=rollout.fleet_id, actor=actor, action="rollout.retry", subject=f"rollout/{rollout.id}"
+        )
     for deployment in again:
         try_again(session, rollout, deployment)
     session.flush()

@@ -130,6 +130,11 @@ class Client:
         options = {"timeout": timeout_s} if timeout_s else {}
         return self._call("POST", path, json=body, **options)
 
+    def put(self, path: str, body: Any) -> Json:
+        """Set something."""
+        changed: Json = self._call("PUT", path, json=body)
+        return changed
+
     def patch(self, path: str, body: Any) -> Json:
         """Change something."""
         changed: Json = self._call("PATCH", path, json=body)

@@ -1,13 +1,11 @@
-"""The server's pure rules: matching, stages, stop rules, scores, the streamer."""
+"""The server's pure rules: matching and scores."""
 
 from __future__ import annotations
 
 import pytest
-from fleet_server.rollouts.policy import Action, Measure, Snapshot, assign_stages, decide
 
 from fleet_server.devices.matching import NamedProfile, best_profile, matches
 from fleet_server.devices.schemas import ProfileSpec
-from fleet_server.rollouts.schemas import RolloutStrategy, Stage, StopMetric, StopRule
 from fleet_server.telemetry.metrics import scores
 
 FACTS = {
@@ -53,42 +51,6 @@ def test_the_most_specific_profile_wins_and_people_overlay_tags() -> None:
     profiles = [named("any", {}), named("jetson", {"arch": "aarch64", "tags.site": "plant8"})]
     assert best_profile(FACTS, {}, profiles) is profiles[0]
     assert best_profile(FACTS, {"site": "plant8"}, profiles) is profiles[1]
-
-
-def test_stages_round_up_and_mix_profiles() -> None:
-    strategy = RolloutStrategy(stages=[Stage(percent=20), Stage(percent=100)])
-    devices = [(f"a{i}", "arm") for i in range(5)] + [(f"b{i}", "x86") for i in range(5)]
-    stages = assign_stages(devices, strategy)
-    assert sorted(device for device, stage in stages.items() if stage == 0) == ["a0", "b0"]
-
-
-@pytest.mark.parametrize(
-    ("snapshot", "action"),
-    [
-        (Snapshot(0, sent=2, settled=1, failed=0, offline=1, settled_for_s=None), Action.WAIT),
-        (Snapshot(0, sent=2, settled=2, failed=0, offline=0, settled_for_s=1), Action.WAIT),
-        (Snapshot(0, sent=2, settled=2, failed=0, offline=0, settled_for_s=11), Action.ADVANCE),
-        (Snapshot(1, sent=4, settled=4, failed=0, offline=0, settled_for_s=0), Action.SUCCEED),
-        (Snapshot(0, sent=2, settled=1, failed=1, offline=0, settled_for_s=None), Action.REVERT),
-        (
-            Snapshot(0, 2, 2, 0, 0, 11, {StopMetric.ERROR_PERCENT: Measure(50, 99)}),
-            Action.ADVANCE,
-        ),
-        (
-            Snapshot(0, 2, 2, 0, 0, 11, {StopMetric.ERROR_PERCENT: Measure(50, 100)}),
-            Action.REVERT,
-        ),
-    ],
-)
-def test_decisions(snapshot: Snapshot, action: Action) -> None:
-    strategy = RolloutStrategy(
-        stages=[Stage(percent=50, soak_s=10), Stage(percent=100)],
-        stop_when=[
-            StopRule(metric=StopMetric.FAILED_PERCENT, above=5),
-            StopRule(metric=StopMetric.ERROR_PERCENT, above=1, min_samples=100),
-        ],
-    )
-    assert decide(strategy, snapshot).action is action
 
 
 def test_scores_by_hand() -> None:
