@@ -144,7 +144,9 @@ def hold(
     reason: Annotated[str, typer.Option("-r", "--reason", help="Why; shown wherever something waits for it.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Hold a device back: no rollout sends it anything until it is released; what it runs goes on.
+    """Hold a device back: no rollout sends it anything until it is released.
+
+    What it runs goes on.
 
     Example: shoal device hold cam-7 --reason "under repair until Friday"
     """

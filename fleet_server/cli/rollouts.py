@@ -39,7 +39,7 @@ audit = typer.Typer(no_args_is_help=True, help="Audit: what was done, and by who
 RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="The rollout's id.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Why; it is kept.")]
 _STAGE = re.compile(r"^(\d+(?:\.\d+)?)%(?::(\d+(?:\.\d+)?)(s|m|h))?$")
-_RULE = re.compile(r"^([a-z0-9_]+)>(\d+(?:\.\d+)?)(?::(\d+))?$")
+_RULE = re.compile(r"^([a-z0-9_]+)>(\d+(?:\.\d+)?)(?::(\d+))?(?:@(0?\.\d+|0))?(?:/(control|past))?$")
 COUNTED = ("active", "in_progress", "scheduled", "failed", "superseded")
 WATCHED = 20  # rows of devices a person can follow
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -68,8 +68,11 @@ def create(
         list[str],
         typer.Option(
             help=(
-                '"metric>number[:samples]"; repeat. Metrics: failed_percent, error_percent, latency_p95_ms, '
-                "and others (`shoal rollout schema`). Default: failed_percent>5, error_percent>1:100."
+                '"metric>number[:samples][@confidence][/control]"; repeat. Metrics: failed_percent, '
+                "install_failed_percent, rolled_back_percent, error_percent, accuracy_drop_points, "
+                "error_rise_points, latency_p95_ms, latency_p50_ratio, latency_p95_ratio, latency_p99_ratio, "
+                "throughput_drop_percent, memory_rise_mb, temperature_c, temperature_rise_c. "
+                "Default: failed_percent>5, error_percent>1:100."
             )
         ),
     ] = [],  # noqa: B006
@@ -142,8 +145,11 @@ def _stage(text: str) -> Json:
 def _rule(text: str) -> Json:
     found = _RULE.match(text.replace(" ", ""))
     if not found:
-        raise fail(f"--stop-when: {text!r} is not metric>number or metric>number:samples", 2)
-    return {"metric": found[1], "above": float(found[2]), "min_samples": int(found[3] or 1)}
+        raise fail(f"--stop-when: {text!r} is not metric>number or metric>number:samples@confidence/control", 2)
+    rule: Json = {"metric": found[1], "above": float(found[2]), "min_samples": int(found[3] or 1)}
+    if found[4]:
+        rule["confidence"] = float(found[4])
+    return rule | ({"against": found[5]} if found[5] else {})
 
 
 @rollout.command("list")
@@ -232,7 +238,7 @@ def resume(context: typer.Context, rollout_id: RolloutArgument, output: OutputOp
 
 @rollout.command("explain")
 def explain(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
-    """Explain a rollout: what it does now and why, where each stop rule stands, every decision."""
+    """Explain a rollout: what it does now and why, and where its rules stand."""
     with client(context) as api:
         show_explanation(api.get(f"/rollouts/{segment(rollout_id)}/explain"), output)
 
