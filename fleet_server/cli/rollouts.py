@@ -53,7 +53,7 @@ def create(
     ] = None,
     file: Annotated[
         str | None,
-        typer.Option("-f", "--file", help="YAML or JSON of a rollout (`shoal rollout schema`); options go before it."),
+        typer.Option("-f", "--file", help="YAML or JSON of a rollout (`shoal rollout schema`); options win over it."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,  # noqa: FBT002
     everything: Annotated[bool, typer.Option("--all", help="To the whole fleet.")] = False,  # noqa: FBT002
@@ -68,7 +68,8 @@ def create(
         list[str],
         typer.Option(
             help=(
-                '"metric>number[:samples][@confidence][/control]"; repeat. Metrics: failed_percent, '
+                '"metric>number:samples@confidence/control", all but the first two by choice; repeat. '
+                "Metrics: failed_percent, "
                 "install_failed_percent, rolled_back_percent, error_percent, accuracy_drop_points, "
                 "error_rise_points, latency_p95_ms, latency_p50_ratio, latency_p95_ratio, latency_p99_ratio, "
                 "throughput_drop_percent, memory_rise_mb, temperature_c, temperature_rise_c. "
