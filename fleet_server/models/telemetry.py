@@ -50,6 +50,8 @@ class ModelWindowRow(Base):
     items: Mapped[int] = mapped_column(BigInteger)
     latency: Mapped[dict[str, Any]]  # bucket -> count: agent.protocol.histogram
     confusion: Mapped[list[Any]]  # [label, predicted, count]
+    # What a window says beyond that, by the field's name: see `agent.protocol.messages.ModelWindow`.
+    signals: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
 
 
 class HostWindowRow(Base):
