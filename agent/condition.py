@@ -20,6 +20,7 @@ from agent.problems import (
     STAND_IN,
     TELEMETRY_DROPPED,
     WORKER_ENDED,
+    WORKER_HUNG,
     WORKER_NOT_STARTED,
     ClockWatch,
     Problems,
@@ -137,6 +138,12 @@ class Condition:
             short = " (the kernel does that when memory is short)" if status == -signal.SIGKILL else ""
             how = f"was ended by signal {-status}{short}"
         self._note(WORKER_ENDED, f"the inference worker {how}; it is started again", subject=str(status))
+
+    def worker_hung(self, why: str) -> None:
+        """The worker did not go on, and was ended."""
+        detail = f"the inference worker hung, because {why}; it was ended and is started again (hang_s)"
+        log.error(detail)
+        self._note(WORKER_HUNG, detail)
 
     def worker_started(self, error: OSError | None) -> None:
         """The worker was started, or could not be."""

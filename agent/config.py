@@ -44,9 +44,11 @@ KEYS = (
     "store_keep_mb",
     "time_zone",
     "link",
+    "hang_s",
 )
 LINK_KEYS = ("type", "metered", "rate", "budgets")
 LONGEST_GRACE_S = 30 * 86_400.0
+LONGEST_HANG_S = 86_400.0
 MOST_MB = 1 << 30
 UNIX_PATH_BYTES = 107  # what the kernel takes
 
@@ -79,6 +81,8 @@ class Config:
         disk_floor_mb: MiB that a download must leave free on the disk of state_dir.
         store_keep_mb: MiB of artifacts that served earlier that may stay, beside the one that serves and the one
             before it: to go back to without a download, and for deltas.
+        hang_s: how long one inference may take, in seconds, before the process that runs models is taken to hang and is
+            started again; 0: for ever.
     """
 
     device_id: str
@@ -102,6 +106,7 @@ class Config:
     link_type: str = ""
     link_metered: bool | None = None
     own_limits: OwnLimits = field(default_factory=OwnLimits)
+    hang_s: float = 120.0
 
     @property
     def broker_is_local(self) -> bool:
@@ -168,6 +173,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         disk_floor_mb=_megabytes(values, "disk_floor_mb", Config.disk_floor_mb),
         store_keep_mb=_megabytes(values, "store_keep_mb", Config.store_keep_mb),
         time_zone=_time_zone(_text(values, "time_zone", "")),
+        hang_s=_hang(values.get("hang_s", Config.hang_s)),
         **_link(values.get("link", {})),
     )
 
@@ -283,6 +289,16 @@ def _grace(value: Any) -> float:
         seconds = -1.0
     if isinstance(value, bool) or not 0 <= seconds <= LONGEST_GRACE_S:
         raise ConfigError(f"expired_grace_s: {value!r} is not a number of seconds from 0 to {LONGEST_GRACE_S:.0f}")
+    return seconds
+
+
+def _hang(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if isinstance(value, bool) or not (seconds == 0 or 1 <= seconds <= LONGEST_HANG_S):
+        raise ConfigError(f"hang_s: {value!r} is not 0, nor a number of seconds from 1 to {LONGEST_HANG_S:.0f}")
     return seconds
 
 

@@ -10,6 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from agent.condition import Condition
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
@@ -28,11 +30,13 @@ from agent.serving.ipc import (
     Unload,
     Window,
 )
+from agent.telemetry.crashes import Crashes
 from agent.update.lastgood import Good, LastGood
 from agent.update.probation import Probation, fall_back
 from agent.update.standin import StandIns
 from agent.update.store import ArtifactStore
 from agent.update.updater import Effect, Record, Updater
+from agent.watchdog import Watchdog
 from agent.worker_process import WorkerProcess
 
 log = logging.getLogger("agent")
@@ -52,6 +56,7 @@ class Inference:
         carry_out: carries out what follows.
         changed: something is to be reported.
         window: takes what models did, and when that began in Unix seconds.
+        hang_s: how long one inference may take, in seconds; 0: for ever.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Inference:
         carry_out: Callable[[list[Effect]], None],
         changed: Callable[[], None],
         window: Callable[[Window, float], None],
+        hang_s: float,
     ) -> None:
         self._worker = worker
         self._store = store
@@ -76,6 +82,9 @@ class Inference:
         self._window = window
         self._stand_ins = StandIns(good, store, updater, self._load_stand_in, self.unload)
         self._probation = Probation()
+        self._watchdog = Watchdog(hang_s)
+        self._hung = False  # the worker was ended for it
+        self._crashes = Crashes()
         self._loads: dict[int, str] = {}
         self._loaded: dict[str, Loaded] = {}
         self._activations: dict[int, ServingReport] = {}
@@ -110,8 +119,11 @@ class Inference:
         """The worker ended: another is started, and loads what ought to serve."""
         status = self._worker.reap()
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
-        self._condition.worker_ended(status)
+        if not self._hung:
+            self._condition.worker_ended(status)
+        self._hung = False
         self._is_ready = False
+        self._count_crash()
         self._stand_ins.worker_ended()
         self._loads.clear()
         self._activations.clear()
@@ -136,8 +148,10 @@ class Inference:
             case Loaded():
                 self._load_answered(message)
             case Window():
-                self._window(message, self._collects.pop(message.request_id, time.time()))
+                counted = msgspec.structs.replace(message, models=self._crashes.added_to(message.models))
+                self._window(counted, self._collects.pop(message.request_id, time.time()))
             case Peeked():
+                self._watchdog.answered(message)
                 self._probation.counted(message, time.monotonic())
             case Activated():
                 self._activated(message)
@@ -249,14 +263,37 @@ class Inference:
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self.start()
-        if self._probation.asks(now):
+        busy = not self._is_ready or self._loads or self._stand_ins.loading
+        if busy:
+            self._watchdog.rest()
+        if self._probation.asks(now) or (not busy and self._watchdog.asks(now)):
             self._request_id += 1
             self._worker.send(Peek(self._request_id))
         for over in self._probation.tick(now):
             self._carry_out(self._updater.probation_over(over.deployment_id, problem=over.problem, report=over.report))
             if over.silent:
-                self._worker.kill()
+                self._end_hanging(over.problem or "")
+        hangs = None if self._hung else self._watchdog.hangs()
+        if hangs is not None:
+            self._end_hanging(hangs)
         self._stand_in()
+
+    def _end_hanging(self, why: str) -> None:
+        self._hung = True
+        self._watchdog.rest()
+        self._condition.worker_hung(why)
+        self._worker.kill()
+
+    def _count_crash(self) -> None:
+        """The worker died: it is counted for what was being loaded or watched, or else for all that served."""
+        keys = {*self._loads.values(), *self._probation.watched}
+        tried = {key: record.manifest for key in keys if (record := self._updater.records.get(key)) is not None}
+        tried |= {good.deployment_id: good.manifest for good in self._stand_ins.loading}
+        for key, manifest in tried.items():
+            provider = self._loaded[key].provider if key in self._loaded else ""
+            self._crashes.count(manifest.model, manifest.version, manifest.digest, key, provider)
+        for one in () if tried else self._serving.values():
+            self._crashes.count(one.model, one.version, one.digest, one.deployment_id, one.provider)
 
     def stop(self) -> None:
         """End the worker."""

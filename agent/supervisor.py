@@ -31,7 +31,6 @@ from agent.protocol.messages import (
     Certificate,
     DesiredDeployment,
     DesiredState,
-    ModelWindow,
     Presence,
     Reported,
     SourceNeed,
@@ -48,6 +47,7 @@ from agent.renewal import Renewal, tls_context
 from agent.serving.ipc import (
     Window,
 )
+from agent.telemetry.batch import fitting
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
@@ -178,6 +178,7 @@ class Supervisor:
             carry_out=self._deployments.carry_out,
             changed=self._changed,
             window=self._window,
+            hang_s=config.hang_s,
         )
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
         self._report_at = 0.0
@@ -343,8 +344,7 @@ class Supervisor:
     def _window(self, message: Window, started: float) -> None:
         ended = time.time()
         host = measure_host(self._config.state_dir, message.rss_mb)
-        # With those that were taken out meanwhile there may be more than a batch holds: it would never be accepted.
-        models = tuple(m for m in message.models if _did_something(m))[: LIMITS.models_per_batch]
+        models = fitting(message.models)
         self._condition.guard(
             lambda: self._spool.add(
                 lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
@@ -437,7 +437,3 @@ class Supervisor:
             problems=self._condition.reports(),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))
-
-
-def _did_something(model: ModelWindow) -> bool:
-    return bool(model.requests or model.rejected or model.confusion)

@@ -79,6 +79,8 @@ class WorkerProcess:
         """Make sure a worker that ended its stream is gone; its exit status."""
         if self._process is None:
             return None
+        if self._channel is not None:
+            self._channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
         if self._process.poll() is None:

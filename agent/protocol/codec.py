@@ -7,7 +7,7 @@ entries or too deep a nesting is refused with a `WireError`, and nothing else es
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
+    ModelWindow,
     Need,
     Presence,
     ProbationPolicy,
@@ -35,6 +36,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
 from agent.protocol.version import ProtocolRange, check_peer
 
@@ -375,6 +377,25 @@ def _check_batch(message: TelemetryBatch) -> None:
             all(min(cell) >= 0 and max(cell) < LIMITS.total for cell in model.confusion),
             "confusion holds a negative number",
         )
+        _check_signals(model)
+
+
+def _check_signals(model: ModelWindow) -> None:
+    _counts(LIMITS.total, crashes=model.crashes)
+    _check_cells(model.confidence, "confidence", NO_NUMBER, CONFIDENCE_BINS - 1, CONFIDENCE_BINS + 1)
+    _check_cells(model.predicted, "predicted", OTHERS, LIMITS.total - 1, LIMITS.predicted_classes)
+    for side, sketches in (("inputs", model.inputs), ("outputs", model.outputs)):
+        _bound(sketches, LIMITS.sketched_tensors, side)
+        for name, sketch in sketches.items():
+            _names(**{side: name})
+            for cells in (sketch.mean, sketch.deviation):
+                _check_cells(cells, side, -LARGEST, NOT_FINITE, LIMITS.sketch_cells)
+
+
+def _check_cells(cells: Mapping[int, int], field: str, first: int, last: int, limit: int) -> None:
+    _bound(cells, limit, field)
+    fits = all(first <= cell <= last and 0 <= count < LIMITS.total for cell, count in cells.items())
+    _require(fits, f"{field} holds an impossible cell")
 
 
 def _check_facts(facts: DeviceFacts) -> None:

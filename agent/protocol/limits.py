@@ -26,6 +26,9 @@ class WireLimits:
     models_per_batch: int = 64
     histogram_buckets: int = 512
     confusion_cells: int = 4096
+    predicted_classes: int = 512
+    sketched_tensors: int = 16  # of a model, of inputs and of outputs
+    sketch_cells: int = 256  # of one histogram
     missing_ranges: int = 256
     windows: int = 32  # of a delivery policy, of each kind
     budgets: int = 8  # of a kind of link

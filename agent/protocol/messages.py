@@ -407,8 +407,23 @@ class TrustPiece(msgspec.Struct, frozen=True):
     absent: bool = False
 
 
+class TensorSketch(msgspec.Struct, frozen=True):
+    """How the numbers of a tensor were spread, a row at a time: histograms by bucket of `agent.protocol.sketch`.
+
+    Attributes:
+        mean: of each row's mean; the row's number, where a row is one number.
+        deviation: of each row's standard deviation; empty where a row is one number.
+    """
+
+    mean: dict[int, int] = {}
+    deviation: dict[int, int] = {}
+
+
 class ModelWindow(msgspec.Struct, frozen=True):
     """What one loaded artifact did in one telemetry window.
+
+    Confidences, predictions and sketches are of a sample of the rows (`agent.telemetry.sketches`): compare their
+    shapes, not their sums.
 
     Attributes:
         model: its name.
@@ -422,6 +437,12 @@ class ModelWindow(msgspec.Struct, frozen=True):
         items: rows of all batches.
         latency: histogram of request latency (queueing included) by bucket: `agent.protocol.histogram`.
         confusion: labelled feedback, as `(label, predicted, count)`; class indices.
+        confidence: of a classifier, how sure it was of its answers, by bin of `agent.protocol.sketch`.
+        predicted: of a classifier, how often it gave each class; the rest of them under -1.
+        inputs: sketches of its numeric inputs, by name.
+        outputs: sketches of its outputs of one number a row, by name.
+        crashes: how often the worker died, or was ended because it hung, while this artifact was served by it, or,
+            where another one was being loaded or watched, while it was that one.
     """
 
     model: str
@@ -435,6 +456,11 @@ class ModelWindow(msgspec.Struct, frozen=True):
     items: int = 0
     latency: dict[int, int] = {}
     confusion: tuple[tuple[int, int, int], ...] = ()
+    confidence: dict[int, int] = {}
+    predicted: dict[int, int] = {}
+    inputs: dict[str, TensorSketch] = {}
+    outputs: dict[str, TensorSketch] = {}
+    crashes: int = 0
 
 
 class HostWindow(msgspec.Struct, frozen=True):

@@ -129,6 +129,7 @@ class Counts(msgspec.Struct, frozen=True):
         latency: of all requests, by bucket: `agent.protocol.histogram`.
         recent: likewise, of the last few hundred requests.
         oldest_s: how long the request has waited that has waited longest, in seconds; 0 when none waits.
+        running_s: how long the inference has been going on that goes on now, in seconds; 0 when none does.
     """
 
     deployment_id: str
@@ -138,6 +139,7 @@ class Counts(msgspec.Struct, frozen=True):
     latency: dict[int, int] = {}
     recent: dict[int, int] = {}
     oldest_s: float = 0.0
+    running_s: float = 0.0
 
 
 class Peeked(msgspec.Struct, frozen=True, tag="peeked"):

@@ -20,6 +20,7 @@ import numpy as np
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import ModelWindow
 from agent.runtimes.base import Runtime, Tensors
+from agent.serving.ipc import Counts
 from agent.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class LoadedModel:
         self._remembered = 0
         self._retired = False
         self._began_at: float | None = None
+        self._runs_since: float | None = None
         self.closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
@@ -90,11 +92,9 @@ class LoadedModel:
                 raise QueueFullError from None
         return await future
 
-    @property
-    def oldest_s(self) -> float:
-        """How long the request has waited that has waited longest, in seconds; 0 when none waits."""
-        began = self._began_at
-        return 0.0 if began is None else time.perf_counter() - began
+    def totals(self) -> Counts:
+        """What it did since it was loaded, and how long it has been at what it does now."""
+        return self.recorder.totals(_since(self._began_at), _since(self._runs_since))
 
     def feedback(self, request_id: str, labels: list[int]) -> int:
         """Count true labels of an earlier request; returns how many rows were matched (0 for an unknown id)."""
@@ -151,7 +151,7 @@ class LoadedModel:
             return
         try:
             stacked = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
-            outputs = self.runtime.run(stacked)
+            outputs = self._infer(stacked)
             rows = sum(one.rows for one in batch)
             if any(value.ndim == 0 or value.shape[0] != rows for value in outputs.values()):
                 raise ValueError("an output has no row for each input row")  # noqa: TRY301
@@ -163,6 +163,7 @@ class LoadedModel:
         for one in batch:
             self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
             start += one.rows
+        self.recorder.observed(stacked, outputs, rows, time.perf_counter())
 
     def _answer_one(self, one: _Pending) -> None:
         try:
@@ -172,15 +173,23 @@ class LoadedModel:
             one.done(error)
             return
         self._finish(one, outputs)
+        self.recorder.observed(one.inputs, outputs, one.rows, time.perf_counter())
 
     def _run(self, one: _Pending) -> Tensors:
         if one.rows == 1 or not self.manifest.row_by_row:
-            return self.runtime.run(one.inputs)
+            return self._infer(one.inputs)
         rows = [
-            self.runtime.run({name: array[row : row + 1] for name, array in one.inputs.items()})
-            for row in range(one.rows)
+            self._infer({name: array[row : row + 1] for name, array in one.inputs.items()}) for row in range(one.rows)
         ]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    def _infer(self, inputs: Tensors) -> Tensors:
+        """One inference, whose beginning is known to who looks for one that does not end."""
+        self._runs_since = time.perf_counter()
+        try:
+            return self.runtime.run(inputs)
+        finally:
+            self._runs_since = None
 
     def _finish(self, one: _Pending, outputs: Tensors) -> None:
         if one.request_id:
@@ -199,6 +208,10 @@ class LoadedModel:
             self._predictions[one.request_id] = answers
             while self._remembered > REMEMBERED_ROWS:
                 self._remembered -= len(self._predictions.popitem(last=False)[1])
+
+
+def _since(began: float | None) -> float:
+    return 0.0 if began is None else time.perf_counter() - began
 
 
 def _alike(one: Tensors, other: Tensors) -> bool:

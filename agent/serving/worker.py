@@ -119,7 +119,7 @@ class Worker:
                     windows = tuple(self._registry.collect())
                     self._send(Window(message.request_id, windows, own_memory_mb()))
                 case Peek():
-                    counts = tuple(model.recorder.totals(model.oldest_s) for model in self._registry.all())
+                    counts = tuple(model.totals() for model in self._registry.all())
                     self._send(Peeked(message.request_id, counts, own_memory_mb()))
                 case Shutdown():
                     break

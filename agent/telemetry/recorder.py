@@ -13,7 +13,9 @@ from agent.protocol.histogram import bucket_of
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import ModelWindow
+from agent.runtimes.base import Tensors
 from agent.serving.ipc import Counts
+from agent.telemetry.sketches import Sketches
 
 RECENT = 512  # requests after which the older half of what counts as recent is forgotten
 
@@ -36,6 +38,7 @@ class Recorder:
         self._deployment_id = deployment_id
         self._provider = provider
         self._lock = threading.Lock()
+        self._sketches = Sketches(manifest)
         self._counts = _Counts()
         self._before = _Counts()  # of windows that are over
         self._recent: Counter[int] = Counter()
@@ -55,6 +58,10 @@ class Recorder:
             if self._recently >= RECENT:
                 self._less_recent, self._recent, self._recently = self._recent, Counter(), 0
 
+    def observed(self, inputs: Tensors, outputs: Tensors, rows: int, now: float) -> None:
+        """Rows were answered, at a time of a clock that is never set: a sample of them is sketched."""
+        self._sketches.observe(inputs, outputs, rows, now)
+
     def rejected(self) -> None:
         """One request was refused before the model saw it."""
         with self._lock:
@@ -68,6 +75,7 @@ class Recorder:
 
     def collect(self) -> ModelWindow:
         """The counts since the last time; new ones begin."""
+        sketched = self._sketches.collect()
         with self._lock:
             counts, self._counts = self._counts, _Counts()
             self._before.requests += counts.requests
@@ -86,13 +94,18 @@ class Recorder:
             items=counts.items,
             latency=dict(counts.latency),
             confusion=tuple((label, predicted, n) for (label, predicted), n in counts.confusion.items()),
+            confidence=sketched.confidence,
+            predicted=sketched.predicted,
+            inputs=sketched.inputs,
+            outputs=sketched.outputs,
         )
 
-    def totals(self, oldest_s: float) -> Counts:
+    def totals(self, oldest_s: float, running_s: float) -> Counts:
         """The counts since the artifact was loaded; windows stay as they are.
 
         Args:
             oldest_s: how long the request has waited that has waited longest, in seconds.
+            running_s: how long the inference has been going on that goes on now, in seconds.
         """
         with self._lock:
             return Counts(
@@ -103,4 +116,5 @@ class Recorder:
                 latency=dict(self._before.latency + self._counts.latency),
                 recent=dict(self._recent + self._less_recent),
                 oldest_s=oldest_s,
+                running_s=running_s,
             )

@@ -116,6 +116,11 @@ class Probation:
         watch = self._watched.get(deployment_id)
         return watch.report if watch else None
 
+    @property
+    def watched(self) -> frozenset[str]:
+        """The deployments that are watched."""
+        return frozenset(self._watched)
+
     def tick(self, now: float) -> list[Over]:
         """Which watchings are over, by time or by a problem. Time alone ends none: the counts of its end must be in."""
         found = []

@@ -65,6 +65,11 @@ class StandIns:
         self._loaded[good.manifest.model] = good
         return good
 
+    @property
+    def loading(self) -> tuple[Good, ...]:
+        """What is being loaded."""
+        return tuple(self._loading.values())
+
     def asked(self, request_id: int) -> bool:
         """Whether a request to load is one of these."""
         return request_id in self._loading

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from agent.protocol.histogram import merge, percentile
+from fleet_server.domain.drift import ks_distance, mean_confidence, psi
 from fleet_server.domain.strategy import StopMetric, StopRule
 
 ENOUGH_BEFORE = 20  # requests of the version before, without which nothing is compared with it
@@ -31,6 +32,10 @@ class Sample:
         hosts: windows that said how the device itself was.
         temperature: sum of the hottest sensor's degrees Celsius.
         temperatures: windows that said it.
+        windows: telemetry windows.
+        crashed: of those, in how many the worker died or hung.
+        shapes: histograms of a sample of the rows, of `agent.protocol.sketch`: `confidence`, `predicted`, and of
+            tensors `input:NAME:mean`, `input:NAME:deviation`, `output:NAME:mean`.
     """
 
     requests: int = 0
@@ -43,10 +48,16 @@ class Sample:
     hosts: int = 0
     temperature: float = 0.0
     temperatures: int = 0
+    windows: int = 0
+    crashed: int = 0
+    shapes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __add__(self, other: Sample) -> Sample:
         latency = dict(self.latency)
         merge(latency, other.latency)
+        shapes = {name: dict(self.shapes.get(name, {})) for name in {*self.shapes, *other.shapes}}
+        for name, counts in other.shapes.items():
+            merge(shapes[name], counts)
         return Sample(
             self.requests + other.requests,
             self.errors + other.errors,
@@ -58,6 +69,9 @@ class Sample:
             self.hosts + other.hosts,
             self.temperature + other.temperature,
             self.temperatures + other.temperatures,
+            self.windows + other.windows,
+            self.crashed + other.crashed,
+            shapes,
         )
 
 
@@ -136,6 +150,8 @@ def _fold_share(rule: StopRule, tally: Tally, samples: Iterable[Sample], accurac
     allowed = 0.0
     if rule.metric is StopMetric.ERROR_PERCENT:
         hits, trials = total.errors, total.requests
+    elif rule.metric is StopMetric.CRASHED_WINDOWS_PERCENT:
+        hits, trials = total.crashed, total.windows
     elif accuracy is not None:
         hits, trials, allowed = total.labelled - total.correct, total.labelled, 1 - accuracy
     else:
@@ -207,6 +223,30 @@ def _temperature_rise(now: Sample, before: Sample) -> float | None:
     return now.temperature / now.temperatures - before.temperature / before.temperatures
 
 
+def _confidence_drop(now: Sample, before: Sample) -> float | None:
+    old, new = (mean_confidence(one.shapes.get("confidence", {})) for one in (before, now))
+    return None if old is None or new is None else 100 * (old - new)
+
+
+def _confidence_shift(now: Sample, before: Sample) -> float | None:
+    return ks_distance(before.shapes.get("confidence", {}), now.shapes.get("confidence", {}))
+
+
+def _output_drift(now: Sample, before: Sample) -> float | None:
+    classes = psi(before.shapes.get("predicted", {}), now.shapes.get("predicted", {}), ordered=False)
+    return classes if classes is not None else _tensor_drift(now, before, "output:")
+
+
+def _input_drift(now: Sample, before: Sample) -> float | None:
+    return _tensor_drift(now, before, "input:")
+
+
+def _tensor_drift(now: Sample, before: Sample, prefix: str) -> float | None:
+    names = sorted(name for name in {*now.shapes} & {*before.shapes} if name.startswith(prefix))
+    found = [psi(before.shapes[name], now.shapes[name], ordered=True) for name in names]
+    return max((one for one in found if one is not None), default=None)
+
+
 _RATIOS = {StopMetric.LATENCY_P50_RATIO, StopMetric.LATENCY_P95_RATIO, StopMetric.LATENCY_P99_RATIO}
 _VALUES: dict[StopMetric, Value] = {
     StopMetric.ERROR_RISE_POINTS: lambda now, before: _error_percent(now) - _error_percent(before),
@@ -218,4 +258,8 @@ _VALUES: dict[StopMetric, Value] = {
     StopMetric.MEMORY_RISE_MB: _memory_rise,
     StopMetric.TEMPERATURE_C: _temperature,
     StopMetric.TEMPERATURE_RISE_C: _temperature_rise,
+    StopMetric.CONFIDENCE_DROP_POINTS: _confidence_drop,
+    StopMetric.CONFIDENCE_SHIFT: _confidence_shift,
+    StopMetric.OUTPUT_DRIFT: _output_drift,
+    StopMetric.INPUT_DRIFT: _input_drift,
 }

@@ -25,6 +25,7 @@ class StopMetric(StrEnum):
     # Shares: of a device's requests.
     ERROR_PERCENT = "error_percent"  # of requests that failed inside the model
     ACCURACY_DROP_POINTS = "accuracy_drop_points"  # labelled feedback, against the gate's measurement
+    CRASHED_WINDOWS_PERCENT = "crashed_windows_percent"  # of telemetry windows in which the worker died or hung
     # Sampled: a device's requests, in blocks of `min_samples`.
     ERROR_RISE_POINTS = "error_rise_points"  # of the same, more than the device had before
     LATENCY_P95_MS = "latency_p95_ms"
@@ -35,6 +36,10 @@ class StopMetric(StrEnum):
     MEMORY_RISE_MB = "memory_rise_mb"  # of the agent, more than before
     TEMPERATURE_C = "temperature_c"
     TEMPERATURE_RISE_C = "temperature_rise_c"
+    CONFIDENCE_DROP_POINTS = "confidence_drop_points"  # of a classifier's mean confidence, from 0 to 100
+    CONFIDENCE_SHIFT = "confidence_shift"  # Kolmogorov-Smirnov distance of the confidences, 0 to 1
+    OUTPUT_DRIFT = "output_drift"  # PSI of the answers: of the classes predicted, or of the numbers
+    INPUT_DRIFT = "input_drift"  # the largest PSI of an input's means and deviations
 
     @property
     def counted(self) -> bool:
@@ -53,7 +58,7 @@ class StopMetric(StrEnum):
 
 
 _COUNTED = {StopMetric.FAILED_PERCENT, StopMetric.INSTALL_FAILED_PERCENT, StopMetric.ROLLED_BACK_PERCENT}
-_SHARES = {StopMetric.ERROR_PERCENT, StopMetric.ACCURACY_DROP_POINTS}
+_SHARES = {StopMetric.ERROR_PERCENT, StopMetric.ACCURACY_DROP_POINTS, StopMetric.CRASHED_WINDOWS_PERCENT}
 _RELATIVE = {
     StopMetric.ERROR_RISE_POINTS,
     StopMetric.LATENCY_P50_RATIO,
@@ -62,6 +67,10 @@ _RELATIVE = {
     StopMetric.THROUGHPUT_DROP_PERCENT,
     StopMetric.MEMORY_RISE_MB,
     StopMetric.TEMPERATURE_RISE_C,
+    StopMetric.CONFIDENCE_DROP_POINTS,
+    StopMetric.CONFIDENCE_SHIFT,
+    StopMetric.OUTPUT_DRIFT,
+    StopMetric.INPUT_DRIFT,
 }
 
 

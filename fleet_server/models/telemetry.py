@@ -57,6 +57,8 @@ class ModelWindowRow(Base):
     latency: Mapped[dict[str, Any]]  # bucket -> count: agent.protocol.histogram
     confusion: Mapped[list[Any]]  # [label, predicted, count]
     judged: Mapped[bool] = mapped_column(default=False, server_default=false())  # by its rollout's stop rules
+    # What a window says beyond that, by the field's name: see `agent.protocol.messages.ModelWindow`.
+    signals: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
 
 
 class HostWindowRow(Base):

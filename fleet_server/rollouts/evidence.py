@@ -95,7 +95,20 @@ def sample(window: ModelWindowRow, host: HostWindowRow | None) -> Sample:
         hosts=memory is not None,
         temperature=temperature or 0.0,
         temperatures=temperature is not None,
+        windows=1,
+        crashed=bool(window.signals.get("crashes")),
+        shapes=_shapes(window.signals),
     )
+
+
+def _shapes(signals: Mapping[str, Any]) -> dict[str, dict[int, int]]:
+    """A window's histograms, by the names that samples have for them."""
+    found = {name: signals[name] for name in ("confidence", "predicted") if signals.get(name)}
+    for kind in ("input", "output"):
+        for name, sketch in (signals.get(f"{kind}s") or {}).items():
+            for part, counts in sketch.items():
+                found[f"{kind}:{name}:{part}"] = counts
+    return {name: {int(bucket): count for bucket, count in counts.items()} for name, counts in found.items()}
 
 
 class _Changes:

@@ -6,11 +6,13 @@ import datetime as dt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.histogram import merge, percentile
-from agent.protocol.messages import TelemetryBatch
+from agent.protocol.messages import ModelWindow, TelemetryBatch
 from fleet_server.models import Device, HostWindowRow, ModelWindowRow, TelemetryBatchRow
 from fleet_server.telemetry import repository
 from fleet_server.telemetry.metrics import scores
@@ -19,6 +21,7 @@ from fleet_server.telemetry.schemas import ModelTelemetry
 
 LONGEST_WINDOW_S = 86_400.0
 CLOCK_SLACK = dt.timedelta(minutes=5)
+SIGNALS = ("confidence", "predicted", "inputs", "outputs", "crashes")
 
 
 def store_batch(session: Session, device_id: str, batch: TelemetryBatch, now: dt.datetime) -> bool:
@@ -52,6 +55,7 @@ def store_batch(session: Session, device_id: str, batch: TelemetryBatch, now: dt
                 items=model.items,
                 latency={str(bucket): count for bucket, count in model.latency.items()},
                 confusion=[list(cell) for cell in model.confusion],
+                signals=_signals(model),
             )
         )
     host = batch.host
@@ -68,6 +72,12 @@ def store_batch(session: Session, device_id: str, batch: TelemetryBatch, now: dt
     )
     device.last_seen_at = now
     return True
+
+
+def _signals(model: ModelWindow) -> dict[str, Any]:
+    """The fields of a window that have no column of their own, as in JSON; those that say nothing are left out."""
+    fields = {name: getattr(model, name) for name in SIGNALS}
+    return {name: msgspec.to_builtins(value, str_keys=True) for name, value in fields.items() if value}
 
 
 def _window(batch: TelemetryBatch, now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:

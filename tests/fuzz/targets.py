@@ -48,6 +48,7 @@ from agent.protocol.messages import (
     SourceOffer,
     TelemetryAck,
     TelemetryBatch,
+    TensorSketch,
     TrialPhase,
     TrialReport,
     TrialResult,
@@ -238,7 +239,8 @@ _REPORT = Reported(
     (Problem("disk_full", "the disk is full", 1.0, 2.0, ongoing=True),),
 )  # fmt: skip
 _BATCH = TelemetryBatch(
-    SPOKEN, "spool", 1, 0.0, 1.0, (ModelWindow("m", "1", D, "one", "cpu", 3, latency={4: 3}, confusion=((1, 2, 3),)),),
+    SPOKEN, "spool", 1, 0.0, 1.0, (ModelWindow("m", "1", D, "one", "cpu", 3, latency={4: 3}, confusion=((1, 2, 3),),
+    confidence={3: 1}, predicted={1: 3}, inputs={"x": TensorSketch({5: 3}, {0: 3})}, crashes=1),),
     HostWindow(cpu_percent=1.0),
 )  # fmt: skip
 _RAW = bytes.fromhex("0000803f00000040")

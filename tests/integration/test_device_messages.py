@@ -22,6 +22,7 @@ from agent.protocol.messages import (
     Problem,
     Reported,
     TelemetryBatch,
+    TensorSketch,
 )
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
@@ -34,7 +35,7 @@ from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
-from fleet_server.models import Device
+from fleet_server.models import Device, ModelWindowRow
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
@@ -135,6 +136,35 @@ def test_problems_of_a_device_are_shown(handlers: Handlers, database: Database) 
     say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, sequence=2))
     with database.read() as session:
         assert devices.device_view(session.get_one(Device, "dev-1"), None).problems == []
+
+
+def test_signals_of_a_window_are_kept_as_they_were_said(handlers: Handlers, database: Database) -> None:
+    window = msgspec.structs.replace(
+        WINDOW, confidence={31: 2, -1: 1}, predicted={7: 3}, inputs={"x": TensorSketch({-4: 1}, {0: 1})}, crashes=2
+    )
+    say(handlers, DeviceTopic.REPORTED, HELLO)
+    say(handlers, DeviceTopic.TELEMETRY, msgspec.structs.replace(BATCH, models=(window, WINDOW)))
+    with database.read() as session:
+        rows = session.query(ModelWindowRow).order_by(ModelWindowRow.id).all()
+        assert [row.signals for row in rows] == [
+            {
+                "confidence": {"31": 2, "-1": 1},
+                "predicted": {"7": 3},
+                "inputs": {"x": {"mean": {"-4": 1}, "deviation": {"0": 1}}},
+                "crashes": 2,
+            },
+            {},
+        ]
+        kept = msgspec.convert(rows[0].signals, _Signals, strict=False)
+        assert kept.confidence == window.confidence
+        assert kept.inputs == window.inputs
+
+
+class _Signals(msgspec.Struct):
+    """What is kept can be read back as the wire's types."""
+
+    confidence: dict[int, int]
+    inputs: dict[str, TensorSketch]
 
 
 CLOCKS = [

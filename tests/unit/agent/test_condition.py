@@ -73,7 +73,9 @@ def test_a_worker_that_was_killed_and_one_that_can_not_be_started(condition: Con
     condition.worker_ended(-9)
     condition.worker_ended(1)
     condition.worker_started(OSError(11, "Resource temporarily unavailable"))
+    condition.worker_hung("it has not answered for 120 s")
     found = {one.code: one for one in condition.reports()}
+    assert "it has not answered for 120 s; it was ended" in found["worker_hung"].detail
     assert [one.detail for one in condition.reports() if "signal 9 (the kernel" in one.detail]
     assert found["worker_not_started"].ongoing
     condition.worker_started(None)

@@ -55,6 +55,14 @@ def test_bounds_of_the_disk(tmp_path: Path) -> None:
             load_config(written(tmp_path, FILE + f"store_keep_mb = {wrong}\n"), {})
 
 
+def test_how_long_an_inference_may_take(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, FILE), {}).hang_s == 120.0
+    assert load_config(written(tmp_path, FILE + "hang_s = 0\n"), {"SHOAL_AGENT_HANG_S": "7.5"}).hang_s == 7.5
+    for wrong in ("0.5", "-1", '"long"', "true", "inf", "nan"):
+        with pytest.raises(ConfigError, match="hang_s"):
+            load_config(written(tmp_path, FILE + f"hang_s = {wrong}\n"), {})
+
+
 def test_a_device_without_an_id_keeps_the_one_it_gave_itself(tmp_path: Path) -> None:
     variables = {"SHOAL_AGENT_STATE_DIR": str(tmp_path / "state")}
     first = load_config(None, variables).device_id

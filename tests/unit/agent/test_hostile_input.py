@@ -28,6 +28,7 @@ from agent.protocol.messages import (
     Reported,
     TelemetryAck,
     TelemetryBatch,
+    TensorSketch,
     TrustNeed,
     TrustPiece,
 )
@@ -100,6 +101,32 @@ def test_counts_are_bounded() -> None:
     whole = msgspec.structs.replace(batch("s", 1), models=(window,))
     with pytest.raises(WireError, match="negative"):
         decode(encode(whole), TelemetryBatch)
+
+
+WIDE = TensorSketch(dict.fromkeys(range(LIMITS.sketch_cells + 1), 1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"confidence": {32: 1}}, "confidence"),
+        ({"confidence": {-2: 1}}, "confidence"),
+        ({"confidence": {0: -1}}, "confidence"),
+        ({"predicted": {-2: 1}}, "predicted"),
+        ({"predicted": dict.fromkeys(range(LIMITS.predicted_classes + 1), 1)}, "predicted"),
+        ({"inputs": {"x": TensorSketch({1026: 1})}}, "inputs"),
+        ({"inputs": {"x": TensorSketch({}, {-1025: 1})}}, "inputs"),
+        ({"inputs": {"x": WIDE}}, "inputs"),
+        ({"inputs": {"\0": TensorSketch()}}, "inputs"),
+        ({"outputs": {"y" * 200: TensorSketch()}}, "outputs"),
+        ({"outputs": {str(number): TensorSketch() for number in range(17)}}, "outputs"),
+        ({"crashes": -1}, "crashes"),
+    ],
+)
+def test_signals_beyond_their_bounds_are_refused(fields: dict[str, Any], said: str) -> None:
+    window = ModelWindow("m", "1", "a" * 64, "d", "cpu", **fields)
+    with pytest.raises(WireError, match=said):
+        decode(encode(msgspec.structs.replace(batch("s", 1), models=(window,))), TelemetryBatch)
 
 
 BOUND = "a" * 64
