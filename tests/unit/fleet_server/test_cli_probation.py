@@ -10,7 +10,7 @@ import typer
 
 from agent.protocol.messages import ProbationReport
 from fleet_server.cli.probation import parse, seen
-from fleet_server.rollouts.schemas import ProbationSpec
+from fleet_server.domain.strategy import ProbationSpec
 
 
 def test_what_is_written_is_what_the_server_takes() -> None:
