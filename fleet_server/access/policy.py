@@ -41,7 +41,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.RELEASER: (
         *("create_rollout", "preview_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
         *("pause_rollout", "resume_rollout", "abort_rollout", "promote_rollout", "retry_rollout"),
-        *("hold_device", "release_device"),
+        *("hold_device", "release_device", "pin_device"),
     ),
     Role.ADMIN: (
         *("list_users", "create_user", "change_user", "delete_user"),

@@ -155,6 +155,25 @@ def hold(
         show_object(found if output is Output.JSON else {"id": found["id"], "held": found["hold"]["reason"]}, output)
 
 
+@device.command("pin")
+def pin(
+    context: typer.Context,
+    device_id: Annotated[str, typer.Argument(help="Its id.")],
+    version: Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="The version it is to run.")],
+    reason: Annotated[str, typer.Option("-r", "--reason", help="Why; shown wherever something waits for it.")],
+    allow_unproven: Annotated[bool, typer.Option(help="Also a variant that no device has measured.")] = False,  # noqa: FBT002
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Pin a device to a version: send it, and hold the device there.
+
+    Example: shoal device pin cam-7 mnist@2 --reason "compared with the old scale until May"
+    """
+    body = {"version": version, "reason": reason, "allow_unproven": allow_unproven}
+    with client(context) as api:
+        found = api.post(f"/devices/{segment(device_id)}/pin", body)
+        show_object(found if output is Output.JSON else {"id": device_id, "rollout": found["id"]}, output)
+
+
 @device.command("release")
 def release(
     context: typer.Context,

@@ -28,6 +28,7 @@ from fleet_server.rollouts.schemas import (
     BundleCreate,
     BundleView,
     DeploymentView,
+    PinRequest,
     RolloutAbort,
     RolloutCreate,
     RolloutDecision,
@@ -124,7 +125,7 @@ def reject_rollout(
 @router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))
 def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId) -> RolloutView:
     """No further stage is sent; devices that were told go on."""
-    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
     service.pause(session, rollout, "asked to pause", actor=actor)
     return views.rollout_view(session, rollout)
 
@@ -134,7 +135,7 @@ def resume_rollout(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId
 ) -> RolloutView:
     """Goes on with the stage it was in."""
-    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
     service.resume(session, settings, rollout, actor=actor)
     return views.rollout_view(session, rollout)
 
@@ -149,7 +150,7 @@ def abort_rollout(
     how: RolloutAbort,
 ) -> RolloutView:
     """Ends it; with `revert`, devices go back to what they ran before, and one that succeeded can be reverted too."""
-    rollout = service.get_rollout(session, fleet_id, rollout_id)
+    rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
     service.abort(session, settings, rollout, revert=how.revert, actor=actor)
     return views.rollout_view(session, rollout)
 
@@ -241,6 +242,24 @@ def release_device(session: WriteSession, fleet_id: FleetId, actor: Actor, devic
     """Rollouts that wait for it go on with it at their next tick."""
     device = device_service.release_device(session, fleet_id, device_id, actor=actor)
     return device_service.device_view(device, device_service.profile_name(session, device))
+
+
+@device_router.post(
+    "/devices/{device_id}/pin",
+    summary="Pin a device to a version",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(404, 409),
+)
+def pin_device(
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    device_id: DeviceId,
+    wanted: PinRequest,
+) -> RolloutView:
+    """Sends it that version, by a rollout of its own, and holds it: no other rollout moves it until it is released."""
+    return views.rollout_view(session, service.pin(session, settings, fleet_id, device_id, wanted, actor=actor))
 
 
 @device_router.delete(

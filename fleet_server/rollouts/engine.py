@@ -65,7 +65,7 @@ class RolloutEngine:
                 return
             try:
                 with self._database.write() as session:
-                    advance(session, self._settings, session.get_one(Rollout, rollout_id))
+                    advance(session, self._settings, session.get_one(Rollout, rollout_id, with_for_update=True))
             except Exception:
                 log.exception("rollout %s could not be judged; it is tried again", rollout_id)
 

@@ -92,6 +92,16 @@ class Approval(Response):
     comment: str
 
 
+class PinRequest(Request):
+    """To pin a device to a version."""
+
+    model_config = example(version="mnist@2", reason="compared with the old scale until May")
+
+    version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
+    reason: str = Field(min_length=1, max_length=500, description="Why; shown wherever something waits for it.")
+    allow_unproven: bool = Field(False, description="Also a variant that no device of its profile has measured.")
+
+
 class RolloutPromote(Request):
     """How to go on."""
 

@@ -13,7 +13,7 @@ from fleet_server.db import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.domain.stages import assign_stages
 from fleet_server.domain.states import RolloutState, RolloutTransitionError, check_transition
-from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
+from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget, Stage
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
@@ -21,8 +21,8 @@ from fleet_server.rollouts import repository
 from fleet_server.rollouts.desired import manifest_of_variant, queue_desired
 from fleet_server.rollouts.planning import Survey, named, refuse_busy, refuse_gaps, survey
 from fleet_server.rollouts.repository import SCHEDULED
-from fleet_server.rollouts.schemas import RolloutCreate, StageVerdict, Terms
-from fleet_server.rollouts.sending import send_due, take_back, take_back_due
+from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, StageVerdict, Terms
+from fleet_server.rollouts.sending import desire, send_due, take_back, take_back_due
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -265,6 +265,45 @@ def start_revert(session: Session, settings: Settings, rollout: Rollout, reason:
     _drop_scheduled(session, rollout, "the rollout was reverted")
     rollout.pacing = None
     take_back_due(session, settings, rollout)
+
+
+def pin(
+    session: Session, settings: Settings, fleet_id: str, device_id: str, wanted: PinRequest, *, actor: Who
+) -> Rollout:
+    """Send a device a version by a rollout of its own, and hold it, so that no other rollout moves it.
+
+    Raises:
+        NotFoundError: for an unknown device or version.
+        ConflictError: as `create`, or where the fleet asks for approvals, which take longer than this does.
+    """
+    if session.get_one(Fleet, fleet_id).approvals:
+        raise ConflictError(
+            "approvals_needed",
+            f"this fleet asks for approvals: `shoal rollout create {wanted.version} --device {device_id}`, and when it "
+            f"succeeded `shoal device hold {device_id}`",
+        )
+    device = device_service.get_device(session, fleet_id, device_id)
+    if device.hold:
+        device_service.release_device(session, fleet_id, device_id, actor=actor)
+        session.flush()
+    rollout = create(
+        session,
+        settings,
+        fleet_id,
+        RolloutCreate(
+            version=wanted.version,
+            name=f"{wanted.version} pinned to {device_id}",
+            target=RolloutTarget(devices=[device_id]),
+            strategy=RolloutStrategy(stages=[Stage(percent=100)]),
+            allow_unproven=wanted.allow_unproven,
+            on_busy="supersede",
+        ),
+        actor=actor,
+    )
+    for deployment, _ in repository.due(session, rollout.id, 0, None, (), limit=1):
+        desire(session, settings, deployment)  # a difference that is being made is not waited for
+    device_service.hold_device(session, fleet_id, device_id, wanted.reason, actor=actor)
+    return rollout
 
 
 def forget_device(session: Session, settings: Settings, fleet_id: str, device_id: str, *, actor: Who) -> None:

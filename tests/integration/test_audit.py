@@ -253,6 +253,9 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     walk("retry_rollout", "rollout.retry", "post", f"rollouts/{rollout}/retry")
     walk("hold_device", "device.hold", "put", "devices/d/hold", json={"reason": "under repair"})
     walk("release_device", "device.release", "delete", "devices/d/hold")
+    pinned = {"version": "m@1", "reason": "compared", "allow_unproven": True}
+    walk.api.patch("/api/v1/fleets/default", json={"approvals": 0})
+    walk("pin_device", "rollout.create", "post", "devices/d/pin", json=pinned)
     walk("pause_rollout", "rollout.pause", "post", f"rollouts/{rollout}/pause")
     walk("resume_rollout", "rollout.resume", "post", f"rollouts/{rollout}/resume")
     walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
@@ -276,7 +279,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     moved = next(one for one in walk.events() if one["action"] == "rollout.pause")
     assert (moved["before"], moved["after"]) == ({"state": "running"}, {"state": "paused"})
     with database.read() as session:
-        assert session.query(Rollout).count() == 2
+        assert session.query(Rollout).count() == 3
 
 
 def enrolment_operations(walk: Walk) -> None:

@@ -20,7 +20,7 @@ from fleet_server.models import Deployment, Device, ModelWindowRow, Rollout
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.rollouts import evidence, explaining, previewing, service
 from fleet_server.rollouts.engine import advance
-from fleet_server.rollouts.schemas import RolloutCreate, RolloutExplanation, RolloutPreview
+from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, RolloutExplanation, RolloutPreview
 from fleet_server.telemetry import service as telemetry
 from tests.integration.test_rollout_rules import HALVES, SETTINGS, World
 
@@ -63,6 +63,13 @@ class JudgedWorld(World):
 
     def sent(self, version: str) -> set[str]:
         return {device for device in "abcdefgh" if version in self.desired(device).values()}
+
+    def run_on(self, version: str, takers: str) -> None:
+        """A rollout to all that only some take."""
+        rollout = self.create(version, strategy={"stages": [{"percent": 100}]})
+        for device in takers:
+            self.goes(device, Phase.ACTIVE, version)
+        assert self.tick(rollout).state == "succeeded"
 
     def later(self, rollout: str, seconds: float) -> None:
         """Let everything of a rollout have happened so long ago."""
@@ -286,6 +293,21 @@ def test_a_held_device_is_sent_nothing_until_it_is_released(world: JudgedWorld) 
     with world.database.write() as session:
         devices.release_device(session, DEFAULT_FLEET, "a", actor="ada")
         assert session.query(Device).filter(Device.hold.is_(None)).count() == 4
+
+
+def test_a_pinned_device_is_moved_by_no_other_rollout(world: JudgedWorld) -> None:
+    world.run("1")
+    wanted = PinRequest(version="m@2", reason="compared", allow_unproven=True)
+    with world.database.write() as session:
+        pinned = service.pin(session, SETTINGS, DEFAULT_FLEET, "a", wanted, actor="ada").id
+    assert world.sent("2") == {"a"}
+    world.goes("a", Phase.ACTIVE, "2")
+    assert world.tick(pinned).state == "succeeded"
+    world.run_on("1", "bcd")
+    assert world.sent("2") == {"a"}
+    with world.database.write() as session:
+        service.pin(session, SETTINGS, DEFAULT_FLEET, "a", wanted, actor="ada")
+        assert session.get_one(Device, "a").hold["reason"] == "compared"
 
 
 def test_late_devices_join_the_stage_that_is_open(world: JudgedWorld) -> None:

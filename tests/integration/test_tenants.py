@@ -188,6 +188,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         "change_profile": [({"delivery": {"rate": "1 MB/s"}}, 404)],
         "abort_rollout": [({"revert": True}, 404)],
         "promote_rollout": [({"full": True}, 404)],
+        "pin_device": [({"version": "alpha-model@1", "reason": "mine"}, 404)],
         "hold_device": [({"reason": "mine"}, 404)],
         "approve_rollout": [({"comment": "fine"}, 404)],
         "reject_rollout": [({"comment": "no"}, 404)],
