@@ -9,11 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
+from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Database, utc_now
 from fleet_server.domain.machine import Action, Picture, decide
+from fleet_server.domain.rules import Standing
 from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy
 from fleet_server.leases import DatabaseLease
@@ -36,6 +38,7 @@ class RolloutEngine:
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._judgements = evidence.Judgements()
 
     def start(self) -> None:
         """Begin to tick."""
@@ -60,17 +63,21 @@ class RolloutEngine:
         """Judge every open rollout, each in a transaction of its own; one that fails keeps no other waiting."""
         with self._database.read() as session:
             rollouts = repository.open_rollouts(session)
+        self._judgements.keep(rollouts)
         for rollout_id in rollouts:
             if not self._lease.hold():
                 return
             try:
                 with self._database.write() as session:
-                    advance(session, self._settings, session.get_one(Rollout, rollout_id, with_for_update=True))
+                    rollout = session.get_one(Rollout, rollout_id, with_for_update=True)
+                    advance(session, self._settings, rollout, self._judgements)
             except Exception:
                 log.exception("rollout %s could not be judged; it is tried again", rollout_id)
 
 
-def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
+def advance(
+    session: Session, settings: Settings, rollout: Rollout, judgements: evidence.Judgements | None = None
+) -> None:
     """Judge one rollout and carry out the decision."""
     if rollout.state == RolloutState.REVERTING.value:
         _go_on_reverting(session, settings, rollout)
@@ -79,9 +86,10 @@ def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
         return
     joining.join_late(session, rollout)
     _try_again(session, rollout)
-    evidence.gather(session, rollout)
+    news = evidence.gather(session, rollout)
+    standings = (judgements or evidence.Judgements()).of(session, rollout, news=news)
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    decision = decide(strategy, picture(session, settings, rollout))
+    decision = decide(strategy, picture(session, settings, rollout, standings))
     match decision.action:
         case Action.WAIT:
             sending.send_due(session, settings, rollout)
@@ -100,7 +108,7 @@ def advance(session: Session, settings: Settings, rollout: Rollout) -> None:
             service.start_revert(session, settings, rollout, decision.reason, actor="server")
 
 
-def picture(session: Session, settings: Settings, rollout: Rollout) -> Picture:
+def picture(session: Session, settings: Settings, rollout: Rollout, standings: Sequence[Standing]) -> Picture:
     """A rollout as the state machine takes it."""
     now = utc_now()
     strategy = RolloutStrategy.model_validate(rollout.strategy)
@@ -122,7 +130,7 @@ def picture(session: Session, settings: Settings, rollout: Rollout) -> Picture:
         settled_for_s=(now - last).total_seconds() if last and sent == settled else None,
         age_s=(now - (rollout.began_at or rollout.created_at)).total_seconds(),
         let_on=rollout.let_on,
-        standings=evidence.standings(session, rollout),
+        standings=standings,
         differences=due > 0 and sending.differences_wait(session, settings, rollout),
     )
 

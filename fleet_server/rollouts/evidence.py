@@ -56,28 +56,58 @@ def gather(session: Session, rollout: Rollout) -> bool:
     return bool(rows)
 
 
-def standings(session: Session, rollout: Rollout) -> list[Standing]:
-    """Where the stop rules stand now."""
-    strategy = RolloutStrategy.model_validate(rollout.strategy)
-    outcomes = {
+class Judgements:
+    """Where rollouts' rules stood when they were last judged: it is not thought through again while nothing is new."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[dict[str, Outcomes], list[Standing]]] = {}
+
+    def of(self, session: Session, rollout: Rollout, *, news: bool) -> list[Standing]:
+        """Where they stand now; `news` says whether windows were added."""
+        found = outcomes(session, rollout)
+        known = self._known.get(rollout.id)
+        if news or known is None or known[0] != found:
+            known = self._known[rollout.id] = (found, standings(session, rollout, found))
+        return known[1]
+
+    def keep(self, rollout_ids: Sequence[str]) -> None:
+        """Forget all but these."""
+        self._known = {key: value for key, value in self._known.items() if key in rollout_ids}
+
+
+def outcomes(session: Session, rollout: Rollout) -> dict[str, Outcomes]:
+    """How the deployments that were sent have ended, by the name of their profile."""
+    return {
         name: Outcomes(sent=sum(counts.values()), settled=_of(counts, repository.SETTLED_PHASES),
                        failed=_of(counts, ("failed",)), rolled_back=_of(counts, ("rolled_back",)))
         for name, counts in repository.sent_by_profile(session, rollout.id).items()
     }  # fmt: skip
+
+
+def standings(session: Session, rollout: Rollout, found: Mapping[str, Outcomes] | None = None) -> list[Standing]:
+    """Where the stop rules stand now.
+
+    Args:
+        session: to read with.
+        rollout: whose.
+        found: its outcomes, where they are known.
+    """
+    strategy = RolloutStrategy.model_validate(rollout.strategy)
+    ended = outcomes(session, rollout) if found is None else found
     said: Sequence[tuple[str, Mapping[str, Any]]] = ()
     if any(not rule.metric.counted for rule in strategy.stop_when):
         said = repository.evidence_by_profile(session, rollout.id)
-    found = []
+    judged = []
     for index, rule in enumerate(strategy.stop_when):
         if rule.metric.counted:
-            found.append(judge_counted(rule, outcomes))
+            judged.append(judge_counted(rule, ended))
             continue
         tallies: dict[str, list[Tally]] = defaultdict(list)
         for profile, kept in said:
             if (tally := kept["rules"].get(str(index))) is not None:
                 tallies[profile].append(_tally(tally))
-        found.append(judge_sampled(rule, tallies))
-    return found
+        judged.append(judge_sampled(rule, tallies))
+    return judged
 
 
 def sample(window: ModelWindowRow, host: HostWindowRow | None) -> Sample:

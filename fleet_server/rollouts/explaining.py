@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -22,13 +23,14 @@ LARGEST = 700.0  # natural logarithm of what JSON can say
 def explain(session: Session, settings: Settings, rollout: Rollout) -> RolloutExplanation:
     """What a rollout does now and why, where each stop rule stands, and every decision so far."""
     strategy = RolloutStrategy.model_validate(rollout.strategy)
+    standings = evidence.standings(session, rollout)
     return RolloutExplanation(
         id=rollout.id,
         state=RolloutState(rollout.state),
         stage=rollout.stage,
         stages=len(strategy.stages),
-        now=_now(session, settings, rollout, strategy),
-        rules=[_view(one) for one in evidence.standings(session, rollout)],
+        now=_now(session, settings, rollout, strategy, standings),
+        rules=[_view(one) for one in standings],
         held=[
             HeldDevice(device_id=device_id, reason=hold["reason"])
             for device_id, hold in repository.held_devices(session, rollout.id)
@@ -37,9 +39,11 @@ def explain(session: Session, settings: Settings, rollout: Rollout) -> RolloutEx
     )
 
 
-def _now(session: Session, settings: Settings, rollout: Rollout, strategy: RolloutStrategy) -> str:
+def _now(
+    session: Session, settings: Settings, rollout: Rollout, strategy: RolloutStrategy, standings: Sequence[Standing]
+) -> str:
     if rollout.state == RolloutState.RUNNING.value:
-        return decide(strategy, picture(session, settings, rollout)).reason
+        return decide(strategy, picture(session, settings, rollout, standings)).reason
     if rollout.state == RolloutState.REVERTING.value:
         left = repository.to_take_back_count(session, rollout.id)
         waits = repository.unsettled_backs(session, rollout.id)
