@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.messages import Need
-from agent.update.store import Part
+from agent.protocol.manifest import Content
+from agent.protocol.messages import ChunkRange, Need
 
 EVERY_CHUNKS = 8
 STALLED_S = 1.0
@@ -31,6 +32,49 @@ class Allowance:
 
 
 FREELY = Allowance()
+
+
+class Part(Protocol):
+    """Where a download's chunks go: `agent.update.store.Part`, or one that keeps nothing but which have come."""
+
+    @property
+    def content(self) -> Content:
+        """What is downloaded."""
+        ...
+
+    @property
+    def chunks(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def missing(self) -> int:
+        """How many are not there."""
+        ...
+
+    def write(self, chunk: int, payload: bytes) -> bool:
+        """Keep a chunk; false when it is there already, or is none of this content."""
+        ...
+
+    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+        """The one missing chunk in an exclusive-or of several; None where not just one of them is missing."""
+        ...
+
+    def missing_ranges(self, limit: int) -> tuple[ChunkRange, ...]:
+        """The lowest missing chunks as ranges, at most `limit` of them."""
+        ...
+
+    def sync(self) -> None:
+        """Make what came survive a power cut."""
+        ...
+
+    def finish(self) -> bool:
+        """Every chunk is there: whether they are the content."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
 
 
 class DownloadProgress:

@@ -16,6 +16,7 @@ from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
+from fleet_server.cli.simulate import simulate
 from fleet_server.cli.trust import trust
 from fleet_server.cli.worker import worker
 
@@ -81,6 +82,7 @@ for command in (login, logout, whoami):
     app.command(command.__name__)(command)
 app.command("convert")(convert)
 app.command("worker")(worker)
+app.command("simulate")(simulate)
 
 
 @server.command("run")

@@ -1,0 +1,149 @@
+"""Simulated devices on a real server and broker: they register, take rollouts, tell of themselves, and go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from agent.protocol.lifecycle import Phase
+from fleet_server.app import create_app, running
+from fleet_server.devices import shipped
+from fleet_server.settings import Settings
+from fleet_server.simulator.behaviours import Behaviours, read
+from fleet_server.simulator.population import populate
+from fleet_server.simulator.runner import Simulation
+from tests.fabricated import fabricate
+from tests.fleet import free_port, wait_until
+
+ADMIN = "the-admin-of-tests"
+PROFILES = ("raspberry-pi-5", "x86-64-vnni")
+FILE = """
+classes:
+  - name: pi
+    share: 3
+    profile: raspberry-pi-5
+    tags: {site: "plant{1..3}"}
+    requests: {per_s: 20}
+    latency: {median_ms: 8}
+    labels: {share: 0.2, accuracy: 0.9}
+    load_s: 0.1
+  - name: gateway
+    share: 1
+    profile: x86-64-vnni
+    requests: {per_s: 30}
+    load_s: 0.1
+    link: {fetch: mqtt}
+effects:
+  - {version: "m@2", where: {class: pi}, latency_ratio: 5}
+  - {version: "m@3", where: {class: gateway}, crash: 1}
+"""
+
+
+class World:
+    """A server with its broker in this process, and versions 1 to 3 of a model for two profiles."""
+
+    def __init__(self, folder: Path, api: TestClient, broker: str) -> None:
+        self.folder, self.api, self.broker = folder, api, broker
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        answer = self.api.get(f"/api/v1{path}", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, body: Any) -> Any:
+        answer = self.api.post(f"/api/v1{path}", json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    def devices(self) -> list[dict[str, Any]]:
+        return list(self.get("/devices", limit=100)["items"])
+
+    def rollout(self, version: str, **fields: Any) -> str:
+        body = {"version": version, "target": {"all": True}, "allow_unproven": True, **fields}
+        return str(self.post("/rollouts", {"strategy": {"stages": [{"percent": 100}]}, **body})["id"])
+
+    def requests(self) -> int:
+        return sum(one["requests"] for one in self.get("/telemetry/models", by="version")["items"])
+
+    def state(self, rollout: str) -> str:
+        return str(self.get(f"/rollouts/{rollout}")["state"])
+
+    def served(self) -> set[str]:
+        """Versions that answer; `none` where nothing does."""
+        return {one["serving"][0]["version"] if one["serving"] else "none" for one in self.devices()}
+
+    def failures(self, rollout: str) -> set[tuple[str, str]]:
+        """Profiles on whose devices the version was taken back, and why."""
+        found = self.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]
+        return {(one["profile"], one["failure"]["code"]) for one in found if one["phase"] == "rolled_back"}
+
+    def phases(self, rollout: str) -> list[str]:
+        return [one["phase"] for one in self.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder, port = tmp_path_factory.mktemp("world"), free_port()
+    app = create_app(
+        Settings(
+            state_dir=folder / "server",
+            admin_token=ADMIN,
+            conversion_workers=0,
+            broker_tls=False,
+            broker_port=port,
+            telemetry_interval_s=1.0,
+            probation_s=1.0,
+            delta_wait_s=0.0,
+        )
+    )
+    with running(app):
+        api = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
+        wait_until("the broker", lambda: api.get("/readyz").status_code == 200, 20)
+        found = World(folder, api, f"mqtt://127.0.0.1:{port}")
+        for name in PROFILES:
+            found.post("/profiles", shipped.load(name))
+        for version in "123":
+            fabricate(app.state.database, app.state.artifacts, folder, "m", version)
+        yield found
+        api.close()
+
+
+@pytest.fixture(scope="module")
+def behaviours() -> Behaviours:
+    return read(FILE)
+
+
+def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: Behaviours) -> None:
+    population = populate(behaviours, 50, seed=1)
+    with Simulation(world.broker, population, behaviours.effects, seed=1) as simulation:
+        wait_until("50 devices", lambda: len(world.devices()) == 50)
+        registered = {one["id"]: one for one in world.devices()}
+        for one in population:
+            assert registered[one.device_id]["profile"] in PROFILES
+            assert registered[one.device_id]["tags"] == one.facts.tags
+        rollout = world.rollout("m@1")
+        wait_until("m@1 everywhere", lambda: world.state(rollout) == "succeeded")
+        assert world.phases(rollout) == ["active"] * 50
+        assert simulation.counts().phases == {"m@1": {Phase.ACTIVE: 50}}
+        wait_until("telemetry", lambda: simulation.counts().acknowledged >= 150)
+        deployments = world.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]
+        sources = {name for one in deployments for name in one["sources"]}
+        assert sources == {"simulated", "mqtt"}
+
+        slow = world.rollout("m@2")  # on Pis: their own probation takes it back, and the server all of it
+        wait_until("m@2 reverted", lambda: world.state(slow) == "reverted")
+        wait_until("m@1 again", lambda: world.served() == {"1"})
+        assert world.failures(slow) == {("raspberry-pi-5", "probation_failed")}
+
+        crash = world.rollout("m@3", target={"profiles": ["x86-64-vnni"]})
+        wait_until("m@3 reverted", lambda: world.state(crash) == "reverted")
+        wait_until("m@1 again", lambda: world.served() == {"1"})
+        assert world.failures(crash) == {("x86-64-vnni", "worker_crashed")}
+        ended = simulation.stop()
+    wait_until("goodbyes", lambda: not any(one["online"] for one in world.devices()))
+    assert ended.refused == 0
+    wait_until("every request that devices told of", lambda: world.requests() == ended.requests)
