@@ -78,6 +78,20 @@ class Labels(Part, frozen=True):
     accuracy: float = 0.95
 
 
+class Answers(Part, frozen=True):
+    """What a classifier answers.
+
+    Attributes:
+        classes: how many it knows; all are as frequent.
+        confidence: mean of how sure it is.
+        certainty: how little that varies: a Beta distribution of this many pseudo-observations.
+    """
+
+    classes: int = 10
+    confidence: float = 0.9
+    certainty: float = 20.0
+
+
 class Fetch(StrEnum):
     """How artifacts come to a device."""
 
@@ -116,6 +130,7 @@ class Conduct(Part, frozen=True):
         requests: how often it is asked.
         latency: how fast it answers.
         labels: feedback.
+        answers: what it answers.
         error_rate: share of requests that fail.
         link: its way to the world.
         offline: when it is away; None for never.
@@ -130,6 +145,7 @@ class Conduct(Part, frozen=True):
     requests: Requests = Requests()
     latency: Latency = Latency()
     labels: Labels = Labels()
+    answers: Answers = Answers()
     error_rate: float = 0.0
     link: Link = Link()
     offline: Offline | None = None
@@ -207,6 +223,7 @@ class Effect(Part, frozen=True):
         latency_ratio: how many times as long its answers take.
         error_rate: share of requests that fail.
         accuracy: share of right answers.
+        confidence: mean of how sure it is.
         install_fails: share of the devices on which it can't be loaded.
         crash: share of the devices on which it ends the inference worker while it is watched.
     """
@@ -217,6 +234,7 @@ class Effect(Part, frozen=True):
     latency_ratio: float = 1.0
     error_rate: float | None = None
     accuracy: float | None = None
+    confidence: float | None = None
     install_fails: float = 0.0
     crash: float = 0.0
 
@@ -318,6 +336,9 @@ def _check_class(one: DeviceClass, where: str) -> None:
     _within(f"{where}: latency", 1, YEAR_S, drift_s=one.latency.drift_s)
     _within(f"{where}: labels", 0, 1, share=one.labels.share, accuracy=one.labels.accuracy)
     _within(f"{where}: labels", 2, int(LIMITS.confusion_cells**0.5), classes=one.labels.classes)
+    _within(f"{where}: answers", 0.01, 0.99, confidence=one.answers.confidence)
+    _within(f"{where}: answers", 2, LIMITS.predicted_classes, classes=one.answers.classes)
+    _within(f"{where}: answers", 0.1, 1e6, certainty=one.answers.certainty)
     _within(where, 0, YEAR_S, cuts_per_hour=one.cuts_per_hour, cut_s=one.cut_s)
     _within(where, 0, YEAR_S, reboots_per_day=one.reboots_per_day, reboot_s=one.reboot_s)
     for field, number in (("requests.per_s", one.requests.per_s), ("latency.median_ms", one.latency.median_ms)):
@@ -347,6 +368,7 @@ def _check_effect(effect: Effect, names: list[str]) -> None:
             f"{where}: where: no class is called {effect.where.device_class!r}; there are {', '.join(names)}"
         )
     _within(where, 0, 1, share=effect.share, error_rate=effect.error_rate, accuracy=effect.accuracy)
+    _within(where, 0.01, 0.99, confidence=effect.confidence)
     _within(where, 0, 1, install_fails=effect.install_fails, crash=effect.crash)
     _within(where, 0, 1e6, latency_ratio=effect.latency_ratio)
 

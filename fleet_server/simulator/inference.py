@@ -188,4 +188,7 @@ class Inference:
             label_share=labels.share,
             classes=labels.classes,
             accuracy=labels.accuracy if effect.accuracy is None else effect.accuracy,
+            kinds=conduct.answers.classes,
+            confidence=conduct.answers.confidence if effect.confidence is None else effect.confidence,
+            certainty=conduct.answers.certainty,
         )

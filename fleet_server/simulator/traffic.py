@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from agent.protocol.histogram import merge
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import ModelWindow
+from agent.protocol.sketch import CONFIDENCE_BINS
 from agent.serving.ipc import Counts
 from fleet_server.simulator.chances import histogram
 
@@ -19,6 +20,7 @@ DAY_S = 86_400.0
 SAMPLED = 10_000
 """Requests of a slice whose latency is drawn one by one; of more, how many fall into each bucket is drawn at once."""
 RECENT = 512
+ROWS_A_SECOND = 32  # whose confidence the agent notes
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Load:
         label_share: share of those that did not fail that is labelled later.
         classes: how many labels there are.
         accuracy: share of right answers.
+        kinds: how many classes the model knows.
+        confidence: mean of how sure it is.
+        certainty: of the Beta distribution of that, in pseudo-observations.
     """
 
     per_s: float
@@ -42,6 +47,9 @@ class Load:
     label_share: float
     classes: int
     accuracy: float
+    kinds: int = 10
+    confidence: float = 0.9
+    certainty: float = 20.0
 
 
 @dataclass
@@ -53,18 +61,24 @@ class Slice:
         errors: of those.
         latency: by bucket.
         confusion: by label and prediction.
+        confidence: of a sample of the answers, by bin of `agent.protocol.sketch`.
+        predicted: of the same, by class.
     """
 
     requests: int = 0
     errors: int = 0
     latency: dict[int, int] = field(default_factory=dict)
     confusion: dict[tuple[int, int], int] = field(default_factory=dict)
+    confidence: dict[int, int] = field(default_factory=dict)
+    predicted: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: Slice) -> None:
         """Take in what happened after."""
         self.requests += other.requests
         self.errors += other.errors
         merge(self.latency, other.latency)
+        merge(self.confidence, other.confidence)
+        merge(self.predicted, other.predicted)
         for cell, count in other.confusion.items():
             self.confusion[cell] = self.confusion.get(cell, 0) + count
 
@@ -87,7 +101,22 @@ def sample(load: Load, seconds: float, chance: np.random.Generator) -> Slice:
     errors = int(chance.binomial(requests, load.error_rate))
     labelled = int(chance.binomial(requests - errors, load.label_share))
     latencies = load.median_s * np.exp(load.sigma * chance.standard_normal(min(requests, SAMPLED)))
-    return Slice(requests, errors, _grown(histogram(latencies), requests, chance), _labelled(load, labelled, chance))
+    buckets = _grown(histogram(latencies), requests, chance)
+    confidence, predicted = _answered(load, min(requests - errors, int(ROWS_A_SECOND * max(seconds, 1.0))), chance)
+    return Slice(requests, errors, buckets, _labelled(load, labelled, chance), confidence, predicted)
+
+
+def _answered(load: Load, rows: int, chance: np.random.Generator) -> tuple[dict[int, int], dict[int, int]]:
+    """How sure the model was of a sample of its answers, and what it answered."""
+    if rows <= 0:
+        return {}, {}
+    sure = chance.beta(load.confidence * load.certainty, (1 - load.confidence) * load.certainty, size=rows)
+    bins = np.bincount(np.minimum((sure * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1))
+    classes = np.bincount(chance.integers(load.kinds, size=rows))
+    return (
+        {one: n for one, n in enumerate(bins.tolist()) if n},
+        {one: n for one, n in enumerate(classes.tolist()) if n},
+    )
 
 
 def _grown(buckets: dict[int, int], requests: int, chance: np.random.Generator) -> dict[int, int]:
@@ -150,6 +179,8 @@ class Counted:
             items=seen.requests,
             latency=seen.latency,
             confusion=tuple((label, predicted, count) for (label, predicted), count in seen.confusion.items()),
+            confidence=seen.confidence,
+            predicted=seen.predicted,
         )
 
     def totals(self) -> Counts:

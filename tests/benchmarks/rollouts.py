@@ -1,8 +1,8 @@
 """Whether rollouts stop what is bad and let through what is good: simulated devices on a real server and broker.
 
 Devices are the simulator's, in this process; the server is one of its own with its broker. A version that is good goes
-to all; one that is slower, one that crashes on a tenth of the devices, one that is less sure of its answers and one that
-is slower on one profile alone must each be taken back by their own rule, having touched few devices. Then good ones,
+to all; one that is slower, one that crashes on a tenth of the devices, one that is less sure of its answers and one
+that is slower on one profile alone must each be taken back by their own rule, having touched few devices. Then good ones,
 one after the other, of which at most one in twenty may be stopped. What devices run is asked of what they report.
 """
 
@@ -20,15 +20,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from fleet_server.simulator.behaviours import read
-from fleet_server.simulator.population import populate
-from fleet_server.simulator.runner import Simulation
-from tests.fabricated import fabricate
-
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import shipped
+from fleet_server.simulator.behaviours import read
+from fleet_server.simulator.population import populate
+from fleet_server.simulator.runner import Simulation
 from tests.benchmarks.common import Checks, cpu_s
+from tests.fabricated import fabricate
 from tests.fleet import LocalFleet, wait_until
 
 Json = dict[str, Any]
