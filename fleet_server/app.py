@@ -40,6 +40,7 @@ from fleet_server.openapi import PUBLIC, describe, operation_name, problems
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.routes import known_parameters
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
 from fleet_server.telemetry import endpoints as telemetry
@@ -103,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.oidc = OidcVerifier.of(settings, time.monotonic)
     api = APIRouter(
         prefix="/api/v1",
-        dependencies=[Depends(authorize)],
+        dependencies=[Depends(authorize), Depends(known_parameters)],
         responses=problems(400, 401, 403, 413, 422, 429, 500, 503),
         max_body_size=settings.request_max_mb << 20,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, status
+from fastapi import APIRouter, Depends, Path, Query, Request, status
 
 from fleet_server.access import repository, service
 from fleet_server.access.authentication import LoginDesk
@@ -34,15 +34,19 @@ from fleet_server.http import (
     Db,
     FleetId,
     Origin,
-    Paging,
     ReadSession,
     WriteSession,
-    page,
 )
 from fleet_server.openapi import PUBLIC, problems
+from fleet_server.paging import PageRequest, page, paged
+from fleet_server.principals import Role
 from fleet_server.schemas import Page
 
 router = APIRouter()
+FleetPaging = Annotated[PageRequest, Depends(paged(repository.FLEETS))]
+UserPaging = Annotated[PageRequest, Depends(paged(repository.USERS))]
+TokenPaging = Annotated[PageRequest, Depends(paged(repository.TOKENS))]
+EventPaging = Annotated[PageRequest, Depends(paged(repository.EVENTS))]
 UserName = Annotated[str, Path(description="The user's name.", examples=["ada"])]
 TokenId = Annotated[str, Path(description="The token's id: the middle part of its text.")]
 FleetName = Annotated[str, Path(description="The fleet's id.", examples=["plant7"])]
@@ -82,10 +86,10 @@ def show_me(principal: CurrentPrincipal) -> Me:
 
 
 @router.get("/fleets", tags=["access"], summary="List fleets")
-def list_fleets(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[FleetView]:
+def list_fleets(session: ReadSession, principal: CurrentPrincipal, paging: FleetPaging) -> Page[FleetView]:
     """Every fleet for a server-wide admin; for others the one they act in."""
     rows = repository.fleets_page(session, paging, only=None if principal.server_wide else principal.fleet_id)
-    return page(rows, paging, FleetView.model_validate, key=lambda row: row.id)
+    return page(rows, paging, FleetView.model_validate)
 
 
 @router.post("/fleets", tags=["access"], summary="Create a fleet", status_code=status.HTTP_201_CREATED)
@@ -109,10 +113,16 @@ def change_fleet(
 
 
 @router.get("/users", tags=["access"], summary="List users")
-def list_users(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[UserView]:
+def list_users(
+    session: ReadSession,
+    principal: CurrentPrincipal,
+    paging: UserPaging,
+    role: Annotated[Role | None, Query(description="Only those with this role in the caller's fleet.")] = None,
+) -> Page[UserView]:
     """Users with a role in the caller's fleet, by name; a server-wide admin sees such admins too."""
-    rows = repository.users_page(session, principal.fleet_id, paging, server_wide=principal.server_wide)
-    return page(rows, paging, lambda row: service.user_view(session, principal, row), key=lambda row: row.name)
+    wide = principal.server_wide
+    rows = repository.users_page(session, principal.fleet_id, paging, server_wide=wide, role=role)
+    return page(rows, paging, lambda row: service.user_view(session, principal, row))
 
 
 @router.post(
@@ -144,10 +154,10 @@ def delete_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor
 
 
 @router.get("/tokens", tags=["access"], summary="List service tokens")
-def list_tokens(session: ReadSession, principal: CurrentPrincipal, paging: Paging) -> Page[TokenView]:
+def list_tokens(session: ReadSession, principal: CurrentPrincipal, paging: TokenPaging) -> Page[TokenView]:
     """Tokens of the caller's fleet, ended ones too; a server-wide admin sees server-wide ones as well."""
     rows = repository.tokens_page(session, principal.fleet_id, paging, server_wide=principal.server_wide)
-    return page(rows, paging, service.token_view, key=lambda row: row.id)
+    return page(rows, paging, service.token_view)
 
 
 @router.post(
@@ -175,10 +185,17 @@ def revoke_token(session: WriteSession, principal: CurrentPrincipal, actor: Acto
 
 
 @router.get("/audit-events", tags=["audit"], summary="List what was done")
-def list_events(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[AuditEventView]:
+def list_events(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: EventPaging,
+    actor: Annotated[str | None, Query(description="Only what they did, such as `user/ada`; `*` as any text.")] = None,
+    action: Annotated[str | None, Query(description="Only this, such as `rollout.create` or `rollout.*`.")] = None,
+    subject: Annotated[str | None, Query(description="Only what was done to this, such as `device/camera-*`.")] = None,
+) -> Page[AuditEventView]:
     """Who did what to which thing, newest first."""
-    rows = repository.events_page(session, fleet_id, paging)
-    return page(rows, paging, AuditEventView.model_validate, key=lambda row: str(row.sequence))
+    rows = repository.events_page(session, fleet_id, paging, actor=actor, action=action, subject=subject)
+    return page(rows, paging, AuditEventView.model_validate)
 
 
 @router.get("/audit-events/verify", tags=["audit"], summary="Verify the audit log")

@@ -31,17 +31,19 @@ from fleet_server.http import (
     FleetId,
     ModelName,
     NewModelName,
-    Paging,
     ReadSession,
     VariantId,
     VersionName,
-    page,
 )
 from fleet_server.openapi import PUBLIC, problems
+from fleet_server.paging import PageRequest, page, paged
 from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
 router = APIRouter()
+ModelPaging = Annotated[PageRequest, Depends(paged(repository.MODELS))]
+VersionPaging = Annotated[PageRequest, Depends(paged(repository.VERSIONS))]
+VariantPaging = Annotated[PageRequest, Depends(paged(repository.VARIANTS))]
 ANY_SIZE = 1 << 62  # of uploads: they go to a file piece by piece, and _receive holds their own bound
 
 
@@ -129,10 +131,10 @@ def _upload_problems() -> Iterator[None]:
 
 
 @router.get("/models", tags=["models"], summary="List models")
-def list_models(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ModelView]:
+def list_models(session: ReadSession, fleet_id: FleetId, paging: ModelPaging) -> Page[ModelView]:
     """Every model, by name."""
     rows = repository.models_page(session, fleet_id, paging)
-    return page(rows, paging, lambda row: service.model_view(session, row), key=lambda row: row.name)
+    return page(rows, paging, lambda row: service.model_view(session, row))
 
 
 @router.get("/models/{model}", tags=["models"], summary="Show a model", responses=problems(404))
@@ -167,11 +169,13 @@ def create_version(
 
 
 @router.get("/models/{model}/versions", tags=["models"], summary="List versions", responses=problems(404))
-def list_versions(session: ReadSession, fleet_id: FleetId, paging: Paging, model: ModelName) -> Page[VersionView]:
+def list_versions(
+    session: ReadSession, fleet_id: FleetId, paging: VersionPaging, model: ModelName
+) -> Page[VersionView]:
     """A model's versions, newest first."""
     found = service.get_model(session, fleet_id, model)
     rows = repository.versions_page(session, found.id, paging)
-    return page(rows, paging, lambda row: service.version_view(session, found, row), key=lambda row: row.id)
+    return page(rows, paging, lambda row: service.version_view(session, found, row))
 
 
 @router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version", responses=problems(404))
@@ -201,7 +205,7 @@ def delete_version(
 def list_variants(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: VariantPaging,
     version: Annotated[str | None, Query(description="Only of this `model@version`.")] = None,
     profile: Annotated[str | None, Query(description="Only for this profile.")] = None,
     state: Annotated[VariantState | None, Query(description="Only those in this state.")] = None,
@@ -209,7 +213,7 @@ def list_variants(
     """Variants, newest first, with what was measured and what the gate said."""
     version_id = service.resolve_version(session, fleet_id, version).id if version else None
     rows = repository.variants_page(session, fleet_id, paging, version_id=version_id, profile=profile, state=state)
-    return page(rows, paging, lambda row: service.variant_view(session, row), key=lambda row: row[0].id)
+    return page(rows, paging, lambda row: service.variant_view(session, row))
 
 
 @router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant", responses=problems(404))

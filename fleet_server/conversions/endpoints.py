@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, status
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, status
 
 from converters.architectures import registered
 from fleet_server.catalog.schemas import ArchitectureView, VariantBuild, VariantView
@@ -11,15 +13,19 @@ from fleet_server.conversions import service
 from fleet_server.db import utc_now
 from fleet_server.http import Actor, FleetId, VariantId, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.paging import ComputedList, PageRequest, page, paged
 from fleet_server.schemas import Page
 
 router = APIRouter()
+ARCHITECTURES = ComputedList[str](str, {"name": str}, default="name")
 
 
 @router.get("/architectures", tags=["models"], summary="List architectures")
-def list_architectures() -> Page[ArchitectureView]:
+def list_architectures(
+    paging: Annotated[PageRequest, Depends(paged(ARCHITECTURES))],
+) -> Page[ArchitectureView]:
     """Nets whose code is installed on the server: weights of theirs may be pushed as safetensors, and trained here."""
-    return Page(items=[ArchitectureView(name=name) for name in registered()], next_cursor=None)
+    return page(ARCHITECTURES.page(registered(), paging), paging, lambda name: ArchitectureView(name=name))
 
 
 @router.post(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, status
+from fastapi import APIRouter, Depends, Query, status
 
 from fleet_server.devices import repository, service
 from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate, ProfileView
-from fleet_server.http import Actor, DeviceId, FleetId, Paging, ProfileName, ReadSession, WriteSession, page
+from fleet_server.http import Actor, DeviceId, FleetId, ProfileName, ReadSession, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.paging import PageRequest, page, paged
 from fleet_server.schemas import Page
 
 router = APIRouter()
+DevicePaging = Annotated[PageRequest, Depends(paged(repository.DEVICES))]
+ProfilePaging = Annotated[PageRequest, Depends(paged(repository.PROFILES))]
 
 
 @router.get("/devices", tags=["devices"], summary="List devices")
 def list_devices(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: DevicePaging,
     profile: Annotated[str | None, Query(description="Only devices of this profile.")] = None,
     online: Annotated[bool | None, Query(description="Only those that are, or are not, connected.")] = None,
     query: Annotated[
@@ -34,7 +37,7 @@ def list_devices(
     """Every device that ever connected, by id."""
     condition = service.query_condition(session, fleet_id, query, field="query") if query is not None else None
     rows = repository.devices_page(session, fleet_id, paging, profile=profile, online=online, condition=condition)
-    return page(rows, paging, lambda row: service.device_view(*row), key=lambda row: row[0].id)
+    return page(rows, paging, lambda row: service.device_view(*row))
 
 
 @router.get("/devices/{device_id}", tags=["devices"], summary="Show a device", responses=problems(404))
@@ -56,10 +59,10 @@ def change_device(
 
 
 @router.get("/profiles", tags=["profiles"], summary="List profiles")
-def list_profiles(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ProfileView]:
+def list_profiles(session: ReadSession, fleet_id: FleetId, paging: ProfilePaging) -> Page[ProfileView]:
     """Every profile, by name."""
     rows = repository.profiles_page(session, fleet_id, paging)
-    return page(rows, paging, service.profile_view, key=lambda row: row.name)
+    return page(rows, paging, service.profile_view)
 
 
 @router.post(

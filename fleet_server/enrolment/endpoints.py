@@ -29,9 +29,10 @@ from fleet_server.enrolment.schemas import (
 )
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import NotFoundError, TooLargeError, TooManyRequestsError
-from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, ReadSession, WriteSession
 from fleet_server.models import Enrolment
 from fleet_server.openapi import PUBLIC, problems
+from fleet_server.paging import PageRequest, page, paged
 from fleet_server.rates import KeyedBuckets
 from fleet_server.schemas import Page
 from fleet_server.settings import Settings
@@ -44,6 +45,9 @@ REFUSED_RATE = 0.5
 
 BODY_BYTES = 64 * 1024
 router = APIRouter(tags=["enrolment"])
+EnrolmentPaging = Annotated[PageRequest, Depends(paged(repository.ENROLMENTS))]
+TokenPaging = Annotated[PageRequest, Depends(paged(repository.TOKENS))]
+IdentityPaging = Annotated[PageRequest, Depends(paged(repository.IDENTITIES))]
 EnrolmentId = Annotated[str, Path(description="The request's id.")]
 TokenId = Annotated[str, Path(alias="enrolment_token_id", description="The enrolment token's id.")]
 
@@ -164,12 +168,13 @@ def show_enrolment(
 def list_enrolments(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: EnrolmentPaging,
     state: Annotated[EnrolmentState | None, Query(description="Only those in this state.")] = None,
+    device: Annotated[str | None, Query(description="Only this device's.")] = None,
 ) -> Page[EnrolmentSummary]:
     """Requests of the last day, newest first."""
-    rows = repository.enrolments_page(session, fleet_id, paging, state)
-    return page(rows, paging, EnrolmentSummary.model_validate, key=lambda row: row.id)
+    rows = repository.enrolments_page(session, fleet_id, paging, state=state, device=device)
+    return page(rows, paging, EnrolmentSummary.model_validate)
 
 
 @router.post("/enrolments/{enrolment_id}/approve", summary="Approve a device", responses=problems(404, 409))
@@ -200,10 +205,10 @@ def create_enrolment_token(
 
 
 @router.get("/enrolment-tokens", summary="List enrolment tokens")
-def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[TokenView]:
+def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: TokenPaging) -> Page[TokenView]:
     """Those that can still be used, without their secrets."""
     rows = repository.tokens_page(session, fleet_id, paging, utc_now())
-    return page(rows, paging, TokenView.model_validate, key=lambda row: row.id)
+    return page(rows, paging, TokenView.model_validate)
 
 
 @router.delete(
@@ -227,10 +232,15 @@ def register_device(session: WriteSession, fleet_id: FleetId, actor: Actor, want
 
 
 @router.get("/device-identities", summary="List devices that have an identity")
-def list_identities(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[IdentitySummary]:
+def list_identities(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: IdentityPaging,
+    revoked: Annotated[bool | None, Query(description="Only those that are, or are not, locked out.")] = None,
+) -> Page[IdentitySummary]:
     """Registered, enrolled and locked out ones, by id."""
-    rows = repository.identities_page(session, fleet_id, paging)
-    return page(rows, paging, views.identity_summary, key=lambda row: row.device_id)
+    rows = repository.identities_page(session, fleet_id, paging, revoked=revoked)
+    return page(rows, paging, views.identity_summary)
 
 
 @router.get("/devices/{device_id}/identity", summary="Show a device's identity", responses=problems(404))

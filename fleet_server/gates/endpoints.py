@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, status
+from fastapi import APIRouter, Depends, Path, Query, status
 
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.service import resolve_version
 from fleet_server.gates import repository, service
 from fleet_server.gates.schemas import GateRunCreate, GateRunState, GateRunView
-from fleet_server.http import Actor, AppSettings, FleetId, Paging, ReadSession, WriteSession, page
+from fleet_server.http import Actor, AppSettings, FleetId, ReadSession, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.paging import PageRequest, page, paged
 from fleet_server.schemas import Page
 
 router = APIRouter(tags=["gate runs"])
+RunPaging = Annotated[PageRequest, Depends(paged(repository.RUNS))]
 RunId = Annotated[str, Path(description="The gate run's id.")]
 
 
@@ -39,7 +41,7 @@ def create_gate_run(
 def list_gate_runs(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: RunPaging,
     version: Annotated[str | None, Query(description="Only of this `model@version`.")] = None,
     state: Annotated[GateRunState | None, Query(description="Only those in this state.")] = None,
 ) -> Page[GateRunView]:
@@ -48,7 +50,7 @@ def list_gate_runs(
     if version is not None:
         variants = catalog.variant_ids(session, resolve_version(session, fleet_id, version).id)
     rows = repository.runs_page(session, fleet_id, paging, variant_ids=variants, state=state)
-    return page(rows, paging, lambda row: service.run_view(session, row), key=lambda row: row.id)
+    return page(rows, paging, lambda row: service.run_view(session, row))
 
 
 @router.get("/gate-runs/{run_id}", summary="Show a gate run", responses=problems(404))

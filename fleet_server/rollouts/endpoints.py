@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, status
+from fastapi import APIRouter, Depends, Query, status
 
 from fleet_server.devices.schemas import ProfileUpdate, ProfileView
 from fleet_server.devices.service import profile_view
@@ -13,14 +13,13 @@ from fleet_server.http import (
     AppSettings,
     DeviceId,
     FleetId,
-    Paging,
     ProfileName,
     ReadSession,
     RolloutId,
     WriteSession,
-    page,
 )
 from fleet_server.openapi import problems
+from fleet_server.paging import PageRequest, page, paged
 from fleet_server.rollouts import approvals, bundles, repository, service
 from fleet_server.rollouts.schemas import (
     BundleCreate,
@@ -37,6 +36,9 @@ from fleet_server.schemas import Page
 router = APIRouter(tags=["rollouts"])
 profile_router = APIRouter(tags=["profiles"])  # what is changed of a profile and sent to its devices
 device_router = APIRouter(tags=["devices"])  # what is done to a device and ends its part in rollouts
+RolloutPaging = Annotated[PageRequest, Depends(paged(repository.ROLLOUTS))]
+DeploymentPaging = Annotated[PageRequest, Depends(paged(repository.DEPLOYMENTS))]
+PhaseFilter = Annotated[str | None, Query(description="Only those in this phase, such as `active`.")]
 
 
 @router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED, responses=problems(404, 409))
@@ -67,13 +69,13 @@ def create_bundle(
 def list_rollouts(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: RolloutPaging,
     state: Annotated[RolloutState | None, Query(description="Only those in this state.")] = None,
     model: Annotated[str | None, Query(description="Only those of this model.")] = None,
 ) -> Page[RolloutView]:
     """Rollouts, newest first."""
     rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model)
-    return page(rows, paging, lambda row: service.rollout_view(session, row), key=lambda row: row.id)
+    return page(rows, paging, lambda row: service.rollout_view(session, row))
 
 
 @router.get("/rollouts/{rollout_id}", summary="Show a rollout", responses=problems(404))
@@ -84,12 +86,12 @@ def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: RolloutId)
 
 @router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments", responses=problems(404))
 def rollout_deployments(
-    session: ReadSession, fleet_id: FleetId, paging: Paging, rollout_id: RolloutId
+    session: ReadSession, fleet_id: FleetId, paging: DeploymentPaging, rollout_id: RolloutId, phase: PhaseFilter = None
 ) -> Page[DeploymentView]:
     """One row a device, newest first; a reverted device has a second row that took it back."""
     service.get_rollout(session, fleet_id, rollout_id)
-    rows = repository.deployments_page(session, fleet_id, paging, rollout_id=rollout_id)
-    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+    rows = repository.deployments_page(session, fleet_id, paging, rollout_id=rollout_id, phase=phase)
+    return page(rows, paging, service.deployment_view)
 
 
 @router.post("/rollouts/{rollout_id}/approve", summary="Approve a rollout", responses=problems(404, 409))
@@ -154,13 +156,14 @@ def abort_rollout(
 def list_deployments(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: DeploymentPaging,
     device: Annotated[str | None, Query(description="Only this device's.")] = None,
     model: Annotated[str | None, Query(description="Only of this model.")] = None,
+    phase: PhaseFilter = None,
 ) -> Page[DeploymentView]:
     """What devices were told to run, newest first."""
-    rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model)
-    return page(rows, paging, service.deployment_view, key=lambda row: row[0].id)
+    rows = repository.deployments_page(session, fleet_id, paging, device_id=device, model=model, phase=phase)
+    return page(rows, paging, service.deployment_view)
 
 
 @profile_router.patch(
