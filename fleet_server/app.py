@@ -34,6 +34,7 @@ from fleet_server.errors import UnavailableError
 from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
+from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name, problems
@@ -104,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.oidc = OidcVerifier.of(settings, time.monotonic)
     api = APIRouter(
         prefix="/api/v1",
-        dependencies=[Depends(authorize), Depends(known_parameters)],
+        dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
         responses=problems(400, 401, 403, 413, 422, 429, 500, 503),
         max_body_size=settings.request_max_mb << 20,
     )
@@ -117,6 +118,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_health)
     add_pages(app)
     describe(app)
+    add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
     return app
 

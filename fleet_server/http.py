@@ -33,6 +33,7 @@ def _read_session(request: Request) -> Iterator[Session]:
 
 def _write_session(request: Request) -> Iterator[Session]:
     with _database(request).write() as session:
+        request.state.write_session = session  # for who writes the answer beside the change
         yield session
 
 

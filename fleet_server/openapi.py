@@ -16,6 +16,7 @@ _MEANINGS = {
     403: ("Not allowed", "role_needed", "this needs the role releaser in fleet 'default', and token/ci has operator"),
     404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
     409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
+    412: ("Precondition failed", "changed_since", "If-Match: it has been changed since you read it: read it again"),
     413: ("Too large", "upload_too_large", "an upload may have 2048 MiB (SHOAL_UPLOAD_MAX_MB)"),
     416: ("Range not satisfiable", "range", "there are 11042 bytes: ask for a range of these"),
     422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),

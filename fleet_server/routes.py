@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from fleet_server.errors import FieldProblem, InvalidError
+from fleet_server.idempotency import keep_answer
+from fleet_server.preconditions import entity_tag, none_match, observed_of
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class ApiRoute(APIRoute):
+    """The route class of every router below `/api/v1`: what is read has an ETag, what acts is done once."""
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's hook around an endpoint."""
+        handle = super().get_route_handler()
+        return self._reading(handle) if "GET" in (self.methods or ()) else _acting(handle)
+
+    def _reading(self, handle: Handler) -> Handler:
+        observed = observed_of(self.response_model)
+
+        async def read(request: Request) -> Response:
+            answer = await handle(request)
+            if answer.status_code != 200 or not answer.headers.get("content-type", "").startswith("application/json"):
+                return answer
+            tag = entity_tag(bytes(answer.body), observed)
+            if none_match(request.headers.get("if-none-match"), tag):
+                return Response(status_code=304, headers={"ETag": tag})
+            answer.headers["ETag"] = tag
+            return answer
+
+        return read
+
+
+def _acting(handle: Handler) -> Handler:
+    async def act(request: Request) -> Response:
+        answer = await handle(request)
+        await keep_answer(request, answer)
+        return answer
+
+    return act
 
 
 def known_parameters(request: Request) -> None:

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         description="The server-wide admin's bearer token; needed beyond loopback. When absent, one is made at the "
         "first start and kept in the file `admin-token` of the state folder.",
     )
+    idempotency_hours: float = Field(
+        24.0, gt=0, le=24 * 30, description="How long the answer to a POST with an Idempotency-Key is kept, in hours."
+    )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="How long a login holds, in hours.")
     oidc_issuer: str | None = Field(
         None,

@@ -39,10 +39,12 @@ from fleet_server.http import (
 )
 from fleet_server.openapi import PUBLIC, problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
 from fleet_server.principals import Role
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
 FleetPaging = Annotated[PageRequest, Depends(paged(repository.FLEETS))]
 UserPaging = Annotated[PageRequest, Depends(paged(repository.USERS))]
 TokenPaging = Annotated[PageRequest, Depends(paged(repository.TOKENS))]
@@ -106,9 +108,16 @@ def show_fleet(session: ReadSession, principal: CurrentPrincipal, fleet: FleetNa
 
 @router.patch("/fleets/{fleet}", tags=["access"], summary="Change a fleet", responses=problems(404))
 def change_fleet(
-    session: WriteSession, principal: CurrentPrincipal, actor: Actor, fleet: FleetName, change: FleetUpdate
+    session: WriteSession,
+    principal: CurrentPrincipal,
+    actor: Actor,
+    unchanged: IfMatch,
+    fleet: FleetName,
+    change: FleetUpdate,
 ) -> FleetView:
     """How many approvals a new rollout needs. Those that wait keep the number that they were created with."""
+    row = service.get_fleet(session, principal, fleet)
+    unchanged.check(session, row, lambda: show_fleet(session, principal, fleet))
     return FleetView.model_validate(service.change_fleet(session, principal, fleet, change, actor=actor))
 
 
@@ -133,11 +142,24 @@ def create_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor
     return service.create_user(session, principal, wanted, actor=actor)
 
 
+@router.get("/users/{user}", tags=["access"], summary="Show a user", responses=problems(404))
+def show_user(session: ReadSession, principal: CurrentPrincipal, user: UserName) -> UserView:
+    """One user, with the role in the caller's fleet."""
+    return service.user_view(session, principal, service.get_user(session, principal, user))
+
+
 @router.patch("/users/{user}", tags=["access"], summary="Change a user", responses=problems(404))
 def change_user(
-    session: WriteSession, principal: CurrentPrincipal, actor: Actor, user: UserName, change: UserUpdate
+    session: WriteSession,
+    principal: CurrentPrincipal,
+    actor: Actor,
+    unchanged: IfMatch,
+    user: UserName,
+    change: UserUpdate,
 ) -> UserView:
     """Role in the caller's fleet, or password. A server-wide admin gives users of other fleets a role here so too."""
+    row = service.get_user(session, principal, user, of_any_fleet=principal.server_wide)
+    unchanged.check(session, row, lambda: service.user_view(session, principal, row))
     return service.change_user(session, principal, user, change, actor=actor)
 
 
@@ -148,8 +170,12 @@ def change_user(
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(404),
 )
-def delete_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor, user: UserName) -> None:
+def delete_user(
+    session: WriteSession, principal: CurrentPrincipal, actor: Actor, unchanged: IfMatch, user: UserName
+) -> None:
     """Takes the role in the caller's fleet away, and with the last role the user and their sessions."""
+    row = service.get_user(session, principal, user)
+    unchanged.check(session, row, lambda: service.user_view(session, principal, row))
     service.delete_user(session, principal, user, actor=actor)
 
 
@@ -172,6 +198,12 @@ def create_token(session: WriteSession, principal: CurrentPrincipal, actor: Acto
     return service.create_token(session, principal, wanted, utc_now(), actor=actor)
 
 
+@router.get("/tokens/{token_id}", tags=["access"], summary="Show a service token", responses=problems(404))
+def show_token(session: ReadSession, principal: CurrentPrincipal, token_id: TokenId) -> TokenView:
+    """One service token, without its secret."""
+    return service.token_view(service.get_token(session, principal, token_id))
+
+
 @router.delete(
     "/tokens/{token_id}",
     tags=["access"],
@@ -179,8 +211,12 @@ def create_token(session: WriteSession, principal: CurrentPrincipal, actor: Acto
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(404),
 )
-def revoke_token(session: WriteSession, principal: CurrentPrincipal, actor: Actor, token_id: TokenId) -> None:
+def revoke_token(
+    session: WriteSession, principal: CurrentPrincipal, actor: Actor, unchanged: IfMatch, token_id: TokenId
+) -> None:
     """It holds no longer, from the next request on."""
+    row = service.get_token(session, principal, token_id)
+    unchanged.check(session, row, lambda: service.token_view(row))
     service.revoke_token(session, principal, token_id, utc_now(), actor=actor)
 
 

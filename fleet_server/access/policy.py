@@ -35,15 +35,15 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
-        *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
+        *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),
     Role.RELEASER: (
         *("create_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
         *("pause_rollout", "resume_rollout", "abort_rollout"),
     ),
     Role.ADMIN: (
-        *("list_users", "create_user", "change_user", "delete_user"),
-        *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
+        *("list_users", "show_user", "create_user", "change_user", "delete_user"),
+        *("list_tokens", "show_token", "create_token", "revoke_token", "create_fleet", "change_fleet"),
         *("create_server_certificate", "make_key", "add_signatures"),
     ),
 }

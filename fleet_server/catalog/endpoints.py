@@ -37,10 +37,12 @@ from fleet_server.http import (
 )
 from fleet_server.openapi import PUBLIC, problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
 ModelPaging = Annotated[PageRequest, Depends(paged(repository.MODELS))]
 VersionPaging = Annotated[PageRequest, Depends(paged(repository.VERSIONS))]
 VariantPaging = Annotated[PageRequest, Depends(paged(repository.VARIANTS))]
@@ -192,13 +194,21 @@ def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, vers
     responses=problems(404, 409),
 )
 def delete_version(
-    database: Db, store: Store, fleet_id: FleetId, actor: Actor, model: ModelName, version: VersionName
+    database: Db,
+    store: Store,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    model: ModelName,
+    version: VersionName,
 ) -> None:
     """Only one that was never rolled out: its variants and files go with it, and the model with its last version.
 
     A variant that is being built is given up.
     """
-    service.delete_version(database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor)
+    service.delete_version(
+        database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor, unchanged=unchanged
+    )
 
 
 @router.get("/variants", tags=["variants"], summary="List variants", responses=problems(404))

@@ -12,11 +12,14 @@ from fleet_server.catalog.service import get_variant
 from fleet_server.conversions import service
 from fleet_server.db import utc_now
 from fleet_server.http import Actor, FleetId, VariantId, WriteSession
+from fleet_server.models import Variant
 from fleet_server.openapi import problems
 from fleet_server.paging import ComputedList, PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
 ARCHITECTURES = ComputedList[str](str, {"name": str}, default="name")
 
 
@@ -47,7 +50,12 @@ def build_variants(session: WriteSession, fleet_id: FleetId, actor: Actor, wante
     summary="Cancel the build of a variant",
     responses=problems(404, 409),
 )
-def cancel_build(session: WriteSession, fleet_id: FleetId, actor: Actor, variant_id: VariantId) -> VariantView:
+def cancel_build(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, variant_id: VariantId
+) -> VariantView:
     """Its worker is ended within a second or two; 409 when the variant is not being built."""
+    get_variant(session, fleet_id, variant_id)
+    row = session.get_one(Variant, variant_id)
+    unchanged.check(session, row, lambda: get_variant(session, fleet_id, variant_id))
     service.cancel(session, fleet_id, variant_id, utc_now(), actor=actor)
     return get_variant(session, fleet_id, variant_id)

@@ -11,9 +11,11 @@ from fleet_server.devices.schemas import DeviceUpdate, DeviceView, ProfileCreate
 from fleet_server.http import Actor, DeviceId, FleetId, ProfileName, ReadSession, WriteSession
 from fleet_server.openapi import problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
 DevicePaging = Annotated[PageRequest, Depends(paged(repository.DEVICES))]
 ProfilePaging = Annotated[PageRequest, Depends(paged(repository.PROFILES))]
 
@@ -51,9 +53,16 @@ def show_device(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) ->
     "/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile", responses=problems(404, 409)
 )
 def change_device(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId, change: DeviceUpdate
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    device_id: DeviceId,
+    change: DeviceUpdate,
 ) -> DeviceView:
     """Fields that are absent stay as they are; `profile: null` lets the device match again."""
+    row = service.get_device(session, fleet_id, device_id)
+    unchanged.check(session, row, lambda: show_device(session, fleet_id, device_id))
     device = service.update_device(session, fleet_id, device_id, change, actor=actor)
     return service.device_view(device, service.profile_name(session, device))
 
@@ -91,6 +100,10 @@ def show_profile(session: ReadSession, fleet_id: FleetId, name: ProfileName) -> 
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(404, 409),
 )
-def delete_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, name: ProfileName) -> None:
+def delete_profile(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, name: ProfileName
+) -> None:
     """Only one that no variant was built for."""
+    row = service.get_profile(session, fleet_id, name)
+    unchanged.check(session, row, lambda: show_profile(session, fleet_id, name))
     service.delete_profile(session, fleet_id, name, actor=actor)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
-from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fleet_server.db import utc_now
@@ -30,10 +29,12 @@ from fleet_server.enrolment.schemas import (
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import NotFoundError, TooLargeError, TooManyRequestsError
 from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, ReadSession, WriteSession
-from fleet_server.models import Enrolment
+from fleet_server.models import Device, DeviceIdentity, Enrolment
 from fleet_server.openapi import PUBLIC, problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
 from fleet_server.rates import KeyedBuckets
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
@@ -44,7 +45,7 @@ REFUSED_BURST = 60
 REFUSED_RATE = 0.5
 
 BODY_BYTES = 64 * 1024
-router = APIRouter(tags=["enrolment"])
+router = APIRouter(tags=["enrolment"], route_class=ApiRoute)
 EnrolmentPaging = Annotated[PageRequest, Depends(paged(repository.ENROLMENTS))]
 TokenPaging = Annotated[PageRequest, Depends(paged(repository.TOKENS))]
 IdentityPaging = Annotated[PageRequest, Depends(paged(repository.IDENTITIES))]
@@ -71,7 +72,7 @@ class EnrolmentGate:
         self._buckets.of(address, time.monotonic()).give(1)
 
 
-class _Guarded(APIRoute):
+class _Guarded(ApiRoute):
     """Bounds the request of somebody who has proved nothing yet, before its body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -179,18 +180,36 @@ def list_enrolments(
 
 @router.post("/enrolments/{enrolment_id}/approve", summary="Approve a device", responses=problems(404, 409))
 def approve_enrolment(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, enrolment_id: EnrolmentId
+    request: Request,
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    authority: AuthorityOf,
+    settings: AppSettings,
+    unchanged: IfMatch,
+    enrolment_id: EnrolmentId,
 ) -> EnrolmentSummary:
     """Compare the key's fingerprint with the one that the device shows first."""
+    asked = service.get_enrolment(session, fleet_id, enrolment_id)
+    unchanged.check(session, asked, lambda: _view(session, asked, authority, settings, request))
     row = service.decide(session, authority, fleet_id, enrolment_id, approve=True, actor=actor)
     return EnrolmentSummary.model_validate(row)
 
 
 @router.post("/enrolments/{enrolment_id}/reject", summary="Reject a device", responses=problems(404, 409))
 def reject_enrolment(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, enrolment_id: EnrolmentId
+    request: Request,
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    authority: AuthorityOf,
+    settings: AppSettings,
+    unchanged: IfMatch,
+    enrolment_id: EnrolmentId,
 ) -> EnrolmentSummary:
     """It may ask again."""
+    asked = service.get_enrolment(session, fleet_id, enrolment_id)
+    unchanged.check(session, asked, lambda: _view(session, asked, authority, settings, request))
     row = service.decide(session, authority, fleet_id, enrolment_id, approve=False, actor=actor)
     return EnrolmentSummary.model_validate(row)
 
@@ -211,14 +230,24 @@ def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Token
     return page(rows, paging, TokenView.model_validate)
 
 
+@router.get("/enrolment-tokens/{enrolment_token_id}", summary="Show an enrolment token", responses=problems(404))
+def show_enrolment_token(session: ReadSession, fleet_id: FleetId, token_id: TokenId) -> TokenView:
+    """One enrolment token, without its secret."""
+    return TokenView.model_validate(tokens.get(session, fleet_id, token_id))
+
+
 @router.delete(
     "/enrolment-tokens/{enrolment_token_id}",
     summary="End an enrolment token",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(404),
 )
-def delete_enrolment_token(session: WriteSession, fleet_id: FleetId, actor: Actor, token_id: TokenId) -> None:
+def delete_enrolment_token(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, token_id: TokenId
+) -> None:
     """Devices that have enrolled with it keep their certificates."""
+    row = tokens.get(session, fleet_id, token_id)
+    unchanged.check(session, row, lambda: TokenView.model_validate(row))
     tokens.delete(session, fleet_id, token_id, actor=actor)
 
 
@@ -250,8 +279,16 @@ def show_identity(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) 
 
 
 @router.post("/devices/{device_id}/revoke", summary="Lock a device out", responses=problems(404))
-def revoke_device(session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId) -> IdentityView:
-    """For one that was lost: its certificates are revoked, and its connection is ended within seconds."""
+def revoke_device(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, device_id: DeviceId
+) -> IdentityView:
+    """For one that was lost: its certificates are revoked, and its connection is ended within seconds.
+
+    `If-Match` takes the ETag of its identity.
+    """
+    views.identity(session, fleet_id, device_id)
+    row = session.get(DeviceIdentity, device_id) or session.get_one(Device, device_id)
+    unchanged.check(session, row, lambda: views.identity(session, fleet_id, device_id))
     service.revoke(session, fleet_id, device_id, actor=actor)
     return views.identity(session, fleet_id, device_id)
 

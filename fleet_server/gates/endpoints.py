@@ -13,9 +13,11 @@ from fleet_server.gates.schemas import GateRunCreate, GateRunState, GateRunView
 from fleet_server.http import Actor, AppSettings, FleetId, ReadSession, WriteSession
 from fleet_server.openapi import problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 
-router = APIRouter(tags=["gate runs"])
+router = APIRouter(tags=["gate runs"], route_class=ApiRoute)
 RunPaging = Annotated[PageRequest, Depends(paged(repository.RUNS))]
 RunId = Annotated[str, Path(description="The gate run's id.")]
 
@@ -61,7 +63,14 @@ def show_gate_run(session: ReadSession, fleet_id: FleetId, run_id: RunId) -> Gat
 
 @router.post("/gate-runs/{run_id}/cancel", summary="Cancel a gate run", responses=problems(404, 409))
 def cancel_gate_run(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, run_id: RunId
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    run_id: RunId,
 ) -> GateRunView:
     """Its devices stop measuring; the variant is as it was."""
+    run = service.get_run(session, fleet_id, run_id)
+    unchanged.check(session, run, lambda: service.run_view(session, run))
     return service.run_view(session, service.cancel(session, settings, fleet_id, run_id, actor=actor))

@@ -13,7 +13,7 @@ from fleet_server.models.enrolment import (
     EnrolmentToken,
 )
 from fleet_server.models.gates import GateRun, GateTrial
-from fleet_server.models.operations import Lease, OutboxMessage
+from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
 from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
@@ -40,6 +40,7 @@ __all__ = [
     "GateTrial",
     "Grant",
     "HostWindowRow",
+    "IdempotencyKey",
     "Lease",
     "Model",
     "ModelWindowRow",

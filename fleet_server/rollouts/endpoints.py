@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, status
 
 from fleet_server.devices.schemas import ProfileUpdate, ProfileView
-from fleet_server.devices.service import profile_view
+from fleet_server.devices.service import device_view, get_device, get_profile, profile_name, profile_view
 from fleet_server.http import (
     Actor,
     AppSettings,
@@ -20,6 +20,7 @@ from fleet_server.http import (
 )
 from fleet_server.openapi import problems
 from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
 from fleet_server.rollouts import approvals, bundles, repository, service
 from fleet_server.rollouts.schemas import (
     BundleCreate,
@@ -31,11 +32,16 @@ from fleet_server.rollouts.schemas import (
     RolloutState,
     RolloutView,
 )
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 
-router = APIRouter(tags=["rollouts"])
-profile_router = APIRouter(tags=["profiles"])  # what is changed of a profile and sent to its devices
-device_router = APIRouter(tags=["devices"])  # what is done to a device and ends its part in rollouts
+router = APIRouter(tags=["rollouts"], route_class=ApiRoute)
+profile_router = APIRouter(
+    tags=["profiles"], route_class=ApiRoute
+)  # what is changed of a profile and sent to its devices
+device_router = APIRouter(
+    tags=["devices"], route_class=ApiRoute
+)  # what is done to a device and ends its part in rollouts
 RolloutPaging = Annotated[PageRequest, Depends(paged(repository.ROLLOUTS))]
 DeploymentPaging = Annotated[PageRequest, Depends(paged(repository.DEPLOYMENTS))]
 PhaseFilter = Annotated[str | None, Query(description="Only those in this phase, such as `active`.")]
@@ -100,39 +106,56 @@ def approve_rollout(
     settings: AppSettings,
     fleet_id: FleetId,
     actor: Actor,
+    unchanged: IfMatch,
     rollout_id: RolloutId,
     decision: RolloutDecision,
 ) -> RolloutView:
     """By another than who created it. With the last approval that is needed it starts, as it was created."""
     rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    unchanged.check(session, rollout, lambda: service.rollout_view(session, rollout))
     approvals.approve(session, settings, rollout, decision, actor=actor)
     return service.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/reject", summary="Reject a rollout", responses=problems(404, 409))
 def reject_rollout(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId, decision: RolloutDecision
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    rollout_id: RolloutId,
+    decision: RolloutDecision,
 ) -> RolloutView:
     """Ends a rollout that waits for approvals; nothing was sent."""
     rollout = service.get_rollout(session, fleet_id, rollout_id, lock=True)
+    unchanged.check(session, rollout, lambda: service.rollout_view(session, rollout))
     approvals.reject(session, rollout, decision, actor=actor)
     return service.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))
-def pause_rollout(session: WriteSession, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId) -> RolloutView:
+def pause_rollout(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, rollout_id: RolloutId
+) -> RolloutView:
     """No further stage is sent; devices that were told go on."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
+    unchanged.check(session, rollout, lambda: service.rollout_view(session, rollout))
     service.pause(session, rollout, "asked to pause", actor=actor)
     return service.rollout_view(session, rollout)
 
 
 @router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout", responses=problems(404, 409))
 def resume_rollout(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, rollout_id: RolloutId
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    rollout_id: RolloutId,
 ) -> RolloutView:
     """Goes on with the stage it was in."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
+    unchanged.check(session, rollout, lambda: service.rollout_view(session, rollout))
     service.resume(session, settings, rollout, actor=actor)
     return service.rollout_view(session, rollout)
 
@@ -143,11 +166,13 @@ def abort_rollout(
     settings: AppSettings,
     fleet_id: FleetId,
     actor: Actor,
+    unchanged: IfMatch,
     rollout_id: RolloutId,
     how: RolloutAbort,
 ) -> RolloutView:
     """Ends it; with `revert`, devices go back to what they ran before, and one that succeeded can be reverted too."""
     rollout = service.get_rollout(session, fleet_id, rollout_id)
+    unchanged.check(session, rollout, lambda: service.rollout_view(session, rollout))
     service.abort(session, settings, rollout, revert=how.revert, actor=actor)
     return service.rollout_view(session, rollout)
 
@@ -174,10 +199,13 @@ def change_profile(
     settings: AppSettings,
     fleet_id: FleetId,
     actor: Actor,
+    unchanged: IfMatch,
     name: ProfileName,
     change: ProfileUpdate,
 ) -> ProfileView:
     """Its devices are told before this answers: one that waits for a window goes on when the new policy lets it."""
+    row = get_profile(session, fleet_id, name)
+    unchanged.check(session, row, lambda: profile_view(row))
     return profile_view(service.change_profile(session, settings, fleet_id, name, change, actor=actor))
 
 
@@ -188,10 +216,17 @@ def change_profile(
     responses=problems(404, 409),
 )
 def forget_device(
-    session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, device_id: DeviceId
+    session: WriteSession,
+    settings: AppSettings,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    device_id: DeviceId,
 ) -> None:
     """Only one that is offline. No list and no rollout sees it; its history stays.
 
     What it was still to do in rollouts ends. When it connects again it is back, with its tags and no model.
     """
+    row = get_device(session, fleet_id, device_id)
+    unchanged.check(session, row, lambda: device_view(row, profile_name(session, row)))
     service.forget_device(session, settings, fleet_id, device_id, actor=actor)

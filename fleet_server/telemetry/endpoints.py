@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Query
 from fleet_server.http import FleetId, ReadSession
 from fleet_server.models import HostWindowRow
 from fleet_server.paging import ComputedList, PageRequest, in_utc, page, paged
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 from fleet_server.telemetry import repository, service
 from fleet_server.telemetry.schemas import HostTelemetry, ModelTelemetry
 
-router = APIRouter(tags=["telemetry"])
+router = APIRouter(tags=["telemetry"], route_class=ApiRoute)
 MODELS = ComputedList[ModelTelemetry](
     lambda row: f"{row.model}@{row.version}@{row.device_id}",
     {"model": lambda row: row.model, "requests": lambda row: row.requests, "errors": lambda row: row.errors},

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Path, Response, status
 from fleet_server.errors import NotFoundError
 from fleet_server.http import Actor, AppSettings, FleetId, ReadSession, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.routes import ApiRoute
 from fleet_server.trust import roots, service, views
 from fleet_server.trust.schemas import KeyCreate, KeyView, SignatureUpload, SignatureView, TrustView
 
-router = APIRouter(tags=["trust"])
+router = APIRouter(tags=["trust"], route_class=ApiRoute)
 MetadataFile = Annotated[str, Path(description="Its name, as TUF clients ask for it.", examples=["timestamp.json"])]
 
 
