@@ -37,7 +37,7 @@ from fleet_server.gateway.service import Gateway
 from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.openapi import PUBLIC, describe, operation_name, problems
+from fleet_server.openapi import PUBLIC, describe, operation_name
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -106,7 +106,6 @@ def create_app(settings: Settings) -> FastAPI:
     api = APIRouter(
         prefix="/api/v1",
         dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
-        responses=problems(400, 401, 403, 413, 422, 429, 500, 503),
         max_body_size=settings.request_max_mb << 20,
     )
     for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):

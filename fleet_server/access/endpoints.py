@@ -54,7 +54,13 @@ TokenId = Annotated[str, Path(description="The token's id: the middle part of it
 FleetName = Annotated[str, Path(description="The fleet's id.", examples=["plant7"])]
 
 
-@router.post("/login", tags=["access"], summary="Log in", openapi_extra=PUBLIC)
+@router.post(
+    "/login",
+    tags=["access"],
+    summary="Log in",
+    openapi_extra=PUBLIC,
+    responses=problems("wrong_login", "too_many_guesses"),
+)
 def login(request: Request, database: Db, origin: Origin, wanted: Login) -> Session:
     """A session of a user, for some hours. Wrong names and passwords are answered ever more slowly."""
     desk: LoginDesk = request.app.state.login_desk
@@ -74,7 +80,7 @@ def show_login(settings: AppSettings) -> LoginView:
     tags=["access"],
     summary="Log out",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(409),
+    responses=problems("oidc_token", "admin_token"),
 )
 def logout(session: WriteSession, principal: CurrentPrincipal, actor: Actor) -> None:
     """Ends the session, or the service token, that the request came with."""
@@ -94,19 +100,35 @@ def list_fleets(session: ReadSession, principal: CurrentPrincipal, paging: Fleet
     return page(rows, paging, FleetView.model_validate)
 
 
-@router.post("/fleets", tags=["access"], summary="Create a fleet", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/fleets",
+    tags=["access"],
+    summary="Create a fleet",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("server_wide_needed"),
+)
 def create_fleet(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: FleetCreate) -> FleetView:
     """Only by a server-wide admin; one that is there already is answered as it is."""
     return FleetView.model_validate(service.create_fleet(session, principal, wanted, actor=actor))
 
 
-@router.get("/fleets/{fleet}", tags=["access"], summary="Show a fleet", responses=problems(404))
+@router.get(
+    "/fleets/{fleet}",
+    tags=["access"],
+    summary="Show a fleet",
+    responses=problems("fleet_not_found"),
+)
 def show_fleet(session: ReadSession, principal: CurrentPrincipal, fleet: FleetName) -> FleetView:
     """One fleet with its settings."""
     return FleetView.model_validate(service.get_fleet(session, principal, fleet))
 
 
-@router.patch("/fleets/{fleet}", tags=["access"], summary="Change a fleet", responses=problems(404))
+@router.patch(
+    "/fleets/{fleet}",
+    tags=["access"],
+    summary="Change a fleet",
+    responses=problems("fleet_not_found"),
+)
 def change_fleet(
     session: WriteSession,
     principal: CurrentPrincipal,
@@ -135,20 +157,34 @@ def list_users(
 
 
 @router.post(
-    "/users", tags=["access"], summary="Create a user", status_code=status.HTTP_201_CREATED, responses=problems(409)
+    "/users",
+    tags=["access"],
+    summary="Create a user",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("user_exists", "server_wide_needed"),
 )
 def create_user(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: UserCreate) -> UserView:
     """A person who logs in, with a role in the caller's fleet."""
     return service.create_user(session, principal, wanted, actor=actor)
 
 
-@router.get("/users/{user}", tags=["access"], summary="Show a user", responses=problems(404))
+@router.get(
+    "/users/{user}",
+    tags=["access"],
+    summary="Show a user",
+    responses=problems("user_not_found"),
+)
 def show_user(session: ReadSession, principal: CurrentPrincipal, user: UserName) -> UserView:
     """One user, with the role in the caller's fleet."""
     return service.user_view(session, principal, service.get_user(session, principal, user))
 
 
-@router.patch("/users/{user}", tags=["access"], summary="Change a user", responses=problems(404))
+@router.patch(
+    "/users/{user}",
+    tags=["access"],
+    summary="Change a user",
+    responses=problems("user_not_found", "user_of_other_fleets"),
+)
 def change_user(
     session: WriteSession,
     principal: CurrentPrincipal,
@@ -168,7 +204,7 @@ def change_user(
     tags=["access"],
     summary="Delete a user",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404),
+    responses=problems("user_not_found", "server_wide_needed"),
 )
 def delete_user(
     session: WriteSession, principal: CurrentPrincipal, actor: Actor, unchanged: IfMatch, user: UserName
@@ -191,14 +227,19 @@ def list_tokens(session: ReadSession, principal: CurrentPrincipal, paging: Token
     tags=["access"],
     summary="Create a service token",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(409),
+    responses=problems("token_exists", "server_wide_needed"),
 )
 def create_token(session: WriteSession, principal: CurrentPrincipal, actor: Actor, wanted: TokenCreate) -> NewToken:
     """For programs. The answer holds its text, once: the server keeps a hash."""
     return service.create_token(session, principal, wanted, utc_now(), actor=actor)
 
 
-@router.get("/tokens/{token_id}", tags=["access"], summary="Show a service token", responses=problems(404))
+@router.get(
+    "/tokens/{token_id}",
+    tags=["access"],
+    summary="Show a service token",
+    responses=problems("token_not_found"),
+)
 def show_token(session: ReadSession, principal: CurrentPrincipal, token_id: TokenId) -> TokenView:
     """One service token, without its secret."""
     return service.token_view(service.get_token(session, principal, token_id))
@@ -209,7 +250,7 @@ def show_token(session: ReadSession, principal: CurrentPrincipal, token_id: Toke
     tags=["access"],
     summary="Revoke a service token",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404),
+    responses=problems("token_not_found"),
 )
 def revoke_token(
     session: WriteSession, principal: CurrentPrincipal, actor: Actor, unchanged: IfMatch, token_id: TokenId

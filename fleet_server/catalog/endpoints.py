@@ -68,7 +68,6 @@ VersionInspector = Annotated[Inspector, Depends(_inspector)]
     tags=["models"],
     summary="Upload a file",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(413, 503),
     max_body_size=ANY_SIZE,
     openapi_extra={
         "requestBody": {
@@ -76,6 +75,9 @@ VersionInspector = Annotated[Inspector, Depends(_inspector)]
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
     },
+    responses=problems(
+        "upload_too_large", "upload_empty", "upload_damaged", "upload_incomplete", "disk_full", "artifact_store"
+    ),
 )
 async def upload(
     request: Request,
@@ -139,7 +141,12 @@ def list_models(session: ReadSession, fleet_id: FleetId, paging: ModelPaging) ->
     return page(rows, paging, lambda row: service.model_view(session, row))
 
 
-@router.get("/models/{model}", tags=["models"], summary="Show a model", responses=problems(404))
+@router.get(
+    "/models/{model}",
+    tags=["models"],
+    summary="Show a model",
+    responses=problems("model_not_found"),
+)
 def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> ModelView:
     """One model with the name of its newest version."""
     return service.model_view(session, service.get_model(session, fleet_id, model))
@@ -150,7 +157,19 @@ def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> Mod
     tags=["models"],
     summary="Create a version",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(409, 503),
+    responses=problems(
+        *(
+            "version_exists",
+            "upload_not_found",
+            "duplicate_format",
+            "bad_model",
+            "bad_data",
+            "bad_architecture",
+            "bad_net",
+        ),
+        *("bad_weights", "forms_disagree", "no_examples", "not_exportable", "unknown_architecture", "timeout"),
+        *("worker_died", "worker_failed", "artifact_store", "artifact_missing", "artifact_damaged", "disk_full"),
+    ),
 )
 def create_version(
     database: Db,
@@ -170,7 +189,12 @@ def create_version(
     )
 
 
-@router.get("/models/{model}/versions", tags=["models"], summary="List versions", responses=problems(404))
+@router.get(
+    "/models/{model}/versions",
+    tags=["models"],
+    summary="List versions",
+    responses=problems("model_not_found"),
+)
 def list_versions(
     session: ReadSession, fleet_id: FleetId, paging: VersionPaging, model: ModelName
 ) -> Page[VersionView]:
@@ -180,7 +204,12 @@ def list_versions(
     return page(rows, paging, lambda row: service.version_view(session, found, row))
 
 
-@router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version", responses=problems(404))
+@router.get(
+    "/models/{model}/versions/{version}",
+    tags=["models"],
+    summary="Show a version",
+    responses=problems("model_not_found", "version_not_found"),
+)
 def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, version: VersionName) -> VersionView:
     """One version: its files, tensors, data sets and what the check at upload found."""
     return service.version_view(session, *service.get_version(session, fleet_id, model, version))
@@ -191,7 +220,7 @@ def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, vers
     tags=["models"],
     summary="Delete a version",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404, 409),
+    responses=problems("model_not_found", "version_not_found", "version_in_use", "gate_running", "artifact_store"),
 )
 def delete_version(
     database: Db,
@@ -211,7 +240,12 @@ def delete_version(
     )
 
 
-@router.get("/variants", tags=["variants"], summary="List variants", responses=problems(404))
+@router.get(
+    "/variants",
+    tags=["variants"],
+    summary="List variants",
+    responses=problems("model_not_found", "version_not_found", "bad_version"),
+)
 def list_variants(
     session: ReadSession,
     fleet_id: FleetId,
@@ -226,7 +260,12 @@ def list_variants(
     return page(rows, paging, lambda row: service.variant_view(session, row))
 
 
-@router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant", responses=problems(404))
+@router.get(
+    "/variants/{variant_id}",
+    tags=["variants"],
+    summary="Show a variant",
+    responses=problems("variant_not_found"),
+)
 def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId) -> VariantView:
     """One variant: every candidate that was tried, its measurements, its lineage, the gate's checks."""
     return service.get_variant(session, fleet_id, variant_id)
@@ -234,7 +273,7 @@ def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId)
 
 _BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
-    **problems(404, 416, 503),
+    **problems("artifact_not_found", "range", "artifact_store", "artifact_missing", "bad_ticket", "locked_out"),
     200: {"content": _BYTES, "description": "The bytes"},
     206: {"content": _BYTES, "description": "The bytes of the `Range` that was asked for"},
 }

@@ -36,7 +36,15 @@ def list_architectures(
     tags=["variants"],
     summary="Build variants",
     status_code=status.HTTP_202_ACCEPTED,
-    responses=problems(404, 409),
+    responses=problems(
+        "model_not_found",
+        "version_not_found",
+        "bad_version",
+        "profile_not_found",
+        "variant_deployed",
+        "gate_running",
+        "not_trainable",
+    ),
 )
 def build_variants(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: VariantBuild) -> list[VariantView]:
     """One variant a profile; follow each at `/variants/{id}` until it is no longer `queued` or `building`."""
@@ -48,7 +56,7 @@ def build_variants(session: WriteSession, fleet_id: FleetId, actor: Actor, wante
     "/variants/{variant_id}/cancel",
     tags=["variants"],
     summary="Cancel the build of a variant",
-    responses=problems(404, 409),
+    responses=problems("variant_not_found", "not_building"),
 )
 def cancel_build(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, variant_id: VariantId

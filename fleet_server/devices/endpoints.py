@@ -20,7 +20,12 @@ DevicePaging = Annotated[PageRequest, Depends(paged(repository.DEVICES))]
 ProfilePaging = Annotated[PageRequest, Depends(paged(repository.PROFILES))]
 
 
-@router.get("/devices", tags=["devices"], summary="List devices")
+@router.get(
+    "/devices",
+    tags=["devices"],
+    summary="List devices",
+    responses=problems("bad_query"),
+)
 def list_devices(
     session: ReadSession,
     fleet_id: FleetId,
@@ -42,7 +47,12 @@ def list_devices(
     return page(rows, paging, lambda row: service.device_view(*row))
 
 
-@router.get("/devices/{device_id}", tags=["devices"], summary="Show a device", responses=problems(404))
+@router.get(
+    "/devices/{device_id}",
+    tags=["devices"],
+    summary="Show a device",
+    responses=problems("device_not_found"),
+)
 def show_device(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) -> DeviceView:
     """One device: its facts, its profile, and what truly answers requests on it."""
     device = service.get_device(session, fleet_id, device_id)
@@ -50,7 +60,10 @@ def show_device(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) ->
 
 
 @router.patch(
-    "/devices/{device_id}", tags=["devices"], summary="Tag a device or pin its profile", responses=problems(404, 409)
+    "/devices/{device_id}",
+    tags=["devices"],
+    summary="Tag a device or pin its profile",
+    responses=problems("device_not_found", "profile_not_found"),
 )
 def change_device(
     session: WriteSession,
@@ -79,14 +92,19 @@ def list_profiles(session: ReadSession, fleet_id: FleetId, paging: ProfilePaging
     tags=["profiles"],
     summary="Create a profile",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(409),
+    responses=problems("profile_exists"),
 )
 def create_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: ProfileCreate) -> ProfileView:
     """Devices that are not pinned match again at once: the profile with most conditions that hold wins."""
     return service.profile_view(service.create_profile(session, fleet_id, wanted, actor=actor))
 
 
-@router.get("/profiles/{name}", tags=["profiles"], summary="Show a profile", responses=problems(404))
+@router.get(
+    "/profiles/{name}",
+    tags=["profiles"],
+    summary="Show a profile",
+    responses=problems("profile_not_found"),
+)
 def show_profile(session: ReadSession, fleet_id: FleetId, name: ProfileName) -> ProfileView:
     """One profile, with how many devices have it."""
     profile = service.get_profile(session, fleet_id, name)
@@ -98,7 +116,7 @@ def show_profile(session: ReadSession, fleet_id: FleetId, name: ProfileName) -> 
     tags=["profiles"],
     summary="Delete a profile",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404, 409),
+    responses=problems("profile_not_found", "profile_in_use"),
 )
 def delete_profile(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, name: ProfileName

@@ -131,7 +131,20 @@ def show_revocations(session: ReadSession, authority: AuthorityOf) -> Response:
 
 
 @public.post(
-    "/enrolments", summary="Ask for a device's certificate", openapi_extra=PUBLIC, responses=problems(403, 413, 429)
+    "/enrolments",
+    summary="Ask for a device's certificate",
+    openapi_extra=PUBLIC,
+    responses=problems(
+        "bad_enrolment_token",
+        "key_locked_out",
+        "wrong_key",
+        "locked_out",
+        "too_many_enrolments",
+        "bad_csr",
+        "bad_device_id",
+        "reserved_device_id",
+        "trust_keys",
+    ),
 )
 def create_enrolment(
     request: Request,
@@ -153,7 +166,7 @@ def create_enrolment(
     "/enrolments/{enrolment_id}",
     summary="What became of a request to enrol",
     openapi_extra=PUBLIC,
-    responses=problems(404),
+    responses=problems("enrolment_not_found"),
 )
 def show_enrolment(
     request: Request, session: ReadSession, authority: AuthorityOf, settings: AppSettings, enrolment_id: EnrolmentId
@@ -178,7 +191,11 @@ def list_enrolments(
     return page(rows, paging, EnrolmentSummary.model_validate)
 
 
-@router.post("/enrolments/{enrolment_id}/approve", summary="Approve a device", responses=problems(404, 409))
+@router.post(
+    "/enrolments/{enrolment_id}/approve",
+    summary="Approve a device",
+    responses=problems("enrolment_not_found", "enrolment_decided", "key_locked_out", "bad_csr"),
+)
 def approve_enrolment(
     request: Request,
     session: WriteSession,
@@ -196,7 +213,11 @@ def approve_enrolment(
     return EnrolmentSummary.model_validate(row)
 
 
-@router.post("/enrolments/{enrolment_id}/reject", summary="Reject a device", responses=problems(404, 409))
+@router.post(
+    "/enrolments/{enrolment_id}/reject",
+    summary="Reject a device",
+    responses=problems("enrolment_not_found", "enrolment_decided"),
+)
 def reject_enrolment(
     request: Request,
     session: WriteSession,
@@ -214,7 +235,12 @@ def reject_enrolment(
     return EnrolmentSummary.model_validate(row)
 
 
-@router.post("/enrolment-tokens", summary="Create an enrolment token", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/enrolment-tokens",
+    summary="Create an enrolment token",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("bad_device_id", "reserved_device_id"),
+)
 def create_enrolment_token(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: TokenCreate
 ) -> TokenCreated:
@@ -230,7 +256,11 @@ def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Token
     return page(rows, paging, TokenView.model_validate)
 
 
-@router.get("/enrolment-tokens/{enrolment_token_id}", summary="Show an enrolment token", responses=problems(404))
+@router.get(
+    "/enrolment-tokens/{enrolment_token_id}",
+    summary="Show an enrolment token",
+    responses=problems("enrolment_token_not_found"),
+)
 def show_enrolment_token(session: ReadSession, fleet_id: FleetId, token_id: TokenId) -> TokenView:
     """One enrolment token, without its secret."""
     return TokenView.model_validate(tokens.get(session, fleet_id, token_id))
@@ -240,7 +270,7 @@ def show_enrolment_token(session: ReadSession, fleet_id: FleetId, token_id: Toke
     "/enrolment-tokens/{enrolment_token_id}",
     summary="End an enrolment token",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404),
+    responses=problems("enrolment_token_not_found"),
 )
 def delete_enrolment_token(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, token_id: TokenId
@@ -252,7 +282,10 @@ def delete_enrolment_token(
 
 
 @router.post(
-    "/device-identities", summary="Register a device", status_code=status.HTTP_201_CREATED, responses=problems(409)
+    "/device-identities",
+    summary="Register a device",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("device_registered", "bad_device_id", "reserved_device_id", "device_not_found"),
 )
 def register_device(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: RegistrationCreate) -> IdentityView:
     """Before it first connects: by its id, and by its key where that is known."""
@@ -272,13 +305,21 @@ def list_identities(
     return page(rows, paging, views.identity_summary)
 
 
-@router.get("/devices/{device_id}/identity", summary="Show a device's identity", responses=problems(404))
+@router.get(
+    "/devices/{device_id}/identity",
+    summary="Show a device's identity",
+    responses=problems("device_not_found"),
+)
 def show_identity(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) -> IdentityView:
     """Its certificates, whether it is locked out, and how often it was out of order."""
     return views.identity(session, fleet_id, device_id)
 
 
-@router.post("/devices/{device_id}/revoke", summary="Lock a device out", responses=problems(404))
+@router.post(
+    "/devices/{device_id}/revoke",
+    summary="Lock a device out",
+    responses=problems("device_not_found"),
+)
 def revoke_device(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, device_id: DeviceId
 ) -> IdentityView:
@@ -293,7 +334,12 @@ def revoke_device(
     return views.identity(session, fleet_id, device_id)
 
 
-@router.post("/server-certificates", summary="Issue a broker's certificate", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/server-certificates",
+    summary="Issue a broker's certificate",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("server_wide_needed", "bad_csr", "bad_name"),
+)
 def create_server_certificate(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: ServerCertificateCreate
 ) -> ServerCertificateView:

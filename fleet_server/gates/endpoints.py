@@ -26,7 +26,22 @@ RunId = Annotated[str, Path(description="The gate run's id.")]
     "/gate-runs",
     summary="Measure a variant on devices",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(404, 409),
+    responses=problems(
+        "model_not_found",
+        "version_not_found",
+        "bad_version",
+        "profile_not_found",
+        "device_not_found",
+        "variant_not_built",
+        "gate_running",
+        "no_evaluation",
+        "evaluation_too_large",
+        "no_device_online",
+        "wrong_profile",
+        "device_offline",
+        "unsigned",
+        "trust_keys",
+    ),
 )
 def create_gate_run(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: GateRunCreate
@@ -39,7 +54,11 @@ def create_gate_run(
     return service.run_view(session, service.start(session, settings, fleet_id, wanted, actor=actor))
 
 
-@router.get("/gate-runs", summary="List gate runs", responses=problems(404))
+@router.get(
+    "/gate-runs",
+    summary="List gate runs",
+    responses=problems("model_not_found", "version_not_found", "bad_version"),
+)
 def list_gate_runs(
     session: ReadSession,
     fleet_id: FleetId,
@@ -55,13 +74,21 @@ def list_gate_runs(
     return page(rows, paging, lambda row: service.run_view(session, row))
 
 
-@router.get("/gate-runs/{run_id}", summary="Show a gate run", responses=problems(404))
+@router.get(
+    "/gate-runs/{run_id}",
+    summary="Show a gate run",
+    responses=problems("gate_run_not_found"),
+)
 def show_gate_run(session: ReadSession, fleet_id: FleetId, run_id: RunId) -> GateRunView:
     """One gate run: what each device measured of each candidate, and the verdict."""
     return service.run_view(session, service.get_run(session, fleet_id, run_id))
 
 
-@router.post("/gate-runs/{run_id}/cancel", summary="Cancel a gate run", responses=problems(404, 409))
+@router.post(
+    "/gate-runs/{run_id}/cancel",
+    summary="Cancel a gate run",
+    responses=problems("gate_run_not_found", "gate_run_over"),
+)
 def cancel_gate_run(
     session: WriteSession,
     settings: AppSettings,

@@ -47,7 +47,26 @@ DeploymentPaging = Annotated[PageRequest, Depends(paged(repository.DEPLOYMENTS))
 PhaseFilter = Annotated[str | None, Query(description="Only those in this phase, such as `active`.")]
 
 
-@router.post("/rollouts", summary="Create a rollout", status_code=status.HTTP_201_CREATED, responses=problems(404, 409))
+@router.post(
+    "/rollouts",
+    summary="Create a rollout",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(
+        "model_not_found",
+        "version_not_found",
+        "bad_version",
+        "profile_not_found",
+        "device_not_found",
+        "no_device",
+        "bad_query",
+        "device_without_profile",
+        "no_variant_for_profile",
+        "variant_unproven",
+        "device_busy",
+        "unsigned",
+        "trust_keys",
+    ),
+)
 def create_rollout(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: RolloutCreate
 ) -> RolloutView:
@@ -59,7 +78,22 @@ def create_rollout(
 
 
 @router.post(
-    "/bundles", summary="Order without a server", status_code=status.HTTP_201_CREATED, responses=problems(404, 409)
+    "/bundles",
+    summary="Order without a server",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(
+        "model_not_found",
+        "version_not_found",
+        "bad_version",
+        "profile_not_found",
+        "approvals_needed",
+        "model_twice",
+        "bundle_too_large",
+        "no_variant_for_profile",
+        "variant_unproven",
+        "unsigned",
+        "trust_keys",
+    ),
 )
 def create_bundle(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: BundleCreate
@@ -84,13 +118,21 @@ def list_rollouts(
     return page(rows, paging, lambda row: service.rollout_view(session, row))
 
 
-@router.get("/rollouts/{rollout_id}", summary="Show a rollout", responses=problems(404))
+@router.get(
+    "/rollouts/{rollout_id}",
+    summary="Show a rollout",
+    responses=problems("rollout_not_found"),
+)
 def show_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: RolloutId) -> RolloutView:
     """One rollout: where its devices are, and every judgement with its reason."""
     return service.rollout_view(session, service.get_rollout(session, fleet_id, rollout_id))
 
 
-@router.get("/rollouts/{rollout_id}/deployments", summary="List a rollout's deployments", responses=problems(404))
+@router.get(
+    "/rollouts/{rollout_id}/deployments",
+    summary="List a rollout's deployments",
+    responses=problems("rollout_not_found"),
+)
 def rollout_deployments(
     session: ReadSession, fleet_id: FleetId, paging: DeploymentPaging, rollout_id: RolloutId, phase: PhaseFilter = None
 ) -> Page[DeploymentView]:
@@ -100,7 +142,27 @@ def rollout_deployments(
     return page(rows, paging, service.deployment_view)
 
 
-@router.post("/rollouts/{rollout_id}/approve", summary="Approve a rollout", responses=problems(404, 409))
+@router.post(
+    "/rollouts/{rollout_id}/approve",
+    summary="Approve a rollout",
+    responses=problems(
+        "rollout_not_found",
+        "approval_not_yours",
+        "not_awaiting_approval",
+        "bad_transition",
+        "artifact_changed",
+        "no_device",
+        "bad_query",
+        "device_not_found",
+        "profile_not_found",
+        "device_without_profile",
+        "no_variant_for_profile",
+        "variant_unproven",
+        "device_busy",
+        "unsigned",
+        "trust_keys",
+    ),
+)
 def approve_rollout(
     session: WriteSession,
     settings: AppSettings,
@@ -117,7 +179,11 @@ def approve_rollout(
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/reject", summary="Reject a rollout", responses=problems(404, 409))
+@router.post(
+    "/rollouts/{rollout_id}/reject",
+    summary="Reject a rollout",
+    responses=problems("rollout_not_found", "not_awaiting_approval", "bad_transition"),
+)
 def reject_rollout(
     session: WriteSession,
     fleet_id: FleetId,
@@ -133,7 +199,11 @@ def reject_rollout(
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/pause", summary="Pause a rollout", responses=problems(404, 409))
+@router.post(
+    "/rollouts/{rollout_id}/pause",
+    summary="Pause a rollout",
+    responses=problems("rollout_not_found", "bad_transition"),
+)
 def pause_rollout(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, rollout_id: RolloutId
 ) -> RolloutView:
@@ -144,7 +214,11 @@ def pause_rollout(
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/resume", summary="Resume a paused rollout", responses=problems(404, 409))
+@router.post(
+    "/rollouts/{rollout_id}/resume",
+    summary="Resume a paused rollout",
+    responses=problems("rollout_not_found", "bad_transition", "awaiting_approval"),
+)
 def resume_rollout(
     session: WriteSession,
     settings: AppSettings,
@@ -160,7 +234,11 @@ def resume_rollout(
     return service.rollout_view(session, rollout)
 
 
-@router.post("/rollouts/{rollout_id}/abort", summary="Abort a rollout", responses=problems(404, 409))
+@router.post(
+    "/rollouts/{rollout_id}/abort",
+    summary="Abort a rollout",
+    responses=problems("rollout_not_found", "bad_transition"),
+)
 def abort_rollout(
     session: WriteSession,
     settings: AppSettings,
@@ -192,7 +270,9 @@ def list_deployments(
 
 
 @profile_router.patch(
-    "/profiles/{name}", summary="Change how artifacts come to a profile's devices", responses=problems(404)
+    "/profiles/{name}",
+    summary="Change how artifacts come to a profile's devices",
+    responses=problems("profile_not_found"),
 )
 def change_profile(
     session: WriteSession,
@@ -213,7 +293,7 @@ def change_profile(
     "/devices/{device_id}",
     summary="Forget a device",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404, 409),
+    responses=problems("device_not_found", "device_online"),
 )
 def forget_device(
     session: WriteSession,

@@ -197,6 +197,16 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
     }
 
 
+def documented(operation: str, status: int) -> list[str]:
+    """The codes that an operation says it may answer with a status."""
+    method, path = OPERATIONS[operation]
+    response = DOCUMENT["paths"][path][method]["responses"][str(status)]
+    codes: list[str] = response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"][
+        "enum"
+    ]
+    return codes
+
+
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
 OWN |= {"show_login", "show_authority", "show_revocations"}
@@ -214,11 +224,13 @@ def test_another_fleet_finds_nothing(operation: str, alpha: dict[str, str], beta
         assert method in {"post", "patch"}
         answer = beta.request(method, filled, json=body)
         assert answer.status_code == status, f"{operation} {body}: {answer.text}"
+        assert answer.json()["code"] in documented(operation, answer.status_code)
     if operation in bodies(alpha):
         return
     answer = beta.request(method, filled)
     if "{" in path:
         assert answer.status_code == 404, answer.text
+        assert answer.json()["code"] in documented(operation, 404)
         return
     assert method == "get", f"{operation} has no line in bodies()"
     assert answer.status_code == 200
