@@ -242,6 +242,14 @@ class Settings(BaseSettings):
         None,
         description="Folder of the keys this server signs with; trust in the state folder when absent.",
     )
+    webhook_retry_hours: float = Field(
+        24.0, gt=0, le=24 * 14, description="How long an event that a webhook does not take is tried again, in hours."
+    )
+    webhook_allow_private: bool = Field(
+        False,
+        description="Webhooks may be http://, and at loopback, private and link-local addresses: for receivers within "
+        "the server's own network. Whoever may create webhooks reaches all that the server reaches then.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

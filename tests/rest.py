@@ -31,6 +31,8 @@ from fleet_server.models import (
     User,
     Variant,
     Version,
+    Webhook,
+    WebhookDelivery,
 )
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
@@ -98,6 +100,11 @@ def fill(database: Database, count: int) -> dict[str, str]:
             add(Deployment(**fleet, rollout_id=first.id, device_id=device.id, model_id=model.id, stage=0,
                            version_id=version.id, variant_id=variant.id,
                            phase="active" if number % 3 else "failed"))  # fmt: skip
+            hook = add(Webhook(**fleet, url=f"https://hooks.invalid/{number // 2}", types=["shoal.*"], active=False,
+                               secret=f"whsec_{number}", created_by=""))  # fmt: skip
+            add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",
+                                subject=f"x/{number}", body="{}", next_at=at,
+                                state="dead" if number % 2 else "pending"))  # fmt: skip
             window = {"device_id": device.id, "started_at": at, "ended_at": at, **fleet}
             add(ModelWindowRow(**window, deployment_id="", model="m", version="1", digest="", provider="cpu",
                                requests=number // 2, errors=number % 2, rejected=0, items=0, latency={},

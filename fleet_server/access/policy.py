@@ -45,6 +45,9 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_users", "show_user", "create_user", "change_user", "delete_user"),
         *("list_tokens", "show_token", "create_token", "revoke_token", "create_fleet", "change_fleet"),
         *("create_server_certificate", "make_key", "add_signatures"),
+        # A receiver's address may hold a secret of its own.
+        *("list_webhooks", "show_webhook", "create_webhook", "change_webhook", "delete_webhook", "test_webhook"),
+        *("rotate_webhook_secret", "list_deliveries", "show_delivery", "redeliver"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

@@ -17,6 +17,7 @@ from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
 from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
+from fleet_server.models.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
     "AccessToken",
@@ -55,4 +56,6 @@ __all__ = [
     "User",
     "Variant",
     "Version",
+    "Webhook",
+    "WebhookDelivery",
 ]

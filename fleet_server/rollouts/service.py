@@ -34,7 +34,7 @@ from fleet_server.devices.schemas import ProfileSpec, ProfileUpdate
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
-from fleet_server.rollouts import repository
+from fleet_server.rollouts import announcements, repository
 from fleet_server.rollouts.policy import RolloutTransitionError, assign_stages, check_transition
 from fleet_server.rollouts.schemas import (
     Approval,
@@ -89,6 +89,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     )
     session.add(rollout)
     session.flush()
+    announcements.rollout_decided(rollout, "create", f"by {actor}")
     audit.record(
         session,
         fleet_id=fleet_id,
@@ -470,6 +471,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
         deployment.serving_at = now
     if report.phase in SETTLED and current not in SETTLED:
         deployment.settled_at = now
+    announcements.deployment_moved(deployment, current.value)
 
 
 def _reaches(current: Phase, wanted: Phase) -> bool:
@@ -603,6 +605,7 @@ def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
     """Append a judgement; a new list, so that the ORM sees the change."""
     verdict = StageVerdict(at=utc_now(), stage=rollout.stage, decision=decision, reason=reason)
     rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
+    announcements.rollout_decided(rollout, decision, reason)
 
 
 def get_rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = False) -> Rollout:

@@ -83,6 +83,11 @@ CHANGES = [
     ("models/model-0/versions/1", "delete", "models/model-0/versions/1", None),
     ("variants/{variant_id}", "post", "variants/{variant_id}/cancel", None),
     ("gate-runs/{run_id}", "post", "gate-runs/{run_id}/cancel", None),
+    ("webhooks/{webhook}", "patch", "webhooks/{webhook}", {"description": "x"}),
+    ("webhooks/{webhook}", "delete", "webhooks/{webhook}", None),
+    ("webhooks/{webhook}", "post", "webhooks/{webhook}/test", None),
+    ("webhooks/{webhook}", "post", "webhooks/{webhook}/rotate-secret", {}),
+    ("webhook-deliveries/{delivery}", "post", "webhook-deliveries/{delivery}/redeliver", None),
     ("enrolment-tokens/{token}", "delete", "enrolment-tokens/{token}", None),
     *(
         ("enrolments/{enrolment}", "post", f"enrolments/{{enrolment}}/{end}", None)
@@ -102,6 +107,8 @@ def test_a_change_is_made_on_condition(
     named = {
         **names,
         "token": api.get("/enrolment-tokens").json()["items"][0]["id"],
+        "webhook": api.get("/webhooks").json()["items"][0]["id"],
+        "delivery": api.get("/webhook-deliveries?state=dead").json()["items"][0]["id"],
         "enrolment": api.get("/enrolments?state=pending").json()["items"][0]["id"],
     }
     read, change = read.format(**named), change.format(**named)
@@ -115,7 +122,7 @@ def test_a_change_is_made_on_condition(
     right = api.request(method, f"/{change}", headers={"If-Match": f"{wrong}, {tag}"}, **options)
     assert right.status_code not in {412, 404}, right.text
     assert right.is_success or right.json()["code"] in {"bad_transition", "not_awaiting_approval", "not_building",
-        "gate_run_over", "profile_in_use", "bad_csr", "version_in_use"}, right.text  # fmt: skip
+        "gate_run_over", "profile_in_use", "bad_csr", "webhook_inactive", "version_in_use"}, right.text  # fmt: skip
 
 
 def test_any_state_of_what_is_there(api: TestClient) -> None:
