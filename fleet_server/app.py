@@ -34,12 +34,14 @@ from fleet_server.errors import UnavailableError
 from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
+from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.openapi import PUBLIC, describe, operation_name, problems
+from fleet_server.openapi import PUBLIC, describe, operation_name
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.routes import known_parameters
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
 from fleet_server.telemetry import endpoints as telemetry
@@ -48,6 +50,8 @@ from fleet_server.trust.ca import FleetCa
 from fleet_server.trust.keeper import TrustKeeper
 from fleet_server.trust.tickets import TicketDesk
 from fleet_server.web import add_pages
+from fleet_server.webhooks import endpoints as webhooks
+from fleet_server.webhooks.keeper import WebhookKeeper
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """\
@@ -65,7 +69,9 @@ reads; an **operator** handles devices, profiles, models, variants and gate runs
 controls rollouts; an **admin** manages users, tokens and the fleet. What belongs to another fleet is not found.
 
 Errors are problem documents (RFC 9457) with a stable `code`, a `detail` that ends in the remedy, and the fields at
-fault in `problems`. Lists are paged: pass `next_cursor` as `cursor`, or follow the `Link` header (RFC 8288).
+fault in `problems`. Lists are paged, sorted by `sort`, and narrowed by filters: pass `next_cursor` as `cursor`, or
+follow the `Link` header (RFC 8288). What is read has an `ETag`; give it back as `If-None-Match` to be spared what you
+have, and as `If-Match` to change only what you saw. A POST with an `Idempotency-Key` may be sent twice and acts once.
 """
 TAGS = [
     {"name": "devices", "description": "Machines with an agent: what they are, and what runs on them."},
@@ -76,6 +82,7 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
     {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
     {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
     {"name": "audit", "description": "What was done, and by whom."},
@@ -103,11 +110,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.oidc = OidcVerifier.of(settings, time.monotonic)
     api = APIRouter(
         prefix="/api/v1",
-        dependencies=[Depends(authorize)],
-        responses=problems(400, 401, 403, 413, 422, 429, 500, 503),
+        dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
         max_body_size=settings.request_max_mb << 20,
     )
-    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, access):
+    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, webhooks, access):
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     api.include_router(rollouts.profile_router)
@@ -116,6 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(_health)
     add_pages(app)
     describe(app)
+    add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
     return app
 
@@ -164,6 +171,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         DeltaMaker(database, artifacts, settings),
         RolloutEngine(database, settings),
         GateKeeper(database, settings),
+        WebhookKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)

@@ -67,6 +67,25 @@ class ConflictError(FleetError):
     title = "Conflict"
 
 
+class InProgressError(ConflictError):
+    """The same request is being carried out.
+
+    Attributes:
+        retry_after_s: when to ask again, in seconds.
+    """
+
+    def __init__(self, code: str, detail: str, retry_after_s: float) -> None:
+        super().__init__(code, detail)
+        self.retry_after_s = retry_after_s
+
+
+class PreconditionFailedError(FleetError):
+    """What the client said must hold, with `If-Match`, does not."""
+
+    status = 412
+    title = "Precondition failed"
+
+
 class UnauthorizedError(FleetError):
     """The caller did not prove who they are."""
 

@@ -8,22 +8,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from fleet_server.idempotency import HEADER, REPLAYED, STREAMED
+from fleet_server.preconditions import EXAMPLE
+from fleet_server.problem_codes import ALWAYS, CODES, OF_CHANGES, OF_CONDITIONAL, OF_KEYED, OF_LISTS, TITLES
 from fleet_server.schemas import Problem
-
-_MEANINGS = {
-    400: ("Bad request", "bad_body", "the body can't be read: send JSON in UTF-8"),
-    401: ("Not authenticated", "not_authenticated", "send `Authorization: Bearer <token>`"),
-    403: ("Not allowed", "role_needed", "this needs the role releaser in fleet 'default', and token/ci has operator"),
-    404: ("Not found", "version_not_found", "there is no version 'mnist@9'; the newest is mnist@2"),
-    409: ("Conflict", "device_busy", "camera-01 still in rollout 01a2…: wait, abort it, or supersede it"),
-    413: ("Too large", "upload_too_large", "an upload may have 2048 MiB (SHOAL_UPLOAD_MAX_MB)"),
-    416: ("Range not satisfiable", "range", "there are 11042 bytes: ask for a range of these"),
-    422: ("The request is not valid", "invalid", "stages: the last stage's percent must be 100"),
-    429: ("Too many requests", "too_many_guesses", "too many wrong passwords: try again in 4 s"),
-    500: ("The server failed", "internal", "something unexpected happened; the server's log has it under this id"),
-    503: ("Not available now", "artifact_store", "the artifact store does not answer: try again soon"),
-}
-
 
 BEARER = """\
 A service token (`shoal token create`), that of a session (`POST /api/v1/login`), or an ID token of the OpenID provider
@@ -33,24 +21,44 @@ act in several names another with the header `X-Shoal-Fleet`.
 PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of an operation that needs no token
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for problem documents of these statuses."""
-    return {status: _response(status) for status in statuses}
+ETAG = "The answer's ETag: give it back as `If-None-Match`, or as the `If-Match` of a change."
 
 
-def _response(status: int) -> dict[str, Any]:
-    title, code, detail = _MEANINGS[status]
-    example = {
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for problem documents with these codes (`fleet_server.problem_codes`)."""
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(CODES[code][0], []).append(code)
+    return {status: _response(status, found) for status, found in sorted(by_status.items())}
+
+
+def _response(status: int, codes: list[str]) -> dict[str, Any]:
+    examples = {code: {"summary": CODES[code][1], "value": _example(status, code)} for code in codes}
+    of_codes = {"properties": {"code": {"enum": codes}}}
+    schema = {"allOf": [{"$ref": "#/components/schemas/Problem"}, of_codes]}
+    said: dict[str, Any] = {"description": TITLES[status]}
+    said["content"] = {"application/problem+json": {"schema": schema, "examples": examples}}
+    if status == 429 or "request_in_progress" in codes:
+        said["headers"] = {"Retry-After": _header("Seconds after which to try again.", "1")}
+    return said
+
+
+def _example(status: int, code: str) -> dict[str, Any]:
+    detail = CODES[code][1]
+    field = detail.partition(":")[0]
+    return {
         "type": "about:blank",
-        "title": title,
+        "title": TITLES[status],
         "status": status,
         "code": code,
         "detail": detail,
         "request_id": "3f0c7d0c1f6e4b5c9a7f1e2d3c4b5a69",
-        "problems": [{"field": "stages", "detail": detail}] if status == 422 else [],
+        "problems": [{"field": field, "detail": detail}] if status == 422 and ":" in detail else [],
     }
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": title, "content": {"application/problem+json": {"schema": schema, "example": example}}}
+
+
+def _header(description: str, example: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}, "example": example}
 
 
 def operation_name(route: APIRoute) -> str:
@@ -79,8 +87,11 @@ def describe(app: FastAPI) -> None:
             made["components"]["securitySchemes"] = {
                 "token": {"type": "http", "scheme": "bearer", "description": BEARER}
             }
-            for item in made["paths"].values():
-                _describe_links(item)
+            for path, item in made["paths"].items():
+                if path.startswith("/api/v1"):
+                    for method, operation in item.items():
+                        _describe_problems(method, operation)
+                        _describe_headers(method, operation)
             made["security"] = [{"token": []}]
             app.openapi_schema = made
         return app.openapi_schema
@@ -88,13 +99,52 @@ def describe(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _describe_links(item: dict[str, Any]) -> None:
-    """A list's answer has a `Link` header to the next page."""
-    for operation in item.values():
-        if any(parameter["name"] == "cursor" for parameter in operation.get("parameters", [])):
-            header = {
-                "description": 'The next page, with `rel="next"` (RFC 8288); absent on the last one.',
-                "schema": {"type": "string"},
-                "example": '</api/v1/devices?limit=50&cursor=Y2FtZXJhLTAx>; rel="next"',
-            }
-            operation["responses"]["200"]["headers"] = {"Link": header}
+def _describe_problems(method: str, operation: dict[str, Any]) -> None:
+    """Beside the codes that were declared, those that follow from what an operation is."""
+    names = {parameter["name"] for parameter in operation.get("parameters", [])}
+    codes = list(ALWAYS)
+    codes += OF_LISTS if "cursor" in names else ()
+    codes += OF_CHANGES if method != "get" else ()
+    codes += OF_KEYED if _is_keyed(method, operation) else ()
+    codes += OF_CONDITIONAL if "if-match" in names else ()
+    for status, response in operation["responses"].items():
+        if status >= "400":
+            codes += response.get("content", {}).get("application/problem+json", {}).get("examples", {})
+    kept = {status: found for status, found in operation["responses"].items() if status < "400"}
+    said = {str(status): found for status, found in problems(*dict.fromkeys(codes)).items()}
+    operation["responses"] = kept | said
+
+
+def _is_keyed(method: str, operation: dict[str, Any]) -> bool:
+    return method == "post" and operation["operationId"] not in STREAMED and operation.get("security") != []
+
+
+def _describe_headers(method: str, operation: dict[str, Any]) -> None:
+    """Headers that the API's routes take and give alike: `fleet_server.routes`, `idempotency` and `preconditions`."""
+    parameters = operation.setdefault("parameters", [])
+    listed = any(one["name"] == "cursor" for one in parameters)
+    good = next(found for status, found in operation["responses"].items() if status < "300")
+    given: dict[str, Any] = {}
+    if listed:
+        said = 'The next page, with `rel="next"` (RFC 8288); absent on the last one.'
+        given["Link"] = _header(said, '</api/v1/devices?limit=50&cursor=WyJpZCIsImNhbS0xIiwiY2FtLTEiXQ>; rel="next"')
+    if method == "get" and "application/json" in good.get("content", {}):
+        given["ETag"] = _header(ETAG, EXAMPLE)
+        said = "304 without a body where the answer still has this ETag (RFC 9110)."
+        parameters.append(_parameter("If-None-Match", said, EXAMPLE))
+        not_modified = {"description": "Not modified", "headers": {"ETag": _header(ETAG, EXAMPLE)}}
+        operation["responses"]["304"] = not_modified
+    if _is_keyed(method, operation):
+        said = "Random, new for each request: one that is sent twice acts once, and is answered alike (IETF draft)."
+        parameters.append(_parameter(HEADER, said, '"8e03978e-40d5-43e8-bc93-6894a57f9324"'))
+        given[REPLAYED] = _header("`true` when this was answered before, and is the same answer again.", "true")
+    if given:
+        good["headers"] = {**good.get("headers", {}), **given}
+    if not parameters:
+        del operation["parameters"]
+
+
+def _parameter(name: str, description: str, example: str) -> dict[str, Any]:
+    schema = {"type": "string", "maxLength": 1024}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema,
+            "example": example}  # fmt: skip

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from fleet_server.addresses import is_loopback
-from fleet_server.errors import FleetError, RangeError, TooManyRequestsError
+from fleet_server.errors import FleetError, InProgressError, RangeError, TooManyRequestsError
 from fleet_server.secure_headers import secure_headers
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _fleet(request: Request, error: Exception) -> JSONResponse:
 
 
 def _headers(error: FleetError) -> dict[str, str]:
-    if isinstance(error, TooManyRequestsError):
+    if isinstance(error, (TooManyRequestsError, InProgressError)):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, RangeError):
         return {"Content-Range": f"bytes */{error.size}"}

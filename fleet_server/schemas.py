@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,7 @@ class Response(BaseModel):
     """Base of what the server answers."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
+    observed: ClassVar[frozenset[str]] = frozenset()  # fields that do not count for `If-Match`: preconditions.py
 
 
 def example(**fields: Any) -> ConfigDict:

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
         description="The server-wide admin's bearer token; needed beyond loopback. When absent, one is made at the "
         "first start and kept in the file `admin-token` of the state folder.",
     )
+    idempotency_hours: float = Field(
+        24.0, gt=0, le=24 * 30, description="How long the answer to a POST with an Idempotency-Key is kept, in hours."
+    )
     session_hours: float = Field(12.0, gt=0, le=24 * 30, description="How long a login holds, in hours.")
     oidc_issuer: str | None = Field(
         None,
@@ -238,6 +241,14 @@ class Settings(BaseSettings):
     trust_keys: Path | None = Field(
         None,
         description="Folder of the keys this server signs with; trust in the state folder when absent.",
+    )
+    webhook_retry_hours: float = Field(
+        24.0, gt=0, le=24 * 14, description="How long an event that a webhook does not take is tried again, in hours."
+    )
+    webhook_allow_private: bool = Field(
+        False,
+        description="Webhooks may be http://, and at loopback, private and link-local addresses: for receivers within "
+        "the server's own network. Whoever may create webhooks reaches all that the server reaches then.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."

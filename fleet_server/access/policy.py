@@ -36,7 +36,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
-        *("create_enrolment_token", "list_enrolment_tokens", "delete_enrolment_token"),
+        *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),
     Role.RELEASER: (
         *("create_rollout", "preview_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
@@ -44,9 +44,12 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("hold_device", "release_device", "pin_device"),
     ),
     Role.ADMIN: (
-        *("list_users", "create_user", "change_user", "delete_user"),
-        *("list_tokens", "create_token", "revoke_token", "create_fleet", "change_fleet"),
+        *("list_users", "show_user", "create_user", "change_user", "delete_user"),
+        *("list_tokens", "show_token", "create_token", "revoke_token", "create_fleet", "change_fleet"),
         *("create_server_certificate", "make_key", "add_signatures"),
+        # A receiver's address may hold a secret of its own.
+        *("list_webhooks", "show_webhook", "create_webhook", "change_webhook", "delete_webhook", "test_webhook"),
+        *("rotate_webhook_secret", "list_deliveries", "show_delivery", "redeliver"),
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

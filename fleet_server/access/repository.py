@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.errors import InvalidError
-from fleet_server.http import PageRequest
 from fleet_server.models import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
+from fleet_server.paging import PageRequest, Rows, TableList, matches
 
-SEQUENCE_DIGITS = 9
+FLEETS = TableList(Fleet.id, {"id": Fleet.id, "created_at": Fleet.created_at}, default="id", time=Fleet.created_at)
+USERS = TableList(
+    User.id,
+    {"name": User.name, "created_at": User.created_at},
+    default="name",
+    name=User.name,
+    time=User.created_at,
+)
+TOKENS = TableList(
+    AccessToken.id,
+    {"created_at": AccessToken.created_at, "name": AccessToken.name, "expires_at": AccessToken.expires_at},
+    default="created_at",
+    name=AccessToken.name,
+    time=AccessToken.created_at,
+)
+EVENTS = TableList(
+    AuditEvent.sequence, {"sequence": AuditEvent.sequence}, default="-sequence", time=AuditEvent.at, times=""
+)
 
 
 def fleet(session: Session, fleet_id: str) -> Fleet | None:
@@ -20,12 +36,10 @@ def fleet(session: Session, fleet_id: str) -> Fleet | None:
     return session.get(Fleet, fleet_id)
 
 
-def fleets_page(session: Session, request: PageRequest, *, only: str | None) -> Sequence[Fleet]:
-    """Fleets by id: one more than asked for, when there are more; `only` that one where it is given."""
-    query = select(Fleet).order_by(Fleet.id).limit(request.limit + 1)
-    if request.after is not None:
-        query = query.where(Fleet.id > request.after)
-    return session.scalars(query if only is None else query.where(Fleet.id == only)).all()
+def fleets_page(session: Session, request: PageRequest, *, only: str | None) -> Rows[Fleet]:
+    """A page of fleets; `only` that one where it is given."""
+    query = select(Fleet)
+    return FLEETS.scalars(session, query if only is None else query.where(Fleet.id == only), request)
 
 
 def token(session: Session, token_id: str) -> AccessToken | None:
@@ -39,12 +53,10 @@ def service_token(session: Session, fleet_id: str, token_id: str, *, server_wide
     return session.scalar(query.where(_of_fleet(fleet_id, server_wide=server_wide)))
 
 
-def tokens_page(session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool) -> Sequence[AccessToken]:
-    """Service tokens by id: one more than asked for, when there are more."""
+def tokens_page(session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool) -> Rows[AccessToken]:
+    """A page of service tokens."""
     query = select(AccessToken).where(AccessToken.user_id.is_(None), _of_fleet(fleet_id, server_wide=server_wide))
-    if request.after is not None:
-        query = query.where(AccessToken.id > request.after)
-    return session.scalars(query.order_by(AccessToken.id).limit(request.limit + 1)).all()
+    return TOKENS.scalars(session, query, request)
 
 
 def named_token(session: Session, fleet_id: str | None, name: str) -> AccessToken | None:
@@ -79,12 +91,15 @@ def user(session: Session, name: str) -> User | None:
     return session.scalar(select(User).where(User.name == name))
 
 
-def users_page(session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool) -> Sequence[User]:
-    """Users with a role in a fleet, and server-wide ones for who may see them, by name; one more than asked for."""
+def users_page(
+    session: Session, fleet_id: str, request: PageRequest, *, server_wide: bool, role: str | None
+) -> Rows[User]:
+    """A page of the users with a role in a fleet, and of server-wide ones for who may see them."""
     granted = select(Grant.user_id).where(Grant.fleet_id == fleet_id)
+    if role is not None:
+        return USERS.scalars(session, select(User).where(User.id.in_(granted.where(Grant.role == role))), request)
     visible = or_(User.id.in_(granted), User.server_wide.is_(True)) if server_wide else User.id.in_(granted)
-    query = select(User).where(visible).order_by(User.name).limit(request.limit + 1)
-    return session.scalars(query if request.after is None else query.where(User.name > request.after)).all()
+    return USERS.scalars(session, select(User).where(visible), request)
 
 
 def grants(session: Session, user_id: str) -> dict[str, str]:
@@ -101,14 +116,22 @@ def delete_user(session: Session, found: User) -> None:
     session.flush()
 
 
-def events_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[AuditEvent]:
-    """Events, newest first: one more than asked for, when there are more."""
-    query = select(AuditEvent).where(AuditEvent.fleet_id == fleet_id).order_by(AuditEvent.sequence.desc())
-    if request.after is not None:
-        if not request.after.isdecimal() or len(request.after) > SEQUENCE_DIGITS:
-            raise InvalidError("bad_cursor", "cursor: not one this list gave; begin again without it", field="cursor")
-        query = query.where(AuditEvent.sequence < int(request.after))
-    return session.scalars(query.limit(request.limit + 1)).all()
+def events_page(
+    session: Session,
+    fleet_id: str,
+    request: PageRequest,
+    *,
+    actor: str | None,
+    action: str | None,
+    subject: str | None,
+) -> Rows[AuditEvent]:
+    """A page of events; a `*` in what they are narrowed by stands for any characters."""
+    query = select(AuditEvent).where(AuditEvent.fleet_id == fleet_id)
+    narrowed = ((AuditEvent.actor, actor), (AuditEvent.action, action), (AuditEvent.subject, subject))
+    for column, text in narrowed:
+        if text is not None:
+            query = query.where(matches(column, text))
+    return EVENTS.scalars(session, query, request)
 
 
 def events_until(session: Session, fleet_id: str, sequence: int | None) -> Iterator[AuditEvent]:

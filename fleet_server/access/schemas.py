@@ -123,6 +123,8 @@ class TokenCreate(Request):
 class TokenView(Response):
     """A service token, without its secret."""
 
+    observed = frozenset({"last_used_at"})
+
     id: str
     name: str
     role: Role

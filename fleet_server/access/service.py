@@ -106,7 +106,7 @@ def change_user(session: Session, principal: Principal, name: str, change: UserU
         NotFoundError: when the fleet has none of that name.
         ForbiddenError: for the password of a user who has rights that the principal has not.
     """
-    user = _user(session, principal, name, of_any_fleet=principal.server_wide)
+    user = get_user(session, principal, name, of_any_fleet=principal.server_wide)
     detail: dict[str, object] = {}
     before = {"role": repository.grants(session, user.id).get(principal.fleet_id)}
     if change.password is not None:
@@ -133,7 +133,7 @@ def delete_user(session: Session, principal: Principal, name: str, *, actor: Act
         NotFoundError: when the fleet has none of that name.
         ForbiddenError: for a server-wide user, to others than server-wide admins.
     """
-    user = _user(session, principal, name)
+    user = get_user(session, principal, name)
     if user.server_wide and not principal.server_wide:
         raise server_wide_needed(principal)
     before = {"role": repository.grants(session, user.id).get(principal.fleet_id)}
@@ -153,7 +153,12 @@ def user_view(session: Session, principal: Principal, user: User) -> UserView:
     )
 
 
-def _user(session: Session, principal: Principal, name: str, *, of_any_fleet: bool = False) -> User:
+def get_user(session: Session, principal: Principal, name: str, *, of_any_fleet: bool = False) -> User:
+    """A user whom the principal's fleet sees.
+
+    Raises:
+        NotFoundError: when it sees none of that name.
+    """
     user = repository.user(session, name)
     visible = user is not None and (
         of_any_fleet
@@ -215,15 +220,25 @@ def create_token(
     return NewToken(**token_view(token).model_dump(), token=minted.text)
 
 
+def get_token(session: Session, principal: Principal, token_id: str) -> AccessToken:
+    """A service token that the principal may see.
+
+    Raises:
+        NotFoundError: when there is none of that id.
+    """
+    token = repository.service_token(session, principal.fleet_id, token_id, server_wide=principal.server_wide)
+    if token is None:
+        raise NotFoundError("token", token_id, remedy="list them with `shoal token list`")
+    return token
+
+
 def revoke_token(session: Session, principal: Principal, token_id: str, now: dt.datetime, *, actor: Actor) -> None:
     """End a service token; one that has ended already is fine.
 
     Raises:
         NotFoundError: when the fleet has none of that id.
     """
-    token = repository.service_token(session, principal.fleet_id, token_id, server_wide=principal.server_wide)
-    if token is None:
-        raise NotFoundError("token", token_id, remedy="list them with `shoal token list`")
+    token = get_token(session, principal, token_id)
     if token.revoked_at is None:
         token.revoked_at = now
         _record_token(session, principal, token, actor, "token.revoke", {"name": token.name})

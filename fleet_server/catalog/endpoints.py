@@ -31,17 +31,21 @@ from fleet_server.http import (
     FleetId,
     ModelName,
     NewModelName,
-    Paging,
     ReadSession,
     VariantId,
     VersionName,
-    page,
 )
 from fleet_server.openapi import PUBLIC, problems
+from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Digest, Page
 from fleet_server.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
+ModelPaging = Annotated[PageRequest, Depends(paged(repository.MODELS))]
+VersionPaging = Annotated[PageRequest, Depends(paged(repository.VERSIONS))]
+VariantPaging = Annotated[PageRequest, Depends(paged(repository.VARIANTS))]
 ANY_SIZE = 1 << 62  # of uploads: they go to a file piece by piece, and _receive holds their own bound
 
 
@@ -64,7 +68,6 @@ VersionInspector = Annotated[Inspector, Depends(_inspector)]
     tags=["models"],
     summary="Upload a file",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(413, 503),
     max_body_size=ANY_SIZE,
     openapi_extra={
         "requestBody": {
@@ -72,6 +75,9 @@ VersionInspector = Annotated[Inspector, Depends(_inspector)]
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
     },
+    responses=problems(
+        "upload_too_large", "upload_empty", "upload_damaged", "upload_incomplete", "disk_full", "artifact_store"
+    ),
 )
 async def upload(
     request: Request,
@@ -129,13 +135,18 @@ def _upload_problems() -> Iterator[None]:
 
 
 @router.get("/models", tags=["models"], summary="List models")
-def list_models(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[ModelView]:
+def list_models(session: ReadSession, fleet_id: FleetId, paging: ModelPaging) -> Page[ModelView]:
     """Every model, by name."""
     rows = repository.models_page(session, fleet_id, paging)
-    return page(rows, paging, lambda row: service.model_view(session, row), key=lambda row: row.name)
+    return page(rows, paging, lambda row: service.model_view(session, row))
 
 
-@router.get("/models/{model}", tags=["models"], summary="Show a model", responses=problems(404))
+@router.get(
+    "/models/{model}",
+    tags=["models"],
+    summary="Show a model",
+    responses=problems("model_not_found"),
+)
 def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> ModelView:
     """One model with the name of its newest version."""
     return service.model_view(session, service.get_model(session, fleet_id, model))
@@ -146,7 +157,19 @@ def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> Mod
     tags=["models"],
     summary="Create a version",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(409, 503),
+    responses=problems(
+        *(
+            "version_exists",
+            "upload_not_found",
+            "duplicate_format",
+            "bad_model",
+            "bad_data",
+            "bad_architecture",
+            "bad_net",
+        ),
+        *("bad_weights", "forms_disagree", "no_examples", "not_exportable", "unknown_architecture", "timeout"),
+        *("worker_died", "worker_failed", "artifact_store", "artifact_missing", "artifact_damaged", "disk_full"),
+    ),
 )
 def create_version(
     database: Db,
@@ -166,15 +189,27 @@ def create_version(
     )
 
 
-@router.get("/models/{model}/versions", tags=["models"], summary="List versions", responses=problems(404))
-def list_versions(session: ReadSession, fleet_id: FleetId, paging: Paging, model: ModelName) -> Page[VersionView]:
+@router.get(
+    "/models/{model}/versions",
+    tags=["models"],
+    summary="List versions",
+    responses=problems("model_not_found"),
+)
+def list_versions(
+    session: ReadSession, fleet_id: FleetId, paging: VersionPaging, model: ModelName
+) -> Page[VersionView]:
     """A model's versions, newest first."""
     found = service.get_model(session, fleet_id, model)
     rows = repository.versions_page(session, found.id, paging)
-    return page(rows, paging, lambda row: service.version_view(session, found, row), key=lambda row: row.id)
+    return page(rows, paging, lambda row: service.version_view(session, found, row))
 
 
-@router.get("/models/{model}/versions/{version}", tags=["models"], summary="Show a version", responses=problems(404))
+@router.get(
+    "/models/{model}/versions/{version}",
+    tags=["models"],
+    summary="Show a version",
+    responses=problems("model_not_found", "version_not_found"),
+)
 def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, version: VersionName) -> VersionView:
     """One version: its files, tensors, data sets and what the check at upload found."""
     return service.version_view(session, *service.get_version(session, fleet_id, model, version))
@@ -185,23 +220,36 @@ def show_version(session: ReadSession, fleet_id: FleetId, model: ModelName, vers
     tags=["models"],
     summary="Delete a version",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404, 409),
+    responses=problems("model_not_found", "version_not_found", "version_in_use", "gate_running", "artifact_store"),
 )
 def delete_version(
-    database: Db, store: Store, fleet_id: FleetId, actor: Actor, model: ModelName, version: VersionName
+    database: Db,
+    store: Store,
+    fleet_id: FleetId,
+    actor: Actor,
+    unchanged: IfMatch,
+    model: ModelName,
+    version: VersionName,
 ) -> None:
     """Only one that was never rolled out: its variants and files go with it, and the model with its last version.
 
     A variant that is being built is given up.
     """
-    service.delete_version(database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor)
+    service.delete_version(
+        database, store, fleet_id=fleet_id, model_name=model, name=version, actor=actor, unchanged=unchanged
+    )
 
 
-@router.get("/variants", tags=["variants"], summary="List variants", responses=problems(404))
+@router.get(
+    "/variants",
+    tags=["variants"],
+    summary="List variants",
+    responses=problems("model_not_found", "version_not_found", "bad_version"),
+)
 def list_variants(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: VariantPaging,
     version: Annotated[str | None, Query(description="Only of this `model@version`.")] = None,
     profile: Annotated[str | None, Query(description="Only for this profile.")] = None,
     state: Annotated[VariantState | None, Query(description="Only those in this state.")] = None,
@@ -209,10 +257,15 @@ def list_variants(
     """Variants, newest first, with what was measured and what the gate said."""
     version_id = service.resolve_version(session, fleet_id, version).id if version else None
     rows = repository.variants_page(session, fleet_id, paging, version_id=version_id, profile=profile, state=state)
-    return page(rows, paging, lambda row: service.variant_view(session, row), key=lambda row: row[0].id)
+    return page(rows, paging, lambda row: service.variant_view(session, row))
 
 
-@router.get("/variants/{variant_id}", tags=["variants"], summary="Show a variant", responses=problems(404))
+@router.get(
+    "/variants/{variant_id}",
+    tags=["variants"],
+    summary="Show a variant",
+    responses=problems("variant_not_found"),
+)
 def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId) -> VariantView:
     """One variant: every candidate that was tried, its measurements, its lineage, the gate's checks."""
     return service.get_variant(session, fleet_id, variant_id)
@@ -220,7 +273,7 @@ def show_variant(session: ReadSession, fleet_id: FleetId, variant_id: VariantId)
 
 _BYTES: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
-    **problems(404, 416, 503),
+    **problems("artifact_not_found", "range", "artifact_store", "artifact_missing", "bad_ticket", "locked_out"),
     200: {"content": _BYTES, "description": "The bytes"},
     206: {"content": _BYTES, "description": "The bytes of the `Range` that was asked for"},
 }

@@ -5,10 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import Select, delete, or_, select
 from sqlalchemy.orm import Session
 
-from fleet_server.http import PageRequest
 from fleet_server.models import (
     Blob,
     CandidateArtifact,
@@ -23,8 +22,31 @@ from fleet_server.models import (
     Variant,
     Version,
 )
+from fleet_server.paging import PageRequest, Rows, TableList
 
 VariantRow = tuple[Variant, Model, Version, Profile]
+MODELS = TableList(
+    Model.id, {"name": Model.name, "created_at": Model.id}, default="name", name=Model.name, time=Model.created_at
+)
+VERSIONS = TableList(
+    Version.id,
+    {"created_at": Version.id, "name": Version.name},
+    default="-created_at",
+    name=Version.name,
+    time=Version.created_at,
+)
+VARIANTS = TableList(
+    Variant.id,
+    {
+        "created_at": Variant.id,
+        "updated_at": Variant.updated_at,
+        "state": Variant.state,
+        "model": Model.name,
+        "profile": Profile.name,
+    },
+    default="-created_at",
+    time=Variant.created_at,
+)
 
 
 def blob(session: Session, fleet_id: str, digest: str) -> Blob | None:
@@ -65,10 +87,9 @@ def model(session: Session, fleet_id: str, name: str) -> Model | None:
     return session.scalar(select(Model).where(Model.fleet_id == fleet_id, Model.name == name))
 
 
-def models_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[Model]:
-    """Models by name: one more than asked for, when there are more."""
-    query = select(Model).where(Model.fleet_id == fleet_id).order_by(Model.name).limit(request.limit + 1)
-    return session.scalars(query if request.after is None else query.where(Model.name > request.after)).all()
+def models_page(session: Session, fleet_id: str, request: PageRequest) -> Rows[Model]:
+    """A page of models."""
+    return MODELS.scalars(session, select(Model).where(Model.fleet_id == fleet_id), request)
 
 
 def version(session: Session, model_id: str, name: str) -> Version | None:
@@ -81,10 +102,9 @@ def latest_version(session: Session, model_id: str) -> Version | None:
     return session.scalar(select(Version).where(Version.model_id == model_id).order_by(Version.id.desc()).limit(1))
 
 
-def versions_page(session: Session, model_id: str, request: PageRequest) -> Sequence[Version]:
-    """Versions, newest first: one more than asked for, when there are more."""
-    query = select(Version).where(Version.model_id == model_id).order_by(Version.id.desc()).limit(request.limit + 1)
-    return session.scalars(query if request.after is None else query.where(Version.id < request.after)).all()
+def versions_page(session: Session, model_id: str, request: PageRequest) -> Rows[Version]:
+    """A page of a model's versions."""
+    return VERSIONS.scalars(session, select(Version).where(Version.model_id == model_id), request)
 
 
 def source_forms(session: Session, version_id: str) -> Sequence[SourceForm]:
@@ -108,18 +128,16 @@ def variants_page(
     version_id: str | None,
     profile: str | None,
     state: str | None,
-) -> Sequence[VariantRow]:
-    """Variants, newest first: one more than asked for, when there are more."""
-    query = _variants(fleet_id).order_by(Variant.id.desc()).limit(request.limit + 1)
-    if request.after is not None:
-        query = query.where(Variant.id < request.after)
+) -> Rows[VariantRow]:
+    """A page of variants."""
+    query = _variants(fleet_id)
     if version_id is not None:
         query = query.where(Variant.version_id == version_id)
     if profile is not None:
         query = query.where(Profile.name == profile)
     if state is not None:
         query = query.where(Variant.state == state)
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+    return VARIANTS.rows(session, query, request)
 
 
 def variant_ids(session: Session, version_id: str) -> Sequence[str]:
@@ -191,7 +209,7 @@ def delete_version(session: Session, version: Version) -> set[str]:
     return {digest for digest in digests if digest}
 
 
-def _variants(fleet_id: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a Select of four entities)
+def _variants(fleet_id: str) -> Select[Variant, Model, Version, Profile]:
     return (
         select(Variant, Model, Version, Profile)
         .join(Version, Version.id == Variant.version_id)

@@ -224,6 +224,8 @@ class JobView(Response):
 class VariantView(Response):
     """A version converted for a profile."""
 
+    observed = frozenset({"job", "updated_at"})
+
     id: str
     model: str
     version: str

@@ -31,6 +31,7 @@ from fleet_server.catalog.schemas import (
 from fleet_server.db import Database, utc_now
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Blob, Model, SourceForm, Variant, Version
+from fleet_server.preconditions import Precondition
 from fleet_server.principals import Who
 from fleet_server.schemas import Failure
 from fleet_server.trust import service as trust
@@ -194,16 +195,25 @@ def create_version(
 
 
 def delete_version(
-    database: Database, store: ArtifactStore, *, fleet_id: str, model_name: str, name: str, actor: Who
+    database: Database,
+    store: ArtifactStore,
+    *,
+    fleet_id: str,
+    model_name: str,
+    name: str,
+    actor: Who,
+    unchanged: Precondition,
 ) -> None:
     """Remove a version that was never rolled out: its variants, its files, and its model when it was the last.
 
     Raises:
         NotFoundError: when it is not there.
         ConflictError: when a rollout names it, or a device measures it.
+        PreconditionFailedError: when it is not as `unchanged` asks.
     """
     with database.write() as session:
         model, version = get_version(session, fleet_id, model_name, name)
+        unchanged.check(session, version, lambda: version_view(session, model, version))
         if repository.is_rolled_out(session, version.id):
             raise ConflictError(
                 "version_in_use", f"{model_name}@{name} was rolled out, and rollouts keep their history: it stays"

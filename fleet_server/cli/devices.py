@@ -8,6 +8,7 @@ import typer
 
 from fleet_server.cli import identities
 from fleet_server.cli.output import (
+    IfMatchOption,
     Output,
     OutputOption,
     QueryOption,
@@ -75,7 +76,8 @@ def show_device(
 ) -> None:
     """Show one device: facts, tags, profile, and what truly answers requests."""
     with client(context) as api:
-        found = api.get(f"/devices/{segment(device_id)}")
+        found, etag = api.get_tagged(f"/devices/{segment(device_id)}")
+        found["etag"] = etag
         identity = api.get(f"/devices/{segment(device_id)}/identity")
         found = {**found, "locked_out_at": identity["revoked_at"], "out_of_order": identity["conduct"]}
         if output is Output.TABLE:
@@ -112,6 +114,7 @@ def tag_device(
     context: typer.Context,
     device_id: Annotated[str, typer.Argument(help="Its id.")],
     tags: Annotated[list[str], typer.Argument(help="key=value pairs; they replace those given before.")],
+    if_match: IfMatchOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Give a device tags, for profiles and rollouts to match.
@@ -119,7 +122,8 @@ def tag_device(
     Example: shoal device tag camera-01 site=plant7 line=3
     """
     with client(context) as api:
-        show_object(api.patch(f"/devices/{segment(device_id)}", {"tags": pairs(tags, "tags")}), output)
+        change = {"tags": pairs(tags, "tags")}
+        show_object(api.patch(f"/devices/{segment(device_id)}", change, if_match=if_match), output)
 
 
 @device.command("forget")

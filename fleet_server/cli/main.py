@@ -18,6 +18,7 @@ from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout, telemetry
 from fleet_server.cli.simulate import simulate
 from fleet_server.cli.trust import trust
+from fleet_server.cli.webhooks import webhook
 from fleet_server.cli.worker import worker
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ for name, group in (
     ("user", user),
     ("token", token),
     ("trust", trust),
+    ("webhook", webhook),
     ("audit", audit),
     ("server", server),
 ):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fleet_server.cli import oidc
 from fleet_server.openid import ProviderError
-from fleet_server.sdk import ApiError, AuthError, Client, ConflictError, NotFoundError
+from fleet_server.sdk import ApiError, AuthError, ChangedError, Client, ConflictError, NotFoundError
 
 Json = dict[str, Any]
 
@@ -31,6 +31,10 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="How to pri
 QueryOption = Annotated[
     str | None,
     typer.Option("-q", "--query", help='Devices it holds for, in RSQL: "site==plant7;memory_mb>=2048", "id==cam-*".'),
+]
+IfMatchOption = Annotated[
+    str | None,
+    typer.Option("--if-match", help="Only where it still is what this etag stood for, as `show` printed it."),
 ]
 YesOption = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask first.")]
 errors = Console(stderr=True, highlight=False)
@@ -58,7 +62,7 @@ def exit_codes() -> Iterator[None]:
         for problem in error.problems:
             if problem["detail"] not in error.detail:
                 errors.print(f"  {_escaped(problem['field'])}: {_escaped(problem['detail'])}")
-        code = {AuthError: 3, NotFoundError: 4, ConflictError: 5}.get(type(error), 1)
+        code = {AuthError: 3, NotFoundError: 4, ConflictError: 5, ChangedError: 5}.get(type(error), 1)
         raise typer.Exit(code) from None
 
 

@@ -12,6 +12,7 @@ import typer
 
 from fleet_server.cli.documents import read_document
 from fleet_server.cli.output import (
+    IfMatchOption,
     Output,
     OutputOption,
     YesOption,
@@ -75,7 +76,8 @@ def list_profiles(
 def show_profile(context: typer.Context, name: NameArgument, output: OutputOption = Output.TABLE) -> None:
     """Show one profile, with how many devices have it."""
     with client(context) as api:
-        found = api.get(f"/profiles/{segment(name)}")
+        found, etag = api.get_tagged(f"/profiles/{segment(name)}")
+        found["etag"] = etag
         show_object(found if output is Output.JSON else {**found, **found.pop("spec")}, output)
 
 
@@ -124,6 +126,7 @@ def change_delivery(
     download: DownloadOption = [],  # noqa: B006
     activate: ActivateOption = [],  # noqa: B006
     clear: Annotated[bool, typer.Option("--clear", help="Let artifacts come as they like.")] = False,  # noqa: FBT002
+    if_match: IfMatchOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say how artifacts may come to the devices of a profile.
@@ -136,7 +139,7 @@ def change_delivery(
     if clear == bool(wanted):
         raise fail("give --rate, --budget, --download or --activate, or else --clear", 2)
     with client(context) as api:
-        show_object(api.patch(f"/profiles/{segment(name)}", {"delivery": wanted}), output)
+        show_object(api.patch(f"/profiles/{segment(name)}", {"delivery": wanted}, if_match=if_match), output)
 
 
 def delivery(rate: str | None, budgets: list[str], download: list[str], activate: list[str]) -> dict[str, Any] | None:

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
+from fleet_server.db import UtcDateTime
 from fleet_server.devices.attributes import Attribute
-from fleet_server.http import PageRequest
 from fleet_server.models import Device, DeviceAttribute, DeviceHolding, Profile, Variant
+from fleet_server.paging import PageRequest, Rows, TableList
+
+LONG_AGO = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+DEVICES = TableList(
+    Device.id,
+    {
+        "id": Device.id,
+        "created_at": Device.created_at,
+        "last_seen_at": func.coalesce(Device.last_seen_at, literal(LONG_AGO, UtcDateTime())),
+        "profile": func.coalesce(Profile.name, ""),
+    },
+    default="id",
+    time=Device.created_at,
+)
+PROFILES = TableList(
+    Profile.id,
+    {"name": Profile.name, "created_at": Profile.id},
+    default="name",
+    name=Profile.name,
+    time=Profile.created_at,
+)
 
 
 def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
@@ -28,24 +50,20 @@ def devices_page(
     profile: str | None,
     online: bool | None,
     condition: ColumnElement[bool] | None = None,
-) -> Sequence[tuple[Device, str | None]]:
-    """Devices with the names of their profiles, by id: one more than asked for, when there are more."""
+) -> Rows[tuple[Device, str | None]]:
+    """A page of devices, with the names of their profiles."""
     query = (
         select(Device, Profile.name)
         .outerjoin(Profile, Profile.id == Device.profile_id)
         .where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None))
-        .order_by(Device.id)
-        .limit(request.limit + 1)
     )
-    if request.after is not None:
-        query = query.where(Device.id > request.after)
     if profile is not None:
         query = query.where(Profile.name == profile)
     if online is not None:
         query = query.where(Device.online.is_(online))
     if condition is not None:
         query = query.where(condition)
-    return [(row[0], row[1]) for row in session.execute(query)]
+    return DEVICES.rows(session, query, request)
 
 
 def with_profile(session: Session, profile_id: str) -> Sequence[Device]:
@@ -107,12 +125,9 @@ def profiles(session: Session, fleet_id: str) -> Sequence[Profile]:
     return session.scalars(select(Profile).where(Profile.fleet_id == fleet_id).order_by(Profile.name)).all()
 
 
-def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[Profile]:
-    """Profiles by name: one more than asked for, when there are more."""
-    query = select(Profile).where(Profile.fleet_id == fleet_id).order_by(Profile.name).limit(request.limit + 1)
-    if request.after is not None:
-        query = query.where(Profile.name > request.after)
-    return session.scalars(query).all()
+def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Rows[Profile]:
+    """A page of profiles."""
+    return PROFILES.scalars(session, select(Profile).where(Profile.fleet_id == fleet_id), request)
 
 
 def devices_of_profile(session: Session, profile_id: str) -> int:

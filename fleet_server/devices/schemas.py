@@ -120,6 +120,8 @@ class ProfileUpdate(Request):
 class ProfileView(Response):
     """A profile."""
 
+    observed = frozenset({"devices"})
+
     id: str
     name: str
     spec: ProfileSpec
@@ -169,6 +171,10 @@ class HoldView(Response):
 
 class DeviceView(Response):
     """A device."""
+
+    observed = frozenset(
+        {"online", "last_seen_at", "facts", "serving", "problems", "waiting", "desired_revision", "reported_revision"}
+    )
 
     id: str
     profile: str | None = Field(description="Name of the profile it matches or is pinned to; null when none matches.")

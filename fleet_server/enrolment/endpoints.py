@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
-from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from fleet_server.db import utc_now
@@ -29,10 +28,13 @@ from fleet_server.enrolment.schemas import (
 )
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import NotFoundError, TooLargeError, TooManyRequestsError
-from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, Paging, ReadSession, WriteSession, page
-from fleet_server.models import Enrolment
+from fleet_server.http import Actor, AppSettings, DeviceId, FleetId, ReadSession, WriteSession
+from fleet_server.models import Device, DeviceIdentity, Enrolment
 from fleet_server.openapi import PUBLIC, problems
+from fleet_server.paging import PageRequest, page, paged
+from fleet_server.preconditions import IfMatch
 from fleet_server.rates import KeyedBuckets
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
@@ -43,7 +45,10 @@ REFUSED_BURST = 60
 REFUSED_RATE = 0.5
 
 BODY_BYTES = 64 * 1024
-router = APIRouter(tags=["enrolment"])
+router = APIRouter(tags=["enrolment"], route_class=ApiRoute)
+EnrolmentPaging = Annotated[PageRequest, Depends(paged(repository.ENROLMENTS))]
+TokenPaging = Annotated[PageRequest, Depends(paged(repository.TOKENS))]
+IdentityPaging = Annotated[PageRequest, Depends(paged(repository.IDENTITIES))]
 EnrolmentId = Annotated[str, Path(description="The request's id.")]
 TokenId = Annotated[str, Path(alias="enrolment_token_id", description="The enrolment token's id.")]
 
@@ -67,7 +72,7 @@ class EnrolmentGate:
         self._buckets.of(address, time.monotonic()).give(1)
 
 
-class _Guarded(APIRoute):
+class _Guarded(ApiRoute):
     """Bounds the request of somebody who has proved nothing yet, before its body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -126,7 +131,20 @@ def show_revocations(session: ReadSession, authority: AuthorityOf) -> Response:
 
 
 @public.post(
-    "/enrolments", summary="Ask for a device's certificate", openapi_extra=PUBLIC, responses=problems(403, 413, 429)
+    "/enrolments",
+    summary="Ask for a device's certificate",
+    openapi_extra=PUBLIC,
+    responses=problems(
+        "bad_enrolment_token",
+        "key_locked_out",
+        "wrong_key",
+        "locked_out",
+        "too_many_enrolments",
+        "bad_csr",
+        "bad_device_id",
+        "reserved_device_id",
+        "trust_keys",
+    ),
 )
 def create_enrolment(
     request: Request,
@@ -148,7 +166,7 @@ def create_enrolment(
     "/enrolments/{enrolment_id}",
     summary="What became of a request to enrol",
     openapi_extra=PUBLIC,
-    responses=problems(404),
+    responses=problems("enrolment_not_found"),
 )
 def show_enrolment(
     request: Request, session: ReadSession, authority: AuthorityOf, settings: AppSettings, enrolment_id: EnrolmentId
@@ -164,33 +182,65 @@ def show_enrolment(
 def list_enrolments(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: EnrolmentPaging,
     state: Annotated[EnrolmentState | None, Query(description="Only those in this state.")] = None,
+    device: Annotated[str | None, Query(description="Only this device's.")] = None,
 ) -> Page[EnrolmentSummary]:
     """Requests of the last day, newest first."""
-    rows = repository.enrolments_page(session, fleet_id, paging, state)
-    return page(rows, paging, EnrolmentSummary.model_validate, key=lambda row: row.id)
+    rows = repository.enrolments_page(session, fleet_id, paging, state=state, device=device)
+    return page(rows, paging, EnrolmentSummary.model_validate)
 
 
-@router.post("/enrolments/{enrolment_id}/approve", summary="Approve a device", responses=problems(404, 409))
+@router.post(
+    "/enrolments/{enrolment_id}/approve",
+    summary="Approve a device",
+    responses=problems("enrolment_not_found", "enrolment_decided", "key_locked_out", "bad_csr"),
+)
 def approve_enrolment(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, enrolment_id: EnrolmentId
+    request: Request,
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    authority: AuthorityOf,
+    settings: AppSettings,
+    unchanged: IfMatch,
+    enrolment_id: EnrolmentId,
 ) -> EnrolmentSummary:
     """Compare the key's fingerprint with the one that the device shows first."""
+    asked = service.get_enrolment(session, fleet_id, enrolment_id)
+    unchanged.check(session, asked, lambda: _view(session, asked, authority, settings, request))
     row = service.decide(session, authority, fleet_id, enrolment_id, approve=True, actor=actor)
     return EnrolmentSummary.model_validate(row)
 
 
-@router.post("/enrolments/{enrolment_id}/reject", summary="Reject a device", responses=problems(404, 409))
+@router.post(
+    "/enrolments/{enrolment_id}/reject",
+    summary="Reject a device",
+    responses=problems("enrolment_not_found", "enrolment_decided"),
+)
 def reject_enrolment(
-    session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, enrolment_id: EnrolmentId
+    request: Request,
+    session: WriteSession,
+    fleet_id: FleetId,
+    actor: Actor,
+    authority: AuthorityOf,
+    settings: AppSettings,
+    unchanged: IfMatch,
+    enrolment_id: EnrolmentId,
 ) -> EnrolmentSummary:
     """It may ask again."""
+    asked = service.get_enrolment(session, fleet_id, enrolment_id)
+    unchanged.check(session, asked, lambda: _view(session, asked, authority, settings, request))
     row = service.decide(session, authority, fleet_id, enrolment_id, approve=False, actor=actor)
     return EnrolmentSummary.model_validate(row)
 
 
-@router.post("/enrolment-tokens", summary="Create an enrolment token", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/enrolment-tokens",
+    summary="Create an enrolment token",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("bad_device_id", "reserved_device_id"),
+)
 def create_enrolment_token(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: TokenCreate
 ) -> TokenCreated:
@@ -200,25 +250,42 @@ def create_enrolment_token(
 
 
 @router.get("/enrolment-tokens", summary="List enrolment tokens")
-def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[TokenView]:
+def list_enrolment_tokens(session: ReadSession, fleet_id: FleetId, paging: TokenPaging) -> Page[TokenView]:
     """Those that can still be used, without their secrets."""
     rows = repository.tokens_page(session, fleet_id, paging, utc_now())
-    return page(rows, paging, TokenView.model_validate, key=lambda row: row.id)
+    return page(rows, paging, TokenView.model_validate)
+
+
+@router.get(
+    "/enrolment-tokens/{enrolment_token_id}",
+    summary="Show an enrolment token",
+    responses=problems("enrolment_token_not_found"),
+)
+def show_enrolment_token(session: ReadSession, fleet_id: FleetId, token_id: TokenId) -> TokenView:
+    """One enrolment token, without its secret."""
+    return TokenView.model_validate(tokens.get(session, fleet_id, token_id))
 
 
 @router.delete(
     "/enrolment-tokens/{enrolment_token_id}",
     summary="End an enrolment token",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(404),
+    responses=problems("enrolment_token_not_found"),
 )
-def delete_enrolment_token(session: WriteSession, fleet_id: FleetId, actor: Actor, token_id: TokenId) -> None:
+def delete_enrolment_token(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, token_id: TokenId
+) -> None:
     """Devices that have enrolled with it keep their certificates."""
+    row = tokens.get(session, fleet_id, token_id)
+    unchanged.check(session, row, lambda: TokenView.model_validate(row))
     tokens.delete(session, fleet_id, token_id, actor=actor)
 
 
 @router.post(
-    "/device-identities", summary="Register a device", status_code=status.HTTP_201_CREATED, responses=problems(409)
+    "/device-identities",
+    summary="Register a device",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("device_registered", "bad_device_id", "reserved_device_id", "device_not_found"),
 )
 def register_device(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: RegistrationCreate) -> IdentityView:
     """Before it first connects: by its id, and by its key where that is known."""
@@ -227,26 +294,52 @@ def register_device(session: WriteSession, fleet_id: FleetId, actor: Actor, want
 
 
 @router.get("/device-identities", summary="List devices that have an identity")
-def list_identities(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[IdentitySummary]:
+def list_identities(
+    session: ReadSession,
+    fleet_id: FleetId,
+    paging: IdentityPaging,
+    revoked: Annotated[bool | None, Query(description="Only those that are, or are not, locked out.")] = None,
+) -> Page[IdentitySummary]:
     """Registered, enrolled and locked out ones, by id."""
-    rows = repository.identities_page(session, fleet_id, paging)
-    return page(rows, paging, views.identity_summary, key=lambda row: row.device_id)
+    rows = repository.identities_page(session, fleet_id, paging, revoked=revoked)
+    return page(rows, paging, views.identity_summary)
 
 
-@router.get("/devices/{device_id}/identity", summary="Show a device's identity", responses=problems(404))
+@router.get(
+    "/devices/{device_id}/identity",
+    summary="Show a device's identity",
+    responses=problems("device_not_found"),
+)
 def show_identity(session: ReadSession, fleet_id: FleetId, device_id: DeviceId) -> IdentityView:
     """Its certificates, whether it is locked out, and how often it was out of order."""
     return views.identity(session, fleet_id, device_id)
 
 
-@router.post("/devices/{device_id}/revoke", summary="Lock a device out", responses=problems(404))
-def revoke_device(session: WriteSession, fleet_id: FleetId, actor: Actor, device_id: DeviceId) -> IdentityView:
-    """For one that was lost: its certificates are revoked, and its connection is ended within seconds."""
+@router.post(
+    "/devices/{device_id}/revoke",
+    summary="Lock a device out",
+    responses=problems("device_not_found"),
+)
+def revoke_device(
+    session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, device_id: DeviceId
+) -> IdentityView:
+    """For one that was lost: its certificates are revoked, and its connection is ended within seconds.
+
+    `If-Match` takes the ETag of its identity.
+    """
+    views.identity(session, fleet_id, device_id)
+    row = session.get(DeviceIdentity, device_id) or session.get_one(Device, device_id)
+    unchanged.check(session, row, lambda: views.identity(session, fleet_id, device_id))
     service.revoke(session, fleet_id, device_id, actor=actor)
     return views.identity(session, fleet_id, device_id)
 
 
-@router.post("/server-certificates", summary="Issue a broker's certificate", status_code=status.HTTP_201_CREATED)
+@router.post(
+    "/server-certificates",
+    summary="Issue a broker's certificate",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems("server_wide_needed", "bad_csr", "bad_name"),
+)
 def create_server_certificate(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: ServerCertificateCreate
 ) -> ServerCertificateView:

@@ -8,8 +8,27 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.http import PageRequest
 from fleet_server.models import DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
+from fleet_server.paging import PageRequest, Rows, TableList
+
+TOKENS = TableList(
+    EnrolmentToken.id,
+    {"created_at": EnrolmentToken.id, "expires_at": EnrolmentToken.expires_at},
+    default="created_at",
+    time=EnrolmentToken.created_at,
+)
+ENROLMENTS = TableList(
+    Enrolment.id,
+    {"created_at": Enrolment.id, "device_id": Enrolment.device_id, "state": Enrolment.state},
+    default="-created_at",
+    time=Enrolment.created_at,
+)
+IDENTITIES = TableList(
+    DeviceIdentity.device_id,
+    {"device_id": DeviceIdentity.device_id, "created_at": DeviceIdentity.created_at},
+    default="device_id",
+    time=DeviceIdentity.created_at,
+)
 
 
 def token_by_hash(session: Session, secret_sha256: str) -> EnrolmentToken | None:
@@ -28,14 +47,12 @@ def use_token(session: Session, token_id: str, now: dt.datetime) -> bool:
     return taken.first() is not None
 
 
-def tokens_page(session: Session, fleet_id: str, request: PageRequest, now: dt.datetime) -> Sequence[EnrolmentToken]:
-    """Tokens that can be used: one more than asked for, when there are more."""
+def tokens_page(session: Session, fleet_id: str, request: PageRequest, now: dt.datetime) -> Rows[EnrolmentToken]:
+    """A page of the tokens that can be used."""
     query = select(EnrolmentToken).where(
         EnrolmentToken.fleet_id == fleet_id, EnrolmentToken.uses_left > 0, EnrolmentToken.expires_at > now
     )
-    if request.after is not None:
-        query = query.where(EnrolmentToken.id > request.after)
-    return session.scalars(query.order_by(EnrolmentToken.id).limit(request.limit + 1)).all()
+    return TOKENS.scalars(session, query, request)
 
 
 def forget_old_tokens(session: Session, before: dt.datetime) -> None:
@@ -49,14 +66,16 @@ def enrolments(session: Session, device_id: str, key_sha256: str) -> Sequence[En
     return session.scalars(query.order_by(Enrolment.id.desc()).limit(10)).all()
 
 
-def enrolments_page(session: Session, fleet_id: str, request: PageRequest, state: str | None) -> Sequence[Enrolment]:
-    """Requests, newest first: one more than asked for, when there are more."""
+def enrolments_page(
+    session: Session, fleet_id: str, request: PageRequest, *, state: str | None, device: str | None
+) -> Rows[Enrolment]:
+    """A page of requests."""
     query = select(Enrolment).where(Enrolment.fleet_id == fleet_id)
     if state is not None:
         query = query.where(Enrolment.state == state)
-    if request.after is not None:
-        query = query.where(Enrolment.id < request.after)
-    return session.scalars(query.order_by(Enrolment.id.desc()).limit(request.limit + 1)).all()
+    if device is not None:
+        query = query.where(Enrolment.device_id == device)
+    return ENROLMENTS.scalars(session, query, request)
 
 
 def count_pending(session: Session, fleet_id: str) -> int:
@@ -77,12 +96,15 @@ def pending_of(session: Session, device_id: str) -> Sequence[Enrolment]:
     ).all()
 
 
-def identities_page(session: Session, fleet_id: str, request: PageRequest) -> Sequence[DeviceIdentity]:
-    """Identities by id: one more than asked for, when there are more."""
-    query = select(DeviceIdentity).where(DeviceIdentity.fleet_id == fleet_id).order_by(DeviceIdentity.device_id)
-    if request.after is not None:
-        query = query.where(DeviceIdentity.device_id > request.after)
-    return session.scalars(query.limit(request.limit + 1)).all()
+def identities_page(
+    session: Session, fleet_id: str, request: PageRequest, *, revoked: bool | None
+) -> Rows[DeviceIdentity]:
+    """A page of identities."""
+    query = select(DeviceIdentity).where(DeviceIdentity.fleet_id == fleet_id)
+    if revoked is not None:
+        since = DeviceIdentity.revoked_at
+        query = query.where(since.is_not(None) if revoked else since.is_(None))
+    return IDENTITIES.scalars(session, query, request)
 
 
 def certificates(session: Session, device_id: str, limit: int = 10) -> Sequence[DeviceCertificate]:

@@ -143,6 +143,8 @@ class IdentitySummary(Response):
 class IdentityView(Response):
     """A device's identity: who registered it, its certificates, and whether it is locked out."""
 
+    observed = frozenset({"conduct"})
+
     device_id: str
     registered: bool = Field(description="Whether it has an identity; a device of an open broker has none.")
     key_sha256: str | None = Field(None, description="The only key that it may first enrol with.")

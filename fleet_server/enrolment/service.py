@@ -126,6 +126,18 @@ def enrol(session: Session, authority: Authority, wanted: EnrolmentCreate, addre
     return row
 
 
+def get_enrolment(session: Session, fleet_id: str, enrolment_id: str) -> Enrolment:
+    """A request to enrol.
+
+    Raises:
+        NotFoundError: when the fleet has none of that id.
+    """
+    row = session.get(Enrolment, enrolment_id)
+    if row is None or row.fleet_id != fleet_id:
+        raise NotFoundError("enrolment", enrolment_id, remedy="list them with `shoal device pending`")
+    return row
+
+
 def decide(
     session: Session, authority: Authority, fleet_id: str, enrolment_id: str, *, approve: bool, actor: Who
 ) -> Enrolment:
@@ -135,9 +147,7 @@ def decide(
         NotFoundError: when the fleet has none of that id.
         ConflictError: when it was decided already.
     """
-    row = session.get(Enrolment, enrolment_id)
-    if row is None or row.fleet_id != fleet_id:
-        raise NotFoundError("enrolment", enrolment_id, remedy="list them with `shoal device pending`")
+    row = get_enrolment(session, fleet_id, enrolment_id)
     if row.state != EnrolmentState.PENDING:
         raise ConflictError("enrolment_decided", f"enrolment {enrolment_id} is {row.state} already")
     if not approve:

@@ -51,8 +51,8 @@ def create(session: Session, fleet_id: str, wanted: TokenCreate, pin: str, *, ac
     return token, f"shoal1.{pin}.{secret}"
 
 
-def delete(session: Session, fleet_id: str, token_id: str, *, actor: Who) -> None:
-    """End a token before its time.
+def get(session: Session, fleet_id: str, token_id: str) -> EnrolmentToken:
+    """A token, used up or not.
 
     Raises:
         NotFoundError: when there is none of that id.
@@ -60,7 +60,16 @@ def delete(session: Session, fleet_id: str, token_id: str, *, actor: Who) -> Non
     token = session.get(EnrolmentToken, token_id)
     if token is None or token.fleet_id != fleet_id:
         raise NotFoundError("enrolment_token", token_id, remedy="list them with `shoal device token list`")
-    token.uses_left = 0
+    return token
+
+
+def delete(session: Session, fleet_id: str, token_id: str, *, actor: Who) -> None:
+    """End a token before its time.
+
+    Raises:
+        NotFoundError: when there is none of that id.
+    """
+    get(session, fleet_id, token_id).uses_left = 0
     audit.record(
         session, fleet_id=fleet_id, actor=actor, action="enrolment_token.delete", subject=f"enrolment_token/{token_id}"
     )

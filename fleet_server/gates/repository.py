@@ -9,8 +9,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleet_server.gates.schemas import GateRunState
-from fleet_server.http import PageRequest
 from fleet_server.models import Device, GateRun, GateTrial
+from fleet_server.paging import PageRequest, Rows, TableList
+
+RUNS = TableList(
+    GateRun.id,
+    {"created_at": GateRun.id, "state": GateRun.state, "deadline_at": GateRun.deadline_at},
+    default="-created_at",
+    time=GateRun.created_at,
+)
 
 
 def run(session: Session, fleet_id: str, run_id: str) -> GateRun | None:
@@ -20,16 +27,14 @@ def run(session: Session, fleet_id: str, run_id: str) -> GateRun | None:
 
 def runs_page(
     session: Session, fleet_id: str, request: PageRequest, *, variant_ids: Sequence[str] | None, state: str | None
-) -> Sequence[GateRun]:
-    """Runs, newest first: one more than asked for, when there are more."""
-    query = select(GateRun).where(GateRun.fleet_id == fleet_id).order_by(GateRun.id.desc()).limit(request.limit + 1)
-    if request.after is not None:
-        query = query.where(GateRun.id < request.after)
+) -> Rows[GateRun]:
+    """A page of runs."""
+    query = select(GateRun).where(GateRun.fleet_id == fleet_id)
     if variant_ids is not None:
         query = query.where(GateRun.variant_id.in_(variant_ids))
     if state is not None:
         query = query.where(GateRun.state == state)
-    return session.scalars(query).all()
+    return RUNS.scalars(session, query, request)
 
 
 def overdue(session: Session, now: dt.datetime) -> Sequence[GateRun]:

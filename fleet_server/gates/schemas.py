@@ -52,6 +52,8 @@ class GateTrialView(Response):
 class GateRunView(Response):
     """A gate run."""
 
+    observed = frozenset({"trials"})
+
     id: str
     variant_id: str
     model: str

@@ -13,10 +13,11 @@ from fleet_server.models.enrolment import (
     EnrolmentToken,
 )
 from fleet_server.models.gates import GateRun, GateTrial
-from fleet_server.models.operations import Lease, OutboxMessage
+from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
 from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
+from fleet_server.models.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
     "AccessToken",
@@ -40,6 +41,7 @@ __all__ = [
     "GateTrial",
     "Grant",
     "HostWindowRow",
+    "IdempotencyKey",
     "Lease",
     "Model",
     "ModelWindowRow",
@@ -54,4 +56,6 @@ __all__ = [
     "User",
     "Variant",
     "Version",
+    "Webhook",
+    "WebhookDelivery",
 ]

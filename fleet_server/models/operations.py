@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
@@ -33,3 +34,22 @@ class OutboxMessage(Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     retain: Mapped[bool]
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+
+
+class IdempotencyKey(Base):
+    """A POST that was, or is being, answered; its answer is sealed by the key itself (`fleet_server.idempotency`)."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "expires_at"), Index(None, "fleet_id", "principal_id", "created_at"))
+
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"), primary_key=True)
+    principal_id: Mapped[str] = mapped_column(primary_key=True)
+    key_sha256: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]  # SHA-256 over method, path, query and body
+    claim: Mapped[str]  # whose it is to answer
+    claimed_until: Mapped[dt.datetime]
+    status: Mapped[int | None]  # of the answer; None until there is one
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[dt.datetime]
+    expires_at: Mapped[dt.datetime]

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.messages import DeploymentReport, Reported
 from fleet_server.models import Deployment, Device
-from fleet_server.rollouts import repository
+from fleet_server.rollouts import announcements, repository
 from fleet_server.rollouts.desired import queue_desired
 from fleet_server.rollouts.repository import SCHEDULED
 from fleet_server.rollouts.sending import take_back
@@ -73,6 +73,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
         deployment.serving_at = now
     if report.phase in SETTLED and current not in SETTLED:
         deployment.settled_at = now
+    announcements.deployment_moved(deployment, current.value)
 
 
 def _reaches(current: Phase, wanted: Phase) -> bool:

@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from fleet_server.devices.attributes import TAG
 from fleet_server.domain.states import RolloutState
-from fleet_server.http import PageRequest
 from fleet_server.models import (
     Deployment,
     Device,
@@ -25,11 +24,25 @@ from fleet_server.models import (
     Variant,
     Version,
 )
+from fleet_server.paging import PageRequest, Rows, TableList
 
 SCHEDULED = "scheduled"
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
+ROLLOUTS = TableList(
+    Rollout.id,
+    {"created_at": Rollout.id, "name": Rollout.name, "state": Rollout.state},
+    default="-created_at",
+    name=Rollout.name,
+    time=Rollout.created_at,
+)
+DEPLOYMENTS = TableList(
+    Deployment.id,
+    {"created_at": Deployment.id, "device_id": Deployment.device_id, "phase": Deployment.phase},
+    default="-created_at",
+    time=Deployment.created_at,
+)
 
 
 def rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = False) -> Rollout | None:
@@ -40,17 +53,15 @@ def rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = Fa
 
 def rollouts_page(
     session: Session, fleet_id: str, request: PageRequest, *, state: str | None, model: str | None
-) -> Sequence[Rollout]:
-    """Rollouts, newest first: one more than asked for, when there are more."""
-    query = select(Rollout).where(Rollout.fleet_id == fleet_id).order_by(Rollout.id.desc()).limit(request.limit + 1)
-    if request.after is not None:
-        query = query.where(Rollout.id < request.after)
+) -> Rows[Rollout]:
+    """A page of rollouts."""
+    query = select(Rollout).where(Rollout.fleet_id == fleet_id)
     if state is not None:
         query = query.where(Rollout.state == state)
     if model is not None:
         query = query.join(Version, Version.id == Rollout.version_id).join(Model, Model.id == Version.model_id)
         query = query.where(Model.name == model)
-    return session.scalars(query).all()
+    return ROLLOUTS.scalars(session, query, request)
 
 
 def open_rollouts(session: Session) -> Sequence[str]:
@@ -72,8 +83,9 @@ def deployments_page(
     rollout_id: str | None = None,
     device_id: str | None = None,
     model: str | None = None,
-) -> Sequence[DeploymentRow]:
-    """Deployments, newest first: one more than asked for, when there are more."""
+    phase: str | None = None,
+) -> Rows[DeploymentRow]:
+    """A page of deployments."""
     query = (
         select(Deployment, Variant, Version, Model, Profile)
         .join(Variant, Variant.id == Deployment.variant_id)
@@ -81,18 +93,16 @@ def deployments_page(
         .join(Model, Model.id == Deployment.model_id)
         .join(Profile, Profile.id == Variant.profile_id)
         .where(Deployment.fleet_id == fleet_id)
-        .order_by(Deployment.id.desc())
-        .limit(request.limit + 1)
     )
-    if request.after is not None:
-        query = query.where(Deployment.id < request.after)
     if rollout_id is not None:
         query = query.where(Deployment.rollout_id == rollout_id)
     if device_id is not None:
         query = query.where(Deployment.device_id == device_id)
     if model is not None:
         query = query.where(Model.name == model)
-    return [(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(query)]
+    if phase is not None:
+        query = query.where(Deployment.phase == phase)
+    return DEPLOYMENTS.rows(session, query, request)
 
 
 def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:

@@ -121,6 +121,8 @@ class RolloutDecision(Request):
 class RolloutView(Response):
     """A rollout."""
 
+    observed = frozenset({"counts"})
+
     id: str
     name: str
     model: str

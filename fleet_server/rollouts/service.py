@@ -17,7 +17,7 @@ from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget, Stage
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
-from fleet_server.rollouts import repository
+from fleet_server.rollouts import announcements, repository
 from fleet_server.rollouts.desired import manifest_of_variant, queue_desired
 from fleet_server.rollouts.planning import Survey, named, refuse_busy, refuse_gaps, survey
 from fleet_server.rollouts.repository import SCHEDULED
@@ -58,6 +58,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     )
     session.add(rollout)
     session.flush()
+    announcements.rollout_decided(rollout, "create", f"by {actor}")
     audit.record(
         session,
         fleet_id=fleet_id,
@@ -366,6 +367,7 @@ def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
     """Append a judgement; a new list, so that the ORM sees the change."""
     verdict = StageVerdict(at=utc_now(), stage=rollout.stage, decision=decision, reason=reason)
     rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
+    announcements.rollout_decided(rollout, decision, reason)
 
 
 def get_rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = False) -> Rollout:

@@ -1,6 +1,15 @@
 """Python client of the REST API: `from fleet_server.sdk import Client`."""
 
 from fleet_server.sdk.client import Client, segment
-from fleet_server.sdk.errors import ApiError, AuthError, ConflictError, NotFoundError, UnreachableError
+from fleet_server.sdk.errors import ApiError, AuthError, ChangedError, ConflictError, NotFoundError, UnreachableError
 
-__all__ = ["ApiError", "AuthError", "Client", "ConflictError", "NotFoundError", "UnreachableError", "segment"]
+__all__ = [
+    "ApiError",
+    "AuthError",
+    "ChangedError",
+    "Client",
+    "ConflictError",
+    "NotFoundError",
+    "UnreachableError",
+    "segment",
+]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ssl
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
 
-from fleet_server.sdk.errors import ApiError, UnreachableError, error_for
+from fleet_server.sdk.errors import ApiError, ConflictError, UnreachableError, error_for
 
 Json = dict[str, Any]
 BUILDING = frozenset({"queued", "building"})
 ROLLING = frozenset({"awaiting_approval", "running", "reverting"})
 PIECE = 1 << 20
 RETRIES = 3
+IN_PROGRESS_S = 90.0  # how long to wait for an answer to the same request; longer than a server's claim on it holds
 
 
 def segment(name: str) -> str:
@@ -86,15 +88,13 @@ class Client:
 
     def get(self, path: str, **parameters: Any) -> Json:
         """One object; tried again when the connection fails."""
-        wanted = {key: value for key, value in parameters.items() if value is not None}
-        for attempt in range(RETRIES):
-            try:
-                return cast("Json", self._call("GET", path, params=wanted))
-            except UnreachableError:
-                if attempt == RETRIES - 1:
-                    raise
-                time.sleep(0.5 * (attempt + 1))
-        raise AssertionError("unreachable")
+        found: Json = self._again("GET", path, params=_given(parameters)).json()
+        return found
+
+    def get_tagged(self, path: str, **parameters: Any) -> tuple[Json, str]:
+        """One object and its ETag, for the `if_match` of a change."""
+        answer = self._again("GET", path, params=_given(parameters))
+        return answer.json(), answer.headers["ETag"]
 
     def read(self, path: str) -> bytes:
         """A file, as its bytes are."""
@@ -125,24 +125,51 @@ class Client:
             if cursor is None:
                 return
 
-    def post(self, path: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
-        """Create something, or act on it."""
-        options = {"timeout": timeout_s} if timeout_s else {}
-        return self._call("POST", path, json=body, **options)
+    def post(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+        key: str | None = None,
+    ) -> Any:
+        """Create something, or act on it; tried again when the connection fails: with its key it is done once.
 
-    def put(self, path: str, body: Any) -> Json:
-        """Set something."""
-        changed: Json = self._call("PUT", path, json=body)
+        Args:
+            path: below `/api/v1`.
+            body: as JSON.
+            timeout_s: of one try.
+            if_match: an ETag of `get_tagged`: do it only where the thing still is as it was then.
+            key: the Idempotency-Key; a random one of its own when absent.
+
+        Raises:
+            ChangedError: when it is not as `if_match` says.
+        """
+        options: dict[str, Any] = {"timeout": timeout_s} if timeout_s else {}
+        headers = {"Idempotency-Key": f'"{key or uuid.uuid4()}"'} | _condition(if_match)
+        waited = time.monotonic() + IN_PROGRESS_S
+        while True:
+            try:
+                return _content(self._again("POST", path, json=body, headers=headers, **options))
+            except ConflictError as error:
+                if error.code != "request_in_progress" or time.monotonic() > waited:
+                    raise
+                time.sleep(1.0)
+
+    def put(self, path: str, body: Any, *, if_match: str | None = None) -> Json:
+        """Set something; with `if_match` only where it still is what that ETag stands for."""
+        changed: Json = self._call("PUT", path, json=body, headers=_condition(if_match))
         return changed
 
-    def patch(self, path: str, body: Any) -> Json:
-        """Change something."""
-        changed: Json = self._call("PATCH", path, json=body)
+    def patch(self, path: str, body: Any, *, if_match: str | None = None) -> Json:
+        """Change something; with `if_match` only where it still is what that ETag stands for."""
+        changed: Json = self._call("PATCH", path, json=body, headers=_condition(if_match))
         return changed
 
-    def delete(self, path: str) -> None:
-        """Remove something."""
-        self._call("DELETE", path)
+    def delete(self, path: str, *, if_match: str | None = None) -> None:
+        """Remove something; with `if_match` only where it still is what that ETag stands for."""
+        self._call("DELETE", path, headers=_condition(if_match))
 
     def upload(self, path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
         """Upload a file as a stream; returns its digest."""
@@ -175,9 +202,17 @@ class Client:
                 return
             time.sleep(poll_s)
 
+    def _again(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """A request that may be sent twice: tried again, later and later, when the connection fails."""
+        for attempt in range(RETRIES - 1):
+            try:
+                return self._request(method, path, **options)
+            except UnreachableError:
+                time.sleep(0.5 * 2**attempt)
+        return self._request(method, path, **options)
+
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        answer = self._request(method, path, **options)
-        return answer.json() if answer.content else None
+        return _content(self._request(method, path, **options))
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -189,6 +224,18 @@ class Client:
         if answer.is_success:
             return answer
         raise _problem(answer)
+
+
+def _given(parameters: Json) -> Json:
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _condition(if_match: str | None) -> dict[str, str]:
+    return {"If-Match": if_match} if if_match else {}
+
+
+def _content(answer: httpx.Response) -> Any:
+    return answer.json() if answer.content else None
 
 
 def _problem(answer: httpx.Response) -> ApiError:

@@ -37,6 +37,10 @@ class ConflictError(ApiError):
     """409."""
 
 
+class ChangedError(ConflictError):
+    """412: it has been changed since it was read."""
+
+
 class UnreachableError(ApiError):
     """No answer came."""
 
@@ -44,4 +48,5 @@ class UnreachableError(ApiError):
 def error_for(status: int, problem: dict[str, Any]) -> ApiError:
     """The error of an answer."""
     kinds: dict[int, type[ApiError]] = {401: AuthError, 403: AuthError, 404: NotFoundError, 409: ConflictError}
+    kinds[412] = ChangedError
     return kinds.get(status, ApiError)(status, problem)

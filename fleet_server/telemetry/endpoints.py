@@ -5,22 +5,31 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
-from fleet_server.errors import InvalidError
-from fleet_server.http import FleetId, Paging, ReadSession, page
+from fleet_server.http import FleetId, ReadSession
 from fleet_server.models import HostWindowRow
+from fleet_server.paging import ComputedList, PageRequest, in_utc, page, paged
+from fleet_server.routes import ApiRoute
 from fleet_server.schemas import Page
 from fleet_server.telemetry import repository, service
 from fleet_server.telemetry.schemas import HostTelemetry, ModelTelemetry
 
-router = APIRouter(tags=["telemetry"])
+router = APIRouter(tags=["telemetry"], route_class=ApiRoute)
+MODELS = ComputedList[ModelTelemetry](
+    lambda row: f"{row.model}@{row.version}@{row.device_id}",
+    {"model": lambda row: row.model, "requests": lambda row: row.requests, "errors": lambda row: row.errors},
+    default="model",
+)
+ModelPaging = Annotated[PageRequest, Depends(paged(MODELS))]
+HostPaging = Annotated[PageRequest, Depends(paged(repository.HOSTS))]
 
 
 @router.get("/telemetry/models", summary="What versions did on devices")
 def model_telemetry(
     session: ReadSession,
     fleet_id: FleetId,
+    paging: ModelPaging,
     model: Annotated[str | None, Query(description="Only this model.")] = None,
     version: Annotated[str | None, Query(description="Only this version.")] = None,
     device: Annotated[str | None, Query(description="Only this device.")] = None,
@@ -35,23 +44,23 @@ def model_telemetry(
         model=model,
         version=version,
         device_id=device,
-        since=_utc(since, "since"),
-        until=_utc(until, "until"),
+        since=in_utc(since, "since"),
+        until=in_utc(until, "until"),
         by_device=by == "device",
     )
-    return Page[ModelTelemetry](items=rows, next_cursor=None)
+    return page(MODELS.page(rows, paging), paging, lambda row: row)
 
 
 @router.get("/telemetry/hosts", summary="How devices themselves were")
 def host_telemetry(
     session: ReadSession,
     fleet_id: FleetId,
-    paging: Paging,
+    paging: HostPaging,
     device: Annotated[str | None, Query(description="Only this device.")] = None,
 ) -> Page[HostTelemetry]:
     """CPU, memory, temperature and disk at the end of each window, newest first."""
     rows = repository.host_windows(session, fleet_id, paging, device)
-    return page(rows, paging, _host, key=lambda row: row.id)
+    return page(rows, paging, _host)
 
 
 def _host(row: HostWindowRow) -> HostTelemetry:
@@ -64,13 +73,3 @@ def _host(row: HostWindowRow) -> HostTelemetry:
         temperature_c=row.temperature_c,
         disk_free_mb=row.disk_free_mb,
     )
-
-
-def _utc(time: dt.datetime | None, field: str) -> dt.datetime | None:
-    """In UTC, which is what a time without a zone means."""
-    try:
-        return (
-            time if time is None else (time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC))
-        )
-    except OverflowError:
-        raise InvalidError("bad_time", f"{field}: no such time; give one of the years 2 to 9998", field=field) from None

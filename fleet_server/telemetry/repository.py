@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleet_server.http import PageRequest
 from fleet_server.models import HostWindowRow, ModelWindowRow, TelemetryBatchRow
+from fleet_server.paging import PageRequest, Rows, TableList
+
+HOSTS = TableList(
+    HostWindowRow.id,
+    {"received_at": HostWindowRow.id, "at": HostWindowRow.ended_at},
+    default="-received_at",
+    time=HostWindowRow.ended_at,
+    times="",
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,9 @@ def model_windows(session: Session, fleet_id: str, wanted: WindowFilter) -> Iter
     yield from session.scalars(query.execution_options(yield_per=1000))
 
 
-def host_windows(
-    session: Session, fleet_id: str, request: PageRequest, device_id: str | None
-) -> Sequence[HostWindowRow]:
-    """Host windows, newest first: one more than asked for, when there are more."""
-    query = select(HostWindowRow).where(HostWindowRow.fleet_id == fleet_id).order_by(HostWindowRow.id.desc())
+def host_windows(session: Session, fleet_id: str, request: PageRequest, device_id: str | None) -> Rows[HostWindowRow]:
+    """A page of host windows."""
+    query = select(HostWindowRow).where(HostWindowRow.fleet_id == fleet_id)
     if device_id is not None:
         query = query.where(HostWindowRow.device_id == device_id)
-    if request.after is not None:
-        query = query.where(HostWindowRow.id < request.after)
-    return session.scalars(query.limit(request.limit + 1)).all()
+    return HOSTS.scalars(session, query, request)

@@ -9,14 +9,19 @@ from fastapi import APIRouter, Path, Response, status
 from fleet_server.errors import NotFoundError
 from fleet_server.http import Actor, AppSettings, FleetId, ReadSession, WriteSession
 from fleet_server.openapi import problems
+from fleet_server.routes import ApiRoute
 from fleet_server.trust import roots, service, views
 from fleet_server.trust.schemas import KeyCreate, KeyView, SignatureUpload, SignatureView, TrustView
 
-router = APIRouter(tags=["trust"])
+router = APIRouter(tags=["trust"], route_class=ApiRoute)
 MetadataFile = Annotated[str, Path(description="Its name, as TUF clients ask for it.", examples=["timestamp.json"])]
 
 
-@router.get("/trust", summary="Show the fleet's TUF repository", responses=problems(409))
+@router.get(
+    "/trust",
+    summary="Show the fleet's TUF repository",
+    responses=problems("trust_keys"),
+)
 def show_trust(session: WriteSession, settings: AppSettings, fleet_id: FleetId) -> TrustView:
     """Roles with their keys, thresholds and expiry, and what waits for signatures."""
     return views.trust_view(session, settings, fleet_id)
@@ -26,7 +31,8 @@ def show_trust(session: WriteSession, settings: AppSettings, fleet_id: FleetId) 
     "/trust/metadata/{file}",
     summary="Read a metadata file",
     response_class=Response,
-    responses=problems(404) | {200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
+    responses=problems("metadata_file_not_found")
+    | {200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
 )
 def trust_metadata(session: ReadSession, fleet_id: FleetId, file: MetadataFile) -> Response:
     """`root.json` (the newest), `3.root.json`, `timestamp.json`, `7.model.mnist.json`: the bytes that were signed."""
@@ -36,7 +42,13 @@ def trust_metadata(session: ReadSession, fleet_id: FleetId, file: MetadataFile) 
     return Response(body, media_type="application/json")
 
 
-@router.post("/trust/signatures", summary="Hand in signed metadata", responses=problems(404, 409))
+@router.post(
+    "/trust/signatures",
+    summary="Hand in signed metadata",
+    responses=problems(
+        "bad_metadata", "bad_signature", "bad_proposal", "online_key", "root_version", "proposal_changed", "trust_keys"
+    ),
+)
 def add_signatures(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, signed: SignatureUpload
 ) -> SignatureView:
@@ -56,7 +68,7 @@ def add_signatures(
     "/trust/keys",
     summary="Let the server make a signing key",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(409),
+    responses=problems("offline_role", "trust_keys"),
 )
 def make_key(
     session: WriteSession, settings: AppSettings, fleet_id: FleetId, actor: Actor, wanted: KeyCreate

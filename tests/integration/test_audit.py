@@ -29,7 +29,17 @@ from fleet_server.catalog.schemas import GateVerdict
 from fleet_server.conversions.service import settle
 from fleet_server.db import Database, utc_now
 from fleet_server.devices import service as devices
-from fleet_server.models import AuditEvent, Deployment, Device, Fleet, GateRun, Rollout, Variant, Version
+from fleet_server.models import (
+    AuditEvent,
+    Deployment,
+    Device,
+    Fleet,
+    GateRun,
+    Rollout,
+    Variant,
+    Version,
+    WebhookDelivery,
+)
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.principals import Actor
 from fleet_server.settings import Settings
@@ -261,6 +271,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
     enrolment_operations(walk)
     trust_operations(walk, application.state.settings)
+    webhook_operations(walk, database)
     with database.write() as session:
         session.get_one(Device, "d").online = False
     walk("forget_device", "device.forget", "delete", "devices/d")
@@ -296,6 +307,18 @@ def enrolment_operations(walk: Walk) -> None:
     walk("revoke_device", "device.revoke", "post", "devices/e-2/revoke")
     broker = {"csr": signing_request(new_key(), "broker"), "names": ["broker.example"]}
     walk("create_server_certificate", "server_certificate.create", "post", "server-certificates", json=broker)
+
+
+def webhook_operations(walk: Walk, database: Database) -> None:
+    hook = {"url": "https://hooks.invalid/", "types": ["shoal.none"]}
+    webhook = walk("create_webhook", "webhook.create", "post", "webhooks", json=hook)["id"]
+    walk("change_webhook", "webhook.update", "patch", f"webhooks/{webhook}", json={"description": "the pager"})
+    walk("rotate_webhook_secret", "webhook.rotate", "post", f"webhooks/{webhook}/rotate-secret", json={})
+    delivery = walk("test_webhook", "webhook.test", "post", f"webhooks/{webhook}/test")["id"]
+    with database.write() as session:
+        session.get_one(WebhookDelivery, delivery, with_for_update=True).state = "dead"
+    walk("redeliver", "webhook.redeliver", "post", f"webhook-deliveries/{delivery}/redeliver")
+    walk("delete_webhook", "webhook.delete", "delete", f"webhooks/{webhook}")
 
 
 def trust_operations(walk: Walk, settings: Settings) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +15,13 @@ import schemathesis
 from openapi_spec_validator import validate
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+import fleet_server
+from fleet_server import errors
 from fleet_server.access import policy
 from fleet_server.app import create_app
+from fleet_server.idempotency import STREAMED
+from fleet_server.problem_codes import CODES
+from fleet_server.schemas import PAGE_LIMIT, Problem
 from fleet_server.settings import Settings
 from tests.fleet import LocalFleet
 
@@ -74,6 +81,91 @@ def test_every_operation_says_what_it_does_and_how_it_fails(document: dict[str, 
                 if status >= "400":
                     assert list(response["content"]) == ["application/problem+json"], f"{where} {status}"
     assert len(set(names)) == len(names)
+
+
+def test_every_problem_names_its_codes_with_an_example_of_each(document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        if not path.startswith("/api/v1"):
+            continue
+        for status, response in operation["responses"].items():
+            if status < "400":
+                continue
+            content = response["content"]["application/problem+json"]
+            codes = content["schema"]["allOf"][1]["properties"]["code"]["enum"]
+            assert codes, f"{method} {path} {status}"
+            assert list(content["examples"]) == codes
+            for code, example in content["examples"].items():
+                shown = Problem.model_validate(example["value"])
+                assert (shown.code, str(shown.status)) == (code, status)
+
+
+def test_what_things_of_a_kind_share_no_new_endpoint_can_lack(document: dict[str, Any]) -> None:
+    """Lists are paged and sorted; what is read has an ETag; a POST takes a key; who changes a thing takes its ETag."""
+    readable = {path for method, path, operation in operations(document) if method == "get"}
+    for method, path, operation in operations(document):
+        if not path.startswith("/api/v1"):
+            continue
+        where, name = f"{method} {path}", operation["operationId"]
+        parameters = {one["name"].lower(): one["schema"] for one in operation.get("parameters", [])}
+        good = next(found for status, found in operation["responses"].items() if status < "300")
+        schema = str(good.get("content", {}).get("application/json", {}).get("schema", ""))
+        if method == "get" and schema:
+            assert {"if-none-match"} <= parameters.keys(), where
+            assert "ETag" in good["headers"], where
+            assert "304" in operation["responses"], where
+        if "Page_" in schema:
+            assert {"cursor", "limit", "sort"} <= parameters.keys(), where
+            assert parameters["limit"]["maximum"] == PAGE_LIMIT, where
+            assert parameters["sort"]["default"] in parameters["sort"]["enum"], where
+            assert "Link" in good["headers"], where
+            assert "bad_cursor" in codes_of(operation), where
+        elif method == "get":
+            assert "array" not in schema, f"{where}: a list without pages"
+        if method == "post" and name not in STREAMED and name not in policy.PUBLIC:
+            assert "idempotency-key" in parameters, where
+            assert "request_in_progress" in codes_of(operation), where
+        thing = path if method in {"patch", "put", "delete"} else path.rpartition("/")[0]
+        if name in {"create_version", "add_signatures", "make_key"}:
+            continue  # versions are made below their model; what is signed says itself which version it replaces
+        if (method in {"patch", "put", "delete"} or (method == "post" and "{" in path)) and method != "get":
+            assert thing in readable, f"{where}: {thing} can't be read"
+            assert "if-match" in parameters, where
+            assert "changed_since" in codes_of(operation), where
+        if "{" in path:
+            assert any(code.endswith("_not_found") or code == "bad_ticket" for code in codes_of(operation)), where
+
+
+def codes_of(operation: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for status, response in operation["responses"].items():
+        if status >= "400":
+            schema = response["content"]["application/problem+json"]["schema"]
+            found |= set(schema["allOf"][1]["properties"]["code"]["enum"])
+    return found
+
+
+# Raised while the server starts, or on the way of a message of a device.
+NOT_ANSWERED = {
+    *("state_dir", "broker", "mosquitto_missing", "broker_port_taken", "bad_broker_url", "ca", "ca_unusable"),
+    *("ca_mismatch", "many_keys", "bad_pkcs11_uri", "bad_pkcs11_key", "bad_key", "bad_key_folder"),
+    *("device_locked_out",),
+}
+
+
+def test_every_code_that_is_raised_is_in_the_table() -> None:
+    raised = set()
+    root = Path(fleet_server.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).parts[0] in {"cli", "sdk"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            first = node.args[0]
+            if issubclass(getattr(errors, node.func.id, int), errors.FleetError) and isinstance(first, ast.Constant):
+                raised.add(f"{first.value}_not_found" if node.func.id == "NotFoundError" else str(first.value))
+    assert len(raised) > 80
+    assert raised - NOT_ANSWERED <= set(CODES)
 
 
 def test_every_body_has_an_example_that_validates(document: dict[str, Any]) -> None:

@@ -34,9 +34,9 @@ from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
 from fleet_server.domain.states import TRANSITIONS, RolloutState
 from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoundError
-from fleet_server.http import PageRequest
 from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.paging import PageRequest
 from fleet_server.rollouts import reports, repository, service, views
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutView
@@ -230,7 +230,7 @@ def test_what_a_device_took_back_it_is_told_no_more(world: World) -> None:
         "1 of 1 devices run again what they ran before, 1 went back by themselves or never left it"
     )
     with world.database.read() as session:
-        rows = repository.deployments_page(session, DEFAULT_FLEET, PageRequest(None, 10), device_id=first)
+        rows = repository.deployments_page(session, DEFAULT_FLEET, PageRequest(10), device_id=first).items
         shown = next(view for view in map(views.deployment_view, rows) if view.id == deployment)
         backs = [row[0] for row in rows if row[0].revert_of]
     assert backs == [], "it needed nobody to take it back"

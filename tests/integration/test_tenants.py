@@ -27,6 +27,7 @@ from fleet_server.models import (
     Rollout,
     Variant,
     Version,
+    WebhookDelivery,
 )
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
@@ -97,6 +98,8 @@ def alpha(application: FastAPI) -> dict[str, str]:
     user = {"name": "alpha-user", "role": "viewer", "password": "correct horse battery"}
     created(api.post("/api/v1/users", json=user))
     token_id = created(api.post("/api/v1/tokens", json={"name": "alpha-token", "role": "viewer"}))["id"]
+    hook = {"url": "https://alpha.example/hook", "types": ["shoal.*"], "active": False}
+    webhook_id = created(api.post("/api/v1/webhooks", json=hook))["id"]
     enrolment_token_id = created(api.post("/api/v1/enrolment-tokens", json={"tags": {"of": "alpha"}}))["id"]
     with application.state.database.write() as session:
         variant = session.get_one(Variant, variant_id)
@@ -124,7 +127,10 @@ def alpha(application: FastAPI) -> dict[str, str]:
             address="",
         )
         identity = DeviceIdentity(**of_fleet, device_id="alpha-device", created_by="alpha-user")
-        session.add_all([rollout, run, asked, identity])
+        letter = WebhookDelivery(
+            **of_fleet, webhook_id=webhook_id, event_id="alpha-event", type="t", subject="alpha", body="{}"
+        )
+        session.add_all([rollout, run, asked, identity, letter])
         session.flush()
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
@@ -137,6 +143,7 @@ def alpha(application: FastAPI) -> dict[str, str]:
             "device_id": "alpha-device", "name": "alpha-profile", "model": "alpha-model", "version": "1",
             "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
+            "webhook_id": webhook_id, "delivery_id": letter.id,
             "enrolment_id": asked.id, "enrolment_token_id": enrolment_token_id,
         }  # fmt: skip
 
@@ -199,14 +206,27 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         ],
         "create_token": [({"name": "wide", "role": "admin", "server_wide": True}, 403)],
         "create_fleet": [({"id": "gamma"}, 403)],
+        "change_webhook": [({"active": True}, 404)],
+        "rotate_webhook_secret": [({}, 404)],
         "create_server_certificate": [({"csr": "", "names": ["broker"]}, 403)],
         "register_device": [({"device_id": "alpha-device"}, 409)],
     }
 
 
+def documented(operation: str, status: int) -> list[str]:
+    """The codes that an operation says it may answer with a status."""
+    method, path = OPERATIONS[operation]
+    response = DOCUMENT["paths"][path][method]["responses"][str(status)]
+    codes: list[str] = response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"][
+        "enum"
+    ]
+    return codes
+
+
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
 OWN |= {"rollout_schema"}  # the same for all
+OWN |= {"create_webhook"}
 OWN |= {"show_login", "show_authority", "show_revocations"}
 OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
 OWN |= {"fetch_artifact"}  # by a ticket for one content: tests/integration/test_downloads.py
@@ -222,11 +242,13 @@ def test_another_fleet_finds_nothing(operation: str, alpha: dict[str, str], beta
         assert method in {"post", "patch", "put"}
         answer = beta.request(method, filled, json=body)
         assert answer.status_code == status, f"{operation} {body}: {answer.text}"
+        assert answer.json()["code"] in documented(operation, answer.status_code)
     if operation in bodies(alpha):
         return
     answer = beta.request(method, filled)
     if "{" in path:
         assert answer.status_code == 404, answer.text
+        assert answer.json()["code"] in documented(operation, 404)
         return
     assert method == "get", f"{operation} has no line in bodies()"
     assert answer.status_code == 200

@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_server.domain.sequential import combined_evidence, enough, mean_log, share_evidence
@@ -32,6 +32,7 @@ def test_a_bet_is_expected_to_win_nothing_while_the_hypothesis_holds(bound: floa
     assert expected == pytest.approx(1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.floats(0.01, 0.9)), min_size=1, max_size=5))
 def test_devices_together_are_expected_to_win_nothing_either(devices: list[tuple[int, float]]) -> None:
     """Of each device every number of hits is gone through, with its chance."""

@@ -1,0 +1,116 @@
+"""The REST API in this process, and one row or more of everything that it lists."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from fleet_server.app import create_app, running
+from fleet_server.db import Database, utc_now
+from fleet_server.models import (
+    AccessToken,
+    Deployment,
+    Device,
+    DeviceIdentity,
+    Enrolment,
+    EnrolmentToken,
+    Fleet,
+    GateRun,
+    Grant,
+    HostWindowRow,
+    Model,
+    ModelWindowRow,
+    Profile,
+    Rollout,
+    User,
+    Variant,
+    Version,
+    Webhook,
+    WebhookDelivery,
+)
+from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.settings import Settings
+
+TOKEN = "the-admin-of-tests"
+SPEC = {"match": {}, "runtime": "onnx"}
+
+
+@contextmanager
+def serving(folder: Path, database_url: str | None, **settings: Any) -> Iterator[FastAPI]:
+    """The application without a broker that answers and without conversions."""
+    settings = {"broker_url": "mqtt://127.0.0.1:1", "conversion_workers": 0, "request_burst": 100_000, **settings}
+    app = create_app(Settings(state_dir=folder, database_url=database_url, admin_token=TOKEN, **settings))
+    with running(app):
+        yield app
+
+
+def caller(application: FastAPI, token: str = TOKEN) -> TestClient:
+    """A client of it; the server's errors come back as answers."""
+    headers = {"Authorization": f"Bearer {token}"}
+    return TestClient(application, base_url="http://localhost/api/v1", headers=headers, raise_server_exceptions=False)
+
+
+def fill(database: Database, count: int) -> dict[str, str]:
+    """So many rows of everything, many of them alike; returns what paths name."""
+    start = utc_now() - dt.timedelta(days=30)
+    fleet = {"fleet_id": DEFAULT_FLEET}
+    first: Any = None
+    with database.write() as session:
+
+        def add(row: Any) -> Any:
+            session.add(row)
+            session.flush()
+            return row
+
+        for number in range(count):
+            at = start + dt.timedelta(days=number // 2)
+            add(Fleet(id=f"fleet-{number}", created_at=at))
+            user = add(User(name=f"user-{number}", password_hash="", created_at=at))
+            add(Grant(user_id=user.id, fleet_id=DEFAULT_FLEET, role="viewer" if number % 2 else "operator"))
+            token = {"digest": "", "role": "viewer", "created_by": "", "expires_at": at, "created_at": at}
+            add(AccessToken(id=f"token{number}", name=f"token-{number}", **fleet, **token))
+            add(EnrolmentToken(**fleet, secret_sha256=f"{number}", uses_left=1, created_by="",
+                               expires_at=utc_now() + dt.timedelta(days=1 + number // 3)))  # fmt: skip
+            add(Enrolment(**fleet, device_id=f"dev-{number // 2}", key_sha256=f"{number}", csr="", reason="",
+                          address="", state="pending" if number % 3 else "rejected"))  # fmt: skip
+            add(DeviceIdentity(**fleet, device_id=f"dev-{number}", created_by="", created_at=at,
+                               revoked_at=at if number % 2 else None))  # fmt: skip
+            profile = add(Profile(**fleet, name=f"profile-{number}", spec=SPEC))
+            seen = at if number % 3 else None
+            device = add(Device(id=f"dev-{number}", **fleet, profile_id=profile.id if number % 2 else None,
+                                created_at=at, last_seen_at=seen))  # fmt: skip
+            model = add(Model(**fleet, name=f"model-{number}"))
+            for name in ("1", "2") if number else [str(one) for one in range(count)]:
+                version = add(Version(**fleet, model_id=model.id, name=name, inputs=[], outputs=[]))
+            state = "failed" if number % 3 else "queued"
+            variant = add(Variant(**fleet, version_id=version.id, profile_id=profile.id, profile_spec=SPEC,
+                                  state=state))  # fmt: skip
+            run = add(GateRun(**fleet, variant_id=variant.id, state="failed" if number % 3 else "cancelled",
+                              candidates=[], data={}, deadline_at=at))  # fmt: skip
+            rollout = add(Rollout(**fleet, name=f"rollout-{number % 3}", version_id=version.id, target={"all": True},
+                                  state="paused" if number % 3 else "stopped",
+                                  strategy={"stages": [{"percent": 100}]}))  # fmt: skip
+            first = first or rollout
+            add(Deployment(**fleet, rollout_id=first.id, device_id=device.id, model_id=model.id, stage=0,
+                           version_id=version.id, variant_id=variant.id,
+                           phase="active" if number % 3 else "failed"))  # fmt: skip
+            hook = add(Webhook(**fleet, url=f"https://hooks.invalid/{number // 2}", types=["shoal.*"], active=False,
+                               secret=f"whsec_{number}", created_by=""))  # fmt: skip
+            add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",
+                                subject=f"x/{number}", body="{}", next_at=at,
+                                state="dead" if number % 2 else "pending"))  # fmt: skip
+            window = {"device_id": device.id, "started_at": at, "ended_at": at, **fleet}
+            add(ModelWindowRow(**window, deployment_id="", model="m", version="1", digest="", provider="cpu",
+                               requests=number // 2, errors=number % 2, rejected=0, items=0, latency={},
+                               confusion=[]))  # fmt: skip
+            add(HostWindowRow(device_id=device.id, ended_at=at, **fleet))
+        return {
+            "model": "model-0", "rollout_id": first.id, "device_id": "dev-0", "variant_id": variant.id,
+            "run_id": run.id, "version": "1", "name": "profile-0", "fleet": "fleet-0",
+        }  # fmt: skip
