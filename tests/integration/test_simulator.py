@@ -39,12 +39,11 @@ classes:
     link: {fetch: mqtt}
 effects:
   - {version: "m@2", where: {class: pi}, latency_ratio: 5}
-  - {version: "m@3", where: {class: gateway}, crash: 1}
 """
 
 
 class World:
-    """A server with its broker in this process, and versions 1 to 3 of a model for two profiles."""
+    """A server with its broker in this process, and versions 1 and 2 of a model for two profiles."""
 
     def __init__(self, folder: Path, api: TestClient, broker: str) -> None:
         self.folder, self.api, self.broker = folder, api, broker
@@ -106,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         found = World(folder, api, f"mqtt://127.0.0.1:{port}")
         for name in PROFILES:
             found.post("/profiles", shipped.load(name))
-        for version in "123":
+        for version in "12":
             fabricate(app.state.database, app.state.artifacts, folder, "m", version)
         yield found
         api.close()
@@ -119,7 +118,7 @@ def behaviours() -> Behaviours:
 
 def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: Behaviours) -> None:
     population = populate(behaviours, 50, seed=1)
-    with Simulation(world.broker, population, behaviours.effects, seed=1) as simulation:
+    with Simulation(world.broker, population, behaviours.effects, seed=1, interval_s=4.0) as simulation:
         wait_until("50 devices", lambda: len(world.devices()) == 50)
         registered = {one["id"]: one for one in world.devices()}
         for one in population:
@@ -129,7 +128,7 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
         wait_until("m@1 everywhere", lambda: world.state(rollout) == "succeeded")
         assert world.phases(rollout) == ["active"] * 50
         assert simulation.counts().phases == {"m@1": {Phase.ACTIVE: 50}}
-        wait_until("telemetry", lambda: simulation.counts().acknowledged >= 150)
+        wait_until("telemetry", lambda: simulation.counts().acknowledged >= 50)
         deployments = world.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]
         sources = {name for one in deployments for name in one["sources"]}
         assert sources == {"simulated", "mqtt"}
@@ -138,11 +137,6 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
         wait_until("m@2 reverted", lambda: world.state(slow) == "reverted")
         wait_until("m@1 again", lambda: world.served() == {"1"})
         assert world.failures(slow) == {("raspberry-pi-5", "probation_failed")}
-
-        crash = world.rollout("m@3", target={"profiles": ["x86-64-vnni"]})
-        wait_until("m@3 reverted", lambda: world.state(crash) == "reverted")
-        wait_until("m@1 again", lambda: world.served() == {"1"})
-        assert world.failures(crash) == {("x86-64-vnni", "worker_crashed")}
         ended = simulation.stop()
     wait_until("goodbyes", lambda: not any(one["online"] for one in world.devices()))
     assert ended.refused == 0
