@@ -7,8 +7,10 @@ from collections import Counter
 import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from agent.protocol.histogram import bucket_of
+from fleet_server.cli.main import app
 from fleet_server.devices import shipped
 from fleet_server.devices.matching import matches
 from fleet_server.devices.schemas import ProfileCreate
@@ -16,6 +18,7 @@ from fleet_server.simulator.behaviours import BehavioursError, of_profiles, read
 from fleet_server.simulator.chances import Purpose, draw, histogram, shares, stream
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.presets import PRESETS, with_faults
+from fleet_server.simulator.runner import Broker, SimulationError
 
 FILE = """
 classes:
@@ -127,3 +130,29 @@ def test_distributions_are_what_they_are_called() -> None:
     assert {draw(one.requests.per_s, chance) for _ in range(50)} == {1.0, 2.0}
     assert all(3 <= draw(one.latency.median_ms, chance) <= 4 for _ in range(50))
     assert draw(one.clock_offset_s, chance) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("mqtts://host", "have no certificates"), ("http://host", "write mqtt://host:port"), ("mqtt://h:x", "write mqtt")],
+)
+def test_a_broker_that_devices_can_not_use_is_refused(url: str, said: str) -> None:
+    with pytest.raises(SimulationError, match=said):
+        Broker.at(url)
+    assert Broker.at("mqtt://u:p%20w@host") == Broker("host", 1883, "u", "p w")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--profile-mix", "raspberry-pi-6"], "no profile 'raspberry-pi-6'"),
+        (["--profile-mix", "raspberry-pi-5=many"], "is not name=share"),
+        (["--faults", "tired"], "there is no 'tired'"),
+        (["--behaviours", "/nowhere/fleet.yaml"], "can't be read"),
+        (["--behaviours", "x", "--profile-mix", "y"], "give either"),
+    ],
+)
+def test_the_command_says_what_is_wrong_with_its_options(options: list[str], said: str) -> None:
+    shown = CliRunner().invoke(app, ["simulate", *options], env={"COLUMNS": "200"})
+    assert shown.exit_code == 2
+    assert said in " ".join(shown.output.split())
