@@ -155,7 +155,7 @@ def hold(
     Example: shoal device hold cam-7 --reason "under repair until Friday"
     """
     with client(context) as api:
-        found = api.put(f"/devices/{segment(device_id)}/hold", {"reason": reason})
+        found = api.post(f"/devices/{segment(device_id)}/hold", {"reason": reason})
         show_object(found if output is Output.JSON else {"id": found["id"], "held": found["hold"]["reason"]}, output)
 
 
@@ -186,6 +186,5 @@ def release(
 ) -> None:
     """Let rollouts send a device something again."""
     with client(context) as api:
-        api.delete(f"/devices/{segment(device_id)}/hold")
-        found = api.get(f"/devices/{segment(device_id)}")
+        found = api.post(f"/devices/{segment(device_id)}/release")
         show_object(found if output is Output.JSON else {"id": found["id"], "held": None}, output)

@@ -367,7 +367,7 @@ def change_profile(
     return profile_view(desired.change_profile(session, settings, fleet_id, name, change, actor=actor))
 
 
-@device_router.put("/devices/{device_id}/hold", summary="Hold a device back", responses=problems("device_not_found"))
+@device_router.post("/devices/{device_id}/hold", summary="Hold a device back", responses=problems("device_not_found"))
 def hold_device(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, device_id: DeviceId, wanted: HoldRequest
 ) -> DeviceView:
@@ -378,7 +378,7 @@ def hold_device(
     return device_view(device, profile_name(session, device))
 
 
-@device_router.delete("/devices/{device_id}/hold", summary="Release a device", responses=problems("device_not_found"))
+@device_router.post("/devices/{device_id}/release", summary="Release a device", responses=problems("device_not_found"))
 def release_device(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, device_id: DeviceId
 ) -> DeviceView:

@@ -261,8 +261,8 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
         failed = session.query(Deployment).filter_by(rollout_id=rollout).one()
         failed.phase, failed.settled_at = "failed", utc_now()
     walk("retry_rollout", "rollout.retry", "post", f"rollouts/{rollout}/retry")
-    walk("hold_device", "device.hold", "put", "devices/d/hold", json={"reason": "under repair"})
-    walk("release_device", "device.release", "delete", "devices/d/hold")
+    walk("hold_device", "device.hold", "post", "devices/d/hold", json={"reason": "under repair"})
+    walk("release_device", "device.release", "post", "devices/d/release")
     pinned = {"version": "m@1", "reason": "compared", "allow_unproven": True}
     walk.api.patch("/api/v1/fleets/default", json={"approvals": 0})
     walk("pin_device", "rollout.create", "post", "devices/d/pin", json=pinned)
@@ -334,7 +334,7 @@ def trust_operations(walk: Walk, settings: Settings) -> None:
 
 
 def rollout_body() -> dict[str, Any]:
-    return {"version": "m@1", "target": {"all": True}, "allow_unproven": True}
+    return {"version": "m@1", "target": {"all": True}, "allow_unproven": True, "strategy": {"stop_when": []}}
 
 
 def make_ready(database: Database, variant_id: str, digest: str) -> None:
