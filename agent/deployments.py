@@ -19,6 +19,19 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState
 from agent.source_config import SourceKind
+from agent.update.effects import (
+    ActivateArtifact,
+    BeginProbation,
+    CheckTrust,
+    Download,
+    Effect,
+    ExposeArtifact,
+    LetServe,
+    LoadArtifact,
+    StopDownload,
+    UnloadArtifact,
+    Verify,
+)
 from agent.update.fetcher import Fetcher
 from agent.update.journal import Journal
 from agent.update.lastgood import LastGood
@@ -26,19 +39,7 @@ from agent.update.pace import Pacer
 from agent.update.retriever import Connection, Retriever
 from agent.update.store import ArtifactStore
 from agent.update.trust_ipc import Target
-from agent.update.updater import (
-    ActivateArtifact,
-    BeginProbation,
-    CheckTrust,
-    Download,
-    Effect,
-    LoadArtifact,
-    Record,
-    StopDownload,
-    UnloadArtifact,
-    Updater,
-    Verify,
-)
+from agent.update.updater import Record, Updater
 
 log = logging.getLogger("agent")
 RETRY_S = 2.0
@@ -105,6 +106,7 @@ class Deployments:
         self._retriever = Retriever(store, fetcher, link, self._save_record)
         self._inference: Inference | None = None
         self._held_back: set[str] = set()  # deployments that have come, and wait for their time
+        self._next_steps = {Phase.VERIFYING: self._verify, Phase.EXPOSED: self._let_serve}
         self._waiting: list[Effect] = []  # for the journal: nothing is done before it is written
         self._written_revision = updater.revision
         self._retry_at = 0.0
@@ -274,12 +276,10 @@ class Deployments:
                 self._inference.end_probation(effect.deployment_id)
             case Verify() if record is not None:
                 self._verify(record)
-            case LoadArtifact() if record is not None:
-                self._inference.load(record)
-            case ActivateArtifact() if record is not None:
-                self._inference.activate(record)
-            case BeginProbation() if record is not None:
-                self._inference.begin_probation(record, effect.before_id)
+            case LetServe() if record is not None:
+                self._let_serve(record)
+            case LoadArtifact() | ActivateArtifact() | BeginProbation() | ExposeArtifact() if record is not None:
+                self._inference.do(effect, record)
             case _:
                 pass
 
@@ -304,22 +304,35 @@ class Deployments:
         """Check what came; what is good but may not serve yet is held until it may."""
         verified = [self._store.verify(content.digest) for content in record.manifest.contents]
         good = all(verified)
-        waiting = self._pacer.activation(record.delivery) if good else None
-        if waiting is not None:
-            self._held_back.add(record.deployment_id)
-            self._updater.waits(record.deployment_id, waiting)
+        if good and self._held(record):
             return
         self.carry_out(self._updater.verified(record.deployment_id, good=good))
+
+    def _let_serve(self, record: Record) -> None:
+        """Let what was exposed serve in full, when it may."""
+        if not self._held(record):
+            self.carry_out(self._updater.may_serve(record.deployment_id))
+
+    def _held(self, record: Record) -> bool:
+        """Whether a deployment may not begin to serve yet; it is gone on with when it may."""
+        waiting = self._pacer.activation(record.delivery)
+        if waiting is None:
+            return False
+        self._held_back.add(record.deployment_id)
+        self._updater.waits(record.deployment_id, waiting)
+        self._save()
+        return True
 
     def _let_in(self) -> None:
         """Go on with deployments that waited until now."""
         for key in list(self._held_back):
             record = self._updater.records.get(key)
-            if record is None or record.phase is not Phase.VERIFYING:
+            step = self._next_steps.get(record.phase) if record is not None else None
+            if record is None or step is None:
                 self._held_back.discard(key)
             elif self._pacer.activation(record.delivery) is None:
                 self._held_back.discard(key)
-                self._verify(record)
+                step(record)
 
     # -- the journal
 
@@ -354,4 +367,5 @@ class Deployments:
             encoding=record.encoding,
             sources=record.sources,
             waiting=record.waiting,
+            exposure=self._inference.exposure(record.deployment_id) if self._inference is not None else None,
         )

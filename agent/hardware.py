@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from agent import __version__
-from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
+from agent.protocol.facts import FEATURES, AcceleratorFacts, DeviceFacts, RuntimeFacts
 
 CPU_FEATURES = frozenset(
     [
@@ -71,6 +71,7 @@ def measure(state_dir: Path, *, tags: Mapping[str, str], runtimes: tuple[str, ..
         accelerators=(*_nvidia(), *_edge_tpus()),
         runtimes=_runtimes(runtimes),
         tags=dict(tags),
+        features=FEATURES,
     )
 
 

@@ -15,12 +15,15 @@ import msgspec
 from agent.condition import Condition
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import ProbationReport, ServingReport
+from agent.protocol.messages import Exposure, ExposureMode, ProbationPolicy, ProbationReport, ServingReport
 from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Expose,
+    Exposed,
     FromWorker,
     Load,
     Loaded,
@@ -31,11 +34,12 @@ from agent.serving.ipc import (
     Window,
 )
 from agent.telemetry.crashes import Crashes
+from agent.update.effects import ActivateArtifact, BeginProbation, Effect, ExposeArtifact, LoadArtifact
 from agent.update.lastgood import Good, LastGood
 from agent.update.probation import Probation, fall_back
 from agent.update.standin import StandIns
 from agent.update.store import ArtifactStore
-from agent.update.updater import Effect, Record, Updater
+from agent.update.updater import Record, Updater
 from agent.watchdog import Watchdog
 from agent.worker_process import WorkerProcess
 
@@ -88,6 +92,8 @@ class Inference:
         self._loads: dict[int, str] = {}
         self._loaded: dict[str, Loaded] = {}
         self._activations: dict[int, ServingReport] = {}
+        self._exposures: dict[int, tuple[str, Exposure]] = {}
+        self._beside: dict[str, Exposure] = {}  # that the worker has confirmed
         self._serving: dict[str, ServingReport] = {}
         self._collects: dict[int, float] = {}
         self._request_id = 0
@@ -104,6 +110,10 @@ class Inference:
     def seen(self, deployment_id: str) -> ProbationReport | None:
         """What was seen so far of a version that is watched."""
         return self._probation.report(deployment_id)
+
+    def exposure(self, deployment_id: str) -> Exposure | None:
+        """How a version runs beside the one that serves, as the worker has confirmed."""
+        return self._beside.get(deployment_id)
 
     def start(self) -> None:
         """Start a worker; where the system refuses, it is tried again."""
@@ -127,6 +137,8 @@ class Inference:
         self._stand_ins.worker_ended()
         self._loads.clear()
         self._activations.clear()
+        self._exposures.clear()
+        self._beside.clear()
         self._collects.clear()
         self._serving.clear()
         self._carry_out(self._updater.worker_crashed(self._probation.clear()))
@@ -155,6 +167,8 @@ class Inference:
                 self._probation.counted(message, time.monotonic())
             case Activated():
                 self._activated(message)
+            case Exposed():
+                self._exposed(message)
 
     def _load_answered(self, message: Loaded) -> None:
         if self._stand_ins.asked(message.request_id):
@@ -180,6 +194,18 @@ class Inference:
             record = self._updater.records.get(serving.deployment_id)
             if record is not None and record.phase not in ENDED:
                 self.load(record)
+
+    def do(self, effect: LoadArtifact | ActivateArtifact | BeginProbation | ExposeArtifact, record: Record) -> None:
+        """Do what the updater wants of the worker, for a deployment."""
+        match effect:
+            case LoadArtifact():
+                self.load(record)
+            case ActivateArtifact():
+                self.activate(record)
+            case BeginProbation():
+                self.begin_probation(record, effect.before_id)
+            case ExposeArtifact():
+                self.expose(record, effect.before_id)
 
     def load(self, record: Record) -> None:
         """Let the worker load an artifact; one that is to be tried needs room for two, and its golden answers."""
@@ -209,6 +235,7 @@ class Inference:
         manifest, loaded = record.manifest, self._loaded.get(record.deployment_id)
         if loaded is None:
             return
+        self._beside.pop(record.deployment_id, None)
         self._let_serve(manifest, record.deployment_id, loaded)
 
     def _let_serve(self, manifest: Manifest, deployment_id: str, loaded: Loaded) -> None:
@@ -226,10 +253,12 @@ class Inference:
 
     def begin_probation(self, record: Record, before_id: str | None) -> None:
         """Watch a version, beside the one before it."""
-        loaded = self._loaded[record.deployment_id]
+        self._watch(record, record.watching, before_id, self._loaded[record.deployment_id])
+
+    def _watch(self, record: Record, policy: ProbationPolicy, before_id: str | None, loaded: Loaded) -> None:
         self._probation.begin(
             record.deployment_id,
-            record.watching,
+            policy,
             time.monotonic(),
             before_id=before_id,
             before_mb=loaded.before_mb,
@@ -237,9 +266,37 @@ class Inference:
             note=fall_back(record.manifest.providers, loaded.provider),
         )
 
+    def expose(self, record: Record, before_id: str) -> None:
+        """Let a loaded version run beside the one that serves, and watch it, as long as the server wants it to.
+
+        What is a copy runs at low priority: how fast it is says nothing against it.
+        """
+        exposure, loaded = record.exposure, self._loaded.get(record.deployment_id)
+        if exposure is None or loaded is None:
+            return
+        self._request_id += 1
+        self._exposures[self._request_id] = (record.deployment_id, exposure)
+        self._worker.send(Expose(self._request_id, record.manifest.model, record.manifest.digest, exposure))
+        ratio = 0.0 if exposure.mode is ExposureMode.SHADOW else record.watching.latency_ratio
+        policy = msgspec.structs.replace(record.watching, seconds=LIMITS.seconds, at_most_s=0.0, latency_ratio=ratio)
+        self._watch(record, policy, before_id, loaded)
+
+    def _exposed(self, message: Exposed) -> None:
+        deployment_id, exposure = self._exposures.pop(message.request_id)
+        record = self._updater.records.get(deployment_id)
+        if record is None or record.phase is not Phase.EXPOSED:
+            return
+        if message.ok:
+            self._beside[deployment_id] = exposure
+            self._changed()
+        else:
+            log.error("the worker has no %s@%s to run beside; it is loaded again", *_name(record.manifest))
+            self.load(record)
+
     def end_probation(self, deployment_id: str) -> None:
         """Watch a version no more."""
         self._probation.end(deployment_id)
+        self._beside.pop(deployment_id, None)
 
     def unload(self, model: str, digest: str) -> None:
         """Let the worker forget an artifact."""
@@ -322,6 +379,10 @@ class Inference:
         active = self._updater.active(good.manifest.model)
         if active is None or active.deployment_id != good.deployment_id:
             self._condition.stands_in(good.manifest.model, good.manifest.version)
+
+
+def _name(manifest: Manifest) -> tuple[str, str]:
+    return manifest.model, manifest.version
 
 
 def _needed_mb(record: Record) -> float:

@@ -20,6 +20,7 @@ from agent.protocol.manifest import Encoding, Manifest
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
+    Exposure,
     ModelWindow,
     Need,
     Presence,
@@ -185,6 +186,7 @@ def _check_desired(message: DesiredState) -> None:
         _require(0 < deployment.deadline_s <= LIMITS.seconds, "deadline_s is out of bounds")
         _check_policy(deployment.policy)
         _check_delivery(deployment.delivery)
+        _check_exposure(deployment.exposure)
         models.add(_read_manifest(deployment.manifest).model)
         _bound(deployment.encodings, LIMITS.encodings, "encodings")
         for encoding in deployment.encodings:
@@ -211,6 +213,10 @@ def _check_policy(policy: ProbationPolicy) -> None:
     numbers = (policy.seconds, policy.at_most_s, policy.latency_ratio, *memory)
     _require(all(0 <= one <= LIMITS.seconds for one in numbers), "probation holds a number that is out of bounds")
     _require(0 <= policy.error_share <= 1, "probation.error_share is not between 0 and 1")
+
+
+def _check_exposure(exposure: Exposure | None) -> None:
+    _require(exposure is None or 0 <= exposure.share <= 1, "exposure.share is not between 0 and 1")
 
 
 def _check_encoding(encoding: Encoding) -> None:
@@ -305,6 +311,7 @@ def _check_report(message: Reported) -> None:
             _counts(LIMITS.total, source=count)
         if report.waiting is not None:
             _check_waiting(report.waiting)
+        _check_exposure(report.exposure)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
@@ -381,7 +388,14 @@ def _check_batch(message: TelemetryBatch) -> None:
 
 
 def _check_signals(model: ModelWindow) -> None:
-    _counts(LIMITS.total, crashes=model.crashes)
+    _counts(
+        LIMITS.total,
+        crashes=model.crashes,
+        shadowed=model.shadowed,
+        compared=model.compared,
+        disagreed=model.disagreed,
+        dropped=model.dropped,
+    )
     _check_cells(model.confidence, "confidence", NO_NUMBER, CONFIDENCE_BINS - 1, CONFIDENCE_BINS + 1)
     _check_cells(model.predicted, "predicted", OTHERS, LIMITS.total - 1, LIMITS.predicted_classes)
     for side, sketches in (("inputs", model.inputs), ("outputs", model.outputs)):
@@ -399,8 +413,10 @@ def _check_cells(cells: Mapping[int, int], field: str, first: int, last: int, li
 
 
 def _check_facts(facts: DeviceFacts) -> None:
-    for field in ("cpu_features", "accelerators", "runtimes", "tags"):
+    for field in ("cpu_features", "accelerators", "runtimes", "tags", "features"):
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
+    for feature in facts.features:
+        _names(**{"facts.features": feature})
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(

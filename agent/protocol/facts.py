@@ -53,6 +53,9 @@ class LinkFacts(msgspec.Struct, frozen=True):
     interface: str = ""
 
 
+FEATURES = ("exposure",)  # of this agent
+
+
 class DeviceFacts(msgspec.Struct, frozen=True):
     """Everything measured of a device.
 
@@ -70,6 +73,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         runtimes: inference runtimes.
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
         link: its way to the server, as it is now.
+        features: what the agent can do that not every one could: `exposure`.
     """
 
     agent_version: str
@@ -85,3 +89,4 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     runtimes: tuple[RuntimeFacts, ...] = ()
     tags: dict[str, str] = {}
     link: LinkFacts = LinkFacts()
+    features: tuple[str, ...] = ()

@@ -1,11 +1,13 @@
 """The phases of a deployment, as the device goes through them: one table, one check.
 
-    pending → downloading → verifying → loading → probation → active
-                   └────────────┴──────────┴──────────┴→ failed | rolled_back | superseded
+    pending → downloading → verifying → loading → [exposed →] probation → active
+                   └────────────┴──────────┴──────────┴──────────┴→ failed | rolled_back | superseded
 
-`failed` means the new version never served; `rolled_back` means it served, did badly and the device went back by
-itself to what it ran before; `superseded` means a newer desired state replaced it. One whose watching a restart
-interrupted begins anew, and has served: it ends as `rolled_back` wherever it fails.
+`exposed` means the new version runs beside the one that serves, for as long as the server wants it to: it is given
+copies of requests, or answers a share of them. `failed` means the new version never served; `rolled_back` means it
+served, or was exposed, did badly and the device went back by itself to what it ran before; `superseded` means a newer
+desired state replaced it. One whose watching a restart interrupted begins anew, and has served: it ends as
+`rolled_back` wherever it fails.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ class Phase(StrEnum):
     DOWNLOADING = "downloading"
     VERIFYING = "verifying"
     LOADING = "loading"
+    EXPOSED = "exposed"
     PROBATION = "probation"
     ACTIVE = "active"
     FAILED = "failed"
@@ -34,7 +37,8 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.PENDING: frozenset({Phase.DOWNLOADING, Phase.VERIFYING, Phase.LOADING}) | _ENDS_EARLY,
     Phase.DOWNLOADING: frozenset({Phase.VERIFYING, Phase.PENDING}) | _ENDS_EARLY,
     Phase.VERIFYING: frozenset({Phase.LOADING, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
-    Phase.LOADING: frozenset({Phase.PROBATION, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.LOADING: frozenset({Phase.EXPOSED, Phase.PROBATION, Phase.DOWNLOADING, Phase.PENDING}) | _ENDS_EARLY,
+    Phase.EXPOSED: frozenset({Phase.PROBATION, Phase.PENDING}) | _ENDS_EARLY,
     Phase.PROBATION: frozenset({Phase.ACTIVE, Phase.PENDING}) | _ENDS_EARLY,
     # An active artifact that was damaged on disk is fetched again.
     Phase.ACTIVE: frozenset({Phase.SUPERSEDED, Phase.ROLLED_BACK, Phase.PENDING}),

@@ -47,6 +47,26 @@ class ProbationPolicy(msgspec.Struct, frozen=True):
         return max(self.seconds, self.at_most_s)
 
 
+class ExposureMode(StrEnum):
+    """How a version runs beside the one that serves."""
+
+    SHADOW = "shadow"  # it is given copies of requests; its answers are compared, and go nowhere
+    SPLIT = "split"  # it answers a share of the requests
+
+
+class Exposure(msgspec.Struct, frozen=True):
+    """How far a version is let in while it is tried: it runs beside the version before until the server says more.
+
+    Attributes:
+        mode: what it is given.
+        share: of the model's requests, 0 to 1. Those with an id are picked by it: a larger share has those of a
+            smaller one.
+    """
+
+    mode: ExposureMode
+    share: float
+
+
 class DesiredDeployment(msgspec.Struct, frozen=True):
     """One model the device ought to run.
 
@@ -60,6 +80,8 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         probation_s: how long the new version is watched before it counts as active, in seconds.
         deadline_s: how long a download may go without a new byte before it fails, in seconds; waiting counts not.
         delivery: how it may come to the device, and when it may begin to serve.
+        exposure: how it runs beside the version before, when it is not to take its place yet; None: it serves in full.
+            Where nothing serves the model, or the same artifact does, it serves in full all the same.
     """
 
     deployment_id: str
@@ -69,6 +91,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
     probation: ProbationPolicy | None = None
     encodings: tuple[Encoding, ...] = ()
     delivery: DeliveryPolicy = DeliveryPolicy()
+    exposure: Exposure | None = None
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -175,6 +198,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         encoding: codec of the encoding that it came by; empty when it came as it is, or has not come.
         sources: bytes that each source brought, by its name (`mqtt`, `https`, `peer 10.0.0.7:8472`, …).
         waiting: what it waits for, when it stands still on purpose; None otherwise.
+        exposure: how it runs beside the version before, as it is in force; None when it does not.
     """
 
     deployment_id: str
@@ -190,6 +214,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     encoding: str = ""
     sources: dict[str, int] = {}
     waiting: Waiting | None = None
+    exposure: Exposure | None = None
 
 
 class ServingReport(msgspec.Struct, frozen=True):
@@ -443,6 +468,11 @@ class ModelWindow(msgspec.Struct, frozen=True):
         outputs: sketches of its outputs of one number a row, by name.
         crashes: how often the worker died, or was ended because it hung, while this artifact was served by it, or,
             where another one was being loaded or watched, while it was that one.
+        shadowed: of `requests`, how many were copies of what the version that serves answered; `latency` of those is
+            without queueing.
+        compared: rows of those whose answers were compared.
+        disagreed: of those, how many were answered otherwise.
+        dropped: requests of which no copy was made though they were picked: more waited than may.
     """
 
     model: str
@@ -461,6 +491,10 @@ class ModelWindow(msgspec.Struct, frozen=True):
     inputs: dict[str, TensorSketch] = {}
     outputs: dict[str, TensorSketch] = {}
     crashes: int = 0
+    shadowed: int = 0
+    compared: int = 0
+    disagreed: int = 0
+    dropped: int = 0
 
 
 class HostWindow(msgspec.Struct, frozen=True):

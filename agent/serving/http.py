@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import httptools
@@ -12,8 +14,11 @@ import msgspec
 
 from agent import __version__
 from agent.protocol.limits import LIMITS
-from agent.serving.models import LoadedModel, QueueFullError, Registry, RetiredError
-from agent.serving.oip import BadRequestError, decode_request, encode_response, metadata
+from agent.protocol.manifest import Manifest
+from agent.runtimes.base import Tensors
+from agent.serving.models import LoadedModel, QueueFullError, RetiredError, rows_of
+from agent.serving.oip import BadRequestError, InferRequest, decode_request, encode_response, metadata
+from agent.serving.registry import Registry
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 64 * 1024 * 1024
@@ -39,6 +44,7 @@ class _Answer:
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    then: Callable[[], None] = lambda: None  # done when it is on its way
 
 
 def _json(value: Any, status: int = 200) -> _Answer:
@@ -120,6 +126,10 @@ class Connection(asyncio.Protocol):
                 log.exception("answering %s failed", request.path)
                 answer = _error(500, f"{type(error).__name__}: {error}")
             self._write(answer, keep_alive=request.keep_alive and not self._api.draining)
+            try:
+                answer.then()
+            except Exception:
+                log.exception("what follows on %s failed", request.path)
             if not request.keep_alive or self._api.draining:
                 self._close()
                 return
@@ -187,20 +197,23 @@ class Api:
             case ["GET", "config"]:
                 return _json({"name": name, "max_batch_size": model.manifest.max_batch})
             case ["POST", "infer"]:
-                return await self._infer(request, model)
+                return await self._infer(request, model, split=version is None)
             case ["POST", "feedback"]:
                 return self._feedback(request, name)
             case _:
                 return _error(405, f"{request.method} {request.path[:200]!r} is not offered")
 
-    async def _infer(self, request: _Request, model: LoadedModel) -> _Answer:
-        length = request.headers.get("inference-header-content-length", "")
-        header_bytes = int(length[:DIGITS]) if length.isascii() and length.isdigit() else None
+    async def _infer(self, request: _Request, model: LoadedModel, *, split: bool) -> _Answer:
         try:
-            wanted = decode_request(bytes(request.body), header_bytes, model.manifest)
+            wanted = _decode(request, model.manifest)
         except BadRequestError as error:
             model.recorder.rejected()
             return _error(400, str(error))
+        beside = self._registry.beside(model.manifest.model)
+        if beside is not None and split and beside.answers(wanted.request_id):
+            answer = await _answered_by(beside.model, request, wanted, model.manifest)
+            if answer is not None:
+                return answer
         try:
             outputs = await model.infer(wanted.inputs, wanted.request_id)
         except RetiredError:
@@ -209,14 +222,10 @@ class Api:
             return _error(503, "too many requests wait for this model: send fewer, or later")
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
             return _error(500, f"the model failed: {str(error)[:500]}")
-        body, header_length = encode_response(wanted, outputs, model.manifest)
-        if header_length is None:
-            return _Answer(200, body, {"Content-Type": "application/json"})
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Inference-Header-Content-Length": str(header_length),
-        }
-        return _Answer(200, body, headers)
+        answer = _encode(wanted, outputs, model.manifest)
+        if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
+            answer.then = partial(beside.served, wanted.inputs, outputs, rows_of(wanted.inputs), wanted.request_id)
+        return answer
 
     def _feedback(self, request: _Request, name: str) -> _Answer:
         """Count true labels: `{"labels": [{"id": request id, "label": class index, or one a row}]}`."""
@@ -227,10 +236,46 @@ class Api:
         matched, unknown = 0, 0
         for one in said.labels:
             labels = one.label if isinstance(one.label, list) else [one.label]
-            found = next((n for m in self._registry.versions_of(name) if (n := m.feedback(one.id, labels))), 0)
+            # More than one version knows a request that was copied: each learns how it did.
+            found = max((model.feedback(one.id, labels) for model in self._registry.versions_of(name)), default=0)
             matched += found
             unknown += found == 0
         return _json({"matched_rows": matched, "unknown_ids": unknown})
+
+
+def _decode(request: _Request, manifest: Manifest) -> InferRequest:
+    length = request.headers.get("inference-header-content-length", "")
+    header_bytes = int(length[:DIGITS]) if length.isascii() and length.isdigit() else None
+    return decode_request(bytes(request.body), header_bytes, manifest)
+
+
+def _encode(wanted: InferRequest, outputs: Tensors, manifest: Manifest) -> _Answer:
+    body, header_length = encode_response(wanted, outputs, manifest)
+    if header_length is None:
+        return _Answer(200, body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(header_length)}
+    return _Answer(200, body, headers)
+
+
+async def _answered_by(model: LoadedModel, request: _Request, wanted: InferRequest, served: Manifest) -> _Answer | None:
+    """An answer of a version that is tried; None when it has none: that is counted as its own, and no client's loss.
+
+    Args:
+        model: the version.
+        request: as it came.
+        wanted: what the version that serves understands by it.
+        served: manifest of that one.
+    """
+    mine = model.manifest
+    try:
+        alike = mine.inputs == served.inputs and mine.outputs == served.outputs
+        asked = wanted if alike else _decode(request, mine)
+        return _encode(asked, await model.infer(asked.inputs, asked.request_id), mine)
+    except BadRequestError:
+        model.recorder.rejected()
+        return None
+    except Exception:  # noqa: BLE001 (whatever its runtime raises: the version that serves answers in its place)
+        return None
 
 
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=LIMITS.counter)]  # more would be refused with the telemetry it is in

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import ModelWindow
+from agent.protocol.messages import Exposure, ModelWindow
 
 FRAME_LIMIT = 16 * 1024 * 1024
 
@@ -44,6 +44,22 @@ class Activate(msgspec.Struct, frozen=True, tag="activate"):
     request_id: int
     model: str
     digest: str
+
+
+class Expose(msgspec.Struct, frozen=True, tag="expose"):
+    """Let a loaded artifact run beside what serves its model, until it is activated or unloaded. Answered by `Exposed`.
+
+    Attributes:
+        request_id: names the answer.
+        model: the model's name.
+        digest: of the artifact.
+        exposure: what it is given, and how much of it.
+    """
+
+    request_id: int
+    model: str
+    digest: str
+    exposure: Exposure
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload"):
@@ -110,6 +126,13 @@ class Activated(msgspec.Struct, frozen=True, tag="activated"):
     ok: bool
 
 
+class Exposed(msgspec.Struct, frozen=True, tag="exposed"):
+    """Whether it runs beside: `ok` is false when it is not loaded, or nothing serves."""
+
+    request_id: int
+    ok: bool
+
+
 class Window(msgspec.Struct, frozen=True, tag="window"):
     """What each artifact did since the last `Collect`, and the worker's resident memory in MiB."""
 
@@ -150,5 +173,5 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
     rss_mb: float
 
 
-ToWorker = Load | Activate | Unload | Collect | Peek | Shutdown
-FromWorker = Ready | Loaded | Activated | Window | Peeked
+ToWorker = Load | Activate | Expose | Unload | Collect | Peek | Shutdown
+FromWorker = Ready | Loaded | Activated | Exposed | Window | Peeked

@@ -1,4 +1,4 @@
-"""The loaded models of the worker: hot swap, micro-batching, feedback. It knows no HTTP.
+"""A loaded model of the worker: micro-batching, feedback. It knows no HTTP.
 
 Requests wait in a queue; a thread drains what waits into one batch, so that a lone request never waits for company. The
 thread belongs to one loaded artifact: requests that began on an artifact end on it, whatever is activated meanwhile.
@@ -12,13 +12,12 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import ModelWindow
 from agent.runtimes.base import Runtime, Tensors
 from agent.serving.ipc import Counts
 from agent.telemetry.recorder import Recorder
@@ -26,6 +25,7 @@ from agent.telemetry.recorder import Recorder
 log = logging.getLogger(__name__)
 QUEUE_LIMIT = 1024
 REMEMBERED_ROWS = 65_536
+CLOSE_S = 60.0
 
 
 class QueueFullError(Exception):
@@ -46,10 +46,24 @@ class _Pending:
 
 
 class LoadedModel:
-    """One artifact, its thread, its counts, and the predictions that feedback may still name."""
+    """One artifact, its thread, its counts, and the predictions that feedback may still name.
 
-    def __init__(self, manifest: Manifest, deployment_id: str, runtime: Runtime) -> None:
+    Args:
+        manifest: of the artifact.
+        deployment_id: that brought it.
+        runtime: that has it loaded.
+        allowed: by output, how far an answer may be from another version's that counts as the same.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        deployment_id: str,
+        runtime: Runtime,
+        allowed: Mapping[str, float] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self.allowed = allowed or {}
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
         self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE_LIMIT)
@@ -59,6 +73,8 @@ class LoadedModel:
         self._began_at: float | None = None
         self._runs_since: float | None = None
         self.closed = False
+        self._gone = False
+        self._turn = threading.Lock()  # the runtime's: not every one takes two at a time
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
         self._thread.start()
@@ -81,7 +97,7 @@ class LoadedModel:
         def done(result: Tensors | Exception) -> None:
             loop.call_soon_threadsafe(_resolve, future, result)
 
-        rows = next(iter(inputs.values())).shape[0] if inputs and next(iter(inputs.values())).ndim else 1
+        rows = rows_of(inputs)
         with self._lock:
             if self._retired:
                 raise RetiredError
@@ -112,9 +128,36 @@ class LoadedModel:
         with self._lock:
             self._retired = True
         self._queue.put(None)
-        self._thread.join(60)
+        self._thread.join(CLOSE_S)
+        free = self._turn.acquire(timeout=CLOSE_S)
+        self._gone = True
         self.runtime.close()
         self.closed = True
+        if free:
+            self._turn.release()
+
+    def shadow(self, inputs: Tensors, rows: int, request_id: str) -> Tensors | None:
+        """Answer a copy of a request, which nobody waits for, in the caller's thread.
+
+        Returns:
+            The answer; None when it failed, which is counted, or when the artifact was taken out meanwhile.
+        """
+        one = _Pending(inputs, rows, request_id, time.perf_counter(), lambda _result: None)
+        self._began_at = one.came_at
+        try:
+            outputs = self._run(one)
+        except RetiredError:
+            return None
+        except Exception:  # noqa: BLE001 (a model may fail in any way)
+            self.recorder.answered(time.perf_counter() - one.came_at, rows, failed=True)
+            self.recorder.shadowed()
+            return None
+        finally:
+            self._began_at = None
+        self._finish(one, outputs)
+        self.recorder.shadowed()
+        self.recorder.observed(inputs, outputs, rows, time.perf_counter())
+        return outputs
 
     def _loop(self) -> None:
         carried: _Pending | None = None
@@ -185,11 +228,14 @@ class LoadedModel:
 
     def _infer(self, inputs: Tensors) -> Tensors:
         """One inference, whose beginning is known to who looks for one that does not end."""
-        self._runs_since = time.perf_counter()
-        try:
-            return self.runtime.run(inputs)
-        finally:
-            self._runs_since = None
+        with self._turn:
+            if self._gone:
+                raise RetiredError
+            self._runs_since = time.perf_counter()
+            try:
+                return self.runtime.run(inputs)
+            finally:
+                self._runs_since = None
 
     def _finish(self, one: _Pending, outputs: Tensors) -> None:
         if one.request_id:
@@ -210,6 +256,12 @@ class LoadedModel:
                 self._remembered -= len(self._predictions.popitem(last=False)[1])
 
 
+def rows_of(inputs: Tensors) -> int:
+    """How many rows a request has."""
+    first = next(iter(inputs.values()), None)
+    return 1 if first is None or first.ndim == 0 else int(first.shape[0])
+
+
 def _since(began: float | None) -> float:
     return 0.0 if began is None else time.perf_counter() - began
 
@@ -228,64 +280,3 @@ def _resolve(future: asyncio.Future[Tensors], result: Tensors | Exception) -> No
         future.set_exception(result)
     else:
         future.set_result(result)
-
-
-class Registry:
-    """Which artifacts are loaded, and which of them answers each model's requests."""
-
-    def __init__(self) -> None:
-        self._loaded: dict[tuple[str, str], LoadedModel] = {}
-        self._serving: dict[str, LoadedModel] = {}
-        self._leaving: list[LoadedModel] = []  # taken out, with counts that nobody has collected
-
-    def add(self, model: LoadedModel) -> None:
-        """Keep a loaded artifact beside what serves; one that is there already is closed and replaced."""
-        key = (model.manifest.model, model.manifest.digest)
-        old = self._loaded.get(key)
-        self._loaded[key] = model
-        if old is not None:
-            if self._serving.get(key[0]) is old:
-                self._serving[key[0]] = model
-            self._leaving.append(old)
-            threading.Thread(target=old.close, daemon=True).start()
-
-    def activate(self, model: str, digest: str) -> bool:
-        """Let a loaded artifact answer from now on; false when it is not loaded."""
-        loaded = self._loaded.get((model, digest))
-        if loaded is None:
-            return False
-        self._serving[model] = loaded
-        return True
-
-    def remove(self, model: str, digest: str) -> LoadedModel | None:
-        """Take an artifact out; its caller closes it."""
-        loaded = self._loaded.pop((model, digest), None)
-        if loaded is not None:
-            self._leaving.append(loaded)
-        if loaded is not None and self._serving.get(model) is loaded:
-            del self._serving[model]
-        return loaded
-
-    def serving(self, model: str) -> LoadedModel | None:
-        """What answers a model's requests."""
-        return self._serving.get(model)
-
-    def names(self) -> list[str]:
-        """Models that have something serving."""
-        return sorted(self._serving)
-
-    def all(self) -> list[LoadedModel]:
-        """Everything that is loaded."""
-        return list(self._loaded.values())
-
-    def collect(self) -> list[ModelWindow]:
-        """What every artifact did since the last time, those that were taken out meanwhile too."""
-        closed = [loaded for loaded in self._leaving if loaded.closed]
-        windows = [loaded.recorder.collect() for loaded in (*self._loaded.values(), *self._leaving)]
-        self._leaving = [loaded for loaded in self._leaving if loaded not in closed]
-        return windows
-
-    def versions_of(self, model: str) -> list[LoadedModel]:
-        """Everything loaded of a model, what serves first: feedback may name a request the old one answered."""
-        mine = [loaded for (name, _), loaded in self._loaded.items() if name == model]
-        return sorted(mine, key=lambda loaded: loaded is not self._serving.get(model))

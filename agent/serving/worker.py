@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -29,6 +30,8 @@ from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Expose,
+    Exposed,
     FromWorker,
     Load,
     Loaded,
@@ -40,11 +43,13 @@ from agent.serving.ipc import (
     Unload,
     Window,
 )
-from agent.serving.models import LoadedModel, Registry
+from agent.serving.models import LoadedModel
+from agent.serving.registry import Registry
 from agent.telemetry.host import free_memory_mb, own_memory_mb
 from agent.trial import golden
 
 log = logging.getLogger("agent.worker")
+ResultT = TypeVar("ResultT")
 NICE = 19
 DRAIN_S = 10.0
 MEMORY_WAIT_S = 3.0
@@ -111,6 +116,9 @@ class Worker:
                 case Activate():
                     ok = self._registry.activate(message.model, message.digest)
                     self._send(Activated(message.request_id, ok))
+                case Expose():
+                    ok = self._registry.expose(message.model, message.digest, message.exposure)
+                    self._send(Exposed(message.request_id, ok))
                 case Unload():
                     model = self._registry.remove(message.model, message.digest)
                     if model is not None:
@@ -128,7 +136,7 @@ class Worker:
     async def _load(self, message: Load) -> None:
         started, before_mb = time.monotonic(), own_memory_mb()
         try:
-            runtime = await _in_nice_thread(lambda: _proven(message))
+            runtime, allowed = await _in_nice_thread(lambda: _proven(message))
         except RuntimeLoadError as error:
             self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
             return
@@ -138,7 +146,7 @@ class Worker:
             self._send(Loaded(message.request_id, code=WireErrorCode.LOAD_FAILED, detail=detail))
             return
         # Made here, not in the loading thread: its thread would inherit that one's niceness.
-        self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime))
+        self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime, allowed))
         took = time.monotonic() - started
         self._send(Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb))
 
@@ -147,8 +155,11 @@ class Worker:
         self._writer.write(pack(message))
 
 
-def _proven(message: Load) -> Runtime:
+def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
     """An artifact loaded, warmed up, and found to answer as it did where it was built.
+
+    Returns:
+        It, and by output how far another version's answers may be from its that count as the same.
 
     Raises:
         RuntimeLoadError: otherwise; then nothing of it is left.
@@ -165,32 +176,34 @@ def _proven(message: Load) -> Runtime:
         raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
     runtime = open_runtime(message.manifest, Path(message.path))
     if not message.golden_path:
-        return runtime
+        return runtime, {}
+    allowed: dict[str, float] = {}
     try:
-        problem = golden.check(golden.read(Path(message.golden_path), message.manifest), runtime)
+        known = golden.read(Path(message.golden_path), message.manifest)
+        problem, allowed = golden.check(known, runtime), golden.differences(known)
     except golden.GoldenError as error:
         problem = f"the golden inputs can't be read: {error}"
     if problem is None:
-        return runtime
+        return runtime, allowed
     detail = f"{problem}; it ran on {runtime.provider} by {runtime.version}. It never served"
     runtime.close()
     raise RuntimeLoadError(WireErrorCode.GOLDEN_MISMATCH, detail)
 
 
-async def _in_nice_thread(function: Callable[[], Runtime]) -> Runtime:
+async def _in_nice_thread(function: Callable[[], ResultT]) -> ResultT:
     """Run a load in a thread of its own that yields to those which answer requests."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Runtime] = loop.create_future()
+    future: asyncio.Future[ResultT] = loop.create_future()
 
     def work() -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            runtime = function()
+            result = function()
         except Exception as error:  # noqa: BLE001 (carried over to the caller)
             loop.call_soon_threadsafe(future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(future.set_result, runtime)
+            loop.call_soon_threadsafe(future.set_result, result)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await future

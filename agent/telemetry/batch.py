@@ -30,4 +30,4 @@ def fitting(windows: Sequence[ModelWindow], room: int = ROOM) -> tuple[ModelWind
 
 
 def _did_something(window: ModelWindow) -> bool:
-    return bool(window.requests or window.rejected or window.confusion or window.crashes)
+    return bool(window.requests or window.rejected or window.confusion or window.crashes or window.dropped)

@@ -28,6 +28,10 @@ class _Counts:
     items: int = 0
     latency: Counter[int] = field(default_factory=Counter)
     confusion: Counter[tuple[int, int]] = field(default_factory=Counter)
+    shadowed: int = 0
+    compared: int = 0
+    disagreed: int = 0
+    dropped: int = 0
 
 
 class Recorder:
@@ -67,6 +71,22 @@ class Recorder:
         with self._lock:
             self._counts.rejected += 1
 
+    def shadowed(self) -> None:
+        """One of the requests that were answered was a copy: nobody waited for it."""
+        with self._lock:
+            self._counts.shadowed += 1
+
+    def compared(self, rows: int, disagreed: int) -> None:
+        """Rows of a copy were compared with what was served."""
+        with self._lock:
+            self._counts.compared += rows
+            self._counts.disagreed += disagreed
+
+    def dropped(self) -> None:
+        """A request ought to have been copied, and was not."""
+        with self._lock:
+            self._counts.dropped += 1
+
     def labelled(self, label: int, predicted: int) -> None:
         """Somebody said what one row truly was."""
         with self._lock:
@@ -94,6 +114,10 @@ class Recorder:
             items=counts.items,
             latency=dict(counts.latency),
             confusion=tuple((label, predicted, n) for (label, predicted), n in counts.confusion.items()),
+            shadowed=counts.shadowed,
+            compared=counts.compared,
+            disagreed=counts.disagreed,
+            dropped=counts.dropped,
             confidence=sketched.confidence,
             predicted=sketched.predicted,
             inputs=sketched.inputs,

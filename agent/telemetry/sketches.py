@@ -146,7 +146,7 @@ class Sketches:
                 continue
             if value.size == rows and value.ndim <= 2 and _is_name(spec.name):
                 self._waiting["outputs", spec.name].append(value.reshape(rows, 1)[picked].copy())
-            elif value.ndim == 2 and value.shape[1] >= 2 and scores:
+            elif holds_scores(value) and scores:
                 scores = False  # the first output that may hold scores of classes is taken for them
                 self._waiting["scores", ""].append(value[picked].copy())
         self._rows += len(range(picked.start, picked.stop, picked.step))
@@ -178,6 +178,11 @@ class Sketches:
             apart = rows - means[:, np.newaxis]
             deviations = np.sqrt(np.einsum("ij,ij->i", apart, apart) / rows.shape[1])
             self._deviations[key].update(buckets_of(deviations).tolist())
+
+
+def holds_scores(value: Array) -> bool:
+    """Whether an output may hold a score for each class of each row."""
+    return value.dtype.kind == "f" and value.ndim == 2 and value.shape[1] >= 2
 
 
 def top_confidence(scores: Array) -> Array:

@@ -177,6 +177,16 @@ def check(golden: Golden, runtime: Runtime) -> str | None:
     return None
 
 
+def differences(golden: Golden) -> dict[str, float]:
+    """By output of floating-point numbers how far two answers may be apart that count as the same."""
+    found = {}
+    for name, tolerance in golden.tolerances.items():
+        answers = [row[name] for row in golden.answers]
+        if tolerance != UNCOMPARED and answers[0].values.dtype.kind == "f":
+            found[name] = tolerance * _spread(answers)
+    return found
+
+
 def compare(golden: Golden, number: int, name: str, got: Answer) -> str | None:
     """Why an answer to a golden row is not the one that is wanted; None when it is.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import msgspec
+
 from agent.protocol.histogram import percentile
 from agent.protocol.messages import ProbationPolicy, ProbationReport
 from agent.serving.ipc import Counts, Peeked
@@ -26,6 +28,9 @@ MOST_SAMPLES = 4096
 ON_CPU = frozenset({"cpu", "xnnpack", "reference"})
 
 
+NOTHING = Counts("")
+
+
 @dataclass
 class _Watch:
     policy: ProbationPolicy
@@ -35,6 +40,8 @@ class _Watch:
     report: ProbationReport
     now: Counts | None = None
     before: Counts | None = None
+    earlier: Counts = NOTHING  # what it had done when this watching began
+    all: Counts | None = None  # that it did since it was loaded
     rss_mb: list[float] = field(default_factory=list)
 
 
@@ -83,7 +90,9 @@ class Probation:
         provider: str = "",
         note: str = "",
     ) -> None:
-        """Watch a deployment that serves from now on.
+        """Watch a deployment that serves from now on, or runs beside another.
+
+        Where it is watched already, it is judged by what it does from now on.
 
         Args:
             deployment_id: to watch.
@@ -96,15 +105,18 @@ class Probation:
         """
         if not self._watched:
             self._unanswered = 0
+        known = self._watched.get(deployment_id)
+        earlier = (known.all if known else None) or NOTHING
         report = ProbationReport(provider=provider, note=note)
-        self._watched[deployment_id] = _Watch(policy, before_id, now, before_mb, report)
+        self._watched[deployment_id] = _Watch(policy, before_id, now, before_mb, report, earlier=earlier)
 
     def counted(self, peeked: Peeked, now: float) -> None:
         """Take in what the worker counted."""
         self._unanswered = 0
         found = {one.deployment_id: one for one in peeked.models}
         for deployment_id, watch in self._watched.items():
-            watch.now = found.get(deployment_id, watch.now)
+            watch.all = found.get(deployment_id, watch.all)
+            watch.now = _since(watch.earlier, watch.all) if watch.all else None
             watch.before = found.get(watch.before_id or "", watch.before)
             watch.rss_mb.append(peeked.rss_mb)
             if len(watch.rss_mb) > MOST_SAMPLES:
@@ -148,7 +160,7 @@ class Probation:
 
 
 def _seen(watch: _Watch, now: float) -> ProbationReport:
-    counts = watch.now or Counts("")
+    counts = watch.now or NOTHING
     recent = watch.before.recent if watch.before else {}
     comparable = sum(recent.values()) >= FEWEST_LATENCIES
     return ProbationReport(
@@ -162,6 +174,18 @@ def _seen(watch: _Watch, now: float) -> ProbationReport:
         provider=watch.report.provider,
         exercised=counts.requests >= watch.policy.minimum_requests,
         note=watch.report.note,
+    )
+
+
+def _since(earlier: Counts, now: Counts) -> Counts:
+    """What was done between two counts."""
+    latency = {bucket: count - earlier.latency.get(bucket, 0) for bucket, count in now.latency.items()}
+    return msgspec.structs.replace(
+        now,
+        requests=now.requests - earlier.requests,
+        errors=now.errors - earlier.errors,
+        rejected=now.rejected - earlier.rejected,
+        latency={bucket: count for bucket, count in latency.items() if count},
     )
 
 

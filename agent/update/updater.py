@@ -7,7 +7,6 @@ starting again is the only recovery path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -16,7 +15,27 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase, check_transition
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Encoding, Manifest
-from agent.protocol.messages import DesiredDeployment, DesiredState, Failure, ProbationPolicy, ProbationReport
+from agent.protocol.messages import (
+    DesiredDeployment,
+    DesiredState,
+    Exposure,
+    Failure,
+    ProbationPolicy,
+    ProbationReport,
+)
+from agent.update.effects import (
+    ActivateArtifact,
+    BeginProbation,
+    CheckTrust,
+    Download,
+    Effect,
+    ExposeArtifact,
+    LetServe,
+    LoadArtifact,
+    StopDownload,
+    UnloadArtifact,
+    Verify,
+)
 
 ATTEMPTS = 5
 INTERRUPTIONS = 3
@@ -42,6 +61,7 @@ class Record(msgspec.Struct):
         served: whether it ever answered requests.
         interrupted: how often the agent ended while it was loaded or watched.
         replaces: whether the version before was taken out to make room for it.
+        exposure: how it runs beside the version before; None: it is to serve in full.
         wanted: whether the desired state names it: then it is not forgotten, or it would be tried again.
     """
 
@@ -71,6 +91,7 @@ class Record(msgspec.Struct):
     ordered: bool = False
     delivery: DeliveryPolicy = DeliveryPolicy()
     waiting: Waiting | None = None
+    exposure: Exposure | None = None
 
     @property
     def watching(self) -> ProbationPolicy:
@@ -86,69 +107,6 @@ class Record(msgspec.Struct):
         """Bytes came from a source; of more sources than are reported the rest is counted together."""
         name = source if source in self.sources or len(self.sources) < LIMITS.sources - 1 else "others"
         self.sources[name] = self.sources.get(name, 0) + count
-
-
-@dataclass(frozen=True)
-class CheckTrust:
-    """Find out whether a deployment's manifest was signed, before anything of it is fetched."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class Download:
-    """Fetch what is missing of a deployment's artifact."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class StopDownload:
-    """Fetch a deployment's artifact no more."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Check the digest of an artifact that is in the store."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class LoadArtifact:
-    """Let the worker load an artifact beside what it serves."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class ActivateArtifact:
-    """Let the worker answer with a loaded artifact."""
-
-    deployment_id: str
-
-
-@dataclass(frozen=True)
-class UnloadArtifact:
-    """Let the worker forget an artifact."""
-
-    model: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class BeginProbation:
-    """Watch a deployment, beside the one that served before."""
-
-    deployment_id: str
-    before_id: str | None
-
-
-Effect = (
-    CheckTrust | Download | StopDownload | Verify | LoadArtifact | ActivateArtifact | UnloadArtifact | BeginProbation
-)
 
 
 class Updater:
@@ -174,8 +132,9 @@ class Updater:
         for record in list(self.records.values()):
             if record.phase in SETTLED:
                 continue
-            # What waited, for trust or for its time, did nothing that could crash.
-            record.attempts += record.phase is not Phase.PENDING and record.waiting is None
+            # What waited, for trust or for its time, did nothing that could crash; what is exposed may be so for weeks.
+            quiet = record.phase in {Phase.PENDING, Phase.EXPOSED} or record.waiting is not None
+            record.attempts += not quiet
             record.interrupted += record.phase in {Phase.LOADING, Phase.PROBATION}
             record.replaces = False
             if record.interrupted >= INTERRUPTIONS:
@@ -210,7 +169,7 @@ class Updater:
                 self._fail(
                     record, WireErrorCode.WORKER_CRASHED, "the inference worker died while it loaded the artifact"
                 )
-            elif record.phase is Phase.PROBATION:
+            elif record.phase in {Phase.PROBATION, Phase.EXPOSED}:
                 record.probation = seen.get(record.deployment_id)
                 self._fail(
                     record, WireErrorCode.WORKER_CRASHED, "the inference worker died while the version was watched"
@@ -268,15 +227,46 @@ class Updater:
                     trusted=ordered,
                     ordered=ordered,
                     delivery=one.delivery,
+                    exposure=one.exposure,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)
                 effects += self._begin(record)
-            elif (known := self.records[one.deployment_id]).delivery != one.delivery:
-                known.delivery = one.delivery
-                self.changed.add(known.deployment_id)
-                effects += [Download(known.deployment_id)] if known.phase is Phase.DOWNLOADING else []
+            else:
+                effects += self._change(self.records[one.deployment_id], one)
         return effects
+
+    def _change(self, known: Record, wanted: DesiredDeployment) -> list[Effect]:
+        """A deployment is to come otherwise than before, or to be let in further."""
+        effects: list[Effect] = []
+        if known.delivery != wanted.delivery:
+            known.delivery = wanted.delivery
+            self.changed.add(known.deployment_id)
+            effects += [Download(known.deployment_id)] if known.phase is Phase.DOWNLOADING else []
+        if known.exposure != wanted.exposure:
+            known.exposure = wanted.exposure
+            self.changed.add(known.deployment_id)
+            effects += self._expose(known) if known.phase is Phase.EXPOSED else []
+        return effects
+
+    def _expose(self, record: Record) -> list[Effect]:
+        before = self._beside(record)
+        if before is None:
+            return [LetServe(record.deployment_id)]
+        return [ExposeArtifact(record.deployment_id, before.deployment_id)]
+
+    def may_serve(self, deployment_id: str) -> list[Effect]:
+        """A deployment that ran beside another may serve in full now."""
+        record = self.records[deployment_id]
+        return self._serve(record) if record.phase is Phase.EXPOSED and self._beside(record) is None else []
+
+    def _serve(self, record: Record) -> list[Effect]:
+        self._set(record, Phase.PROBATION)
+        before = self.active(record.manifest.model)
+        return [
+            ActivateArtifact(record.deployment_id),
+            BeginProbation(record.deployment_id, before.deployment_id if before else None),
+        ]
 
     def waits(self, deployment_id: str, waiting: Waiting | None) -> None:
         """A deployment stands still on purpose, or goes on."""
@@ -337,7 +327,7 @@ class Updater:
     def _make_room(self, record: Record) -> list[Effect]:
         """Take the version before out, where that was allowed and not done yet."""
         before = self.active(record.manifest.model)
-        if before is None or record.replaces or not record.watching.replace_when_short:
+        if before is None or record.replaces or not record.watching.replace_when_short or record.exposure is not None:
             return []
         record.replaces = True
         self._asked.add(record.deployment_id)
@@ -357,28 +347,39 @@ class Updater:
         if record.phase is Phase.PROBATION:  # the worker had lost it
             self._loaded.add(deployment_id)
             return [ActivateArtifact(deployment_id)]
+        if record.phase is Phase.EXPOSED:
+            self._loaded.add(deployment_id)
+            return self._expose(record)
         if record.phase is not Phase.LOADING:
             return self._unload(record) if record.phase in ENDED else []
         self._loaded.add(deployment_id)
         record.served = True
-        self._set(record, Phase.PROBATION)
+        if self._beside(record) is None:
+            return self._serve(record)
+        self._set(record, Phase.EXPOSED)
+        return self._expose(record)
+
+    def _beside(self, record: Record) -> Record | None:
+        """What a version is to run beside; None when it is to serve in full, or there is nothing to run beside."""
         before = self.active(record.manifest.model)
-        return [
-            ActivateArtifact(deployment_id),
-            BeginProbation(deployment_id, before.deployment_id if before else None),
-        ]
+        if record.exposure is None or before is None or before.manifest.digest == record.manifest.digest:
+            return None
+        return before
 
     def probation_over(
         self, deployment_id: str, *, problem: str | None, report: ProbationReport | None = None
     ) -> list[Effect]:
         """The watching ended: the version stays, or the one before is back."""
         record = self.records[deployment_id]
-        if record.phase is not Phase.PROBATION:
+        if record.phase not in {Phase.PROBATION, Phase.EXPOSED}:
             return []
         record.probation = report
         if problem is not None:
+            beside = record.phase is Phase.EXPOSED
             self._fail(record, WireErrorCode.PROBATION_FAILED, problem)
-            return self._back(record)
+            return self._unload(record) if beside else self._back(record)
+        if record.phase is Phase.EXPOSED:
+            return []  # only the server lets it in further
         before = self.active(record.manifest.model)
         if before is not None:
             self._set(before, Phase.SUPERSEDED)
@@ -426,7 +427,7 @@ class Updater:
 
     def _running(self, model: str, digest: str) -> list[Record]:
         """Deployments of an artifact that the worker has, or is about to have."""
-        running = {Phase.LOADING, Phase.PROBATION, Phase.ACTIVE}
+        running = {Phase.LOADING, Phase.EXPOSED, Phase.PROBATION, Phase.ACTIVE}
         return [one for one in self._of(model) if one.manifest.digest == digest and one.phase in running]
 
     def kept_digests(self) -> set[str]:
@@ -456,7 +457,7 @@ class Updater:
         effects: list[Effect] = [StopDownload(record.deployment_id)]
         if phase is Phase.PROBATION or record.replaces:
             effects += self._back(record)
-        elif phase is Phase.ACTIVE:
+        elif phase in {Phase.ACTIVE, Phase.EXPOSED}:
             effects += self._unload(record)
         return effects
 

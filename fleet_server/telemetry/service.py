@@ -21,7 +21,7 @@ from fleet_server.telemetry.schemas import ModelTelemetry
 
 LONGEST_WINDOW_S = 86_400.0
 CLOCK_SLACK = dt.timedelta(minutes=5)
-SIGNALS = ("confidence", "predicted", "inputs", "outputs", "crashes")
+SIGNALS = ("confidence", "predicted", "inputs", "outputs", "crashes", "shadowed", "compared", "disagreed", "dropped")
 
 
 def store_batch(session: Session, device_id: str, batch: TelemetryBatch, now: dt.datetime) -> bool:

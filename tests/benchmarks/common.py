@@ -120,6 +120,13 @@ def manifest(name: str, spec: TensorSpec, *, max_batch: int) -> Manifest:
 @contextmanager
 def worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[str, int]]:
     """The agent's own inference worker, serving these nets; its TCP address."""
+    with told_worker(nets, unix_socket) as (_, address):
+        yield address
+
+
+@contextmanager
+def told_worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[FrameChannel, tuple[str, int]]]:
+    """The same, and the channel by which it is told what to do."""
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
     command += ["--listen", "127.0.0.1:0", "--unix-socket", str(unix_socket)]
@@ -138,7 +145,7 @@ def worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[str,
             channel.send(Activate(100 + number, net.model, net.digest))
             channel.receive()
         host, _, port = ready.url.removeprefix("http://").rpartition(":")
-        yield host, int(port)
+        yield channel, (host, int(port))
     finally:
         channel.close()
         process.wait(30)

@@ -20,10 +20,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import msgspec
 import numpy as np
 import onnxruntime
 
 from agent.protocol.manifest import Manifest
+from agent.protocol.messages import Exposure, ExposureMode
+from agent.serving.ipc import Expose, Exposed, Load, Loaded
 from agent.telemetry.sketches import Sketches
 from tests.benchmarks.common import (
     Checks,
@@ -32,6 +35,7 @@ from tests.benchmarks.common import (
     manifest,
     oip_request,
     quantile,
+    told_worker,
     worker,
     write_conv,
     write_mlp,
@@ -79,6 +83,7 @@ def main() -> None:
             added(checks, folder / "large", image, address, str(unix), rounds, seconds)
             batching(checks, row, address, rounds, seconds)
             throughput(checks, folder / "small", row, address, peer_address, rounds, seconds)
+        shadowing(checks, folder / "large", nets[folder / "large"], image, folder / "shadow.sock", rounds, seconds)
         sketching(checks, nets[folder / "large"], image, rounds)
     checks.print()
 
@@ -100,6 +105,26 @@ def added(
     for way, bound50 in (("HTTP", 0.5), ("Unix socket", 0.25)):
         checks.at_most(f"{way}: p50 added, ms", middle(found[way], 0.5) - floor50, bound50)
         checks.at_most(f"{way}: p99 added, ms", middle(found[way], 0.99) - floor99, 1.0)
+
+
+def shadowing(checks: Checks, path: Path, net: Manifest, image: Any, unix: Path, rounds: int, seconds: float) -> None:
+    """What clients notice when a second version gets a copy of every request: one client that asks all the time."""
+    request = oip_request("large", image)
+    with told_worker({path: net}, unix) as (channel, address):
+        other = msgspec.structs.replace(net, digest="b" * 64, version="2")
+        channel.send(Load(7, "beside", other, str(path)))
+        assert isinstance(channel.receive(), Loaded)
+
+        def ask(share: float) -> list[float]:
+            channel.send(Expose(8, "large", other.digest, Exposure(ExposureMode.SHADOW, share)))
+            assert channel.receive() == Exposed(8, ok=True)
+            return closed_loop(address, request, clients=1, seconds=seconds)
+
+        found = take_turns({"alone": lambda: ask(0.0), "tenth": lambda: ask(0.1), "all": lambda: ask(1.0)}, rounds)
+    for way, words in (("tenth", "a tenth"), ("all", "all")):
+        for share, name in ((0.5, "p50"), (0.99, "p99")):
+            ratio = middle(found[way], share) / middle(found["alone"], share)
+            checks.report(f"shadow of {words}: {name} ÷ without", ratio)
 
 
 def sketching(checks: Checks, net: Manifest, image: Any, rounds: int) -> None:

@@ -59,8 +59,9 @@ from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_
 from agent.protocol.version import SPOKEN
 from agent.runtimes.base import Tensors
 from agent.serving.http import Api, Connection
-from agent.serving.models import LoadedModel, Registry
+from agent.serving.models import LoadedModel
 from agent.serving.oip import BadRequestError, decode_request
+from agent.serving.registry import Registry
 from agent.trial import golden
 from agent.trial.dataset import DataSetError, read_checked
 from agent.update.bundle_file import BundleError, open_bundle, read_chunks
