@@ -46,6 +46,39 @@ def show_explanation(found: Json, output: Output) -> None:
     )
 
 
+def show_comparison(found: Json, output: Output) -> None:
+    """The cohort beside the version before, by profile."""
+    if output is Output.JSON:
+        print_json(found)
+        return
+    rows = [{**figure, "cohort": cohort} for cohort in found["cohorts"] for figure in cohort["figures"]]
+    show_rows(
+        rows,
+        output,
+        [
+            ("profile", lambda row: f"{row['cohort']['profile']} ({row['cohort']['devices']})"),
+            ("figure", lambda row: row["name"]),
+            ("before", lambda row: _between(row["before"])),
+            ("now", lambda row: _between(row["now"])),
+            ("apart", lambda row: _apart(row["before"], row["now"])),
+        ],
+        empty="no device of it has reported a request yet",
+    )
+
+
+def _between(figure: Json | None) -> str | None:
+    return None if figure is None else f"{figure['value']:.4g} ({figure['low']:.4g} to {figure['high']:.4g})"
+
+
+def _apart(before: Json | None, now: Json | None) -> str | None:
+    """Whether the intervals do not meet."""
+    if before is None or now is None:
+        return None
+    if now["low"] > before["high"]:
+        return "more"
+    return "less" if now["high"] < before["low"] else "no"
+
+
 def show_preview(found: Json, output: Output) -> None:
     """What a rollout would do, and what is in its way."""
     if output is Output.JSON:

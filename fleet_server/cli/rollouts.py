@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 
 from fleet_server.cli import probation as watching
 from fleet_server.cli.documents import read_document
-from fleet_server.cli.judging import show_explanation, show_preview
+from fleet_server.cli.judging import show_comparison, show_explanation, show_preview
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -73,7 +73,8 @@ def create(
                 "install_failed_percent, rolled_back_percent, error_percent, accuracy_drop_points, "
                 "error_rise_points, latency_p95_ms, latency_p50_ratio, latency_p95_ratio, latency_p99_ratio, "
                 "throughput_drop_percent, memory_rise_mb, temperature_c, temperature_rise_c, "
-                "confidence_drop_points, confidence_shift, output_drift, input_drift, crashed_windows_percent. "
+                "confidence_drop_points, confidence_shift, output_drift, input_drift, crashed_windows_percent, "
+                "disagreement_percent. "
                 "Default: failed_percent>5, error_percent>1:100."
             )
         ),
@@ -243,6 +244,16 @@ def explain(context: typer.Context, rollout_id: RolloutArgument, output: OutputO
     """Explain a rollout: what it does now and why, and where its rules stand."""
     with client(context) as api:
         show_explanation(api.get(f"/rollouts/{segment(rollout_id)}/explain"), output)
+
+
+@rollout.command("compare")
+def compare(context: typer.Context, rollout_id: RolloutArgument, output: OutputOption = Output.TABLE) -> None:
+    """Compare its devices with what they did before, by profile.
+
+    Figures stand with their 95 % confidence intervals.
+    """
+    with client(context) as api:
+        show_comparison(api.get(f"/rollouts/{segment(rollout_id)}/comparison"), output)
 
 
 @rollout.command("promote")

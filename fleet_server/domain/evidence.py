@@ -34,6 +34,8 @@ class Sample:
         temperatures: windows that said it.
         windows: telemetry windows.
         crashed: of those, in how many the worker died or hung.
+        compared: rows of which a shadow's answers were compared with those that were served.
+        disagreed: of those, how many it answered otherwise.
         shapes: histograms of a sample of the rows, of `agent.protocol.sketch`: `confidence`, `predicted`, and of
             tensors `input:NAME:mean`, `input:NAME:deviation`, `output:NAME:mean`.
     """
@@ -50,6 +52,8 @@ class Sample:
     temperatures: int = 0
     windows: int = 0
     crashed: int = 0
+    compared: int = 0
+    disagreed: int = 0
     shapes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __add__(self, other: Sample) -> Sample:
@@ -71,6 +75,8 @@ class Sample:
             self.temperatures + other.temperatures,
             self.windows + other.windows,
             self.crashed + other.crashed,
+            self.compared + other.compared,
+            self.disagreed + other.disagreed,
             shapes,
         )
 
@@ -152,6 +158,8 @@ def _fold_share(rule: StopRule, tally: Tally, samples: Iterable[Sample], accurac
         hits, trials = total.errors, total.requests
     elif rule.metric is StopMetric.CRASHED_WINDOWS_PERCENT:
         hits, trials = total.crashed, total.windows
+    elif rule.metric is StopMetric.DISAGREEMENT_PERCENT:
+        hits, trials = total.disagreed, total.compared
     elif accuracy is not None:
         hits, trials, allowed = total.labelled - total.correct, total.labelled, 1 - accuracy
     else:

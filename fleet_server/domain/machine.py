@@ -49,6 +49,7 @@ class Picture:
         active: of those, how many run the version.
         failed: of those, how many failed or were rolled back by their device.
         retries: failed ones that will be tried again.
+        exposed: unsettled ones that run the version beside the one before.
         offline: unsettled ones whose device is offline.
         settled_for_s: seconds since the last one settled; None while one is unsettled.
         age_s: seconds since it began.
@@ -65,6 +66,7 @@ class Picture:
     due: int = 0
     held: int = 0
     retries: int = 0
+    exposed: int = 0
     offline: int = 0
     settled_for_s: float | None = None
     age_s: float = 0.0
@@ -103,7 +105,8 @@ def _waits(strategy: RolloutStrategy, picture: Picture) -> str | None:
         return f"{picture.due} devices of this stage wait{why}; {unsettled} have not settled"
     if unsettled:
         offline = f", {picture.offline} of them offline" if picture.offline else ""
-        return f"{unsettled} of {picture.sent} devices have not settled{offline}"
+        beside = f", {picture.exposed} of them run it beside the version before" if picture.exposed else ""
+        return f"{unsettled} of {picture.sent} devices have not settled{offline}{beside}"
     if picture.retries:
         return f"{picture.retries} devices that failed will be tried again"
     soak = strategy.stages[picture.stage].soak_s

@@ -26,6 +26,7 @@ class StopMetric(StrEnum):
     ERROR_PERCENT = "error_percent"  # of requests that failed inside the model
     ACCURACY_DROP_POINTS = "accuracy_drop_points"  # labelled feedback, against the gate's measurement
     CRASHED_WINDOWS_PERCENT = "crashed_windows_percent"  # of telemetry windows in which the worker died or hung
+    DISAGREEMENT_PERCENT = "disagreement_percent"  # of a shadow's answers, with those of the version that serves
     # Sampled: a device's requests, in blocks of `min_samples`.
     ERROR_RISE_POINTS = "error_rise_points"  # of the same, more than the device had before
     LATENCY_P95_MS = "latency_p95_ms"
@@ -58,7 +59,12 @@ class StopMetric(StrEnum):
 
 
 _COUNTED = {StopMetric.FAILED_PERCENT, StopMetric.INSTALL_FAILED_PERCENT, StopMetric.ROLLED_BACK_PERCENT}
-_SHARES = {StopMetric.ERROR_PERCENT, StopMetric.ACCURACY_DROP_POINTS, StopMetric.CRASHED_WINDOWS_PERCENT}
+_SHARES = {
+    StopMetric.ERROR_PERCENT,
+    StopMetric.ACCURACY_DROP_POINTS,
+    StopMetric.CRASHED_WINDOWS_PERCENT,
+    StopMetric.DISAGREEMENT_PERCENT,
+}
 _RELATIVE = {
     StopMetric.ERROR_RISE_POINTS,
     StopMetric.LATENCY_P50_RATIO,
@@ -188,6 +194,17 @@ class Retry(Request):
     wait_s: float = Field(300.0, ge=0, le=WEEK_S, description="After it failed; doubled each time.")
 
 
+class ExposureSpec(Request):
+    """To let each device run the version beside the one that serves, before it takes its place."""
+
+    mode: Literal["shadow", "split"] = Field(
+        description="`shadow`: it is given copies of requests, and its answers are compared, not served. `split`: it "
+        "answers a share of the requests."
+    )
+    share: float = Field(gt=0, le=1, description="Of the model's requests.")
+    for_s: float = Field(gt=0, le=WEEK_S, description="How long on each device, in seconds; then it serves in full.")
+
+
 class ProbationSpec(Request):
     """How each device watches the version when it begins to serve, and what makes it go back by itself."""
 
@@ -261,6 +278,10 @@ class RolloutStrategy(Request):
     on_stop: Literal["pause", "revert"] = Field("revert", description="What a stop rule does.")
     revert_per_minute: float | None = Field(
         None, gt=0, le=1_000_000, description="Devices that are taken back in a minute. Default: all at once."
+    )
+    exposure: ExposureSpec | None = Field(
+        None,
+        description="Devices that serve nothing yet, or whose agent does not know it, let it serve in full at once.",
     )
     probation: ProbationSpec = Field(default_factory=ProbationSpec)
 

@@ -78,6 +78,8 @@ class Deployment(Base):
     attempt: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     replaced: Mapped[bool] = mapped_column(default=False, server_default=false())  # by another attempt
     evidence: Mapped[dict[str, Any] | None]  # fleet_server.rollouts.evidence
+    exposure: Mapped[dict[str, Any] | None]  # agent.protocol.messages.Exposure, as JSON: as its device is to run it now
+    exposed_at: Mapped[dt.datetime | None]  # when its device first said so
     phase: Mapped[str] = mapped_column(default="scheduled")
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}

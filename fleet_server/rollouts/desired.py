@@ -9,7 +9,7 @@ from agent.protocol.codec import encode
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, Phase
 from agent.protocol.manifest import DataFile, Encoding, Manifest, manifest_bytes
-from agent.protocol.messages import DesiredDeployment, DesiredState, ProbationPolicy, Trial
+from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, ProbationPolicy, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
@@ -44,6 +44,7 @@ def queue_desired(session: Session, settings: Settings, device: Device, *, resen
                 probation=policy,
                 encodings=_encodings(session, deployment),
                 delivery=_delivery(session, deployment, general),
+                exposure=msgspec.convert(deployment.exposure, Exposure) if deployment.exposure else None,
             )
             for deployment in repository.desired(session, device.id)
         ),

@@ -23,13 +23,24 @@ from fleet_server.http import (
 from fleet_server.openapi import problems
 from fleet_server.paging import PageRequest, page, paged
 from fleet_server.preconditions import IfMatch
-from fleet_server.rollouts import approvals, bundles, desired, explaining, previewing, repository, service, views
+from fleet_server.rollouts import (
+    approvals,
+    bundles,
+    comparing,
+    desired,
+    explaining,
+    previewing,
+    repository,
+    service,
+    views,
+)
 from fleet_server.rollouts.schemas import (
     BundleCreate,
     BundleView,
     DeploymentView,
     PinRequest,
     RolloutAbort,
+    RolloutComparison,
     RolloutCreate,
     RolloutDecision,
     RolloutExplanation,
@@ -307,6 +318,16 @@ def explain_rollout(
 ) -> RolloutExplanation:
     """What it does now and why, where each stop rule stands, and every decision so far."""
     return explaining.explain(session, settings, service.get_rollout(session, fleet_id, rollout_id))
+
+
+@router.get(
+    "/rollouts/{rollout_id}/comparison",
+    summary="Compare a rollout's cohort",
+    responses=problems("rollout_not_found"),
+)
+def compare_rollout(session: ReadSession, fleet_id: FleetId, rollout_id: RolloutId) -> RolloutComparison:
+    """What its devices did with the version and with the one before, by profile, with 95 % confidence intervals."""
+    return comparing.compare(session, service.get_rollout(session, fleet_id, rollout_id))
 
 
 @router.post(

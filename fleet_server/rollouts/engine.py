@@ -93,6 +93,7 @@ def advance(
     match decision.action:
         case Action.WAIT:
             sending.send_due(session, settings, rollout)
+            sending.let_in(session, settings, rollout)
         case Action.ADVANCE:
             rollout.stage += 1
             rollout.stage_started_at = utc_now()
@@ -124,6 +125,7 @@ def picture(session: Session, settings: Settings, rollout: Rollout, standings: S
         sent=sent,
         settled=settled,
         active=phases.get("active", 0),
+        exposed=phases.get("exposed", 0),
         failed=phases.get("failed", 0) + phases.get("rolled_back", 0),
         retries=_retries(session, rollout, strategy),
         offline=repository.offline_count(session, rollout.id) if sent > settled else 0,

@@ -127,6 +127,8 @@ def sample(window: ModelWindowRow, host: HostWindowRow | None) -> Sample:
         temperatures=temperature is not None,
         windows=1,
         crashed=bool(window.signals.get("crashes")),
+        compared=window.signals.get("compared", 0),
+        disagreed=window.signals.get("disagreed", 0),
         shapes=_shapes(window.signals),
     )
 

@@ -67,6 +67,8 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     deployment.sources = report.sources
     deployment.waiting = msgspec.to_builtins(report.waiting) if report.waiting else None
     deployment.is_waiting = report.waiting is not None
+    if report.phase is Phase.EXPOSED and deployment.exposed_at is None:
+        deployment.exposed_at = now
     if report.failure is not None:
         deployment.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
     if serves and deployment.serving_at is None:

@@ -330,6 +330,30 @@ def controls(session: Session, rollout_id: str, profile_id: str, *, limit: int) 
     return [(row[0], str(row[1])) for row in session.execute(query)]
 
 
+def exposed(session: Session, rollout_id: str, since: dt.datetime, *, limit: int) -> Sequence[Deployment]:
+    """Deployments that run beside the version before since then or longer, and are still told to."""
+    query = select(Deployment).where(
+        *_forward(rollout_id),
+        Deployment.phase == "exposed",
+        Deployment.exposed_at <= since,
+        Deployment.exposure.is_not(None),
+    )
+    return session.scalars(query.order_by(Deployment.id).limit(limit)).all()
+
+
+def cohort(session: Session, rollout_id: str, *, limit: int) -> list[tuple[Deployment, str]]:
+    """Deployments that were sent, in their order, with the names of their profiles."""
+    query = (
+        select(Deployment, Profile.name)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None))
+        .order_by(Deployment.stage, Deployment.place)
+        .limit(limit)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
 def members(session: Session, rollout_id: str) -> set[str]:
     """Ids of the devices of a rollout."""
     query = select(Deployment.device_id).where(Deployment.rollout_id == rollout_id).distinct()

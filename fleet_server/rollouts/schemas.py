@@ -159,6 +159,40 @@ class RuleStanding(Response):
     reason: str
 
 
+class Figure(Response):
+    """A figure, and the interval it lies in with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ComparedFigure(Response):
+    """One figure of the cohort and of the version before; null where there is nothing to tell."""
+
+    name: str = Field(examples=["latency_p95_ms"])
+    now: Figure | None
+    before: Figure | None
+
+
+class CohortComparison(Response):
+    """The devices of one profile that were sent the version."""
+
+    profile: str
+    devices: int = Field(description="Whose telemetry is in it: the first 200 of the rollout at most.")
+    requests: int
+    requests_before: int
+    figures: list[ComparedFigure]
+
+
+class RolloutComparison(Response):
+    """What devices did with a rollout's version, and with the one before."""
+
+    id: str
+    cohorts: list[CohortComparison]
+    until: dt.datetime
+
+
 class HeldDevice(Response):
     """A device of a rollout that is held back."""
 

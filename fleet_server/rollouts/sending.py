@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -16,6 +17,7 @@ from fleet_server.rollouts import evidence, repository
 from fleet_server.rollouts.desired import queue_desired
 from fleet_server.settings import Settings
 
+FEATURE = "exposure"  # of agents that can run a version beside another
 AT_ONCE = 500  # devices that one transaction tells: others wait for it
 
 
@@ -77,10 +79,33 @@ def desire(session: Session, settings: Settings, deployment: Deployment) -> None
     """Let a deployment be what its device ought to run, and tell the device."""
     repository.clear_desired(session, deployment.device_id, deployment.model_id)
     deployment.desired, deployment.phase, deployment.sent_at = True, Phase.PENDING.value, utc_now()
+    device = session.get_one(Device, deployment.device_id)
     if not deployment.revert_of:
         evidence.note_before(session, deployment)
+        deployment.exposure = _exposure(session, deployment, device)
     session.flush()
-    queue_desired(session, settings, session.get_one(Device, deployment.device_id))
+    queue_desired(session, settings, device)
+
+
+def _exposure(session: Session, deployment: Deployment, device: Device) -> dict[str, Any] | None:
+    """How a device is to run a version beside the one before; None where it can't, or need not."""
+    rollout = session.get_one(Rollout, deployment.rollout_id)
+    spec = RolloutStrategy.model_validate(rollout.strategy).exposure
+    if spec is None or not deployment.previous_id or FEATURE not in device.facts.get("features", ()):
+        return None
+    return {"mode": spec.mode, "share": spec.share}
+
+
+def let_in(session: Session, settings: Settings, rollout: Rollout) -> None:
+    """Let a version serve in full where it ran beside the one before for as long as it should."""
+    spec = RolloutStrategy.model_validate(rollout.strategy).exposure
+    if spec is None:
+        return
+    since = utc_now() - dt.timedelta(seconds=spec.for_s)
+    for deployment in repository.exposed(session, rollout.id, since, limit=AT_ONCE):
+        deployment.exposure = None
+        session.flush()
+        queue_desired(session, settings, session.get_one(Device, deployment.device_id))
 
 
 def take_back(session: Session, settings: Settings, deployment: Deployment) -> None:

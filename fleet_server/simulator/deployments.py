@@ -15,20 +15,19 @@ from agent.protocol.manifest import Content
 from agent.protocol.messages import DeploymentReport, DesiredState
 from agent.protocol.topics import DeviceTopic, ParsedChunkTopic
 from agent.update.download import DownloadProgress
-from agent.update.probation import Probation, fall_back
-from agent.update.updater import (
+from agent.update.effects import (
     ActivateArtifact,
     BeginProbation,
     CheckTrust,
     Download,
     Effect,
     LoadArtifact,
-    Record,
     StopDownload,
     UnloadArtifact,
-    Updater,
     Verify,
 )
+from agent.update.probation import Probation, fall_back
+from agent.update.updater import Record, Updater
 from fleet_server.simulator.agenda import Agenda
 from fleet_server.simulator.behaviours import Conduct, Fetch
 from fleet_server.simulator.chances import drawn

@@ -18,7 +18,7 @@ from fleet_server.devices.schemas import DeviceUpdate
 from fleet_server.errors import ConflictError
 from fleet_server.models import Deployment, Device, ModelWindowRow, Rollout
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.rollouts import evidence, explaining, previewing, service
+from fleet_server.rollouts import comparing, evidence, explaining, previewing, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, RolloutExplanation, RolloutPreview
 from fleet_server.telemetry import service as telemetry
@@ -26,6 +26,9 @@ from tests.integration.test_rollout_rules import HALVES, SETTINGS, World
 
 ALL = {"stages": [{"percent": 100, "soak_s": 3600}]}
 SLOWER = {"metric": "latency_p95_ratio", "above": 1.3, "min_samples": 50}
+
+
+COUNTS = ("errors", "confusion", "compared", "disagreed")
 
 
 class JudgedWorld(World):
@@ -37,7 +40,7 @@ class JudgedWorld(World):
         """One window of what the device was sent last, of fifty requests."""
         (deployment,) = self.desired(device)
         JudgedWorld._window += 1
-        counts = {"requests": 50, **{key: fields.pop(key) for key in ("errors", "confusion") if key in fields}}
+        counts = {"requests": 50, **{key: fields.pop(key) for key in COUNTS if key in fields}}
         window = ModelWindow(
             "m", version, version * 64, deployment, "cpu", latency={bucket_of(ms / 1000): 50}, **counts
         )  # fmt: skip
@@ -308,6 +311,47 @@ def test_a_pinned_device_is_moved_by_no_other_rollout(world: JudgedWorld) -> Non
     with world.database.write() as session:
         service.pin(session, SETTINGS, DEFAULT_FLEET, "a", wanted, actor="ada")
         assert session.get_one(Device, "a").hold["reason"] == "compared"
+
+
+def test_a_shadow_is_judged_by_its_answers_before_it_serves(world: JudgedWorld) -> None:
+    world.run("1")
+    with world.database.write() as session:
+        for device in session.query(Device).filter(Device.id != "d"):
+            device.facts = {**device.facts, "features": ["exposure"]}
+    rule = {"metric": "disagreement_percent", "above": 5, "min_samples": 20}
+    exposure = {"mode": "shadow", "share": 0.5, "for_s": 60}
+    rollout = world.create("2", strategy={"stages": [{"percent": 100}], "stop_when": [rule], "exposure": exposure})
+
+    def exposures() -> dict[str, str]:
+        found = {device: world.messages(device)[0].deployments[0].exposure for device in "abcd"}
+        return {device: one.mode.value for device, one in found.items() if one is not None}
+
+    assert exposures() == dict.fromkeys("abc", "shadow"), "d does not know how"
+    for device in "abc":
+        world.goes(device, Phase.EXPOSED, "2")
+    world.goes("d", Phase.ACTIVE, "2")
+    for device in "abc":
+        world.measured(device, "2", compared=40, disagreed=1)
+    waiting = world.tick(rollout)
+    assert waiting.state == "running"
+    assert "3 of them run it beside the version before" in world.explain(rollout).now
+    with world.database.write() as session:
+        session.execute(update(Deployment).values(exposed_at=utc_now() - dt.timedelta(seconds=61)))
+    world.tick(rollout)
+    assert exposures() == {}, "its time is over"
+    with world.database.read() as session:
+        found = comparing.compare(session, session.get_one(Rollout, rollout))
+    (cohort,) = found.cohorts
+    assert (cohort.profile, cohort.devices) == ("p", 4)
+    disagreement = next(one for one in cohort.figures if one.name == "disagreement_percent")
+    assert disagreement.now is not None
+    assert disagreement.now.value == pytest.approx(2.5)
+    for device in "abc":
+        world.measured(device, "2", compared=40, disagreed=30)
+    stopped = world.tick(rollout)
+    assert stopped.state == "reverting"
+    assert "disagreement_percent above 5" in stopped.verdicts[-1].reason
+    assert world.sent("1") == set("abcd")
 
 
 def test_late_devices_join_the_stage_that_is_open(world: JudgedWorld) -> None:

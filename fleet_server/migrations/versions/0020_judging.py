@@ -25,6 +25,8 @@ def upgrade() -> None:
         table.add_column(sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("0")))
         table.add_column(sa.Column("replaced", sa.Boolean(), nullable=False, server_default=sa.false()))
         table.add_column(sa.Column("evidence", sa.JSON(), nullable=True))
+        table.add_column(sa.Column("exposure", sa.JSON(), nullable=True))
+        table.add_column(sa.Column("exposed_at", sa.DateTime(timezone=True), nullable=True))
         table.drop_constraint(BEFORE, type_="unique")
         table.create_unique_constraint(UNIQUE, ["rollout_id", "device_id", "revert_of", "attempt"])
         table.create_index("ix_deployments_rollout_id_phase", ["rollout_id", "phase", "stage", "place"])
@@ -48,7 +50,7 @@ def downgrade() -> None:
         table.drop_index("ix_deployments_rollout_id_phase")
         table.drop_constraint(UNIQUE, type_="unique")
         table.create_unique_constraint(BEFORE, ["rollout_id", "device_id", "revert_of"])
-        for name in ("evidence", "replaced", "attempt", "place"):
+        for name in ("exposed_at", "exposure", "evidence", "replaced", "attempt", "place"):
             table.drop_column(name)
     with op.batch_alter_table("rollouts") as table:
         for name in ("pacing", "joined_at", "let_on", "began_at"):
