@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import Need
-from agent.update.store import Part
+from agent.update.store import Bytes, Part
 
 EVERY_CHUNKS = 8
 STALLED_S = 1.0
@@ -49,7 +49,7 @@ class DownloadProgress:
         self._anew = True
         self._ended = False  # the last chunk has come: what is missing now was lost
 
-    def chunk(self, index: int, payload: bytes, now: float) -> bool:
+    def chunk(self, index: int, payload: Bytes, now: float) -> bool:
         """Take a chunk; true when every chunk is there."""
         if self.part.write(index, payload):
             self._last_new, self._wait = now, STALLED_S
@@ -62,7 +62,7 @@ class DownloadProgress:
                 self._say_at = max(self._say_at, now + STALLED_S)
         return self.part.missing == 0
 
-    def combined(self, chunks: tuple[int, ...], payload: bytes, now: float) -> bool:
+    def combined(self, chunks: tuple[int, ...], payload: Bytes, now: float) -> bool:
         """Take an exclusive-or of several chunks; true when every chunk is there."""
         found = self.part.separate(chunks, payload)
         return self.chunk(*found, now) if found is not None else False
