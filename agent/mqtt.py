@@ -10,17 +10,19 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.config import Config
+from agent.packets import Buffers, MalformedPacketError, PacketReader
 from agent.protocol.codec import encode
 from agent.protocol.messages import Need, Presence
 from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
@@ -39,6 +41,24 @@ class MqttMessage:
 
     topic: str
     payload: bytes
+
+
+@dataclass(frozen=True)
+class MqttChunk:
+    """A large message: a chunk, for nothing else is one.
+
+    Attributes:
+        payload: may be read until `release`.
+    """
+
+    topic: str
+    payload: memoryview
+    buffer: bytearray
+    buffers: Buffers
+
+    def release(self) -> None:
+        """It is not needed any more: another may be read into its memory."""
+        self.buffers.give(self.buffer)
 
 
 @dataclass(frozen=True)
@@ -66,13 +86,14 @@ class MqttLink:
         self,
         config: Config,
         boot_id: str,
-        put: Callable[[MqttMessage | LinkUp], None],
+        put: Callable[[MqttMessage | MqttChunk | LinkUp], None],
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._device_id = config.device_id
         self._boot_id = boot_id
         self._put = put
         self._downloads: set[str] = set()
+        self._buffers = Buffers()
         self.epoch = 0
         self._config = config
         self._context = context
@@ -89,8 +110,9 @@ class MqttLink:
         # Most brokers that know devices by their certificates take the certificate's name instead.
         own = client_id(device_id)
         version = self._choice.version
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
+        client = _Client(
+            self._put,
+            self._buffers,
             client_id=own if tls else f"shoal-{own}",
             userdata=self.epoch,
             protocol=MQTTProtocolVersion(version),
@@ -181,6 +203,8 @@ class MqttLink:
     def stop_listening(self, digest: str) -> None:
         """Receive an artifact's chunks no more."""
         self._downloads.discard(digest)
+        if not self._downloads:
+            self._buffers.drop()
         if self._client.is_connected():
             self._client.unsubscribe(broadcast_filter(digest))
 
@@ -207,6 +231,65 @@ class MqttLink:
         if client is self._client and self._choice.closed():
             log.debug("the broker ends connections before it answers; trying MQTT %s", self._choice.version.label)
             self._fall_back(client)
+
+
+class _Client(paho.Client):
+    """The library's client, but for how it reads large messages: see `agent.packets`.
+
+    It relies on names of the library's own, which a test holds: `_packet_read`, `_sock_recv`, `_in_packet` and others.
+    The library's callbacks for messages are not called for large ones: these go to `put`.
+    """
+
+    def __init__(self, put: Callable[[MqttChunk], None], buffers: Buffers, **options: Any) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, **options)
+        self._put_chunk = put
+        self._buffers = buffers
+        self._read_from: Any = None  # the socket that the reader reads
+        self._reader = PacketReader(buffers, five=False)
+
+    def _packet_read(self) -> MQTTErrorCode:
+        """Read what there is. What was read ahead is worked off at once: no `select` would tell of it later."""
+        if self._sock is not self._read_from:
+            self._read_from = self._sock
+            self._reader = PacketReader(self._buffers, five=self.protocol == MQTTProtocolVersion.MQTTv5)
+        while True:
+            code = self._read_one()
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS or not self._reader.holds or self._sock is not self._read_from:
+                return code
+
+    def _read_one(self) -> MQTTErrorCode:
+        try:
+            if self._in_packet["command"] or not self._reader.begins(self._receive):
+                return super()._packet_read()
+            message = self._reader.read(self._receive)
+        except BlockingIOError:
+            return MQTTErrorCode.MQTT_ERR_AGAIN
+        except (EOFError, OSError) as error:
+            log.debug("the connection ended: %s", error)
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        except MalformedPacketError as error:
+            log.warning("the broker sent a packet that can't be read: %s", error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        self._put_chunk(MqttChunk(message.topic, message.payload, message.buffer, self._buffers))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS if message.message_id is None else self._send_puback(message.message_id)
+
+    def _receive(self, view: memoryview) -> int:
+        sock = self._sock
+        if sock is None:
+            raise EOFError
+        try:
+            count = int(sock.recv_into(view))  # type: ignore[attr-defined]
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            self._call_socket_register_write()
+            raise BlockingIOError from None
+        with self._msgtime_mutex:
+            self._last_bytes_received = time.monotonic()
+        return count
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        return self._reader.take(bufsize) if self._reader.holds else super()._sock_recv(bufsize)
 
 
 def _no_delay(_client: Any, _data: Any, sock: Any) -> None:

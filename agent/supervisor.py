@@ -22,7 +22,7 @@ from agent.files import remove_leftovers
 from agent.hardware import measure
 from agent.inference import Inference
 from agent.link import detect_link
-from agent.mqtt import LinkUp, MqttLink, MqttMessage
+from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.peers.network import Lan
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
@@ -235,6 +235,8 @@ class Supervisor:
 
     def _handle(self, event: Any) -> None:
         match event:
+            case MqttChunk():
+                self._chunk(event)
             case MqttMessage():
                 self._message(event)
             case LinkUp():
@@ -261,11 +263,20 @@ class Supervisor:
 
     # -- what the server says
 
-    def _message(self, message: MqttMessage) -> None:
+    def _chunk(self, chunk: MqttChunk | MqttMessage) -> None:
         try:
-            if "/b/" in message.topic:
-                self._fetcher.chunk(parse_chunk_topic(message.topic), message.payload, time.monotonic())
-                return
+            self._fetcher.chunk(parse_chunk_topic(chunk.topic), chunk.payload, time.monotonic())
+        except WireError as error:
+            log.warning("refused a message on %s: %s", chunk.topic, error)
+        finally:
+            if isinstance(chunk, MqttChunk):
+                chunk.release()
+
+    def _message(self, message: MqttMessage) -> None:
+        if "/b/" in message.topic:
+            self._chunk(message)
+            return
+        try:
             leaf = parse_device_topic(message.topic).leaf
             if leaf is DeviceTopic.DESIRED and message.payload:
                 self._desired(decode(message.payload, DesiredState))

@@ -8,6 +8,7 @@ from typing import Protocol
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Content
 from agent.protocol.messages import ChunkRange, Need
+from agent.update.store import Bytes
 
 EVERY_CHUNKS = 8
 STALLED_S = 1.0
@@ -52,11 +53,11 @@ class Part(Protocol):
         """How many are not there."""
         ...
 
-    def write(self, chunk: int, payload: bytes) -> bool:
+    def write(self, chunk: int, payload: Bytes) -> bool:
         """Keep a chunk; false when it is there already, or is none of this content."""
         ...
 
-    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+    def separate(self, chunks: tuple[int, ...], combined: Bytes) -> tuple[int, Bytes] | None:
         """The one missing chunk in an exclusive-or of several; None where not just one of them is missing."""
         ...
 
@@ -93,7 +94,7 @@ class DownloadProgress:
         self._anew = True
         self._ended = False  # the last chunk has come: what is missing now was lost
 
-    def chunk(self, index: int, payload: bytes, now: float) -> bool:
+    def chunk(self, index: int, payload: Bytes, now: float) -> bool:
         """Take a chunk; true when every chunk is there."""
         if self.part.write(index, payload):
             self._last_new, self._wait = now, STALLED_S
@@ -106,7 +107,7 @@ class DownloadProgress:
                 self._say_at = max(self._say_at, now + STALLED_S)
         return self.part.missing == 0
 
-    def combined(self, chunks: tuple[int, ...], payload: bytes, now: float) -> bool:
+    def combined(self, chunks: tuple[int, ...], payload: Bytes, now: float) -> bool:
         """Take an exclusive-or of several chunks; true when every chunk is there."""
         found = self.part.separate(chunks, payload)
         return self.chunk(*found, now) if found is not None else False

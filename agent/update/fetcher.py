@@ -21,7 +21,7 @@ from agent.update.download import Allowance, DownloadProgress
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
 from agent.update.sources import Nearness
-from agent.update.store import ArtifactStore
+from agent.update.store import ArtifactStore, Bytes
 from agent.update.transfer import SourceChunk
 
 UNBOUNDED = DeliveryPolicy()
@@ -162,7 +162,7 @@ class Fetcher:
             if wanted.owners.pop(key, None) is not None and not wanted.owners:
                 self._end(wanted)
 
-    def chunk(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> None:
+    def chunk(self, topic: ParsedChunkTopic, payload: Bytes, now: float) -> None:
         """Take a chunk that came by the link, or an exclusive-or of several."""
         self._pacer.received(len(payload), now)  # also what is not wanted any more, and came all the same
         self._take(topic.digest, (topic.chunk, *topic.others), payload, SourceKind.MQTT.value, now)
@@ -210,7 +210,7 @@ class Fetcher:
         for wanted in list(self._wanted.values()):
             self._end(wanted)
 
-    def _take(self, digest: str, chunks: tuple[int, ...], payload: bytes, source: str, now: float) -> None:
+    def _take(self, digest: str, chunks: tuple[int, ...], payload: Bytes, source: str, now: float) -> None:
         """Take a chunk, or an exclusive-or of several, if it is of a content that is being fetched."""
         wanted = self._wanted.get(digest)
         if wanted is None:

@@ -22,6 +22,7 @@ from agent.protocol.messages import ChunkRange
 log = logging.getLogger("agent")
 MISSING, WRITTEN, SYNCED = 0, 1, 2
 SYNC_CHUNKS = 64
+Bytes = bytes | bytearray | memoryview
 
 
 class ArtifactStore:
@@ -197,7 +198,7 @@ class Part:
         """Bytes that a chunk has; only the last may be short."""
         return min(self.content.chunk_size, self.content.size - chunk * self.content.chunk_size)
 
-    def write(self, chunk: int, payload: bytes) -> bool:
+    def write(self, chunk: int, payload: Bytes) -> bool:
         """Keep a chunk; false when it is there already, is none of this artifact, or has the wrong size."""
         if chunk not in self._missing or len(payload) != self.size_of(chunk):
             return False
@@ -227,7 +228,7 @@ class Part:
             sync_folder(self._part.parent)
             self._in_folder = True
 
-    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+    def separate(self, chunks: tuple[int, ...], combined: Bytes) -> tuple[int, bytes] | None:
         """The one missing chunk in an exclusive-or of several; None where not just one of them is missing.
 
         A shorter chunk counts as filled up with zeros.
@@ -285,7 +286,7 @@ class Part:
             self._data = self._marks = -1
 
 
-def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
+def _write_all(descriptor: int, data: Bytes, offset: int) -> None:
     """As `os.pwrite`, which writes less than it was given on a disk that is nearly full."""
     written = 0
     while written < len(data):

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from agent.config import Config
-from agent.mqtt import LinkUp, MqttLink, MqttMessage
+from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.protocol.codec import encode
 from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireErrorCode
@@ -30,7 +30,7 @@ from agent.protocol.manifest import DataFile, Manifest
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic, parse_chunk_topic
 from agent.update.fetcher import Fetcher
-from agent.update.store import ArtifactStore
+from agent.update.store import ArtifactStore, Bytes
 
 TICK_S = 0.1
 LOST, TWICE, LATE = 0.02, 0.05, 0.05
@@ -63,7 +63,7 @@ class Shim:
     on: bool
     late: list[tuple[float, ParsedChunkTopic, bytes]] = field(default_factory=list)
 
-    def through(self, topic: ParsedChunkTopic, payload: bytes, now: float) -> list[tuple[ParsedChunkTopic, bytes]]:
+    def through(self, topic: ParsedChunkTopic, payload: Bytes, now: float) -> list[tuple[ParsedChunkTopic, Bytes]]:
         if not self.on:
             return [(topic, payload)]
         chance = self.random.random()
@@ -72,7 +72,7 @@ class Shim:
         if chance < LOST + TWICE:
             return [(topic, payload)] * 2
         if chance < LOST + TWICE + LATE:
-            self.late.append((now + self.random.uniform(0, LATE_S), topic, payload))
+            self.late.append((now + self.random.uniform(0, LATE_S), topic, bytes(payload)))
             return []
         return [(topic, payload)]
 
@@ -99,9 +99,11 @@ class Agent:
         self.fetcher.begin("deployment", self.content, self, deadline_s=600.0, now=now)
         self.fetcher.tick(now)
 
-    def chunk(self, message: MqttMessage, now: float) -> None:
+    def chunk(self, message: MqttMessage | MqttChunk, now: float) -> None:
         for topic, payload in self.shim.through(parse_chunk_topic(message.topic), message.payload, now):
             self.fetcher.chunk(topic, payload, now)
+        if isinstance(message, MqttChunk):
+            message.release()
         self.fetcher.tick(now)
 
     def tick(self, now: float) -> None:
@@ -146,7 +148,7 @@ def run_agents(folder: Path, port: int, first: int, count: int, digest: str, siz
     while any(one.done_at is None for one in agents):
         try:
             agent, event = events.get(timeout=TICK_S)
-            if isinstance(event, MqttMessage) and "/b/" in event.topic:
+            if isinstance(event, MqttChunk) or (isinstance(event, MqttMessage) and "/b/" in event.topic):
                 agent.chunk(event, time.monotonic())
         except queue.Empty:
             pass
