@@ -25,6 +25,7 @@ from agent.protocol.messages import (
     DesiredState,
     ModelWindow,
     Need,
+    ProbationPolicy,
     Reported,
     TelemetryAck,
     TelemetryBatch,
@@ -37,6 +38,8 @@ from tests.fleet import free_port, wait_until
 
 CHUNK = 64 * 1024
 INTERVAL_S = 0.2  # of telemetry
+# On a busy machine latency and memory say nothing of a version.
+POLICY = ProbationPolicy(seconds=0.1, latency_ratio=0.0, growth_mb=0.0)
 
 
 def manifest(path: Path, version: str, **fields: Any) -> Manifest:
@@ -136,7 +139,9 @@ class RealDevice:
         """A version of the model `m` as it may be desired, with an artifact that the link has."""
         one = manifest(path, version)
         self._contents[one.digest] = path.read_bytes()
-        return DesiredDeployment(deployment_id, msgspec.Raw(msgspec.json.encode(one)), **{"probation_s": 0.1, **fields})
+        return DesiredDeployment(
+            deployment_id, msgspec.Raw(msgspec.json.encode(one)), **{"probation": POLICY, **fields}
+        )
 
     def desire(self, *deployments: DesiredDeployment) -> None:
         """Say what it ought to run."""

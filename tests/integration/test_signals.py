@@ -46,7 +46,7 @@ def test_an_inference_that_never_ends_restarts_the_worker_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_trapped(tmp_path / "1.onnx", "slow", rounds=1_000_000_000)
-    with RealDevice(tmp_path / "state", monkeypatch, hang_s=2.0) as device:
+    with RealDevice(tmp_path / "state", monkeypatch, hang_s=5.0) as device:
         device.desire(device.deployment("d1", tmp_path / "1.onnx", "1"))
         device.await_phase("d1", Phase.ACTIVE)
         endless = ROW.copy()
