@@ -50,8 +50,9 @@ def host_telemetry(
     device: Annotated[str | None, Query(description="Only this device.")] = None,
 ) -> Page[HostTelemetry]:
     """CPU, memory, temperature and disk at the end of each window, newest first."""
-    rows = repository.host_windows(session, fleet_id, paging, device)
-    return page(rows, paging, _host, key=lambda row: row.id)
+    after = None if paging.after is None else _number(paging.after)
+    rows = repository.host_windows(session, fleet_id, paging, device, after)
+    return page(rows, paging, _host, key=lambda row: str(row.id))
 
 
 def _host(row: HostWindowRow) -> HostTelemetry:
@@ -64,6 +65,12 @@ def _host(row: HostWindowRow) -> HostTelemetry:
         temperature_c=row.temperature_c,
         disk_free_mb=row.disk_free_mb,
     )
+
+
+def _number(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidError("bad_cursor", "cursor: not one this server gave; begin again without it", field="cursor")
+    return int(cursor)
 
 
 def _utc(time: dt.datetime | None, field: str) -> dt.datetime | None:
