@@ -5,16 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
     Select,
-    Table,
     and_,
-    bindparam,
     delete,
-    func,
     insert,
     null,
     or_,
@@ -68,14 +65,14 @@ def fleets_of_senders(session: Session, device_ids: Iterable[str]) -> dict[str, 
         .where(DeviceIdentity.revoked_at.is_(None))
     )
     found: dict[str, str] = {}
-    for piece in _pieces(sorted(device_ids)):
+    for piece in pieces(sorted(device_ids)):
         found |= {row[0]: row[1] for row in session.execute(query.where(Device.id.in_(piece)))}
     return found
 
 
 def saw_devices(session: Session, device_ids: Iterable[str], now: dt.datetime) -> None:
     """Note that devices were heard of; those that another transaction is changing are left for the next time."""
-    for piece in _pieces(sorted(device_ids)):
+    for piece in pieces(sorted(device_ids)):
         stale = Device.last_seen_at.is_(None) | (Device.last_seen_at < now - SEEN_EVERY)
         free = select(Device.id).where(Device.id.in_(piece), stale).with_for_update(skip_locked=True)
         found = session.scalars(free).all()
@@ -97,7 +94,7 @@ def remove_groups(session: Session, ids: Sequence[int]) -> None:
 
 def remove_names(session: Session, names: Collection[BatchName]) -> None:
     """Remove names of batches."""
-    for piece in _pieces(sorted(names)):
+    for piece in pieces(sorted(names)):
         row = tuple_(TelemetryBatchRow.device_id, TelemetryBatchRow.spool_id, TelemetryBatchRow.sequence)
         session.execute(delete(TelemetryBatchRow).where(row.in_(piece)).execution_options(synchronize_session=False))
 
@@ -107,7 +104,7 @@ def stored_sequences(
 ) -> dict[tuple[str, str], bytes]:
     """What the rows of spools say of their sequences; held until the transaction ends, if they are to be changed."""
     found: dict[tuple[str, str], bytes] = {}
-    for piece in _pieces(sorted(spools)):
+    for piece in pieces(sorted(spools)):
         columns = (TelemetrySpool.device_id, TelemetrySpool.spool_id, TelemetrySpool.stored)
         query = select(*columns).where(tuple_(TelemetrySpool.device_id, TelemetrySpool.spool_id).in_(piece))
         if lock:
@@ -136,7 +133,7 @@ def series_ids(session: Session, keys: Sequence[SeriesKey], fleets: Mapping[str,
 def _known_series(session: Session, keys: Sequence[SeriesKey]) -> dict[SeriesKey, int]:
     columns = [getattr(TelemetrySeries, name) for name in SeriesKey._fields]
     found: dict[SeriesKey, int] = {}
-    for piece in _pieces(keys):
+    for piece in pieces(keys):
         rows = session.execute(select(TelemetrySeries.id, *columns).where(tuple_(*columns).in_(piece)))
         found |= {SeriesKey(*row[1:]): row[0] for row in rows}
     return found
@@ -152,14 +149,6 @@ def host_windows(
     if after is not None:
         query = query.where(HostWindowRow.id < after)
     return session.scalars(query.limit(request.limit + 1)).all()
-
-
-class Period(NamedTuple):
-    """What names a roll-up."""
-
-    series_id: int
-    step_s: int
-    period_at: dt.datetime
 
 
 @dataclass(frozen=True)
@@ -182,15 +171,15 @@ def parts(session: Session, fleet_id: str, wanted: WindowFilter) -> Iterator[Par
     roll-up counts as one long window: where its last window ended.
     """
     deployments = wanted.deployment_ids
-    pieces = [None] if deployments is None else list(_pieces(deployments, DEPLOYMENTS))
+    parted = [None] if deployments is None else list(pieces(deployments, DEPLOYMENTS))
     edges = _edges(session, wanted)
-    for piece in pieces:
-        yield from _read(session, _whole(fleet_id, replace(wanted, deployment_ids=piece), edges))
+    for piece in parted:
+        yield from read_parts(session, _whole(fleet_id, replace(wanted, deployment_ids=piece), edges))
 
 
 def raw_parts(session: Session, fleet_id: str, wanted: WindowFilter) -> Iterator[Part]:
     """The windows themselves that ended from `since` to `until`, as long as they are kept."""
-    yield from _read(session, [_windows(fleet_id, wanted)])
+    yield from read_parts(session, [_windows(fleet_id, wanted)])
 
 
 def raw_since(session: Session) -> dt.datetime | None:
@@ -204,7 +193,7 @@ def series_of(session: Session, ids: Collection[int]) -> dict[int, SeriesKey]:
     """What series are of."""
     columns = [getattr(TelemetrySeries, name) for name in SeriesKey._fields]
     found: dict[int, SeriesKey] = {}
-    for piece in _pieces(sorted(ids)):
+    for piece in pieces(sorted(ids)):
         rows = session.execute(select(TelemetrySeries.id, *columns).where(TelemetrySeries.id.in_(piece)))
         found |= {row[0]: SeriesKey(*row[1:]) for row in rows}
     return found
@@ -234,12 +223,13 @@ def _whole(fleet_id: str, wanted: WindowFilter, edges: Sequence[dt.datetime]) ->
 
 
 def _windows(fleet_id: str, wanted: WindowFilter) -> Select[Any]:
-    return _window_columns().where(
+    return window_columns().where(
         ModelWindowRow.series_id.in_(_series(fleet_id, wanted)), *_ended(ModelWindowRow.ended_at, wanted)
     )
 
 
-def _window_columns() -> Select[Any]:
+def window_columns() -> Select[Any]:
+    """Windows, with the columns of a `Part`."""
     row = ModelWindowRow
     columns = (row.requests, row.errors, row.rejected, row.items, row.latency, row.confusion)
     return select(row.series_id, row.started_at, row.ended_at, null().cast(Double).label("busy_s"), *columns)
@@ -275,184 +265,13 @@ def _ended(column: Any, wanted: WindowFilter) -> list[ColumnElement[bool]]:
     return found
 
 
-def _read(session: Session, selects: Sequence[Select[Any]]) -> Iterator[Part]:
+def read_parts(session: Session, selects: Sequence[Select[Any]]) -> Iterator[Part]:
     """The rows of several queries as one statement: what moves between tables meanwhile is seen in one of them."""
     query = union_all(*selects) if len(selects) > 1 else selects[0]
     for row in session.execute(query.execution_options(yield_per=1000)):
         yield Part(*row)
 
 
-def open_groups(session: Session, before: dt.datetime, *, windows: int) -> list[int]:
-    """The oldest groups that are not rolled up, held until the transaction ends: at least one, if there is any.
-
-    Args:
-        session: writes.
-        before: stored before that.
-        windows: how many windows they may have together.
-    """
-    query = select(TelemetryGroup.id).where(~TelemetryGroup.rolled_up, TelemetryGroup.stored_at < before)
-    return _up_to(session, query, windows)
-
-
-def _up_to(session: Session, query: Select[int], windows: int) -> list[int]:
-    held = query.order_by(TelemetryGroup.id).limit(PIECE).with_for_update(skip_locked=True)
-    ids = session.scalars(held).all()
-    count = select(ModelWindowRow.group_id, func.count()).where(ModelWindowRow.group_id.in_(ids))
-    sizes = {row[0]: row[1] for row in session.execute(count.group_by(ModelWindowRow.group_id))}
-    found: list[int] = []
-    together = 0
-    for one in ids:
-        together += sizes.get(one, 0)
-        if found and together > windows:
-            break
-        found.append(one)
-    return found
-
-
-def windows_of(session: Session, groups: Sequence[int]) -> Iterator[Part]:
-    """Every window of some groups."""
-    yield from _read(session, [_window_columns().where(ModelWindowRow.group_id.in_(groups))])
-
-
-def take_names(session: Session, groups: Sequence[int]) -> list[tuple[BatchName, str]]:
-    """The names of the batches of some groups, with their fleets, taken out."""
-    row = TelemetryBatchRow
-    removed = (
-        delete(row)
-        .where(row.group_id.in_(groups))
-        .returning(row.device_id, row.spool_id, row.sequence, row.fleet_id)
-        .execution_options(synchronize_session=False)
-    )
-    return [(BatchName(*found[:3]), found[3]) for found in session.execute(removed)]
-
-
-def keep_spools(
-    session: Session, rows: Sequence[tuple[str, str, str, bytes]], known: Collection[tuple[str, str]]
-) -> None:
-    """Write what is stored of spools.
-
-    Args:
-        session: writes, and holds those that are known.
-        rows: device, spool, fleet and packed sequences.
-        known: devices and spools that have a row.
-    """
-    of = cast(Table, TelemetrySpool.__table__)
-    names = ("device_id", "spool_id", "fleet_id", "stored")
-    new = [dict(zip(names, row, strict=True)) for row in rows if row[:2] not in known]
-    old = [{"device": row[0], "spool": row[1], "packed": row[3]} for row in rows if row[:2] in known]
-    if new:
-        session.execute(insert(of), new)
-    if old:
-        this = and_(of.c.device_id == bindparam("device"), of.c.spool_id == bindparam("spool"))
-        session.execute(update(of).where(this).values(stored=bindparam("packed")), old)
-
-
-def mark_rolled_up(session: Session, groups: Sequence[int]) -> None:
-    """Note that the windows of groups are in roll-ups."""
-    session.execute(
-        update(TelemetryGroup)
-        .where(TelemetryGroup.id.in_(groups))
-        .values(rolled_up=True)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def rollups_of(session: Session, periods: Sequence[Period]) -> list[tuple[Period, Part]]:
-    """The roll-ups that are there of some periods, held until the transaction ends."""
-    found: list[tuple[Period, Part]] = []
-    for piece in _pieces(periods):
-        found += _held_rollups(session, _period().in_(piece))
-    return found
-
-
-def rollups_before(session: Session, step_s: int, before: dt.datetime, *, limit: int) -> list[tuple[Period, Part]]:
-    """Roll-ups of periods of a length that were over before a time, held until the transaction ends."""
-    row = TelemetryRollup
-    return _held_rollups(
-        session, and_(row.step_s == step_s, row.period_at <= before - dt.timedelta(seconds=step_s)), limit=limit
-    )
-
-
-def _period() -> Any:
-    return tuple_(TelemetryRollup.series_id, TelemetryRollup.step_s, TelemetryRollup.period_at)
-
-
-def _held_rollups(
-    session: Session, condition: ColumnElement[bool], limit: int | None = None
-) -> list[tuple[Period, Part]]:
-    row = TelemetryRollup
-    columns = (row.busy_s, row.requests, row.errors, row.rejected, row.items, row.latency, row.confusion)
-    query = select(row.step_s, row.period_at, row.series_id, row.started_at, row.ended_at, *columns).where(condition)
-    query = query.order_by(row.series_id, row.step_s, row.period_at).limit(limit).with_for_update()
-    rows = (tuple(one) for one in session.execute(query))
-    return [(Period(one[2], one[0], one[1]), Part(*one[2:])) for one in rows]
-
-
-def keep_rollups(
-    session: Session, rows: Sequence[tuple[Period, Mapping[str, object]]], known: Collection[Period]
-) -> None:
-    """Write roll-ups.
-
-    Args:
-        session: writes, and holds those that are known.
-        rows: periods and their other columns.
-        known: periods that have a row.
-    """
-    of = cast(Table, TelemetryRollup.__table__)
-    new = [{**period._asdict(), **values} for period, values in rows if period not in known]
-    old = [
-        {"of_series": period.series_id, "of_step": period.step_s, "of_period": period.period_at, **values}
-        for period, values in rows
-        if period in known
-    ]
-    if new:
-        session.execute(insert(of), new)
-    if old:
-        this = and_(
-            of.c.series_id == bindparam("of_series"),
-            of.c.step_s == bindparam("of_step"),
-            of.c.period_at == bindparam("of_period"),
-        )
-        session.execute(update(of).where(this), old)
-
-
-def remove_rollups(session: Session, periods: Sequence[Period]) -> None:
-    """Remove roll-ups."""
-    for piece in _pieces(periods):
-        session.execute(
-            delete(TelemetryRollup).where(_period().in_(piece)).execution_options(synchronize_session=False)
-        )
-
-
-def empty_groups(session: Session, before: dt.datetime, *, windows: int) -> int:
-    """Remove the windows of the oldest groups that are rolled up; how many groups it were.
-
-    Args:
-        session: writes.
-        before: stored before that.
-        windows: how many windows they may have together.
-    """
-    row = TelemetryGroup
-    query = select(row.id).where(row.rolled_up, ~row.emptied, row.stored_at < before)
-    groups = _up_to(session, query, windows)
-    if groups:
-        quick = {"synchronize_session": False}
-        of_groups = ModelWindowRow.group_id.in_(groups)
-        session.execute(delete(ModelWindowRow).where(of_groups).execution_options(**quick))
-        session.execute(update(row).where(row.id.in_(groups)).values(emptied=True).execution_options(**quick))
-        session.execute(delete(row).where(row.emptied, row.id < groups[-1]).execution_options(**quick))
-    return len(groups)
-
-
-def remove_hosts(session: Session, before: dt.datetime, *, limit: int) -> int:
-    """Remove the oldest host windows that ended before a time; how many it were."""
-    row = HostWindowRow
-    oldest = select(row.id).where(row.ended_at < before).order_by(row.ended_at).limit(limit)
-    ids = session.scalars(oldest).all()
-    for piece in _pieces(ids):
-        session.execute(delete(row).where(row.id.in_(piece)).execution_options(synchronize_session=False))
-    return len(ids)
-
-
-def _pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
+def pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
+    """Values in the order given, as many at a time as a query takes well."""
     return (values[start : start + size] for start in range(0, len(values), size))

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from agent.protocol.messages import HostWindow, ModelWindow, TelemetryBatch
 from agent.protocol.version import SPOKEN
 from fleet_server.db import Base, Database, utc_now
+from fleet_server.errors import InvalidError
 from fleet_server.models import (
     Device,
     DeviceIdentity,
@@ -26,9 +27,10 @@ from fleet_server.models import (
 )
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
-from fleet_server.telemetry import ingest, repository, rollups, service
+from fleet_server.telemetry import ingest, keeping, rollups, series, service
 from fleet_server.telemetry.ingest import Ingest, Sent, store_group
 from fleet_server.telemetry.keeper import TelemetryKeeper
+from fleet_server.telemetry.repository import WindowFilter
 from fleet_server.telemetry.schemas import ModelTelemetry
 from tests.integration.test_database_rules import register
 
@@ -242,14 +244,14 @@ def test_what_is_killed_on_the_way_is_as_if_it_had_not_begun(database: Database)
 
     steps = ("take_names", "keep_spools", "windows_of", "rollups_of", "keep_rollups", "mark_rolled_up")
     for name in steps:
-        done = getattr(repository, name)
+        done = getattr(keeping, name)
 
         def dies(*given: object, _done: object = done, **named: object) -> object:
             _done(*given, **named)  # type: ignore[operator]
             raise Killed
 
         patch = pytest.MonkeyPatch()
-        patch.setattr(repository, name, dies)
+        patch.setattr(keeping, name, dies)
         with pytest.raises(Killed), database.write() as session:
             rollups.roll_up_windows(session, NOW + DAY)
         patch.undo()
@@ -293,3 +295,53 @@ def test_a_device_was_heard_of_by_its_telemetry(database: Database) -> None:
     store(database, sent("a", 1), at=at)
     with database.read() as session:
         assert session.get_one(Device, "a").last_seen_at == at
+
+
+def points(database: Database, step: str, **wanted: object) -> list[tuple[dt.datetime, int, float | None]]:
+    with database.read() as session:
+        found = series.series(
+            session, DEFAULT_FLEET, Settings(), WindowFilter(**wanted),  # type: ignore[arg-type]
+            model="m", version="1", step_s=series.read_step(step), now=NOW,
+        )  # fmt: skip
+    return [(one.at, one.requests, one.accuracy) for one in found.points]
+
+
+def test_a_series_shows_accuracy_over_time_before_and_after_rolling_up(database: Database) -> None:
+    """An odd sequence of these batches was answered wrongly."""
+    for device in ("a", "b"):
+        register(database, device)
+    start = NOW.replace(minute=0) - 3 * HOUR
+    ended = [start + minutes * dt.timedelta(minutes=1) for minutes in (0, 5, 50, 61, 125, 179)]
+    for number, at in enumerate(ended):
+        store(database, sent("a", number, at, requests=10), sent("b", 2 * number, at, requests=30))
+    hours = [(start, 120, 110 / 120), (start + HOUR, 40, 0.75), (start + 2 * HOUR, 80, 70 / 80)]
+    for _ in range(2):
+        assert points(database, "1h", since=start, until=NOW) == hours
+        assert [one[1] for one in points(database, "1h", since=start, until=NOW, device_id="a")] == [30, 10, 20]
+        only = {"devices": Device.id == "b"}
+        assert [one[1:] for one in points(database, "2h", since=start - HOUR, until=NOW, **only)][-1][1] == 1.0
+        assert [one[1] for one in points(database, "5m", since=start, until=start + HOUR)] == [40, 40, 40]
+        assert points(database, "10s", since=start, until=start + dt.timedelta(minutes=1)) == [(start, 40, 1.0)]
+        assert points(database, "1h", since=start - 5 * HOUR, until=start) == []
+        assert sum(one[1] for one in points(database, "1d")) == 240
+        roll_up(database)
+    with database.write() as session:
+        assert rollups.forget_windows(session, NOW + DAY) == 6
+    assert points(database, "1h", since=start, until=NOW) == hours
+
+
+@pytest.mark.parametrize(
+    ("field", "step", "wanted"),
+    [
+        ("step", "90m", {}), ("step", "5", {}), ("step", "1s", {}), ("step", "36h", {}), ("step", "²h", {}),
+        ("step", "999999d", {}), ("step", "10s", {"since": NOW - DAY}),
+        ("step", "5m", {"since": NOW - 8 * DAY, "until": NOW - 7 * DAY}),
+        ("step", "1h", {"since": NOW - 91 * DAY, "until": NOW - 90 * DAY}), ("since", "1h", {"since": NOW + DAY}),
+    ],
+)  # fmt: skip
+def test_a_series_that_can_not_be_given_says_what_would_do(
+    database: Database, field: str, step: str, wanted: dict[str, object]
+) -> None:
+    with pytest.raises(InvalidError) as caught:
+        points(database, step, **wanted)
+    assert caught.value.detail.startswith(f"{field}: ")
