@@ -80,7 +80,10 @@ def telemetry_series(
     query: QueryOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """What a version did over time, in equal steps: requests, errors, latency of all requests, accuracy.
+    """What a version did over time: requests, errors, latency, accuracy.
+
+    In equal steps. Percentiles are of all requests of all devices in a step. Accuracy is there where programs sent
+    labels to the devices' feedback endpoint.
 
     Example: shoal telemetry series mnist@2 --step 5m --query site==plant7
     """
