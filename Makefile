@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving optimize compress footprint delta delivery
+BENCHES := convert serving optimize compress footprint delta delivery ingest
 
 .PHONY: help
 help: ## list the targets
@@ -80,7 +80,7 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 .PHONY: faults
 faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 2,000 points (half an hour)
 	@$(BIN)/python -m tests.faults --whole
-	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py
+	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py tests/integration/test_telemetry_faults.py
 
 .PHONY: test-onnx2tf
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
@@ -105,6 +105,7 @@ bench-serving: setup ## what the local API adds to a bare inference, and its thr
 bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
 bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
+bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 

@@ -45,6 +45,7 @@ from fleet_server.routes import known_parameters
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
 from fleet_server.telemetry import endpoints as telemetry
+from fleet_server.telemetry.keeper import TelemetryKeeper
 from fleet_server.trust import endpoints as trust
 from fleet_server.trust.ca import FleetCa
 from fleet_server.trust.keeper import TrustKeeper
@@ -172,6 +173,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         RolloutEngine(database, settings),
         GateKeeper(database, settings),
         WebhookKeeper(database, settings),
+        TelemetryKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)

@@ -222,6 +222,8 @@ def _key(value: Any, wanted: type) -> Key:
             raise _bad_cursor() from None
         if found.tzinfo is not None:
             return found
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise _bad_cursor()  # no database has such numbers
     elif isinstance(value, (str, int, float)) and isinstance(value, wanted) and not isinstance(value, bool):
         return value
     raise _bad_cursor()

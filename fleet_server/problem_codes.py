@@ -121,6 +121,7 @@ _BY_STATUS: dict[int, dict[str, str]] = {
         "bad_name": "names: 'a b' is neither a host name nor an address",
         "bad_net": "architecture: its code failed",
         "bad_proposal": "body: it is not what waits for signatures",
+        "bad_series": "step: give 10s to 1h, or whole hours up to 1d, or whole days: such as 5m, 6h, 7d",
         "bad_query": "query: not a query, at character 5",
         "bad_signature": "body: a signature is of no key of the role",
         "bad_time": "since: no such time; give one of the years 2 to 9998",

@@ -228,6 +228,18 @@ class Settings(BaseSettings):
     telemetry_interval_s: float = Field(
         10.0, ge=0.1, description="How often devices make a telemetry batch, in seconds."
     )
+    telemetry_windows_days: float = Field(
+        7.0, gt=0, le=3650, description="How long windows are kept as devices sent them, in days."
+    )
+    telemetry_hours_days: float = Field(
+        90.0, gt=0, le=36500, description="How long hours of telemetry are kept, in days; then they are days."
+    )
+    telemetry_days_days: float = Field(
+        1095.0, gt=0, le=36500, description="How long days of telemetry are kept, in days."
+    )
+    telemetry_hosts_days: float = Field(
+        7.0, gt=0, le=3650, description="How long what devices say of themselves is kept, in days."
+    )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )
@@ -332,6 +344,15 @@ class Settings(BaseSettings):
     def _onnx2tf_python_is_there(self) -> Self:
         if self.onnx2tf_python is not None and not self.onnx2tf_python.exists():
             raise ValueError(f"onnx2tf_python: there is no {self.onnx2tf_python}: make setup-onnx2tf, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _coarser_telemetry_is_kept_longer(self) -> Self:
+        if not self.telemetry_windows_days <= self.telemetry_hours_days <= self.telemetry_days_days:
+            raise ValueError(
+                "SHOAL_TELEMETRY_WINDOWS_DAYS, SHOAL_TELEMETRY_HOURS_DAYS and SHOAL_TELEMETRY_DAYS_DAYS: each is at "
+                "least as long as the one before"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,9 +1,14 @@
-"""Databases of tests that are used again."""
+"""Databases of tests: a throw-away PostgreSQL cluster, and ones that are used again."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -11,6 +16,51 @@ from sqlalchemy.orm import Session
 from fleet_server.db import Base
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
+from tests.fleet import free_port, wait_until
+
+
+def postgresql_programs() -> Path | None:
+    """Where the newest PostgreSQL's programs are."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return found[-1] if found else None
+
+
+def _as_postgres(command: list[str]) -> list[str]:
+    """PostgreSQL refuses to run as root."""
+    return (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        if os.geteuid() == 0
+        else command
+    )
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """The address of a cluster on a free port of loopback, with nothing in it."""
+    programs = postgresql_programs()
+    assert programs is not None
+    folder, port = Path(tempfile.mkdtemp(prefix="shoal-pg-")), free_port()
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    data = str(folder / "data")
+    subprocess.run(
+        _as_postgres([str(programs / "initdb"), "-D", data, "-A", "trust", "-U", "shoal"]),
+        check=True,
+        capture_output=True,
+    )
+    server = subprocess.Popen(
+        _as_postgres([str(programs / "postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+        wait_until("PostgreSQL", lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 60)
+        yield f"postgresql+psycopg://shoal@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
         *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
         *("explain_rollout", "compare_rollout", "rollout_schema"),
-        *("model_telemetry", "host_telemetry", "list_enrolments"),
+        *("model_telemetry", "telemetry_series", "host_telemetry", "list_enrolments"),
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
     ),
     Role.OPERATOR: (

@@ -15,8 +15,9 @@ from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
-from fleet_server.cli.rollouts import audit, rollout, telemetry
+from fleet_server.cli.rollouts import audit, rollout
 from fleet_server.cli.simulate import simulate
+from fleet_server.cli.telemetry import telemetry
 from fleet_server.cli.trust import trust
 from fleet_server.cli.webhooks import webhook
 from fleet_server.cli.worker import worker

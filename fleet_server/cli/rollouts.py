@@ -1,4 +1,4 @@
-"""`shoal rollout`, `shoal telemetry` and `shoal audit`."""
+"""`shoal rollout` and `shoal audit`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ from fleet_server.cli.profiles import ActivateOption, BudgetOption, DownloadOpti
 from fleet_server.sdk import Client, segment
 
 rollout = typer.Typer(no_args_is_help=True, help="Rollouts: move devices to a version in stages, judged as they go.")
-telemetry = typer.Typer(
-    no_args_is_help=True, help="Telemetry: what models and devices did, as the devices measured it."
-)
 audit = typer.Typer(no_args_is_help=True, help="Audit: what was done, and by whom.")
 RolloutArgument = Annotated[str, typer.Argument(metavar="ID", help="The rollout's id.")]
 CommentOption = Annotated[str, typer.Option("-m", "--comment", help="Why; it is kept.")]
@@ -295,61 +292,6 @@ def abort(
     """
     with client(context) as api:
         show_object(_brief(api.post(f"/rollouts/{segment(rollout_id)}/abort", {"revert": revert})), output)
-
-
-@telemetry.command("models")
-def model_telemetry(
-    context: typer.Context,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    version: Annotated[str | None, typer.Option(help="Only this version.")] = None,
-    device: Annotated[str | None, typer.Option(help="Only this device.")] = None,
-    by: Annotated[str, typer.Option(help="A row for each device, or version.")] = "device",
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """What versions did on devices: requests, errors, latency, accuracy.
-
-    Accuracy and F1 are there where programs sent labels to the device's feedback endpoint.
-    """
-    with client(context) as api:
-        show_rows(
-            api.items("/telemetry/models", model=model, version=version, device=device, by=by),
-            output,
-            [
-                ("device", lambda row: row["device_id"]),
-                ("version", lambda row: f"{row['model']}@{row['version']}"),
-                ("requests", lambda row: row["requests"]),
-                ("errors", lambda row: row["errors"]),
-                ("p50 ms", lambda row: row["latency_p50_ms"]),
-                ("p95 ms", lambda row: row["latency_p95_ms"]),
-                ("accuracy", lambda row: row["accuracy"]),
-                ("F1", lambda row: row["macro_f1"]),
-            ],
-            empty="no device has reported a request yet",
-        )
-
-
-@telemetry.command("hosts")
-def host_telemetry(
-    context: typer.Context,
-    device: Annotated[str | None, typer.Option(help="Only this device.")] = None,
-    limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=500)] = 20,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """How devices themselves were, newest first."""
-    with client(context) as api:
-        show_rows(
-            api.get("/telemetry/hosts", device=device, limit=limit)["items"],
-            output,
-            [
-                ("device", lambda row: row["device_id"]),
-                ("at", lambda row: row["at"][:19]),
-                ("CPU %", lambda row: row["cpu_percent"]),
-                ("agent MiB", lambda row: row["agent_rss_mb"]),
-                ("°C", lambda row: row["temperature_c"]),
-                ("disk free MiB", lambda row: row["disk_free_mb"]),
-            ],
-            empty="no device has reported yet",
-        )
 
 
 @audit.command("list")

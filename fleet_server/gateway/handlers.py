@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -44,7 +45,7 @@ from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.settings import Settings
-from fleet_server.telemetry import service as telemetry
+from fleet_server.telemetry.ingest import Ingest, Sent
 from fleet_server.trust import service as trust
 from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 
@@ -93,9 +94,13 @@ class Handlers:
         self._send = send
         self._complained: dict[str, float] = {}
         self._tickets = TicketDesk(authority.ca)
+        self._ingest = Ingest(database)
 
     def handle(self, message: Message) -> None:
         """Handle one message."""
+        if is_telemetry(message):
+            self.handle_telemetry([message])
+            return
         try:
             topic = parse_device_topic(message.topic)
             if topic.leaf is DeviceTopic.NEED:
@@ -103,8 +108,31 @@ class Handlers:
             else:
                 self._dispatch(topic, message.payload)
         except WireError as error:
-            self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
-            self._complain(message.topic, error)
+            self._refuse(message, error)
+
+    def handle_telemetry(self, messages: Sequence[Message]) -> None:
+        """Store batches in as few transactions as there can be, and acknowledge those that are in the database then.
+
+        An acknowledgement that is lost does no harm, the batch comes again: so it needs no row in the outbox.
+        """
+        sent = []
+        for message in messages:
+            try:
+                topic = parse_device_topic(message.topic)
+                sent.append(Sent(topic.device_id, decode(message.payload, TelemetryBatch)))
+            except WireError as error:
+                self._refuse(message, error)
+        by_spool: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for one in self._ingest.store(sent):
+            by_spool[one.device_id, one.batch.spool_id].add(one.batch.sequence)
+        for (device_id, spool_id), sequences in by_spool.items():
+            ack = TelemetryAck(spool_id=spool_id, sequences=tuple(sorted(sequences)))
+            if self._send(device_topic(device_id, DeviceTopic.TELEMETRY_ACK), encode(ack)) is False:
+                break  # no connection: nor would the others go out
+
+    def _refuse(self, message: Message, error: WireError) -> None:
+        self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
+        self._complain(message.topic, error)
 
     def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
         with self._database.read() as session:
@@ -116,8 +144,6 @@ class Handlers:
             case DeviceTopic.PRESENCE:
                 if payload:
                     self._presence(topic.device_id, decode(payload, Presence))
-            case DeviceTopic.TELEMETRY:
-                self._telemetry(topic.device_id, decode(payload, TelemetryBatch))
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -147,19 +173,6 @@ class Handlers:
             devices.record_presence(session, device_id, presence, utc_now())
         if not presence.online:
             self._delivery.forget(device_id)
-
-    def _telemetry(self, device_id: str, batch: TelemetryBatch) -> None:
-        with self._database.write() as session:
-            if not telemetry.store_batch(session, device_id, batch, utc_now()):
-                return
-            device = session.get_one(Device, device_id)
-            outbox.enqueue(
-                session,
-                fleet_id=device.fleet_id,
-                topic=device_topic(device_id, DeviceTopic.TELEMETRY_ACK),
-                payload=encode(TelemetryAck(spool_id=batch.spool_id, sequences=(batch.sequence,))),
-                retain=False,
-            )
 
     def _need(self, device_id: str, need: Need) -> None:
         """A device is sent only what it ought to run, or to measure."""
@@ -251,6 +264,11 @@ class Handlers:
                 self._complained.clear()
             self._complained[topic] = now
             log.warning("refused a message on %s: %s", topic[:200], error)
+
+
+def is_telemetry(message: Message) -> bool:
+    """Whether a message is, by its topic, a batch of telemetry."""
+    return message.topic.endswith(f"/{DeviceTopic.TELEMETRY}")
 
 
 def _entitled(session: Session, device_id: str, digest: str) -> Content | None:

@@ -93,16 +93,38 @@ class FairInbox:
         with self._changed:
             if not self._changed.wait_for(lambda: self._count > 0, timeout_s):
                 return None
-            sender = self._turns.popleft()
-            waiting = self._queues[sender]
-            message = waiting.popleft()
-            if waiting:
-                self._turns.append(sender)
-            else:
-                del self._queues[sender]
-            self._count -= 1
-            self._size -= len(message.payload)
-            return message
+            return self._take()
+
+    def get_more(self, like: Callable[[Message], bool], *, limit: int, limit_bytes: int) -> list[Message]:
+        """What follows in turn and waits already, up to the first message that is not like that.
+
+        Args:
+            like: which messages are taken.
+            limit: how many at most.
+            limit_bytes: how many bytes at most.
+        """
+        found: list[Message] = []
+        size = 0
+        with self._changed:
+            while self._count and len(found) < limit:
+                following = self._queues[self._turns[0]][0]
+                size += len(following.payload)
+                if size > limit_bytes or not like(following):
+                    break
+                found.append(self._take())
+        return found
+
+    def _take(self) -> Message:
+        sender = self._turns.popleft()
+        waiting = self._queues[sender]
+        message = waiting.popleft()
+        if waiting:
+            self._turns.append(sender)
+        else:
+            del self._queues[sender]
+        self._count -= 1
+        self._size -= len(message.payload)
+        return message
 
     def _fits(self, sender: str, size: int, now: float) -> bool:
         messages, content = self._messages.of(sender, now), self._bytes.of(sender, now)

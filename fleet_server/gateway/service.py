@@ -18,7 +18,7 @@ from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
-from fleet_server.gateway.handlers import Handlers
+from fleet_server.gateway.handlers import Handlers, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
@@ -29,6 +29,8 @@ OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
 LOCKOUT_POLL_S = 1.0
 INBOX_WAIT_S = 0.5
+GROUP = 1000  # telemetry batches of one transaction
+GROUP_BYTES = 4 << 20
 
 
 class Gateway:
@@ -75,7 +77,7 @@ class Gateway:
             self._broker.start()
         self._link.start()
         for name, step in (
-            ("gateway-handler", self._handle_one),
+            ("gateway-handler", self._handle_next),
             ("gateway-outbox", self._publish_pending),
             ("gateway-streamer", self._delivery.step),
             ("gateway-lockout", self._keep_out),
@@ -101,10 +103,19 @@ class Gateway:
                 log.exception("%s failed; it goes on", name)
                 self._stopping.wait(1.0)
 
-    def _handle_one(self) -> None:
+    def _handle_next(self) -> None:
+        """One message; of telemetry as many as wait, since a transaction of many costs little more than one of one.
+
+        Nothing is waited for: while a group is being stored, the next one gathers.
+        """
         message = self._inbox.get(INBOX_WAIT_S)
-        if message is not None:
+        if message is None:
+            return
+        if not is_telemetry(message):
             self._handlers.handle(message)
+            return
+        more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
+        self._handlers.handle_telemetry([message, *more])
 
     def _keep_out(self) -> None:
         self._conduct.write()

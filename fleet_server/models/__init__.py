@@ -1,4 +1,4 @@
-"""The tables (ORM only, no rules). Every table carries its fleet, so that fleets can be tenants."""
+"""The tables (ORM only, no rules). Every table carries its fleet, or names a row that does: fleets can be tenants."""
 
 from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
@@ -15,7 +15,15 @@ from fleet_server.models.enrolment import (
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
-from fleet_server.models.telemetry import HostWindowRow, ModelWindowRow, TelemetryBatchRow
+from fleet_server.models.telemetry import (
+    HostWindowRow,
+    ModelWindowRow,
+    TelemetryBatchRow,
+    TelemetryGroup,
+    TelemetryRollup,
+    TelemetrySeries,
+    TelemetrySpool,
+)
 from fleet_server.models.trust import TrustMetadata, TrustProposal, TrustTarget
 from fleet_server.models.webhooks import Webhook, WebhookDelivery
 
@@ -50,6 +58,10 @@ __all__ = [
     "Rollout",
     "SourceForm",
     "TelemetryBatchRow",
+    "TelemetryGroup",
+    "TelemetryRollup",
+    "TelemetrySeries",
+    "TelemetrySpool",
     "TrustMetadata",
     "TrustProposal",
     "TrustTarget",

@@ -1,46 +1,80 @@
-"""Telemetry windows as devices sent them; a batch is stored once, however often it is sent."""
+"""Telemetry as it is stored: what was measured (series), windows of it, roll-ups of windows, and which batches are in.
+
+The many rows (names, windows) have no foreign keys but to their series: one module writes them and one removes them.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, false, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_server.db import Base, new_id, utc_now
+from fleet_server.db import Base, utc_now
+
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # there only an INTEGER key counts by itself
+_OPEN = text("NOT rolled_up")
+_UNJUDGED = text("NOT judged")
+
+
+class TelemetryGroup(Base):
+    """Batches of one fleet that were stored in one transaction.
+
+    Once `rolled_up`, its windows are in roll-ups too. Once `emptied`, they are there alone; of such groups the newest
+    one stays, and says from when on windows are there.
+    """
+
+    __tablename__ = "telemetry_groups"
+    __table_args__ = (
+        Index("ix_telemetry_groups_open", "id", postgresql_where=_OPEN, sqlite_where=_OPEN),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    stored_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    rolled_up: Mapped[bool] = mapped_column(default=False, server_default=false())
+    emptied: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class TelemetryBatchRow(Base):
-    """That a batch was stored: what makes a repeated one harmless."""
+    """The name of a batch that was stored: what makes a repeated one harmless. `TelemetrySpool` takes it over."""
 
     __tablename__ = "telemetry_batches"
-    __table_args__ = (UniqueConstraint("device_id", "spool_id", "sequence"),)
+    __table_args__ = (Index(None, "group_id"),)
 
-    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
-    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
-    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
-    spool_id: Mapped[str]
-    sequence: Mapped[int] = mapped_column(BigInteger)
-    received_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
+    device_id: Mapped[str] = mapped_column(primary_key=True)
+    spool_id: Mapped[str] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    fleet_id: Mapped[str]
+    group_id: Mapped[int] = mapped_column(BigInteger)
 
 
-class ModelWindowRow(Base):
-    """What one artifact did on one device in one window."""
+class TelemetrySpool(Base):
+    """Which batches of a spool were stored and have no name of their own any more; kept for ever: it is small."""
 
-    __tablename__ = "model_windows"
+    __tablename__ = "telemetry_spools"
+
+    device_id: Mapped[str] = mapped_column(primary_key=True)
+    spool_id: Mapped[str] = mapped_column(primary_key=True)
+    fleet_id: Mapped[str]
+    stored: Mapped[bytes] = mapped_column(LargeBinary)  # fleet_server.telemetry.sequences
+
+
+class TelemetrySeries(Base):
+    """What windows are of: one artifact, brought by one deployment, run by one provider on one device."""
+
+    __tablename__ = "telemetry_series"
     __table_args__ = (
-        Index(
-            "ix_model_windows_to_judge",
-            "deployment_id",
-            sqlite_where=text("judged = 0"),
-            postgresql_where=text("NOT judged"),
+        UniqueConstraint(
+            *("device_id", "deployment_id", "model", "version", "digest", "provider"), name="uq_telemetry_series_of"
         ),
-        Index(None, "deployment_id", "ended_at"),
-        Index(None, "fleet_id", "device_id", "ended_at"),
+        Index(None, "fleet_id", "model", "version"),
+        Index(None, "deployment_id"),
+        {"sqlite_autoincrement": True},
     )
 
-    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    id: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
     device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
     deployment_id: Mapped[str]
@@ -48,28 +82,61 @@ class ModelWindowRow(Base):
     version: Mapped[str]
     digest: Mapped[str]
     provider: Mapped[str]
+
+
+class ModelWindowRow(Base):
+    """One window of a series, as its device sent it."""
+
+    __tablename__ = "model_windows"
+    __table_args__ = (
+        Index(None, "series_id", "ended_at"),
+        Index("ix_model_windows_to_judge", "series_id", postgresql_where=_UNJUDGED, sqlite_where=_UNJUDGED),
+    )
+
+    group_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)  # within its group
+    series_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("telemetry_series.id"))
     started_at: Mapped[dt.datetime]
     ended_at: Mapped[dt.datetime]
     requests: Mapped[int] = mapped_column(BigInteger)
     errors: Mapped[int] = mapped_column(BigInteger)
     rejected: Mapped[int] = mapped_column(BigInteger)
     items: Mapped[int] = mapped_column(BigInteger)
-    latency: Mapped[dict[str, Any]]  # bucket -> count: agent.protocol.histogram
-    confusion: Mapped[list[Any]]  # [label, predicted, count]
+    latency: Mapped[bytes] = mapped_column(LargeBinary)  # fleet_server.telemetry.sketches
+    confusion: Mapped[bytes] = mapped_column(LargeBinary)
+    signals: Mapped[bytes | None] = mapped_column(LargeBinary)  # fleet_server.telemetry.signals
     judged: Mapped[bool] = mapped_column(default=False, server_default=false())  # by its rollout's stop rules
-    # What a window says beyond that, by the field's name: see `agent.protocol.messages.ModelWindow`.
-    signals: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+
+
+class TelemetryRollup(Base):
+    """The windows of a series that ended in one hour or one day (`step_s` seconds from `period_at`), added up."""
+
+    __tablename__ = "telemetry_rollups"
+    __table_args__ = (Index(None, "step_s", "period_at"),)
+
+    series_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("telemetry_series.id"), primary_key=True)
+    step_s: Mapped[int] = mapped_column(primary_key=True)
+    period_at: Mapped[dt.datetime] = mapped_column(primary_key=True)
+    started_at: Mapped[dt.datetime]  # of the window that started first
+    ended_at: Mapped[dt.datetime]  # of the window that ended last
+    busy_s: Mapped[float]  # of windows that had requests
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    rejected: Mapped[int] = mapped_column(BigInteger)
+    items: Mapped[int] = mapped_column(BigInteger)
+    latency: Mapped[bytes] = mapped_column(LargeBinary)
+    confusion: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class HostWindowRow(Base):
     """The device itself at the end of a window."""
 
     __tablename__ = "host_windows"
-    __table_args__ = (Index(None, "fleet_id", "device_id", "ended_at"),)
+    __table_args__ = (Index(None, "fleet_id", "device_id", "id"), Index(None, "ended_at"))
 
-    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
-    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
-    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"))
+    id: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    fleet_id: Mapped[str]
+    device_id: Mapped[str]
     ended_at: Mapped[dt.datetime]
     cpu_percent: Mapped[float | None]
     memory_used_mb: Mapped[float | None]

@@ -29,10 +29,10 @@ def compare(session: Session, rollout: Rollout) -> RolloutComparison:
         devices[profile] += 1
         since = (deployment.sent_at or rollout.created_at) - BEFORE
         for row in repository.windows_of(session, deployment.device_id, [deployment.id], since):
-            now[profile] += sample(*row)
+            now[profile] += sample(row)
         if deployment.previous_id:
             for row in repository.windows_of(session, deployment.device_id, [deployment.previous_id], since):
-                before[profile] += sample(*row)
+                before[profile] += sample(row)
     return RolloutComparison(
         id=rollout.id,
         cohorts=[

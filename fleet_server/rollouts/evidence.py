@@ -19,8 +19,10 @@ from fleet_server.db import utc_now
 from fleet_server.domain.evidence import UNCHANGED, Change, Sample, Tally, change_of, fold
 from fleet_server.domain.rules import Outcomes, Standing, judge_counted, judge_sampled
 from fleet_server.domain.strategy import RolloutStrategy, StopRule
-from fleet_server.models import Deployment, HostWindowRow, ModelWindowRow, Rollout, Variant
+from fleet_server.models import Deployment, ModelWindowRow, Rollout, Variant
 from fleet_server.rollouts import repository
+from fleet_server.telemetry.signals import unpack_signals
+from fleet_server.telemetry.sketches import unpack_cells, unpack_latency
 
 BEFORE = dt.timedelta(hours=1)
 MEANWHILE = dt.timedelta(minutes=10)
@@ -33,7 +35,7 @@ def note_before(session: Session, deployment: Deployment) -> None:
     if deployment.previous_id:
         since = utc_now() - BEFORE
         rows = repository.windows_of(session, deployment.device_id, [deployment.previous_id], since)
-        total = sum((sample(*row) for row in rows), Sample())
+        total = sum((sample(row) for row in rows), Sample())
         deployment.evidence = {"before": _plain(total), "rules": {}}
 
 
@@ -44,15 +46,15 @@ def gather(session: Session, rollout: Rollout) -> bool:
     if not rules:
         return False
     rows = repository.windows_to_judge(session, rollout.id, limit=WINDOWS)
-    found: dict[str, list[tuple[ModelWindowRow, HostWindowRow | None]]] = defaultdict(list)
-    for window, host in rows:
-        found[window.deployment_id].append((window, host))
+    found: dict[str, list[ModelWindowRow]] = defaultdict(list)
+    for deployment_id, window in rows:
+        found[deployment_id].append(window)
     changes = _Changes(session, rollout)
     for deployment in repository.deployments_of(session, rollout.id, list(found)):
-        samples = [sample(*row) for row in found[deployment.id]]
+        samples = [sample(window) for window in found[deployment.id]]
         variant = session.get_one(Variant, deployment.variant_id)
         deployment.evidence = _added(deployment.evidence, rules, samples, variant, changes)
-    repository.mark_judged(session, [window.id for window, _ in rows])
+    repository.mark_judged(session, [window for _, window in rows])
     return bool(rows)
 
 
@@ -110,26 +112,26 @@ def standings(session: Session, rollout: Rollout, found: Mapping[str, Outcomes] 
     return judged
 
 
-def sample(window: ModelWindowRow, host: HostWindowRow | None) -> Sample:
+def sample(window: ModelWindowRow) -> Sample:
     """A window as rules take it."""
-    memory = host.agent_rss_mb if host is not None else None
-    temperature = host.temperature_c if host is not None else None
+    signals, confusion = unpack_signals(window.signals), unpack_cells(window.confusion)
+    memory, temperature = signals.get("agent_rss_mb"), signals.get("temperature_c")
     return Sample(
         requests=window.requests,
         errors=window.errors,
         seconds=(window.ended_at - window.started_at).total_seconds(),
-        latency={int(bucket): count for bucket, count in window.latency.items()},
-        labelled=sum(count for _, _, count in window.confusion),
-        correct=sum(count for label, predicted, count in window.confusion if label == predicted),
+        latency=unpack_latency(window.latency),
+        labelled=sum(count for _, _, count in confusion),
+        correct=sum(count for label, predicted, count in confusion if label == predicted),
         memory=memory or 0.0,
         hosts=memory is not None,
         temperature=temperature or 0.0,
         temperatures=temperature is not None,
         windows=1,
-        crashed=bool(window.signals.get("crashes")),
-        compared=window.signals.get("compared", 0),
-        disagreed=window.signals.get("disagreed", 0),
-        shapes=_shapes(window.signals),
+        crashed=bool(signals.get("crashes")),
+        compared=signals.get("compared", 0),
+        disagreed=signals.get("disagreed", 0),
+        shapes=_shapes(signals),
     )
 
 
@@ -167,10 +169,10 @@ class _Changes:
         for device_id, running in repository.controls(self._session, self._rollout.id, profile_id, limit=CONTROLS):
             before = after = Sample()
             for row in repository.windows_of(self._session, device_id, [running], began - BEFORE):
-                if row[0].ended_at <= began:
-                    before += sample(*row)
-                elif row[0].ended_at > middle:
-                    after += sample(*row)
+                if row.ended_at <= began:
+                    before += sample(row)
+                elif row.ended_at > middle:
+                    after += sample(row)
             pairs.append((before, after))
         return pairs
 

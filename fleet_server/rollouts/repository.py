@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, func, select, update
+from sqlalchemy import Select, and_, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from fleet_server.devices.attributes import TAG
@@ -16,11 +16,11 @@ from fleet_server.models import (
     Deployment,
     Device,
     DeviceAttribute,
-    HostWindowRow,
     Model,
     ModelWindowRow,
     Profile,
     Rollout,
+    TelemetrySeries,
     Variant,
     Version,
 )
@@ -255,16 +255,14 @@ def evidence_by_profile(session: Session, rollout_id: str) -> list[tuple[str, Ma
     return [(row[0], row[1]) for row in session.execute(query) if row[1]]
 
 
-def windows_to_judge(
-    session: Session, rollout_id: str, *, limit: int
-) -> list[tuple[ModelWindowRow, HostWindowRow | None]]:
-    """Windows of a rollout's deployments that no rule has seen, in the order they ended, with the device's own."""
+def windows_to_judge(session: Session, rollout_id: str, *, limit: int) -> list[tuple[str, ModelWindowRow]]:
+    """Windows of a rollout's deployments that no rule has seen, in the order they ended, with the deployments' ids."""
     query = (
-        select(ModelWindowRow, HostWindowRow)
-        .join(Deployment, Deployment.id == ModelWindowRow.deployment_id)
-        .outerjoin(HostWindowRow, _same_moment())
+        select(TelemetrySeries.deployment_id, ModelWindowRow)
+        .join(ModelWindowRow, ModelWindowRow.series_id == TelemetrySeries.id)
+        .join(Deployment, Deployment.id == TelemetrySeries.deployment_id)
         .where(*_forward(rollout_id), Deployment.sent_at.is_not(None), ModelWindowRow.judged.is_(False))
-        .order_by(ModelWindowRow.ended_at, ModelWindowRow.id)
+        .order_by(ModelWindowRow.ended_at, ModelWindowRow.group_id, ModelWindowRow.number)
         .limit(limit)
     )
     return [(row[0], row[1]) for row in session.execute(query)]
@@ -272,34 +270,31 @@ def windows_to_judge(
 
 def windows_of(
     session: Session, device_id: str, deployment_ids: Sequence[str], since: dt.datetime
-) -> list[tuple[ModelWindowRow, HostWindowRow | None]]:
-    """Windows of a device's deployments, in the order they ended, with the device's own."""
+) -> Sequence[ModelWindowRow]:
+    """Windows of a device's deployments that ended since a time, in the order they ended."""
     query = (
-        select(ModelWindowRow, HostWindowRow)
-        .outerjoin(HostWindowRow, _same_moment())
+        select(ModelWindowRow)
+        .join(TelemetrySeries, TelemetrySeries.id == ModelWindowRow.series_id)
         .where(
-            ModelWindowRow.deployment_id.in_(deployment_ids),
-            ModelWindowRow.device_id == device_id,
+            TelemetrySeries.deployment_id.in_(deployment_ids),
+            TelemetrySeries.device_id == device_id,
             ModelWindowRow.ended_at >= since,
         )
         .order_by(ModelWindowRow.ended_at)
     )
-    return [(row[0], row[1]) for row in session.execute(query)]
+    return session.scalars(query).all()
 
 
-def _same_moment() -> Any:
-    return and_(
-        HostWindowRow.fleet_id == ModelWindowRow.fleet_id,
-        HostWindowRow.device_id == ModelWindowRow.device_id,
-        HostWindowRow.ended_at == ModelWindowRow.ended_at,
-    )
-
-
-def mark_judged(session: Session, window_ids: Sequence[str]) -> None:
+def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:
     """Let no rule see these windows again."""
-    for start in range(0, len(window_ids), 500):
-        part = window_ids[start : start + 500]
-        session.execute(update(ModelWindowRow).where(ModelWindowRow.id.in_(part)).values(judged=True))
+    for start in range(0, len(windows), 500):
+        part = [(one.group_id, one.number) for one in windows[start : start + 500]]
+        session.execute(
+            update(ModelWindowRow)
+            .where(tuple_(ModelWindowRow.group_id, ModelWindowRow.number).in_(part))
+            .values(judged=True)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def deployments_of(session: Session, rollout_id: str, ids: Sequence[str]) -> list[Deployment]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import ChunkRange
+from agent.update.store import Bytes
 
 
 class Chunks:
@@ -26,14 +27,14 @@ class Chunks:
         """How many have not come."""
         return len(self._missing)
 
-    def write(self, chunk: int, payload: bytes) -> bool:
+    def write(self, chunk: int, payload: Bytes) -> bool:
         """Take one; whether it was missing and has its length."""
         if chunk not in self._missing or len(payload) != self._size_of(chunk):
             return False
         self._missing.discard(chunk)
         return True
 
-    def separate(self, chunks: tuple[int, ...], combined: bytes) -> tuple[int, bytes] | None:
+    def separate(self, chunks: tuple[int, ...], combined: Bytes) -> tuple[int, Bytes] | None:
         """The one missing chunk of an exclusive-or, by its length alone; None where not just one of them is missing."""
         lacking = [chunk for chunk in chunks if chunk in self._missing]
         if len(lacking) != 1:

@@ -55,3 +55,30 @@ class HostTelemetry(Response):
     agent_rss_mb: float | None
     temperature_c: float | None
     disk_free_mb: float | None
+
+
+class TelemetryPoint(Response):
+    """What a version did in one step of a series: in the windows that ended in it."""
+
+    at: dt.datetime = Field(description="When the step begins.")
+    requests: int
+    errors: int
+    rejected: int
+    items: int
+    devices: int = Field(description="Devices that it was heard of from.")
+    latency_p50_ms: float | None = Field(description="Of all requests of all devices in the step, within 2 %.")
+    latency_p95_ms: float | None
+    latency_p99_ms: float | None
+    labelled: int = Field(description="Predictions that feedback gave a label for in the step.")
+    accuracy: float | None
+
+
+class TelemetrySteps(Response):
+    """A series: steps without a window are left out."""
+
+    model: str
+    version: str
+    step_s: int
+    since: dt.datetime
+    until: dt.datetime
+    points: list[TelemetryPoint]

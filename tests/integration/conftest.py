@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,47 +11,16 @@ import pytest
 from fleet_server import migrations
 from fleet_server.db import Database
 from tests import softhsm
-from tests.databases import make_empty
-from tests.fleet import free_port, wait_until
-
-
-def _as_postgres(command: list[str]) -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    return (
-        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        if os.geteuid() == 0
-        else command
-    )
+from tests.databases import make_empty, postgresql, postgresql_programs
 
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """A throw-away cluster on a free port of loopback."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
+    if not postgresql_programs():
         pytest.skip("PostgreSQL is not installed")
-    folder, port = Path(tempfile.mkdtemp(prefix="shoal-pg-")), free_port()
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-    data = str(folder / "data")
-    subprocess.run(
-        _as_postgres([str(found[-1] / "initdb"), "-D", data, "-A", "trust", "-U", "shoal"]),
-        check=True,
-        capture_output=True,
-    )
-    server = subprocess.Popen(
-        _as_postgres([str(found[-1] / "postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        ready = [str(found[-1] / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
-        wait_until("PostgreSQL", lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0, 60)
-        yield f"postgresql+psycopg://shoal@127.0.0.1:{port}/postgres"
-    finally:
-        server.terminate()
-        server.wait(20)
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgresql() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

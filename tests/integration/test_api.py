@@ -208,6 +208,7 @@ def add_rollouts(database: Database, count: int) -> None:
         ("/devices", {"cursor": "AGEA"}),
         ("/telemetry/models", {"since": "0001-01-01T00:00:00+14:00"}),
         ("/telemetry/models", {"until": "9999-12-31T23:59:59-14:00"}),
+        ("/telemetry/hosts", {"cursor": "bm8gbnVtYmVy"}),
     ],
 )
 def test_addresses_that_no_database_can_look_for(api: TestClient, path: str, parameters: dict[str, str]) -> None:

@@ -16,7 +16,9 @@ NGINX = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/s
 WANTS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx-light)")
 
 
-@pytest.mark.parametrize("name", ["serving", "footprint", "delta", pytest.param("delivery", marks=WANTS_NGINX)])
+@pytest.mark.parametrize(
+    "name", ["serving", "footprint", "delta", "ingest", pytest.param("delivery", marks=WANTS_NGINX)]
+)
 def test_a_benchmark_ends_in_one_json_line(name: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), "--short"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("model_windows", sa.Column("signals", sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column("model_windows", sa.Column("signals", sa.LargeBinary(), nullable=True))
 
 
 def downgrade() -> None:

@@ -34,8 +34,8 @@ def upgrade() -> None:
     op.create_index(
         "ix_model_windows_to_judge",
         "model_windows",
-        ["deployment_id"],
-        sqlite_where=sa.text("judged = 0"),
+        ["series_id"],
+        sqlite_where=sa.text("NOT judged"),
         postgresql_where=sa.text("NOT judged"),
     )
     op.add_column("devices", sa.Column("hold", sa.JSON(), nullable=True))
