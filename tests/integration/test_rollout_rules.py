@@ -184,6 +184,19 @@ def test_stage_after_stage_to_the_end(world: World) -> None:
     assert done.finished_at is not None
 
 
+def test_what_is_exposed_is_on_its_way_and_the_stage_waits_for_it(world: World) -> None:
+    rollout = world.create("1", strategy=HALVES)
+    first = sorted(device for device in "abcd" if world.desired(device))
+    for device in first:
+        world.goes(device, Phase.EXPOSED, "1")
+    waiting = world.tick(rollout)
+    assert (waiting.stage, waiting.counts.in_progress) == (0, 2)
+    assert {world.phases(rollout)[device] for device in first} == {"exposed"}
+    for device in first:
+        world.goes(device, Phase.ACTIVE, "1")
+    assert world.tick(rollout).stage == 1
+
+
 def test_a_failed_device_takes_the_others_back_to_what_they_ran(world: World) -> None:
     world.run("1")
     rollout = world.create("2", strategy=HALVES)
