@@ -74,7 +74,7 @@ log = logging.getLogger("agent")
 TICK_S = 0.1
 REPORT_EVERY_S = 300.0
 TELEMETRY_RESEND_S = 15.0
-TELEMETRY_BATCHES = 20
+TELEMETRY_BATCHES = 20  # on their way together
 LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
@@ -282,6 +282,7 @@ class Supervisor:
                 self._desired(decode(message.payload, DesiredState))
             elif leaf is DeviceTopic.TELEMETRY_ACK:
                 self._spool.acknowledge(decode(message.payload, TelemetryAck))
+                self._send_telemetry()  # what gathered while the server was away goes as fast as it is stored
             elif leaf is DeviceTopic.CERTIFICATE and self._renewal is not None:
                 self._renewal.answered(decode(message.payload, Certificate))
             elif leaf is DeviceTopic.TRUST:

@@ -64,19 +64,20 @@ class Spool:
             raise
 
     def due(self, now: float, *, resend_s: float, limit: int) -> list[tuple[int, bytes]]:
-        """The oldest batches that were not sent in the last `resend_s` seconds; they count as sent now.
+        """The oldest batches that are not on their way; from now on they are, for `resend_s` seconds.
 
         Args:
             now: of a clock that is never set.
             resend_s: seconds until one that was sent is sent again.
-            limit: how many at most.
+            limit: how many may be on their way together: who sends more whenever some are acknowledged sends no
+                faster than they are stored.
         """
         fresh = [number for number, at in self._sent.items() if now - at < resend_s]
         marks = ",".join("?" * len(fresh))
         with writing(self._path):
             rows = self._db.execute(
                 f"SELECT number, payload FROM kept WHERE number NOT IN ({marks}) ORDER BY number LIMIT ?",  # noqa: S608
-                (*fresh, limit),
+                (*fresh, max(0, limit - len(fresh))),
             ).fetchall()
         self._sent = {number: self._sent[number] for number in fresh} | {row[0]: now for row in rows}
         return [(row[0], row[1]) for row in rows]

@@ -28,6 +28,7 @@ FACTS = DeviceFacts(
 )  # fmt: skip
 TURN_S = 0.05
 PER_TURN = 5  # what the server lets a device send for long
+UNDERWAY = 20
 RESEND_S = 2.0
 DEAF = 0.1  # share of acknowledgements that are lost
 
@@ -62,7 +63,7 @@ class Device:
             self.made += 1
             self._spool.add(self._batch)
         if self._link.connected:
-            for _, payload in self._spool.due(time.monotonic(), resend_s=RESEND_S, limit=PER_TURN):
+            for _, payload in self._spool.due(time.monotonic(), resend_s=RESEND_S, limit=UNDERWAY):
                 self._link.publish(DeviceTopic.TELEMETRY, payload)
 
     def stop(self) -> None:

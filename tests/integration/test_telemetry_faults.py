@@ -21,7 +21,7 @@ from tests.fleet import LocalFleet, wait_until
 
 # Processes, devices of each, samples of each device, kills
 SHORT = (2, 3, 500, 5)
-LONG = (2, 10, 5000, 40)
+LONG = (2, 10, 5000, 20)
 
 
 class Senders:

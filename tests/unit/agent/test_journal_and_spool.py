@@ -92,6 +92,23 @@ for _ in range(3):
     spool.close()
 
 
+def test_what_gathered_is_sent_no_faster_than_it_is_stored(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db")
+    for _ in range(10):
+        spool.add(batch)
+
+    def sent(now: float) -> list[int]:
+        return [decode(one, TelemetryBatch).sequence for _, one in spool.due(now, resend_s=15.0, limit=4)]
+
+    assert [sent(0.0), sent(1.0)] == [[1, 2, 3, 4], []]
+    spool.acknowledge(TelemetryAck(spool.spool_id, (1, 3, 4)))
+    assert [sent(2.0), sent(3.0)] == [[5, 6, 7], []]
+    assert sent(15.5) == [2]  # its acknowledgement was lost, or it was
+    spool.acknowledge(TelemetryAck(spool.spool_id, (2, 5, 6, 7)))
+    assert [sent(15.5), sent(16.0)] == [[8, 9, 10], []]
+    spool.close()
+
+
 def test_a_device_that_is_offline_for_long_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_module, "LIMIT", 5)
     spool = Spool(tmp_path / "spool.db")
