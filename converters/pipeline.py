@@ -31,7 +31,7 @@ from converters.job import (
     Target,
 )
 from converters.package import as_seen, manifest_for, with_examples
-from converters.planner import choose, fates, plan, repairs
+from converters.planner import choose, fates, forms, plan, repairs
 from converters.sample import sample_rows, without_mixing
 from converters.starts import Start, litert_start, of_derived
 from converters.step import Context, Recipe
@@ -115,7 +115,13 @@ def _trained(job: BuildJob, folder: Path, progress: ProgressCall) -> tuple[tuple
     from converters.training.derive import train
 
     evaluation = Path(job.evaluation.path) if job.evaluation else None
-    return train(job.training, evaluation, folder, lambda text: progress(0.08, text))
+    return train(
+        job.training,
+        evaluation,
+        folder,
+        lambda text: progress(0.08, text),
+        tflite=ModelFormat.TFLITE in forms(job.target),
+    )
 
 
 def _timed_again(

@@ -195,6 +195,11 @@ def plan(target: Target) -> list[Recipe]:
     return _of(RECIPES, target)
 
 
+def forms(target: Target) -> frozenset[ModelFormat]:
+    """The source forms that recipes of a target begin with."""
+    return frozenset(recipe.source for recipe in (*plan(target), *_of(REPAIRS, target)))
+
+
 def repairs(target: Target, candidates: Sequence[Candidate], source: Measurements) -> list[Recipe]:
     """Recipes that rescale channels or leave layers in floating point, where the plain ones lost too much accuracy."""
     least: dict[Precision, float] = {}

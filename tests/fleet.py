@@ -131,6 +131,7 @@ class LocalFleet:
             "SHOAL_PORT": str(self.port),
             "SHOAL_TELEMETRY_INTERVAL_S": "1",
             "SHOAL_PROBATION_S": "1",
+            "SHOAL_ENGINE_TICK_S": "0.2",
             "SHOAL_DELTA_WAIT_S": "20",  # on a busy machine nobody waits minutes for a difference
             **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,

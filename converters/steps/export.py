@@ -153,14 +153,17 @@ def export_onnx(net: Any, examples: list[npt.NDArray[Any]], path: Path, names: l
         )
 
 
-def export_forms(net: Any, inputs: dict[str, npt.NDArray[Any]], folder: Path, stem: str) -> dict[ModelFormat, Path]:
-    """Write a net in every form that can be made here: ONNX, and TFLite where litert-torch is installed.
+def export_forms(
+    net: Any, inputs: dict[str, npt.NDArray[Any]], folder: Path, stem: str, *, tflite: bool = True
+) -> dict[ModelFormat, Path]:
+    """Write a net in the forms that can be made here: ONNX, and TFLite where litert-torch is installed.
 
     Args:
         net: in evaluation mode.
         inputs: example rows by name, in the order of the net's parameters.
         folder: where to.
         stem: the files' name without its end.
+        tflite: whether anybody wants that form, which takes longest.
 
     Raises:
         ConversionError: when a form can't be made, or answers otherwise than the net.
@@ -170,7 +173,7 @@ def export_forms(net: Any, inputs: dict[str, npt.NDArray[Any]], folder: Path, st
     try:
         with quiet():
             export_onnx(net, examples, forms[ModelFormat.ONNX], list(inputs))
-            if can_export_tflite():
+            if tflite and can_export_tflite():
                 forms[ModelFormat.TFLITE] = folder / f"{stem}.tflite"
                 export_tflite(net, examples, forms[ModelFormat.TFLITE])
     except ConversionError:

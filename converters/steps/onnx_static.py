@@ -19,6 +19,7 @@ from agent.trial.dataset import Dataset
 from converters.digest import file_digest
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_entropy import entropy_threshold
 from converters.steps.onnx_pooling import pool_means
 from converters.steps.onnx_sensitivity import (
     SENSITIVITY_ROWS,
@@ -180,6 +181,8 @@ def _ranges(source: Path, context: Context, method: Any) -> Path:
     try:
         for start in range(0, rows, SLICE):
             calibrator.collect_data(Reader(context.calibration, start, min(start + SLICE, rows)))
+        if method.name == "Entropy":
+            calibrator.collector.get_entropy_threshold = entropy_threshold
         save_tensors_data(calibrator.compute_data(), cache)
     except ValueError as error:
         detail = (

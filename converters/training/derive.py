@@ -16,7 +16,7 @@ from converters.training.fit import Fitting, Say
 
 
 def train(
-    order: TrainingOrder, evaluation: Path | None, folder: Path, say: Say
+    order: TrainingOrder, evaluation: Path | None, folder: Path, say: Say, *, tflite: bool
 ) -> tuple[tuple[DerivedSource, ...], list[str]]:
     """Carry out what was ordered of a net of a registered architecture.
 
@@ -25,6 +25,7 @@ def train(
         evaluation: labelled rows that decide how far passes go, as they decide between recipes; None for none.
         folder: gets the files.
         say: told how far it is.
+        tflite: whether nets are wanted in that form too.
 
     Returns:
         The sources, and why a pass could not be done, a sentence each.
@@ -48,17 +49,17 @@ def train(
     for one in nets:
         say(f"export {one.name}")
         try:
-            made.append(derived_source(one, rows, folder))
+            made.append(derived_source(one, rows, folder, tflite=tflite))
         except ConversionError as problem:
             problems.append(f"{one.name}: {problem.detail}")
     return tuple(made), problems
 
 
-def derived_source(one: Compressed, rows: Rows, folder: Path) -> DerivedSource:
-    """A trained net as files.
+def derived_source(one: Compressed, rows: Rows, folder: Path, *, tflite: bool) -> DerivedSource:
+    """A trained net as files: ONNX, and TFLite where it is wanted.
 
     Raises:
         ConversionError: when it can't be exported.
     """
-    forms = export_forms(one.net, rows.first(2).inputs, folder, one.name)
+    forms = export_forms(one.net, rows.first(2).inputs, folder, one.name, tflite=tflite)
     return DerivedSource(one.name, source_files(forms), one.passes, tool_versions(TOOLS))

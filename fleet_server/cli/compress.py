@@ -43,17 +43,22 @@ def training_rows(wanted: Wanted, sources: list[str]) -> Any:
     if not wanted.training.is_file():
         raise fail(f"--training: there is no file {str(wanted.training)!r}", 2)
     from converters.errors import ConversionError
+    from converters.steps.export import net_builder
     from converters.training.data import read_training
 
     pruned_share(wanted.prune)
     try:
+        if wanted.distill:
+            net_builder(wanted.distill)
         return read_training(wanted.training)
     except ConversionError as error:
         raise fail(error.detail) from None
 
 
-def derived_sources(wanted: Wanted, rows: Any, spec: str, weights: Path | None, folder: Path, out: Path) -> list[Any]:
-    """Train on rows that `training_rows` gave, export each net, and save its weights.
+def derived_sources(
+    wanted: Wanted, rows: Any, spec: str, weights: Path | None, folder: Path, out: Path, *, tflite: bool
+) -> list[Any]:
+    """Train on rows that `training_rows` gave, export each net, in TFLite too if that is wanted, and save its weights.
 
     Returns:
         `converters.job.DerivedSource` of each net.
@@ -87,7 +92,7 @@ def derived_sources(wanted: Wanted, rows: Any, spec: str, weights: Path | None, 
             )
         for problem in problems:
             errors.print(f"[yellow]left out:[/] {problem}")
-        return [_exported(one, rows, folder, out) for one in nets]
+        return [_exported(one, rows, folder, out, tflite=tflite) for one in nets]
     except (ConversionError, ValueError, OSError) as error:
         raise fail(str(error)) from None
 
@@ -105,13 +110,13 @@ def pruned_share(text: str | None) -> str | float | None:
     return share
 
 
-def _exported(one: Any, rows: Any, folder: Path, out: Path) -> Any:
+def _exported(one: Any, rows: Any, folder: Path, out: Path, *, tflite: bool) -> Any:
     """Files of a net as source forms; its weights stay with the user."""
     from converters.training.derive import derived_source
     from converters.training.refit import save_weights
 
     errors.print(f"exporting {one.name} …")
-    made = derived_source(one, rows, folder)
+    made = derived_source(one, rows, folder, tflite=tflite)
     out.mkdir(parents=True, exist_ok=True)
     save_weights(one.net, out / f"{one.name}.safetensors")
     return made

@@ -82,9 +82,12 @@ def convert(
             seed,
         )
         rows = training_rows(wanted, sources)
-        files = source_files(sources, weights, evaluation or calibration, folder)
+        tflite = _wants_tflite(spec)
+        files = source_files(sources, weights, evaluation or calibration, folder, tflite=tflite)
         _check(files, calibration, evaluation, folder / "work")
-        derived = derived_sources(wanted, rows, sources[0], weights, folder, out) if rows is not None else []
+        derived: list[Any] = []
+        if rows is not None:
+            derived = derived_sources(wanted, rows, sources[0], weights, folder, out, tflite=tflite)
         result, verdict, manifest = _build(files, derived, spec, calibration, evaluation, folder / "work")
         out.mkdir(parents=True, exist_ok=True)
         candidates = result["candidates"]
@@ -109,6 +112,15 @@ def convert(
         errors.print(f"{'passed' if verdict['passed'] else '[red]refused[/]'} by the gate; see {out / 'report.md'}")
     if not verdict["passed"]:
         raise typer.Exit(1)
+
+
+def _wants_tflite(spec: Any) -> bool:
+    """Whether a recipe for the profile begins with a TFLite file."""
+    from agent.protocol.manifest import ModelFormat
+    from converters.planner import forms
+    from fleet_server.conversions.service import build_target
+
+    return ModelFormat.TFLITE in forms(build_target(spec.name, spec))
 
 
 def _check(files: dict[str, Path], calibration: Path | None, evaluation: Path | None, work: Path) -> None:

@@ -105,12 +105,14 @@ def _lines(path: Path) -> list[str]:
         raise fail(f"--labels: {path} can't be read: {error}", 2) from None
 
 
-def source_files(sources: list[str], weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
-    """The files to upload, by format: those that were named, or exports of the net that was."""
+def source_files(
+    sources: list[str], weights: Path | None, data: Path | None, folder: Path, *, tflite: bool = True
+) -> dict[str, Path]:
+    """The files to upload, by format: those that were named, or exports of the net that was, in TFLite if wanted."""
     if not sources:
         raise fail("name the model: .onnx, .tflite, or net.py:function (or --architecture with --weights)", 2)
     if len(sources) == 1 and ".py:" in sources[0]:
-        return _export(sources[0], weights, data, folder)
+        return _export(sources[0], weights, data, folder, tflite=tflite)
     found = {}
     for source in sources:
         path = Path(source)
@@ -126,7 +128,7 @@ def source_files(sources: list[str], weights: Path | None, data: Path | None, fo
     return found
 
 
-def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) -> dict[str, Path]:
+def _export(spec: str, weights: Path | None, data: Path | None, folder: Path, *, tflite: bool) -> dict[str, Path]:
     from converters.dataset import example_rows
     from converters.errors import ConversionError
     from converters.steps import export
@@ -137,10 +139,10 @@ def _export(spec: str, weights: Path | None, data: Path | None, folder: Path) ->
         examples = example_rows(data, str(data))
         net = export.load_net(spec, weights)
         errors.print("exporting the net …")
-        forms = export.export_forms(net, examples, folder, "model")
+        forms = export.export_forms(net, examples, folder, "model", tflite=tflite)
     except (ConversionError, ValueError, OSError) as error:
         raise fail(str(error)) from None
-    if not export.can_export_tflite():
+    if tflite and not export.can_export_tflite():
         errors.print("litert-torch is not installed here: no TFLite form (pip install 'shoal[convert-tflite]')")
     return {form.value: path for form, path in forms.items()}
 

@@ -57,6 +57,18 @@ def run(options: dict[str, Any]) -> int:
     Returns:
         An exit status: 0, 1 when it could not start, 2 for settings that are not usable.
     """
+    try:
+        settings = Settings(**options)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "SHOAL_" + str(problem["loc"][0]).upper() if problem["loc"] else "settings"
+            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
+        return 2
+    return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    """Run with settings that are usable. What that imports takes seconds: who mistyped one has been told by now."""
     import logging
 
     import uvicorn
@@ -67,13 +79,6 @@ def run(options: dict[str, Any]) -> int:
     from fleet_server.errors import FleetError
     from fleet_server.trust.https import https_certificate
 
-    try:
-        settings = Settings(**options)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "SHOAL_" + str(problem["loc"][0]).upper() if problem["loc"] else "settings"
-            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
-        return 2
     log_to_stderr(settings.log_level)
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

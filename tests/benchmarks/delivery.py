@@ -187,6 +187,7 @@ def main() -> None:
         artifact = folder / "artifact"
         artifact.write_bytes(random.Random(0).randbytes(size))
         measure(checks, folder, artifact, (devices, processes), rounds)
+    decide(checks, ((6, 80),) if options.short else ((50, 80), (1000, 2000), (1000, 16000)))
     checks.print()
 
 
@@ -243,7 +244,11 @@ def measure(checks: Checks, folder: Path, artifact: Path, shape: tuple[int, int]
     for name, used in parts.items():
         checks.report(f"CPU ms a delivered MB: {name}", used * 1000 / delivered_mb)
     checks.report("most memory of the broker, MiB", resident)
-    for listeners, chunks in ((50, 80), (1000, 2000), (1000, 16000)):
+
+
+def decide(checks: Checks, shapes: tuple[tuple[int, int], ...]) -> None:
+    """What the streamer's decisions cost, by listeners and chunks."""
+    for listeners, chunks in shapes:
         deciding, hearing = streamer_us(listeners, chunks)
         checks.report(f"{listeners} listeners, {chunks} chunks: CPU us a chunk to decide", deciding)
         checks.report(f"{listeners} listeners, {chunks} chunks: CPU us a need to hear", hearing)

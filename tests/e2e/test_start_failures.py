@@ -39,7 +39,7 @@ def test_one_sentence(tmp_path: Path, variables: dict[str, str], status: int, sa
         **variables,
     }
     done = subprocess.run(
-        [str(BIN / "shoal-server")], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [str(BIN / "shoal-server")], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == status, done.stderr
     assert said in done.stderr.splitlines()[-1]

@@ -25,11 +25,16 @@ def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
     fleet = LocalFleet(tmp_path, external_broker=True)
     try:
         fleet.start_broker()
-        fleet.start_server()
+        start_server(fleet)
         fleet.start_agent("dev-1")
         yield fleet
     finally:
         fleet.stop()
+
+
+def start_server(fleet: LocalFleet) -> None:
+    """Nothing is compressed first: of 64 MB that takes most of a test's time."""
+    fleet.start_server(SHOAL_DELTAS="false")
 
 
 def downloading(fleet: LocalFleet) -> bool:
@@ -51,7 +56,7 @@ def test_a_deployment_survives_a_kill(fleet: LocalFleet, big_model: Path, victim
     wait_until("a part of the artifact on the device", lambda: downloading(fleet), 60)
     fleet.kill(victim)
     starts: dict[str, Callable[[], None]] = {
-        "server": fleet.start_server,
+        "server": lambda: start_server(fleet),
         "broker": fleet.start_broker,
         "dev-1": lambda: fleet.start_agent("dev-1"),
     }

@@ -20,6 +20,9 @@ from fleet_server.settings import Settings
 from tests.fleet import write_classifier, write_data
 from tests.integration.test_scheduler import Bench
 
+# What is kept lies in the artifact store: one database is enough.
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
 
 @pytest.fixture
 def bench(database: Database, tmp_path: Path) -> Iterator[Bench]:

@@ -1,4 +1,8 @@
-"""Builds on a real Dask cluster: workers are killed, lack what is needed, and come and go with their scheduler."""
+"""Builds on a real Dask cluster: workers are killed, lack what is needed, and come and go with their scheduler.
+
+What the cluster is told of the queue passes through the scheduler's statements, which `test_scheduler` runs on both
+databases; here both are used where two servers hold the same row. Tests that leave their cluster as it was share one.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +48,7 @@ class DaskBench(Bench):
 
 @pytest.fixture
 def bench(database: Database, tmp_path: Path) -> Iterator[DaskBench]:
+    """With a cluster of its own, of which nothing is started."""
     cluster = Cluster(tmp_path)
     bench = DaskBench(database, tmp_path, cluster)
     yield bench
@@ -52,9 +57,33 @@ def bench(database: Database, tmp_path: Path) -> Iterator[DaskBench]:
     cluster.stop()
 
 
-def test_a_build_on_a_worker_is_what_a_build_here_is(bench: DaskBench) -> None:
-    bench.cluster.start_scheduler()
-    bench.cluster.start_worker("one")
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and the worker `one`."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker("one")
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def shared(database: Database, tmp_path: Path, cluster: Cluster) -> Iterator[DaskBench]:
+    """With the cluster that tests share."""
+    bench = DaskBench(database, tmp_path, cluster)
+    yield bench
+    for one in bench.running:
+        one.stop()
+
+
+ONE_DATABASE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@ONE_DATABASE
+def test_a_build_on_a_worker_is_what_a_build_here_is(shared: DaskBench) -> None:
+    bench = shared
     variant_id = bench.ask()
     bench.start()
     variant = bench.settled(variant_id)
@@ -70,6 +99,7 @@ def test_a_build_on_a_worker_is_what_a_build_here_is(bench: DaskBench) -> None:
     wait_until("the exchange to be empty", lambda: not bench.store.folder(EXCHANGE).entries(), 10)
 
 
+@ONE_DATABASE
 def test_a_worker_that_was_started_by_dask_itself(bench: DaskBench) -> None:
     bench.cluster.start_scheduler()
     bench.cluster.start_plain_worker("plain", "SHOAL=1 GPU=1")
@@ -78,6 +108,7 @@ def test_a_worker_that_was_started_by_dask_itself(bench: DaskBench) -> None:
     assert bench.settled(variant_id).state == "ready", bench.cluster.log("plain")
 
 
+@ONE_DATABASE
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 def test_a_build_by_tls(bench: DaskBench) -> None:
     files = bench.cluster.use_tls()
@@ -90,6 +121,7 @@ def test_a_build_by_tls(bench: DaskBench) -> None:
     assert bench.settled(variant_id).state == "ready", bench.cluster.log("one")
 
 
+@ONE_DATABASE
 def test_a_job_whose_worker_is_killed_is_built_by_another(bench: DaskBench) -> None:
     bench.cluster.start_scheduler()
     bench.cluster.start_worker("one")
@@ -105,6 +137,7 @@ def test_a_job_whose_worker_is_killed_is_built_by_another(bench: DaskBench) -> N
     assert (job.attempts, job.lost) == (2, 1)
 
 
+@ONE_DATABASE
 def test_a_job_that_needs_what_no_worker_has_says_so_and_waits_for_one(bench: DaskBench) -> None:
     bench.cluster.start_scheduler()
     wanting = bench.ask(resources={"GPU": 1, "compute_capability_8.7": 1})
@@ -120,9 +153,9 @@ def test_a_job_that_needs_what_no_worker_has_says_so_and_waits_for_one(bench: Da
     assert bench.job(wanting).lost == 0
 
 
-def test_a_cancelled_build_is_ended_on_its_worker(bench: DaskBench) -> None:
-    bench.cluster.start_scheduler()
-    bench.cluster.start_worker("one")
+@ONE_DATABASE
+def test_a_cancelled_build_is_ended_on_its_worker(shared: DaskBench) -> None:
+    bench = shared
     variant_id = bench.ask()
     bench.start()
     bench.cluster.building("one")
@@ -135,6 +168,7 @@ def test_a_cancelled_build_is_ended_on_its_worker(bench: DaskBench) -> None:
     assert bench.settled(again).state == "ready", "its worker goes on"
 
 
+@ONE_DATABASE
 def test_jobs_wait_for_a_scheduler_that_is_down_and_go_on_without_a_restart(
     bench: DaskBench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,10 +189,9 @@ def test_jobs_wait_for_a_scheduler_that_is_down_and_go_on_without_a_restart(
     assert len(said) == 2, "once for each time"
 
 
-def test_a_server_that_takes_over_ends_what_the_first_left_on_the_cluster(bench: DaskBench) -> None:
+def test_a_server_that_takes_over_ends_what_the_first_left_on_the_cluster(shared: DaskBench) -> None:
     """The first server is alive, but its lease ran out: as after a long pause of its machine."""
-    bench.cluster.start_scheduler()
-    bench.cluster.start_worker("one")
+    bench = shared
     variant_id = bench.ask()
     bench.start()
     bench.cluster.building("one")
@@ -176,9 +209,9 @@ def test_a_server_that_takes_over_ends_what_the_first_left_on_the_cluster(bench:
     assert bench.job(variant_id).attempts == 2
 
 
-def test_a_worker_that_can_not_see_the_store_says_so(bench: DaskBench, tmp_path: Path) -> None:
-    bench.cluster.start_scheduler()
-    bench.cluster.start_worker("one")
+@ONE_DATABASE
+def test_a_worker_that_can_not_see_the_store_says_so(shared: DaskBench, tmp_path: Path) -> None:
+    bench = shared
     variant_id = bench.ask()
     bench.settings = bench.settings.model_copy(update={"artifacts_url": (tmp_path / "elsewhere").as_uri()})
     bench.start()

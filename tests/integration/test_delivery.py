@@ -22,7 +22,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("SHOAL_AGENT_LINK", '{ type = "cellular" }')
         try:
-            fleet.start_server()
+            fleet.start_server(SHOAL_DELTAS="false")  # budgets are of the whole artifact
             for name in DEVICES:
                 fleet.start_agent(name)
             fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})

@@ -158,7 +158,7 @@ class Bench:
             return session.query(ConversionJob).filter_by(variant_id=variant_id).one()
 
     def settled(self, variant_id: str) -> Variant:
-        wait_until("the build", lambda: self.variant(variant_id).state not in {"queued", "building"}, 30)
+        wait_until("the build", lambda: self.variant(variant_id).state not in {"queued", "building"}, 90)
         return self.variant(variant_id)
 
 
