@@ -30,6 +30,7 @@ class Rollout(Base):
     began_at: Mapped[dt.datetime | None]  # when its first stage did
     let_on: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # the highest stage somebody let begin
     joined_at: Mapped[dt.datetime | None]  # when devices that came to meet its target were last looked for
+    joined_after: Mapped[str] = mapped_column(default="", server_default="")  # the last device that was looked at then
     pacing: Mapped[dict[str, Any] | None]  # fleet_server.domain.machine.Allowance, as JSON
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
     terms: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Terms, as JSON: what holds when it starts

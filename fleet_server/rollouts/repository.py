@@ -349,10 +349,33 @@ def cohort(session: Session, rollout_id: str, *, limit: int) -> list[tuple[Deplo
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
-def members(session: Session, rollout_id: str) -> set[str]:
-    """Ids of the devices of a rollout."""
-    query = select(Deployment.device_id).where(Deployment.rollout_id == rollout_id).distinct()
-    return set(session.scalars(query))
+def member_count(session: Session, rollout_id: str) -> int:
+    """How many devices a rollout has."""
+    return session.scalar(select(func.count()).select_from(Deployment).where(*_forward(rollout_id))) or 0
+
+
+def outsiders(session: Session, rollout: Rollout, after: str, *, limit: int) -> Sequence[str]:
+    """Devices of a rollout's fleet that are not in it and do not run its version, by id, after one."""
+    inside = select(Deployment.id).where(Deployment.rollout_id == rollout.id, Deployment.device_id == Device.id)
+    running = select(Deployment.id).where(
+        Deployment.device_id == Device.id,
+        Deployment.version_id == rollout.version_id,
+        Deployment.desired.is_(True),
+    )
+    query = (
+        select(Device.id)
+        .where(
+            Device.fleet_id == rollout.fleet_id,
+            Device.id > after,
+            Device.forgotten_at.is_(None),
+            Device.profile_id.is_not(None),
+            ~inside.exists(),
+            ~running.exists(),
+        )
+        .order_by(Device.id)
+        .limit(limit)
+    )
+    return session.scalars(query).all()
 
 
 def unsettled_backs(session: Session, rollout_id: str) -> int:

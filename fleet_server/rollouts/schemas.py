@@ -303,6 +303,7 @@ class DeploymentView(Response):
     variant_id: str
     profile: str
     stage: int
+    attempt: int = Field(description="0, and one more each time that it was tried again.")
     phase: str = Field(description="`scheduled`, or a phase of the device's own state machine.")
     desired: bool
     failure: Failure | None

@@ -74,6 +74,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         variant_id=variant.id,
         profile=profile.name,
         stage=deployment.stage,
+        attempt=deployment.attempt,
         phase=deployment.phase,
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,

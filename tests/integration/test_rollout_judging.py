@@ -388,6 +388,17 @@ def test_late_devices_join_the_stage_that_is_open(world: JudgedWorld) -> None:
     assert world.tick(other).counts.total == 7
 
 
+def test_a_target_that_can_not_be_asked_any_more_takes_nobody_in_and_stops_nothing(world: JudgedWorld) -> None:
+    world.tag("a", site="one")
+    rollout = world.create("1", target={"query": "site==one"}, strategy={"stages": [{"percent": 100}]})
+    world.tag("a", other="two")
+    world.report("e")
+    world.later(rollout, 60)
+    assert world.tick(rollout).counts.total == 1, "no device has such a tag: the query is refused"
+    world.goes("a", Phase.ACTIVE, "1")
+    assert world.tick(rollout).state == "succeeded"
+
+
 def test_taking_back_keeps_to_its_rate_and_says_who_did_not_take_it(world: JudgedWorld) -> None:
     world.run("1")
     strategy = {"stages": [{"percent": 100, "soak_s": 3600}], "revert_per_minute": 2}

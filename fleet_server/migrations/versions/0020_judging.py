@@ -19,6 +19,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("began_at", sa.DateTime(timezone=True), nullable=True))
         table.add_column(sa.Column("let_on", sa.Integer(), nullable=False, server_default=sa.text("0")))
         table.add_column(sa.Column("joined_at", sa.DateTime(timezone=True), nullable=True))
+        table.add_column(sa.Column("joined_after", sa.String(), nullable=False, server_default=""))
         table.add_column(sa.Column("pacing", sa.JSON(), nullable=True))
     with op.batch_alter_table("deployments") as table:
         table.add_column(sa.Column("place", sa.Integer(), nullable=False, server_default=sa.text("0")))
@@ -53,5 +54,5 @@ def downgrade() -> None:
         for name in ("exposed_at", "exposure", "evidence", "replaced", "attempt", "place"):
             table.drop_column(name)
     with op.batch_alter_table("rollouts") as table:
-        for name in ("pacing", "joined_at", "let_on", "began_at"):
+        for name in ("pacing", "joined_after", "joined_at", "let_on", "began_at"):
             table.drop_column(name)
