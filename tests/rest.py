@@ -28,6 +28,8 @@ from fleet_server.models import (
     ModelWindowRow,
     Profile,
     Rollout,
+    TelemetryGroup,
+    TelemetrySeries,
     User,
     Variant,
     Version,
@@ -105,10 +107,12 @@ def fill(database: Database, count: int) -> dict[str, str]:
             add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",
                                 subject=f"x/{number}", body="{}", next_at=at,
                                 state="dead" if number % 2 else "pending"))  # fmt: skip
-            window = {"device_id": device.id, "started_at": at, "ended_at": at, **fleet}
-            add(ModelWindowRow(**window, deployment_id="", model="m", version="1", digest="", provider="cpu",
-                               requests=number // 2, errors=number % 2, rejected=0, items=0, latency={},
-                               confusion=[]))  # fmt: skip
+            series = add(TelemetrySeries(**fleet, device_id=device.id, deployment_id="", model="m", version="1",
+                                         digest="", provider="cpu"))  # fmt: skip
+            group = add(TelemetryGroup(**fleet, stored_at=at))
+            add(ModelWindowRow(group_id=group.id, number=0, series_id=series.id, started_at=at, ended_at=at,
+                               requests=number // 2, errors=number % 2, rejected=0, items=0, latency=b"",
+                               confusion=b""))  # fmt: skip
             add(HostWindowRow(device_id=device.id, ended_at=at, **fleet))
         return {
             "model": "model-0", "rollout_id": first.id, "device_id": "dev-0", "variant_id": variant.id,

@@ -48,7 +48,9 @@ def test_a_superseded_device_goes_back_until_its_stage_comes(fleet: LocalFleet) 
     fleet.kill("dev-b")
     second = fleet.rollout("m@2")
     wait_until("m@2 on dev-a", lambda: serving(fleet, "dev-a") == ["2"])
-    stages = {"stages": [{"percent": 50, "soak_s": 3600}, {"percent": 100}]}
+    fleet.api.patch("/devices/dev-a", json={"tags": {"ring": "canary"}}).raise_for_status()
+    stages: dict[str, Any] = {"stages": [{"percent": 50, "soak_s": 3600}, {"percent": 100}]}
+    stages["order"] = {"tag": "ring", "first": ["canary"]}
     third = fleet.rollout("m@3", strategy=stages, on_busy="supersede")
     fleet.start_agent("dev-b")
     wait_until("m@3 on dev-a", lambda: serving(fleet, "dev-a") == ["3"])

@@ -49,7 +49,7 @@ from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device, Model, Rollout, Variant, Version
 from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.rollouts import repository, service
+from fleet_server.rollouts import desired, repository, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate
 from fleet_server.settings import Settings
@@ -422,7 +422,7 @@ class World:
             assert {one["model"]: one["digest"] for one in row.serving} == runs, self.picture()
             for deployment in repository.desired(session, device.NAME):
                 if deployment.phase == Phase.ACTIVE.value:
-                    wanted: Manifest = service.manifest_of(session, deployment)
+                    wanted: Manifest = desired.manifest_of(session, deployment)
                     assert runs.get("m") == wanted.digest, self.picture()
             if not repository.desired(session, device.NAME):
                 assert not runs, self.picture()

@@ -40,6 +40,7 @@ from fleet_server.models import Device, ModelWindowRow
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from fleet_server.telemetry.signals import HOST, unpack_signals
 from fleet_server.trust.ca import FleetCa
 
 FACTS = DeviceFacts(
@@ -154,26 +155,18 @@ def test_signals_of_a_window_are_kept_as_they_were_said(handlers: Handlers, data
     say(handlers, DeviceTopic.REPORTED, HELLO)
     say(handlers, DeviceTopic.TELEMETRY, msgspec.structs.replace(BATCH, models=(window, WINDOW)))
     with database.read() as session:
-        rows = session.query(ModelWindowRow).order_by(ModelWindowRow.id).all()
-        assert [row.signals for row in rows] == [
+        rows = session.query(ModelWindowRow).order_by(ModelWindowRow.number).all()
+        host = {name: value for name in HOST if (value := getattr(BATCH.host, name)) is not None}
+        assert [unpack_signals(row.signals) for row in rows] == [
             {
-                "confidence": {"31": 2, "-1": 1},
-                "predicted": {"7": 3},
-                "inputs": {"x": {"mean": {"-4": 1}, "deviation": {"0": 1}}},
+                "confidence": {31: 2, -1: 1},
+                "predicted": {7: 3},
+                "inputs": {"x": {"mean": {-4: 1}, "deviation": {0: 1}}},
                 "crashes": 2,
+                **host,
             },
-            {},
+            host,
         ]
-        kept = msgspec.convert(rows[0].signals, _Signals, strict=False)
-        assert kept.confidence == window.confidence
-        assert kept.inputs == window.inputs
-
-
-class _Signals(msgspec.Struct):
-    """What is kept can be read back as the wire's types."""
-
-    confidence: dict[int, int]
-    inputs: dict[str, TensorSketch]
 
 
 CLOCKS = [

@@ -29,6 +29,7 @@ from fleet_server.devices.schemas import Budgets, ProfileCreate
 from fleet_server.devices.service import create_profile
 from fleet_server.models import Blob, ConversionJob, Model, SourceForm, Variant, Version
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.preconditions import Precondition
 from fleet_server.settings import Settings
 from tests.fleet import wait_until
 
@@ -194,7 +195,7 @@ def test_golden_inputs_are_pinned_by_the_manifest_and_stay_as_long_as_their_vers
     sweep_uploads(bench.database, bench.store, utc_now() + dt.timedelta(days=30))
     assert bench.store.read_range(digest, 0, 1000) == GOLDEN
     names = {"fleet_id": DEFAULT_FLEET, "model_name": "m0", "name": "1"}
-    delete_version(bench.database, bench.store, **names, actor="test")
+    delete_version(bench.database, bench.store, **names, actor="test", unchanged=Precondition(None))
     assert not bench.store.exists(digest)
 
 
