@@ -266,7 +266,9 @@ class RolloutStrategy(Request):
     caps: Caps = Field(default_factory=Caps)
     retry: Retry = Field(default_factory=Retry)
     deadline_s: float | None = Field(
-        None, gt=0, description="Seconds since it began after which it pauses, for somebody to look at it."
+        None,
+        gt=0,
+        description="Seconds since it began, or was resumed, after which it pauses for somebody to look at it.",
     )
     stop_when: list[StopRule] = Field(
         default_factory=lambda: [

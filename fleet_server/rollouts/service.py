@@ -174,7 +174,7 @@ def pause(session: Session, rollout: Rollout, reason: str, *, actor: Who) -> Non
 
 
 def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: Who) -> None:
-    """Go on with a paused rollout; one that waits for approvals goes on by those alone.
+    """Go on with a paused rollout, whose deadline begins anew; one that waits for approvals goes on by those alone.
 
     Raises:
         ConflictError: when it is not paused.
@@ -182,6 +182,7 @@ def resume(session: Session, settings: Settings, rollout: Rollout, *, actor: Who
     if rollout.state == RolloutState.AWAITING_APPROVAL.value:
         raise ConflictError("awaiting_approval", f"it waits for approvals: `shoal rollout approve {rollout.id}`")
     move(session, rollout, RolloutState.RUNNING, "resume", "asked to go on", actor=actor)
+    rollout.began_at = utc_now()
     send_due(session, settings, rollout)
 
 

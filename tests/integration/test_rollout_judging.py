@@ -427,6 +427,8 @@ def test_past_its_deadline_a_rollout_pauses_and_says_what_it_waits_for(world: Ju
     paused = world.tick(rollout)
     assert paused.state == "paused"
     assert "past its deadline of 60 s: 4 of 4 devices have not settled" in paused.verdicts[-1].reason
+    world.act(rollout, lambda session, row: service.resume(session, SETTINGS, row, actor="ada"))
+    assert world.tick(rollout).state == "running", "it has as long again"
 
 
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(world: JudgedWorld) -> None:
