@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint, false, text
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.db import Base, new_id, utc_now
@@ -78,7 +78,7 @@ class Deployment(Base):
     place: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # in the order in which devices come
     attempt: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     replaced: Mapped[bool] = mapped_column(default=False, server_default=false())  # by another attempt
-    evidence: Mapped[dict[str, Any] | None]  # fleet_server.rollouts.evidence
+    evidence: Mapped[bytes | None] = mapped_column(LargeBinary)  # fleet_server.rollouts.evidence
     exposure: Mapped[dict[str, Any] | None]  # agent.protocol.messages.Exposure, as JSON: as its device is to run it now
     exposed_at: Mapped[dt.datetime | None]  # when its device first said so
     phase: Mapped[str] = mapped_column(default="scheduled")

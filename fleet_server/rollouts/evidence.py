@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -36,13 +37,13 @@ def note_before(session: Session, deployment: Deployment) -> None:
         since = utc_now() - BEFORE
         rows = repository.windows_of(session, deployment.device_id, [deployment.previous_id], since)
         total = sum((sample(row) for row in rows), Sample())
-        deployment.evidence = {"before": _plain(total), "rules": {}}
+        deployment.evidence = _ENCODER.encode(_Kept(before=total))
 
 
 def gather(session: Session, rollout: Rollout) -> bool:
     """Add the windows that came since the last time; whether there were any."""
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    rules = {str(index): rule for index, rule in enumerate(strategy.stop_when) if not rule.metric.counted}
+    rules = {index: rule for index, rule in enumerate(strategy.stop_when) if not rule.metric.counted}
     if not rules:
         return False
     rows = repository.windows_to_judge(session, rollout.id, limit=WINDOWS)
@@ -56,6 +57,18 @@ def gather(session: Session, rollout: Rollout) -> bool:
         deployment.evidence = _added(deployment.evidence, rules, samples, variant, changes)
     repository.mark_judged(session, [window for _, window in rows])
     return bool(rows)
+
+
+@dataclass
+class _Kept:
+    """What is kept of a deployment: what its device did before, and what it says by the number of the rule."""
+
+    before: Sample | None = None
+    rules: dict[int, Tally] = field(default_factory=dict)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(_Kept)
 
 
 class Judgements:
@@ -96,9 +109,10 @@ def standings(session: Session, rollout: Rollout, found: Mapping[str, Outcomes] 
     """
     strategy = RolloutStrategy.model_validate(rollout.strategy)
     ended = outcomes(session, rollout) if found is None else found
-    said: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    said: Sequence[tuple[str, _Kept]] = ()
     if any(not rule.metric.counted for rule in strategy.stop_when):
-        said = repository.evidence_by_profile(session, rollout.id)
+        rows = repository.evidence_by_profile(session, rollout.id)
+        said = [(profile, _DECODER.decode(packed)) for profile, packed in rows]
     judged = []
     for index, rule in enumerate(strategy.stop_when):
         if rule.metric.counted:
@@ -106,8 +120,8 @@ def standings(session: Session, rollout: Rollout, found: Mapping[str, Outcomes] 
             continue
         tallies: dict[str, list[Tally]] = defaultdict(list)
         for profile, kept in said:
-            if (tally := kept["rules"].get(str(index))) is not None:
-                tallies[profile].append(_tally(tally))
+            if (tally := kept.rules.get(index)) is not None:
+                tallies[profile].append(tally)
         judged.append(judge_sampled(rule, tallies))
     return judged
 
@@ -178,35 +192,20 @@ class _Changes:
 
 
 def _added(
-    kept: Mapping[str, Any] | None,
-    rules: Mapping[str, StopRule],
+    packed: bytes | None,
+    rules: Mapping[int, StopRule],
     samples: Sequence[Sample],
     variant: Variant,
     changes: _Changes,
-) -> dict[str, Any]:
-    kept = kept or {"before": None, "rules": {}}
-    before = None if kept["before"] is None else _sample(kept["before"])
+) -> bytes:
+    kept = _DECODER.decode(packed) if packed else _Kept()
     accuracy = (variant.measurements or {}).get("accuracy")
-    tallies = dict(kept["rules"])
     for index, rule in rules.items():
-        tally = _tally(tallies[index]) if index in tallies else Tally()
+        tally = kept.rules.get(index, Tally())
         change = changes.of(rule, variant.profile_id)
-        tallies[index] = _plain(fold(rule, tally, samples, before=before, accuracy=accuracy, change=change))
-    return {"before": kept["before"], "rules": tallies}
+        kept.rules[index] = fold(rule, tally, samples, before=kept.before, accuracy=accuracy, change=change)
+    return _ENCODER.encode(kept)
 
 
 def _of(counts: Mapping[str, int], phases: Sequence[str]) -> int:
     return sum(counts.get(phase, 0) for phase in phases)
-
-
-def _plain(value: Sample | Tally) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(value, str_keys=True)
-    return found
-
-
-def _sample(kept: Mapping[str, Any]) -> Sample:
-    return msgspec.convert(kept, Sample, strict=False, str_keys=True)
-
-
-def _tally(kept: Mapping[str, Any]) -> Tally:
-    return msgspec.convert(kept, Tally, strict=False, str_keys=True)

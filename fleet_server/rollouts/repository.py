@@ -243,7 +243,7 @@ def sent_by_profile(session: Session, rollout_id: str) -> dict[str, dict[str, in
     return dict(found)
 
 
-def evidence_by_profile(session: Session, rollout_id: str) -> list[tuple[str, Mapping[str, Any]]]:
+def evidence_by_profile(session: Session, rollout_id: str) -> list[tuple[str, bytes]]:
     """What devices of a rollout say of its rules, with the names of their profiles."""
     query = (
         select(Profile.name, Deployment.evidence)

@@ -25,7 +25,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("place", sa.Integer(), nullable=False, server_default=sa.text("0")))
         table.add_column(sa.Column("attempt", sa.Integer(), nullable=False, server_default=sa.text("0")))
         table.add_column(sa.Column("replaced", sa.Boolean(), nullable=False, server_default=sa.false()))
-        table.add_column(sa.Column("evidence", sa.JSON(), nullable=True))
+        table.add_column(sa.Column("evidence", sa.LargeBinary(), nullable=True))
         table.add_column(sa.Column("exposure", sa.JSON(), nullable=True))
         table.add_column(sa.Column("exposed_at", sa.DateTime(timezone=True), nullable=True))
         table.drop_constraint(BEFORE, type_="unique")
