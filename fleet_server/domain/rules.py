@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,11 +145,3 @@ def _odds(log_evidence: float) -> str:
 
 def _median(values: Sequence[float]) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
-
-
-def by_profile(rows: Sequence[tuple[str, Tally]]) -> dict[str, list[Tally]]:
-    """Tallies by the profile of their device."""
-    found: dict[str, list[Tally]] = defaultdict(list)
-    for profile, tally in rows:
-        found[profile].append(tally)
-    return dict(found)

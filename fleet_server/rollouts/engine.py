@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -87,9 +88,11 @@ def advance(
     joining.join_late(session, rollout)
     _try_again(session, rollout)
     news = evidence.gather(session, rollout)
-    standings = (judgements or evidence.Judgements()).of(session, rollout, news=news)
+    sent = repository.sent_by_profile(session, rollout.id)
+    ended = evidence.outcomes(sent)
+    standings = (judgements or evidence.Judgements()).of(session, rollout, ended, news=news)
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    decision = decide(strategy, picture(session, settings, rollout, standings))
+    decision = decide(strategy, picture(session, settings, rollout, sent, standings))
     match decision.action:
         case Action.WAIT:
             sending.send_due(session, settings, rollout)
@@ -109,11 +112,19 @@ def advance(
             service.start_revert(session, settings, rollout, decision.reason, actor="server")
 
 
-def picture(session: Session, settings: Settings, rollout: Rollout, standings: Sequence[Standing]) -> Picture:
-    """A rollout as the state machine takes it."""
+def picture(
+    session: Session,
+    settings: Settings,
+    rollout: Rollout,
+    by_profile: Mapping[str, Mapping[str, int]],
+    standings: Sequence[Standing],
+) -> Picture:
+    """A rollout as the state machine takes it, with how many that were sent are in each phase, by profile."""
     now = utc_now()
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    phases = _sent_phases(session, rollout)
+    phases: Counter[str] = Counter()
+    for counts in by_profile.values():
+        phases.update(counts)
     sent = sum(phases.values())
     settled = sum(phases.get(phase, 0) for phase in repository.SETTLED_PHASES)
     due, held = repository.due_counts(session, rollout.id, rollout.stage)
@@ -135,14 +146,6 @@ def picture(session: Session, settings: Settings, rollout: Rollout, standings: S
         standings=standings,
         differences=due > 0 and sending.differences_wait(session, settings, rollout),
     )
-
-
-def _sent_phases(session: Session, rollout: Rollout) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for counts in repository.sent_by_profile(session, rollout.id).values():
-        for phase, count in counts.items():
-            found[phase] = found.get(phase, 0) + count
-    return found
 
 
 def _retries(session: Session, rollout: Rollout, strategy: RolloutStrategy) -> int:

@@ -77,9 +77,8 @@ class Judgements:
     def __init__(self) -> None:
         self._known: dict[str, tuple[dict[str, Outcomes], list[Standing]]] = {}
 
-    def of(self, session: Session, rollout: Rollout, *, news: bool) -> list[Standing]:
-        """Where they stand now; `news` says whether windows were added."""
-        found = outcomes(session, rollout)
+    def of(self, session: Session, rollout: Rollout, found: dict[str, Outcomes], *, news: bool) -> list[Standing]:
+        """Where they stand now, by their outcomes; `news` says whether windows were added."""
         known = self._known.get(rollout.id)
         if news or known is None or known[0] != found:
             known = self._known[rollout.id] = (found, standings(session, rollout, found))
@@ -90,25 +89,24 @@ class Judgements:
         self._known = {key: value for key, value in self._known.items() if key in rollout_ids}
 
 
-def outcomes(session: Session, rollout: Rollout) -> dict[str, Outcomes]:
-    """How the deployments that were sent have ended, by the name of their profile."""
+def outcomes(sent: Mapping[str, Mapping[str, int]]) -> dict[str, Outcomes]:
+    """How deployments that were sent have ended, by profile, from how many are in each phase."""
     return {
         name: Outcomes(sent=sum(counts.values()), settled=_of(counts, repository.SETTLED_PHASES),
                        failed=_of(counts, ("failed",)), rolled_back=_of(counts, ("rolled_back",)))
-        for name, counts in repository.sent_by_profile(session, rollout.id).items()
+        for name, counts in sent.items()
     }  # fmt: skip
 
 
-def standings(session: Session, rollout: Rollout, found: Mapping[str, Outcomes] | None = None) -> list[Standing]:
+def standings(session: Session, rollout: Rollout, ended: Mapping[str, Outcomes]) -> list[Standing]:
     """Where the stop rules stand now.
 
     Args:
         session: to read with.
         rollout: whose.
-        found: its outcomes, where they are known.
+        ended: its outcomes.
     """
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    ended = outcomes(session, rollout) if found is None else found
     said: Sequence[tuple[str, _Kept]] = ()
     if any(not rule.metric.counted for rule in strategy.stop_when):
         rows = repository.evidence_by_profile(session, rollout.id)

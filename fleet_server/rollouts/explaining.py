@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -23,13 +23,14 @@ LARGEST = 700.0  # natural logarithm of what JSON can say
 def explain(session: Session, settings: Settings, rollout: Rollout) -> RolloutExplanation:
     """What a rollout does now and why, where each stop rule stands, and every decision so far."""
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    standings = evidence.standings(session, rollout)
+    sent = repository.sent_by_profile(session, rollout.id)
+    standings = evidence.standings(session, rollout, evidence.outcomes(sent))
     return RolloutExplanation(
         id=rollout.id,
         state=RolloutState(rollout.state),
         stage=rollout.stage,
         stages=len(strategy.stages),
-        now=_now(session, settings, rollout, strategy, standings),
+        now=_now(session, settings, rollout, strategy, sent, standings),
         rules=[_view(one) for one in standings],
         held=[
             HeldDevice(device_id=device_id, reason=hold["reason"])
@@ -40,10 +41,15 @@ def explain(session: Session, settings: Settings, rollout: Rollout) -> RolloutEx
 
 
 def _now(
-    session: Session, settings: Settings, rollout: Rollout, strategy: RolloutStrategy, standings: Sequence[Standing]
+    session: Session,
+    settings: Settings,
+    rollout: Rollout,
+    strategy: RolloutStrategy,
+    sent: Mapping[str, Mapping[str, int]],
+    standings: Sequence[Standing],
 ) -> str:
     if rollout.state == RolloutState.RUNNING.value:
-        return decide(strategy, picture(session, settings, rollout, standings)).reason
+        return decide(strategy, picture(session, settings, rollout, sent, standings)).reason
     if rollout.state == RolloutState.REVERTING.value:
         left = repository.to_take_back_count(session, rollout.id)
         waits = repository.unsettled_backs(session, rollout.id)
