@@ -257,17 +257,18 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
         rollout = walk("create_rollout", "rollout.create", "post", "rollouts", json=rollout_body())["id"]
         walk(f"{end}_rollout", f"rollout.{end}", "post", f"rollouts/{rollout}/{end}", json={}, headers=second)
     walk("promote_rollout", "rollout.promote", "post", f"rollouts/{rollout}/promote", json={"full": True})
-    with database.write() as session:
+    walk("pause_rollout", "rollout.pause", "post", f"rollouts/{rollout}/pause")
+    with database.write() as session:  # while paused: the engine ends a running rollout whose devices have all failed
         failed = session.query(Deployment).filter_by(rollout_id=rollout).one()
         failed.phase, failed.settled_at = "failed", utc_now()
     walk("retry_rollout", "rollout.retry", "post", f"rollouts/{rollout}/retry")
+    walk.api.post(f"/api/v1/rollouts/{rollout}/pause")
+    walk("resume_rollout", "rollout.resume", "post", f"rollouts/{rollout}/resume")
     walk("hold_device", "device.hold", "post", "devices/d/hold", json={"reason": "under repair"})
     walk("release_device", "device.release", "post", "devices/d/release")
     pinned = {"version": "m@1", "reason": "compared", "allow_unproven": True}
     walk.api.patch("/api/v1/fleets/default", json={"approvals": 0})
     walk("pin_device", "rollout.create", "post", "devices/d/pin", json=pinned)
-    walk("pause_rollout", "rollout.pause", "post", f"rollouts/{rollout}/pause")
-    walk("resume_rollout", "rollout.resume", "post", f"rollouts/{rollout}/resume")
     walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
     enrolment_operations(walk)
     trust_operations(walk, application.state.settings)
