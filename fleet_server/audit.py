@@ -19,7 +19,8 @@ from sqlalchemy import event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from fleet_server.db import new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import new_id
 from fleet_server.models import AuditEvent, AuditHead
 from fleet_server.principals import Actor, Who
 

@@ -28,11 +28,6 @@ NAMING = {
 }
 
 
-def utc_now() -> dt.datetime:
-    """The present time, with its zone."""
-    return dt.datetime.now(dt.UTC)
-
-
 def new_id() -> str:
     """A time-ordered unique id (UUID version 7, RFC 9562) as text: ids sort as they were made."""
     return str(uuid7())

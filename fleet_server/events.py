@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleet_server.db import new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import new_id
 from fleet_server.models import Webhook, WebhookDelivery
 
 _KNOWN = "shoal_webhooks"

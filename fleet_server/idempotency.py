@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fleet_server.db import Database, new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database, new_id
 from fleet_server.errors import InProgressError, InvalidError
 from fleet_server.models import IdempotencyKey
 from fleet_server.principals import Principal

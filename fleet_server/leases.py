@@ -7,7 +7,8 @@ import datetime as dt
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleet_server.db import Database, new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database, new_id
 from fleet_server.models import Lease
 from fleet_server.models.access import DEFAULT_FLEET
 

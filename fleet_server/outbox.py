@@ -5,13 +5,16 @@ A newer message of a retained topic makes the older ones pointless, so they go w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
+from fleet_server.db import new_id
 from fleet_server.models import OutboxMessage
+
+PIECE = 500  # topics that one statement names
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,24 @@ class PendingMessage:
 def enqueue(session: Session, *, fleet_id: str, topic: str, payload: bytes, retain: bool) -> None:
     """Add a message to the present transaction; a retained one replaces those waiting for its topic."""
     if retain:
-        session.execute(delete(OutboxMessage).where(OutboxMessage.topic == topic, OutboxMessage.retain.is_(True)))
-    session.add(OutboxMessage(fleet_id=fleet_id, topic=topic, payload=payload, retain=retain))
+        enqueue_retained(session, fleet_id=fleet_id, payloads={topic: payload})
+    else:
+        session.add(OutboxMessage(fleet_id=fleet_id, topic=topic, payload=payload, retain=False))
+
+
+def enqueue_retained(session: Session, *, fleet_id: str, payloads: Mapping[str, bytes]) -> None:
+    """Add retained messages by their topics; they replace those waiting for these."""
+    topics = list(payloads)
+    session.flush()
+    for start in range(0, len(topics), PIECE):
+        older = OutboxMessage.topic.in_(topics[start : start + PIECE]), OutboxMessage.retain.is_(True)
+        session.execute(delete(OutboxMessage).where(*older).execution_options(synchronize_session=False))
+    rows = [
+        {"id": new_id(), "fleet_id": fleet_id, "topic": topic, "payload": payload, "retain": True}
+        for topic, payload in payloads.items()
+    ]
+    if rows:
+        session.execute(insert(OutboxMessage), rows)
 
 
 def pending(session: Session, *, limit: int) -> list[PendingMessage]:

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from fleet_server.access import policy
 from fleet_server.access.authentication import Proof, authenticate, network_of
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.errors import FleetError, TooManyRequestsError
 from fleet_server.http import Db
 from fleet_server.rates import KeyedBuckets

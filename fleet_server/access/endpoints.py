@@ -26,7 +26,7 @@ from fleet_server.access.schemas import (
     UserUpdate,
     UserView,
 )
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.http import (
     Actor,
     AppSettings,

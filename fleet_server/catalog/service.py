@@ -28,7 +28,8 @@ from fleet_server.catalog.schemas import (
     VersionCreate,
     VersionView,
 )
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Blob, Model, SourceForm, Variant, Version
 from fleet_server.preconditions import Precondition

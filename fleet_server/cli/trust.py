@@ -24,7 +24,7 @@ from fleet_server.cli.output import (
     print_json,
     show_rows,
 )
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.errors import FleetError
 from fleet_server.sdk import Client
 from fleet_server.trust import metadata as tuf

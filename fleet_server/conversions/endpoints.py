@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, status
 from converters.architectures import registered
 from fleet_server.catalog.schemas import ArchitectureView, VariantBuild, VariantView
 from fleet_server.catalog.service import get_variant
+from fleet_server.clock import utc_now
 from fleet_server.conversions import service
-from fleet_server.db import utc_now
 from fleet_server.http import Actor, FleetId, VariantId, WriteSession
 from fleet_server.models import Variant
 from fleet_server.openapi import problems

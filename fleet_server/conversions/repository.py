@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
+from collections.abc import Sequence
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
+
+PIECE = 500  # devices that one statement names
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
@@ -82,12 +86,20 @@ def is_deployed(session: Session, variant_id: str) -> bool:
     return session.scalar(select(Deployment.id).where(Deployment.variant_id == variant_id).limit(1)) is not None
 
 
-def open_trials(session: Session, device_id: str) -> list[tuple[GateTrial, GateRun]]:
-    """What a device is to measure for gate runs that are not over, oldest first."""
-    query = (
-        select(GateTrial, GateRun)
-        .join(GateRun, GateRun.id == GateTrial.run_id)
-        .where(GateTrial.device_id == device_id, GateTrial.phase.not_in(("done", "failed")), GateRun.state == "running")
-        .order_by(GateTrial.id)
-    )
-    return [(row[0], row[1]) for row in session.execute(query)]
+def open_trials(session: Session, device_ids: Sequence[str]) -> dict[str, list[tuple[GateTrial, GateRun]]]:
+    """What devices are to measure for gate runs that are not over, oldest first, by device."""
+    found: dict[str, list[tuple[GateTrial, GateRun]]] = defaultdict(list)
+    for start in range(0, len(device_ids), PIECE):
+        query = (
+            select(GateTrial, GateRun)
+            .join(GateRun, GateRun.id == GateTrial.run_id)
+            .where(
+                GateTrial.device_id.in_(device_ids[start : start + PIECE]),
+                GateTrial.phase.not_in(("done", "failed")),
+                GateRun.state == "running",
+            )
+            .order_by(GateTrial.id)
+        )
+        for trial, run in session.execute(query):
+            found[trial.device_id].append((trial, run))
+    return found

@@ -14,6 +14,7 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import SourceFormat, TrainingPlan
 from fleet_server.catalog.service import sweep_uploads
+from fleet_server.clock import utc_now
 from fleet_server.conversions import service
 from fleet_server.conversions.cache import sweep_cache
 from fleet_server.conversions.executor import (
@@ -28,7 +29,7 @@ from fleet_server.conversions.files import WorkFolder, data_name, file_name, swe
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.resources import needs_of
 from fleet_server.conversions.service import ClaimedJob
-from fleet_server.db import Database, new_id, utc_now
+from fleet_server.db import Database, new_id
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.errors import UnavailableError
 from fleet_server.models import ConversionJob, Profile, Variant, Version

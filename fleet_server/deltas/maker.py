@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fleet_server.deltas.service import WORTH, Pair
 from fleet_server.errors import FleetError
 from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
+from fleet_server.ticker import Ticker
 
 log = logging.getLogger(__name__)
 LEASE = "delta-maker"
@@ -42,8 +42,7 @@ class DeltaMaker:
         self._artifacts = artifacts
         self._settings = settings
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker(LEASE, self.tick, TICK_S)
         self._sweep_at = 0.0
 
     def start(self) -> None:
@@ -51,23 +50,12 @@ class DeltaMaker:
         for left in self._settings.state_dir.glob(f"{FOLDERS}*"):
             shutil.rmtree(left, ignore_errors=True)  # of a server that was killed
         if self._settings.deltas:
-            self._thread = threading.Thread(target=self._loop, name="delta-maker", daemon=True)
-            self._thread.start()
+            self._ticker.start()
 
     def stop(self) -> None:
         """End the thread and the encoding it makes: it is made anew at the next start."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(30)
-            self._lease.give_back()
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            try:
-                self.tick()
-            except Exception:
-                log.exception("making encodings failed; it goes on")
-                self._stopping.wait(5.0)
+        self._ticker.stop()
+        self._lease.give_back()
 
     def tick(self) -> None:
         """Make what is wanted now."""
@@ -100,7 +88,7 @@ class DeltaMaker:
                 if pair.base:
                     self._artifacts.fetch_to(pair.base, folder / "base")
                 failure = self._run(folder)
-                if self._stopping.is_set():
+                if self._ticker.stopping:
                     return
                 detail = failure or self._keep(pair, folder)
             except FleetError as error:
@@ -124,7 +112,7 @@ class DeltaMaker:
         try:
             while child.poll() is None:
                 now = time.monotonic()
-                if self._stopping.wait(POLL_S):
+                if self._ticker.rest(POLL_S):
                     return "the server was stopped"
                 if now > deadline:
                     return f"it took longer than {self._settings.delta_timeout_s:g} s (SHOAL_DELTA_TIMEOUT_S)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
@@ -11,22 +11,31 @@ from sqlalchemy.orm import Session, aliased
 from fleet_server.models import ArtifactEncoding, Deployment, DeviceHolding, Rollout, Variant, Version
 
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
+PIECE = 500  # devices that one statement names
 MOST_BASES = 8  # that differences of one artifact are made to
 OPEN_STATES = ("running", "paused", "reverting")
 Before = aliased(Variant)
 BeforeVersion = aliased(Version)
 
 
-def of_artifact(session: Session, fleet_id: str, artifact: str, device_id: str) -> Sequence[ArtifactEncoding]:
-    """Encodings that a device could decode into an artifact by what it holds, the smallest first."""
-    held = select(DeviceHolding.digest).where(DeviceHolding.device_id == device_id)
+def of_artifacts(session: Session, fleet_id: str, artifacts: Collection[str]) -> Sequence[ArtifactEncoding]:
+    """Encodings of artifacts, the smallest first."""
     query = select(ArtifactEncoding).where(
         ArtifactEncoding.fleet_id == fleet_id,
-        ArtifactEncoding.artifact == artifact,
+        ArtifactEncoding.artifact.in_(artifacts),
         ArtifactEncoding.digest != "",
-        ArtifactEncoding.base.in_(held) | (ArtifactEncoding.base == ""),
     )
     return session.scalars(query.order_by(ArtifactEncoding.size)).all()
+
+
+def holders(session: Session, digests: Collection[str], device_ids: Sequence[str]) -> set[tuple[str, str]]:
+    """Which of these devices hold which of these digests: device and digest."""
+    found: set[tuple[str, str]] = set()
+    for start in range(0, len(device_ids), PIECE):
+        piece = DeviceHolding.device_id.in_(device_ids[start : start + PIECE])
+        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(DeviceHolding.digest.in_(digests), piece)
+        found.update((row[0], row[1]) for row in session.execute(query))
+    return found
 
 
 def entitled_size(session: Session, device_id: str, digest: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -52,10 +53,31 @@ def record(
     return row
 
 
-def offered(session: Session, fleet_id: str, artifact: str, device_id: str) -> tuple[Encoding, ...]:
-    """How an artifact may travel to a device, the smallest first."""
-    rows = repository.of_artifact(session, fleet_id, artifact, device_id)[: LIMITS.encodings]
-    return tuple(Encoding(row.codec, row.digest, row.size, LIMITS.chunk_bytes, row.base) for row in rows)
+class Offers:
+    """How artifacts may travel to devices: by encodings that they could decode by what they hold.
+
+    Args:
+        session: to read with; it is read once, for all of them.
+        fleet_id: of the devices.
+        artifacts: digests.
+        device_ids: the devices.
+    """
+
+    def __init__(self, session: Session, fleet_id: str, artifacts: Collection[str], device_ids: Sequence[str]) -> None:
+        self._rows = repository.of_artifacts(session, fleet_id, artifacts) if artifacts else ()
+        bases = {row.base for row in self._rows if row.base}
+        self._held = repository.holders(session, bases, device_ids) if bases else set()
+
+    def of(self, artifact: str, device_id: str) -> tuple[Encoding, ...]:
+        """Those of one artifact for one device, the smallest first."""
+        rows = [
+            row
+            for row in self._rows
+            if row.artifact == artifact and (not row.base or (device_id, row.base) in self._held)
+        ]
+        return tuple(
+            Encoding(row.codec, row.digest, row.size, LIMITS.chunk_bytes, row.base) for row in rows[: LIMITS.encodings]
+        )
 
 
 def entitled(session: Session, device_id: str, digest: str) -> Content | None:

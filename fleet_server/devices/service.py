@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.messages import Presence, Reported
 from agent.protocol.topics import check_device_id
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.devices import repository
 from fleet_server.devices.attributes import COLUMNS, NAMES, TAG, attributes_of
 from fleet_server.devices.delivery import Delivery, policy_of
@@ -70,15 +70,22 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
         )
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
-    said = (msgspec.to_builtins(reported.facts), msgspec.to_builtins(reported.serving))
-    if (device.facts, device.serving) != said:
-        device.facts, device.serving = said
+    facts, serving = _as_kept(reported.facts), _as_kept(reported.serving)
+    moved, device.facts = facts != device.facts, facts
+    if moved or serving != device.serving:
+        device.serving = serving
         _keep_attributes(session, device)
-    device.reported_deployments = msgspec.to_builtins(reported.deployments)
+    device.reported_deployments = _as_kept(reported.deployments)
     repository.keep_holdings(session, device, set(reported.held))
-    device.problems = msgspec.to_builtins(reported.problems)
-    _rematch(device, _named(session, device.fleet_id))
+    device.problems = _as_kept(reported.problems)
+    if moved:  # else it has the profile it had: whoever changes tags or profiles matches anew
+        _rematch(device, _named(session, device.fleet_id))
     return ReportOutcome(device, accepted=True)
+
+
+def _as_kept(said: object) -> Any:
+    """What a device says as a JSON column gives it back, so that what did not change is seen to be the same."""
+    return msgspec.json.decode(msgspec.json.encode(said))
 
 
 def record_presence(session: Session, device_id: str, presence: Presence, now: dt.datetime) -> Device | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from sqlalchemy.orm import Session
 
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.enrolment import repository, service, tokens, views
 from fleet_server.enrolment.schemas import (
     AuthorityView,

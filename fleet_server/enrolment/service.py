@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.enrolment import repository, tokens
 from fleet_server.enrolment.ids import usable_id
 from fleet_server.enrolment.schemas import EnrolmentCreate, EnrolmentState, RegistrationCreate

@@ -10,7 +10,7 @@ import secrets
 from sqlalchemy.orm import Session
 
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.enrolment import repository
 from fleet_server.enrolment.ids import usable_id
 from fleet_server.enrolment.schemas import EnrolmentCreate, TokenCreate

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.gates import service
 from fleet_server.settings import Settings
+from fleet_server.ticker import Ticker
 
-log = logging.getLogger(__name__)
 EVERY_S = 2.0
 
 
@@ -19,24 +17,17 @@ class GateKeeper:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker("gate-keeper", self.tick, EVERY_S)
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread = threading.Thread(target=self._loop, name="gate-keeper", daemon=True)
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(10)
+        self._ticker.stop()
 
-    def _loop(self) -> None:
-        while not self._stopping.wait(EVERY_S):
-            try:
-                with self._database.write() as session:
-                    service.expire(session, self._settings, utc_now())
-            except Exception:
-                log.exception("looking for overdue gate runs failed; it goes on")
+    def tick(self) -> None:
+        """End those that are overdue now."""
+        with self._database.write() as session:
+            service.expire(session, self._settings, utc_now())

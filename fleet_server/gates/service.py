@@ -16,10 +16,10 @@ from fleet_server import audit
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import GateSpec, GateVerdict, VariantState
 from fleet_server.catalog.service import resolve_version
+from fleet_server.clock import utc_now
 from fleet_server.conversions import repository as conversions
 from fleet_server.conversions.gate import References, judge
 from fleet_server.conversions.service import build_target, manifest_of, settle
-from fleet_server.db import utc_now
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_device, get_profile
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
@@ -28,7 +28,7 @@ from fleet_server.gates.judging import choose_on_devices, device_checks
 from fleet_server.gates.schemas import GateRunCreate, GateRunState, GateRunView, GateTrialView
 from fleet_server.models import Device, GateRun, GateTrial, Model, Profile, Variant, Version
 from fleet_server.principals import Who
-from fleet_server.rollouts.desired import queue_desired
+from fleet_server.rollouts.desired import queue_all, queue_desired
 from fleet_server.schemas import Failure
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
@@ -156,7 +156,7 @@ def apply_report(
     """Bring the device's trials to where the device says they are, and judge runs that are complete by that."""
     said = {report.trial_id: report for report in reports}
     ended = []
-    for trial, run in conversions.open_trials(session, device.id):
+    for trial, run in conversions.open_trials(session, [device.id]).get(device.id, ()):
         report = said.get(trial.id)
         if report is None:
             continue
@@ -217,8 +217,8 @@ def cancel(session: Session, settings: Settings, fleet_id: str, run_id: str, *, 
 
 
 def _tell(session: Session, settings: Settings, run: GateRun) -> None:
-    for trial in repository.trials(session, run.id):
-        queue_desired(session, settings, session.get_one(Device, trial.device_id))
+    devices = [session.get_one(Device, trial.device_id) for trial in repository.trials(session, run.id)]
+    queue_all(session, settings, devices)
 
 
 def _finish_when_complete(session: Session, run: GateRun, now: dt.datetime) -> None:
@@ -284,7 +284,7 @@ def _judge(session: Session, variant: Variant, done: Sequence[GateTrial]) -> Gat
 
 def entitled(session: Session, device_id: str, digest: str) -> Content | None:
     """The file of a digest that a device is to fetch for a trial; None when it is none of those."""
-    for _, run in conversions.open_trials(session, device_id):
+    for _, run in conversions.open_trials(session, [device_id]).get(device_id, ()):
         if run.data["digest"] == digest:
             return msgspec.convert(run.data, DataFile)
         for one in msgspec.convert(run.candidates, list[Manifest]):

@@ -10,7 +10,8 @@ from collections import Counter
 from sqlalchemy.orm import Session
 
 from fleet_server import audit
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.models import Device, DeviceConduct, DeviceIdentity
 
 log = logging.getLogger(__name__)

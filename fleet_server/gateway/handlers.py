@@ -31,7 +31,8 @@ from agent.protocol.messages import (
 )
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
 from fleet_server.enrolment import service as enrolment

@@ -10,7 +10,8 @@ import ssl
 import time
 
 from agent.protocol.topics import client_id
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.enrolment import repository
 from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles

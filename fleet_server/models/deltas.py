@@ -7,7 +7,8 @@ import datetime as dt
 from sqlalchemy import BigInteger, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_server.db import Base, new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Base, new_id
 
 
 class DeviceHolding(Base):

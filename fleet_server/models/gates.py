@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_server.db import Base, new_id, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Base, new_id
 
 
 class GateRun(Base):

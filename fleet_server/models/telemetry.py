@@ -10,7 +10,8 @@ import datetime as dt
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, LargeBinary, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_server.db import Base, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Base
 
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # there only an INTEGER key counts by itself
 _OPEN = text("NOT rolled_up")

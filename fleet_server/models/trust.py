@@ -7,7 +7,8 @@ import datetime as dt
 from sqlalchemy import ForeignKey, Index, LargeBinary
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_server.db import Base, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Base
 
 
 class TrustMetadata(Base):

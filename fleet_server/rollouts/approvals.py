@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.domain.states import RolloutState, approval_refusal
 from fleet_server.errors import ConflictError, ForbiddenError
 from fleet_server.models import Rollout

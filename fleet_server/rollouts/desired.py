@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, Phase
-from agent.protocol.manifest import DataFile, Encoding, Manifest, manifest_bytes
+from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
 from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, ProbationPolicy, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
@@ -18,7 +20,7 @@ from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as device_service
 from fleet_server.devices.delivery import combined, policy_of, without_windows
 from fleet_server.devices.schemas import ProfileSpec, ProfileUpdate
-from fleet_server.domain.strategy import RolloutStrategy
+from fleet_server.domain.strategy import ProbationSpec, RolloutStrategy
 from fleet_server.models import Deployment, Device, Profile, Rollout, Variant
 from fleet_server.principals import Who
 from fleet_server.rollouts import repository
@@ -28,60 +30,104 @@ from fleet_server.trust import service as trust
 
 def queue_desired(session: Session, settings: Settings, device: Device, *, resend: bool = False) -> None:
     """Write the device's desired state to the outbox: with a new revision, or as it is when only sent again."""
-    if not resend:
-        device.desired_revision += 1
-    profile = session.get(Profile, device.profile_id) if device.profile_id else None
-    general = policy_of(profile.delivery if profile else None)
-    state = DesiredState(
-        protocol=SPOKEN,
-        fleet=device.fleet_id,
-        revision=device.desired_revision,
-        deployments=tuple(
-            DesiredDeployment(
-                deployment_id=deployment.id,
-                manifest=signed_manifest(session, deployment),
-                probation_s=(policy := _policy(session, settings, deployment)).seconds,
-                probation=policy,
-                encodings=_encodings(session, deployment),
-                delivery=_delivery(session, deployment, general),
-                exposure=msgspec.convert(deployment.exposure, Exposure) if deployment.exposure else None,
-            )
-            for deployment in repository.desired(session, device.id)
-        ),
-        telemetry_interval_s=settings.telemetry_interval_s,
-        trials=tuple(
-            Trial(
-                trial.id,
-                tuple(
-                    _signed(session, device.fleet_id, one, one.trial_path)
-                    for one in msgspec.convert(run.candidates, list[Manifest])
-                ),
-                msgspec.convert(run.data, DataFile),
-                settings.gate_candidate_timeout_s,
-                without_windows(general),  # a run has a deadline
-            )
-            for trial, run in open_trials(session, device.id)
-        ),
-    )
-    outbox.enqueue(
+    queue_all(session, settings, [device], resend=resend)
+
+
+def queue_all(session: Session, settings: Settings, devices: Sequence[Device], *, resend: bool = False) -> None:
+    """Write the desired states of devices of one fleet to the outbox, as `queue_desired` does.
+
+    What they share is read once: a wave is hundreds of devices, and others wait until it is written.
+    """
+    for device in devices:
+        if not resend:
+            device.desired_revision += 1
+    states = _States(session, settings, devices)
+    outbox.enqueue_retained(
         session,
-        fleet_id=device.fleet_id,
-        topic=device_topic(device.id, DeviceTopic.DESIRED),
-        payload=encode(state),
-        retain=True,
+        fleet_id=devices[0].fleet_id if devices else "",
+        payloads={device_topic(device.id, DeviceTopic.DESIRED): encode(states.of(device)) for device in devices},
     )
 
 
-def _policy(session: Session, settings: Settings, deployment: Deployment) -> ProbationPolicy:
+class _States:
+    """The desired states of some devices of one fleet, made of what is read for all of them together."""
+
+    def __init__(self, session: Session, settings: Settings, devices: Sequence[Device]) -> None:
+        self._settings = settings
+        ids = [device.id for device in devices]
+        self._deployments = repository.desired_on(session, ids)
+        found = [one for of_device in self._deployments.values() for one in of_device]
+        self._variants = repository.by_id(session, Variant, {one.variant_id for one in found})
+        self._rollouts = {
+            key: (RolloutStrategy.model_validate(one.strategy), policy_of(one.delivery))
+            for key, one in repository.by_id(session, Rollout, {one.rollout_id for one in found}).items()
+        }
+        profiles = repository.by_id(session, Profile, {one.profile_id for one in devices if one.profile_id})
+        self._general = {key: policy_of(one.delivery) for key, one in profiles.items()}
+        self._trials = open_trials(session, ids)
+        # Of what is there already, it need not be said how it may travel.
+        coming = {self._manifest(one).digest for one in found if Phase(one.phase) not in SETTLED}
+        fleet_id = devices[0].fleet_id if devices else ""
+        self._encodings = deltas.Offers(session, fleet_id, coming, ids)
+        self._session, self._fleet_id = session, fleet_id
+        self._known: dict[str, msgspec.Raw] = {}
+
+    def of(self, device: Device) -> DesiredState:
+        """One device's."""
+        general = self._general.get(device.profile_id or "", policy_of(None))
+        return DesiredState(
+            protocol=SPOKEN,
+            fleet=device.fleet_id,
+            revision=device.desired_revision,
+            deployments=tuple(self._deployment(one, general) for one in self._deployments.get(device.id, ())),
+            telemetry_interval_s=self._settings.telemetry_interval_s,
+            trials=tuple(
+                Trial(
+                    trial.id,
+                    tuple(self._signed(one, one.trial_path) for one in msgspec.convert(run.candidates, list[Manifest])),
+                    msgspec.convert(run.data, DataFile),
+                    self._settings.gate_candidate_timeout_s,
+                    without_windows(general),  # a run has a deadline
+                )
+                for trial, run in self._trials.get(device.id, ())
+            ),
+        )
+
+    def _deployment(self, deployment: Deployment, general: DeliveryPolicy) -> DesiredDeployment:
+        variant, (strategy, delivery) = self._variants[deployment.variant_id], self._rollouts[deployment.rollout_id]
+        manifest, back = self._manifest(deployment), bool(deployment.revert_of)
+        probation = _probation(self._settings, strategy.probation, variant, back=back)
+        policy = combined(general, delivery)
+        travels = Phase(deployment.phase) not in SETTLED
+        return DesiredDeployment(
+            deployment_id=deployment.id,
+            manifest=self._signed(manifest, manifest.target_path),
+            probation_s=probation.seconds,
+            probation=probation,
+            encodings=self._encodings.of(manifest.digest, deployment.device_id) if travels else (),
+            delivery=without_windows(policy) if back else policy,
+            exposure=msgspec.convert(deployment.exposure, Exposure) if deployment.exposure else None,
+        )
+
+    def _signed(self, manifest: Manifest, path: str) -> msgspec.Raw:
+        """A manifest as it was signed; one that never was is sent all the same: the device refuses it, and says so."""
+        if path not in self._known:
+            signed = trust.manifest_as_signed(self._session, self._fleet_id, path)
+            self._known[path] = msgspec.Raw(signed or manifest_bytes(manifest))
+        return self._known[path]
+
+    def _manifest(self, deployment: Deployment) -> Manifest:
+        return manifest_of_variant(self._variants[deployment.variant_id])
+
+
+def _probation(settings: Settings, spec: ProbationSpec, variant: Variant, *, back: bool) -> ProbationPolicy:
     """How a device is to watch what it is sent; a memory budget holds for it where the rollout names no other.
 
     What takes a device back has proved itself, and may be slower than what it takes back: only a crash undoes that.
     """
-    spec = RolloutStrategy.model_validate(session.get_one(Rollout, deployment.rollout_id).strategy).probation
-    variant = session.get_one(Variant, deployment.variant_id)
     budget = ProfileSpec.model_validate(variant.profile_spec).budgets.memory_mb
     measured = (variant.measurements or {}).get("memory_mb")
-    if deployment.revert_of:
+    if back:
         return ProbationPolicy(
             seconds=settings.probation_s,
             error_share=1.0,
@@ -103,19 +149,6 @@ def _policy(session: Session, settings: Settings, deployment: Deployment) -> Pro
     )
 
 
-def _encodings(session: Session, deployment: Deployment) -> tuple[Encoding, ...]:
-    """How what a deployment runs may travel; of what is there already, nothing need be said."""
-    if Phase(deployment.phase) in SETTLED:
-        return ()
-    digest = manifest_of(session, deployment).digest
-    return deltas.offered(session, deployment.fleet_id, digest, deployment.device_id)
-
-
-def _delivery(session: Session, deployment: Deployment, general: DeliveryPolicy) -> DeliveryPolicy:
-    policy = combined(general, policy_of(session.get_one(Rollout, deployment.rollout_id).delivery))
-    return without_windows(policy) if deployment.revert_of else policy
-
-
 def change_profile(
     session: Session, settings: Settings, fleet_id: str, name: str, change: ProfileUpdate, *, actor: Who
 ) -> Profile:
@@ -125,8 +158,7 @@ def change_profile(
         NotFoundError: when there is no such profile.
     """
     profile, devices = device_service.change_delivery(session, fleet_id, name, change.delivery, actor=actor)
-    for device in devices:
-        queue_desired(session, settings, device)
+    queue_all(session, settings, devices)
     return profile
 
 
@@ -138,14 +170,3 @@ def manifest_of(session: Session, deployment: Deployment) -> Manifest:
 def manifest_of_variant(variant: Variant) -> Manifest:
     """What a variant's artifact is."""
     return msgspec.convert(variant.manifest, Manifest)
-
-
-def signed_manifest(session: Session, deployment: Deployment) -> msgspec.Raw:
-    """The bytes that were signed of what a deployment runs."""
-    manifest = manifest_of(session, deployment)
-    return _signed(session, deployment.fleet_id, manifest, manifest.target_path)
-
-
-def _signed(session: Session, fleet_id: str, manifest: Manifest, path: str) -> msgspec.Raw:
-    """A manifest as it was signed; one that never was is sent all the same: the device refuses it, and says so."""
-    return msgspec.Raw(trust.manifest_as_signed(session, fleet_id, path) or manifest_bytes(manifest))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.domain.machine import Action, Picture, decide
 from fleet_server.domain.rules import Standing
 from fleet_server.domain.states import RolloutState
@@ -24,6 +24,7 @@ from fleet_server.models import Rollout
 from fleet_server.rollouts import evidence, joining, repository, sending, service
 from fleet_server.rollouts.planning import named
 from fleet_server.settings import Settings
+from fleet_server.ticker import Ticker
 
 log = logging.getLogger(__name__)
 LEASE = "rollout-engine"
@@ -37,28 +38,17 @@ class RolloutEngine:
         self._database = database
         self._settings = settings
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker(LEASE, self.tick, settings.engine_tick_s)
         self._judgements = evidence.Judgements()
 
     def start(self) -> None:
         """Begin to tick."""
-        self._thread = threading.Thread(target=self._loop, name="rollout-engine", daemon=True)
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
         """End the thread and give the lease back."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(30)
+        self._ticker.stop()
         self._lease.give_back()
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(self._settings.engine_tick_s):
-            try:
-                self.tick()
-            except Exception:
-                log.exception("a tick of the rollout engine failed; it goes on")
 
     def tick(self) -> None:
         """Judge every open rollout, each in a transaction of its own; one that fails keeps no other waiting."""

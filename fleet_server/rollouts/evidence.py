@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.orm import Session
 
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.domain.evidence import UNCHANGED, Change, Sample, Tally, change_of, fold
 from fleet_server.domain.rules import Outcomes, Standing, judge_counted, judge_sampled
 from fleet_server.domain.strategy import RolloutStrategy, StopRule

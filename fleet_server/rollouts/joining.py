@@ -8,7 +8,7 @@ import logging
 from sqlalchemy.orm import Session
 
 from fleet_server.catalog.service import is_proven, ready_variant
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.domain.stages import late_stage
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
 from fleet_server.errors import FleetError
@@ -41,13 +41,15 @@ def join_late(session: Session, rollout: Rollout) -> int:
     busy = {one.device_id for one in repository.unsettled(session, version.model_id, [one.id for one in fresh])}
     members = repository.member_count(session, rollout.id)
     joined: list[str] = []
+    running = repository.desired_on(session, [device.id for device in fresh], version.model_id)
     for device in fresh:
         variant = ready_variant(session, version.id, device.profile_id) if device.profile_id else None
         if variant is None or device.id in busy or not (allow_unproven or is_proven(variant)):
             continue
         total = members + len(joined)
         stage = late_stage(device.id, strategy, rollout.name, present=rollout.stage, total=total)
-        service.add_deployment(session, rollout, device, variant, stage, place=total)
+        current = running.get(device.id, ())
+        service.add_deployment(session, rollout, version, device, variant, stage, total, current=current)
         joined.append(device.id)
     session.flush()
     if joined:

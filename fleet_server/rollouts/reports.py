@@ -45,7 +45,7 @@ def _follow_back(
     before = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
     report = reports.get(before.id) if before is not None else None
     if before is None or report is None or report.phase is not Phase.ACTIVE:
-        take_back(session, settings, deployment)
+        take_back(session, settings, [deployment])
         return
     deployment.desired = False
     session.flush()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import Select, and_, func, select, tuple_, update
 from sqlalchemy.orm import Session
@@ -27,6 +27,8 @@ from fleet_server.models import (
 from fleet_server.paging import PageRequest, Rows, TableList
 
 SCHEDULED = "scheduled"
+PIECE = 500  # ids that one statement names
+Row = TypeVar("Row", Deployment, Device, Profile, Rollout, Variant)
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
@@ -427,13 +429,25 @@ def desired(session: Session, device_id: str, model_id: str | None = None) -> Se
     return session.scalars(query.order_by(Deployment.id)).all()
 
 
-def clear_desired(session: Session, device_id: str, model_id: str) -> None:
-    """Let no deployment of a model be desired on a device."""
-    session.execute(
-        update(Deployment)
-        .where(Deployment.device_id == device_id, Deployment.model_id == model_id, Deployment.desired.is_(True))
-        .values(desired=False)
-    )
+def desired_on(session: Session, device_ids: Sequence[str], model_id: str | None = None) -> dict[str, list[Deployment]]:
+    """What devices ought to run, by device, as `desired`."""
+    found: dict[str, list[Deployment]] = defaultdict(list)
+    for start in range(0, len(device_ids), PIECE):
+        piece = Deployment.device_id.in_(device_ids[start : start + PIECE])
+        query = select(Deployment).where(piece, Deployment.desired.is_(True))
+        if model_id is not None:
+            query = query.where(Deployment.model_id == model_id)
+        for one in session.scalars(query.order_by(Deployment.id)):
+            found[one.device_id].append(one)
+    return found
+
+
+def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str, Row]:
+    """Rows that are there, by their ids."""
+    wanted, found = sorted(ids), list[Row]()
+    for start in range(0, len(wanted), PIECE):
+        found += session.scalars(select(model).where(model.id.in_(wanted[start : start + PIECE])))
+    return {one.id: one for one in found}
 
 
 def deployments_by_id(session: Session, device_id: str, ids: Sequence[str]) -> Sequence[Deployment]:

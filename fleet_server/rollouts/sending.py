@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import Phase
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.deltas import service as deltas
 from fleet_server.domain.machine import Allowance, Candidate, Underway, choose, rate_now, refill
-from fleet_server.domain.strategy import RolloutStrategy
+from fleet_server.domain.strategy import ExposureSpec, RolloutStrategy
 from fleet_server.models import Deployment, Device, Rollout
 from fleet_server.rollouts import evidence, repository
-from fleet_server.rollouts.desired import queue_desired
+from fleet_server.rollouts.desired import queue_all
 from fleet_server.settings import Settings
 
 FEATURE = "exposure"  # of agents that can run a version beside another
@@ -45,9 +46,7 @@ def send_due(session: Session, settings: Settings, rollout: Rollout) -> int:
         active = repository.phase_counts(session, rollout.id).get(Phase.ACTIVE.value, 0)
         tokens = min(tokens, _allowed(rollout, rate_now(strategy.rate, active)))
     chosen = set(choose(strategy, candidates, underway, tokens))
-    for deployment, _ in rows:
-        if deployment.id in chosen:
-            desire(session, settings, deployment)
+    desire(session, settings, [one for one, _ in rows if one.id in chosen])
     if strategy.rate is not None:
         _spend(rollout, len(chosen))
     return len(chosen)
@@ -68,29 +67,34 @@ def take_back_due(session: Session, settings: Settings, rollout: Rollout) -> int
     per_minute = RolloutStrategy.model_validate(rollout.strategy).revert_per_minute
     tokens = AT_ONCE if per_minute is None else min(AT_ONCE, _allowed(rollout, per_minute))
     rows = repository.to_take_back(session, rollout.id, limit=tokens)
-    for deployment in rows:
-        take_back(session, settings, deployment)
+    take_back(session, settings, rows)
     if per_minute is not None:
         _spend(rollout, len(rows))
     return repository.to_take_back_count(session, rollout.id)
 
 
-def desire(session: Session, settings: Settings, deployment: Deployment) -> None:
-    """Let a deployment be what its device ought to run, and tell the device."""
-    repository.clear_desired(session, deployment.device_id, deployment.model_id)
-    deployment.desired, deployment.phase, deployment.sent_at = True, Phase.PENDING.value, utc_now()
-    device = session.get_one(Device, deployment.device_id)
-    if not deployment.revert_of:
-        evidence.note_before(session, deployment)
-        deployment.exposure = _exposure(session, deployment, device)
+def desire(session: Session, settings: Settings, deployments: Sequence[Deployment]) -> None:
+    """Let deployments of one rollout be what their devices ought to run, and tell the devices."""
+    if not deployments:
+        return
+    device_ids = [one.device_id for one in deployments]
+    for before in repository.desired_on(session, device_ids, deployments[0].model_id).values():
+        for one in before:
+            one.desired = False
+    session.flush()  # before others are: the database takes no two
+    devices = repository.by_id(session, Device, device_ids)
+    beside = RolloutStrategy.model_validate(session.get_one(Rollout, deployments[0].rollout_id).strategy).exposure
+    for one in deployments:
+        one.desired, one.phase, one.sent_at = True, Phase.PENDING.value, utc_now()
+        if not one.revert_of:
+            evidence.note_before(session, one)
+            one.exposure = _exposure(beside, one, devices[one.device_id])
     session.flush()
-    queue_desired(session, settings, device)
+    queue_all(session, settings, list(devices.values()))
 
 
-def _exposure(session: Session, deployment: Deployment, device: Device) -> dict[str, Any] | None:
+def _exposure(spec: ExposureSpec | None, deployment: Deployment, device: Device) -> dict[str, Any] | None:
     """How a device is to run a version beside the one before; None where it can't, or need not."""
-    rollout = session.get_one(Rollout, deployment.rollout_id)
-    spec = RolloutStrategy.model_validate(rollout.strategy).exposure
     if spec is None or not deployment.previous_id or FEATURE not in device.facts.get("features", ()):
         return None
     return {"mode": spec.mode, "share": spec.share}
@@ -102,35 +106,42 @@ def let_in(session: Session, settings: Settings, rollout: Rollout) -> None:
     if spec is None:
         return
     since = utc_now() - dt.timedelta(seconds=spec.for_s)
-    for deployment in repository.exposed(session, rollout.id, since, limit=AT_ONCE):
+    found = repository.exposed(session, rollout.id, since, limit=AT_ONCE)
+    for deployment in found:
         deployment.exposure = None
-        session.flush()
-        queue_desired(session, settings, session.get_one(Device, deployment.device_id))
-
-
-def take_back(session: Session, settings: Settings, deployment: Deployment) -> None:
-    """Send a device to what it ran before a deployment; where there was nothing, take the model off it."""
-    previous = session.get(Deployment, deployment.previous_id) if deployment.previous_id else None
-    if previous is None:
-        deployment.desired = False
-        session.flush()
-        queue_desired(session, settings, session.get_one(Device, deployment.device_id))
-        return
-    back = Deployment(
-        fleet_id=deployment.fleet_id,
-        rollout_id=deployment.rollout_id,
-        device_id=deployment.device_id,
-        model_id=deployment.model_id,
-        version_id=previous.version_id,
-        variant_id=previous.variant_id,
-        previous_id=previous.previous_id,
-        revert_of=deployment.id,
-        stage=deployment.stage,
-        place=deployment.place,
-    )
-    session.add(back)
     session.flush()
-    desire(session, settings, back)
+    devices = repository.by_id(session, Device, {one.device_id for one in found})
+    queue_all(session, settings, list(devices.values()))
+
+
+def take_back(session: Session, settings: Settings, deployments: Sequence[Deployment]) -> None:
+    """Send devices to what they ran before deployments of one model; where that was nothing, take the model off."""
+    before = repository.by_id(session, Deployment, {one.previous_id for one in deployments if one.previous_id})
+    backs = []
+    for one in deployments:
+        previous = before.get(one.previous_id or "")
+        if previous is None:
+            one.desired = False
+            continue
+        backs.append(
+            Deployment(
+                fleet_id=one.fleet_id,
+                rollout_id=one.rollout_id,
+                device_id=one.device_id,
+                model_id=one.model_id,
+                version_id=previous.version_id,
+                variant_id=previous.variant_id,
+                previous_id=previous.previous_id,
+                revert_of=one.id,
+                stage=one.stage,
+                place=one.place,
+            )
+        )
+    session.add_all(backs)
+    session.flush()
+    emptied = {one.device_id for one in deployments} - {one.device_id for one in backs}
+    queue_all(session, settings, list(repository.by_id(session, Device, emptied).values()))
+    desire(session, settings, backs)
 
 
 def _allowed(rollout: Rollout, per_minute: float) -> int:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.lifecycle import Phase
 from fleet_server import audit
 from fleet_server.catalog.service import resolve_version
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.domain.stages import assign_stages
 from fleet_server.domain.states import RolloutState, RolloutTransitionError, check_transition
@@ -115,16 +115,17 @@ def _begin(session: Session, settings: Settings, rollout: Rollout, wanted: Rollo
     superseded = _settle_busy(session, plan.busy, supersede=wanted.on_busy == "supersede")
     stages = assign_stages(plan.members(), wanted.strategy, rollout.name)
     devices = {device.id: device for device in plan.devices}
+    version = session.get_one(Version, rollout.version_id)
     rollout.began_at = rollout.stage_started_at = utc_now()
+    running = repository.desired_on(session, list(devices), version.model_id)
     for place, (device_id, stage) in enumerate(stages.items()):
-        add_deployment(session, rollout, devices[device_id], plan.variant_of(devices[device_id]), stage, place)
+        device, current = devices[device_id], running.get(device_id, ())
+        add_deployment(session, rollout, version, device, plan.variant_of(device), stage, place, current=current)
     session.flush()
     add_verdict(rollout, "start", f"{len(devices)} devices in {len(wanted.strategy.stages)} stages")
     send_due(session, settings, rollout)
-    for deployment in superseded:
-        # Not in the first stage: until its own stage comes the device goes back, or it would finish what was ended.
-        if deployment.desired and not deployment.revert_of:
-            take_back(session, settings, deployment)
+    # Not in the first stage: until its own stage comes the device goes back, or it would finish what was ended.
+    take_back(session, settings, [one for one in superseded if one.desired and not one.revert_of])
 
 
 def _settle_busy(session: Session, busy: Sequence[Deployment], *, supersede: bool) -> Sequence[Deployment]:
@@ -139,11 +140,18 @@ def _settle_busy(session: Session, busy: Sequence[Deployment], *, supersede: boo
 
 
 def add_deployment(
-    session: Session, rollout: Rollout, device: Device, variant: Variant, stage: int, place: int, attempt: int = 0
+    session: Session,
+    rollout: Rollout,
+    version: Version,
+    device: Device,
+    variant: Variant,
+    stage: int,
+    place: int,
+    *,
+    current: Sequence[Deployment],
+    attempt: int = 0,
 ) -> Deployment:
-    """A device's part in a rollout; nothing is sent yet."""
-    version = session.get_one(Version, rollout.version_id)
-    current = repository.desired(session, device.id, version.model_id)
+    """A device's part in a rollout; nothing is sent yet. `current` is what the device ought to run of the model."""
     deployment = Deployment(
         fleet_id=rollout.fleet_id,
         rollout_id=rollout.id,
@@ -244,11 +252,13 @@ def try_again(session: Session, rollout: Rollout, deployment: Deployment) -> Dep
     return add_deployment(
         session,
         rollout,
+        session.get_one(Version, deployment.version_id),
         session.get_one(Device, deployment.device_id),
         session.get_one(Variant, deployment.variant_id),
         deployment.stage,
         deployment.place,
-        deployment.attempt + 1,
+        current=repository.desired(session, deployment.device_id, deployment.model_id),
+        attempt=deployment.attempt + 1,
     )
 
 
@@ -302,8 +312,8 @@ def pin(
         ),
         actor=actor,
     )
-    for deployment, _ in repository.due(session, rollout.id, 0, None, (), limit=1):
-        desire(session, settings, deployment)  # a difference that is being made is not waited for
+    due = repository.due(session, rollout.id, 0, None, (), limit=1)
+    desire(session, settings, [one for one, _ in due])  # a difference that is being made is not waited for
     device_service.hold_device(session, fleet_id, device_id, wanted.reason, actor=actor)
     return rollout
 

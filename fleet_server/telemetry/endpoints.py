@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query
 
 from fleet_server.catalog import service as catalog
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
 from fleet_server.http import AppSettings, FleetId, ModelName, ReadSession, VersionName
 from fleet_server.models import HostWindowRow

@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from agent.protocol.messages import ModelWindow, TelemetryBatch
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.models import HostWindowRow, ModelWindowRow
 from fleet_server.telemetry import repository
 from fleet_server.telemetry.bulk import BatchName, NamedBatch, insert_names, insert_rows

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-import logging
-import threading
 from collections.abc import Callable
 from functools import partial
 
 from sqlalchemy.orm import Session
 
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
 from fleet_server.telemetry import rollups
+from fleet_server.ticker import Ticker
 
-log = logging.getLogger(__name__)
 LEASE = "telemetry-keeper"
 LEASE_S = 60.0
 EVERY_S = 30.0
@@ -34,29 +33,17 @@ class TelemetryKeeper:
     def __init__(self, database: Database, settings: Settings, every_s: float = EVERY_S) -> None:
         self._database = database
         self._settings = settings
-        self._every_s = every_s
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker(LEASE, lambda: self.tick(utc_now()), every_s)
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread = threading.Thread(target=self._loop, name="telemetry-keeper", daemon=True)
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
         """End the thread and give the lease back."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(30)
+        self._ticker.stop()
         self._lease.give_back()
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(self._every_s):
-            try:
-                self.tick(utc_now())
-            except Exception:
-                log.exception("keeping telemetry failed; it goes on")
 
     def tick(self, now: dt.datetime) -> None:
         """Do all that is due."""
@@ -73,9 +60,9 @@ class TelemetryKeeper:
 
     def _repeat(self, step: Callable[[Session], int]) -> None:
         """Until nothing is left; the lease is held anew each time."""
-        while not self._stopping.is_set() and self._lease.hold():
+        while not self._ticker.stopping and self._lease.hold():
             with self._database.write() as session:
                 done = step(session)
             if done == 0:
                 return
-            self._stopping.wait(REST_S)
+            self._ticker.rest(REST_S)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-
 from fleet_server.db import Database
-from fleet_server.errors import FleetError
 from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
+from fleet_server.ticker import Ticker
 from fleet_server.trust import repository, service
 
-log = logging.getLogger(__name__)
 LEASE = "trust-keeper"
 TICK_S = 5.0
 LEASE_S = 60.0
@@ -24,33 +20,17 @@ class TrustKeeper:
         self._database = database
         self._settings = settings
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker(LEASE, self.tick, TICK_S)
 
     def start(self) -> None:
         """Sign once, so that devices find metadata, and begin to tick."""
-        self._guarded()
-        self._thread = threading.Thread(target=self._loop, name="trust-keeper", daemon=True)
-        self._thread.start()
+        self._ticker.call()
+        self._ticker.start()
 
     def stop(self) -> None:
         """End the thread and give the lease back."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(30)
+        self._ticker.stop()
         self._lease.give_back()
-
-    def _loop(self) -> None:
-        while not self._stopping.wait(TICK_S):
-            self._guarded()
-
-    def _guarded(self) -> None:
-        try:
-            self.tick()
-        except FleetError as error:
-            log.error("trust metadata can't be kept fresh: %s", error.detail)  # noqa: TRY400 (a sentence for people)
-        except Exception:
-            log.exception("a tick of the trust keeper failed; it goes on")
 
     def tick(self) -> None:
         """Bring every fleet's metadata up to date, each in a transaction of its own."""

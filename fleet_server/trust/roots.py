@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from tuf.api.metadata import Root
 
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.errors import ConflictError, InvalidError
 from fleet_server.principals import Who
 from fleet_server.settings import Settings

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.bundle import BundleOrder, read_order
 from agent.protocol.manifest import Manifest, manifest_bytes
 from fleet_server import audit
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.errors import ConflictError, InvalidError, UnavailableError
 from fleet_server.models import TrustTarget
 from fleet_server.principals import Who

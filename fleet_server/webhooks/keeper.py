@@ -13,10 +13,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.leases import DatabaseLease
 from fleet_server.models import Webhook
 from fleet_server.settings import Settings
+from fleet_server.ticker import Ticker
 from fleet_server.webhooks import repository, service, signing
 from fleet_server.webhooks.schedule import DeliveryState
 from fleet_server.webhooks.sending import post
@@ -53,37 +55,22 @@ class WebhookKeeper:
         self._database = database
         self._settings = settings
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
-        self._stopping = threading.Event()
-        self._sent = threading.Event()  # something was: there may be more behind it
         self._lock = threading.Lock()
         self._flying: set[tuple[str, str]] = set()  # webhook and subject
         self._pool = ThreadPoolExecutor(THREADS, "webhook-sender")
-        self._thread: threading.Thread | None = None
+        self._ticker = Ticker(LEASE, self.tick, TICK_S, at_once=True)
         self._lifetime = dt.timedelta(hours=settings.webhook_retry_hours)
         self._swept_at: dt.datetime | None = None
 
     def start(self) -> None:
         """Begin to look."""
-        self._thread = threading.Thread(target=self._loop, name="webhook-keeper", daemon=True)
-        self._thread.start()
+        self._ticker.start()
 
     def stop(self) -> None:
         """End the threads and give the lease back; what is being sent is waited for, as long as a send may take."""
-        self._stopping.set()
-        self._sent.set()
-        if self._thread is not None:
-            self._thread.join(30)
+        self._ticker.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._lease.give_back()
-
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.tick()
-            except Exception:
-                log.exception("a tick of the webhook keeper failed; it goes on")
-            self._sent.wait(TICK_S)
-            self._sent.clear()
 
     def tick(self) -> None:
         """Hand what is due to the threads."""
@@ -133,7 +120,7 @@ class WebhookKeeper:
         finally:
             with self._lock:
                 self._flying.discard((letter.webhook_id, letter.subject))
-            self._sent.set()
+            self._ticker.wake()  # there may be more behind it
 
     def _sweep(self, now: dt.datetime) -> None:
         """Forget what ended long ago; several servers may do so at once."""

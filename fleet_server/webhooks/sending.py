@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.webhooks.schedule import Outcome, retry_after
 
 TIMEOUT_S = 10.0  # of everything after the name is known

@@ -8,7 +8,7 @@ import json
 from sqlalchemy.orm import Session
 
 from fleet_server import audit, events
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Webhook, WebhookDelivery
 from fleet_server.principals import Who

@@ -62,9 +62,9 @@ def _rows(*, whole: bool) -> dict[str, Callable[[int], Iterator[tuple[str, Calla
 
     if not whole:
         return SCENARIOS
-    from tests.faults.whole_fleet import ROWS  # imports what the server is made of
+    from tests.faults import killed_engine, whole_fleet  # they import what the server is made of
 
-    return SCENARIOS | ROWS
+    return SCENARIOS | killed_engine.ROWS | whole_fleet.ROWS
 
 
 def _in_namespace(name: str, options: argparse.Namespace) -> dict[str, object]:

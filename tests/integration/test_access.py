@@ -17,7 +17,8 @@ from fleet_server.access import passwords, policy, secret_tokens
 from fleet_server.access.authentication import LoginDesk
 from fleet_server.access.authorization import RequestLimits
 from fleet_server.app import create_app, running
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.models import AccessToken, User
 from fleet_server.principals import Role
 from fleet_server.settings import Settings

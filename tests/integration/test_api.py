@@ -21,7 +21,8 @@ from agent.protocol.version import SPOKEN
 from fleet_server.app import create_app, running
 from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.errors import InvalidError
 from fleet_server.models import Deployment, Model, Profile, Rollout, Variant

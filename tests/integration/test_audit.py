@@ -26,8 +26,9 @@ from fleet_server.access import service
 from fleet_server.app import create_app, running
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import GateVerdict
+from fleet_server.clock import utc_now
 from fleet_server.conversions.service import settle
-from fleet_server.db import Database, utc_now
+from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.models import (
     AuditEvent,

@@ -16,7 +16,7 @@ from agent.protocol.messages import Reported, TrustPiece
 from agent.protocol.version import SPOKEN
 from agent.update.trust import PieceFetcher, TrustClient
 from fleet_server.app import create_app, running
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings

@@ -16,9 +16,10 @@ import pytest
 
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.service import add_upload
+from fleet_server.clock import utc_now
 from fleet_server.conversions import service
 from fleet_server.conversions.executor import EXCHANGE
-from fleet_server.db import Database, utc_now
+from fleet_server.db import Database
 from fleet_server.models import ConversionJob
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings

@@ -14,8 +14,9 @@ from agent.protocol.messages import HostWindow, ModelWindow, Reported, Telemetry
 from agent.protocol.version import SPOKEN
 from converters.job import JobError
 from fleet_server import outbox
+from fleet_server.clock import utc_now
 from fleet_server.conversions import service as conversions
-from fleet_server.db import Database, utc_now
+from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
 from fleet_server.models import ConversionJob, Model, Variant, Version

@@ -20,7 +20,8 @@ from agent.protocol.messages import DeploymentReport, DesiredState
 from agent.protocol.topics import DeviceTopic, device_topic
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.deltas import service
 from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.deltas.repository import MOST_BASES
@@ -224,5 +225,5 @@ def test_another_fleets_encodings_are_not_offered(deltas: Deltas) -> None:
     with deltas.database.write() as session:
         service.record(session, service.Pair(DEFAULT_FLEET, "a" * 64, ""), codec="zstd", digest="b" * 64, size=9)
     with deltas.database.read() as session:
-        assert len(service.offered(session, DEFAULT_FLEET, "a" * 64, "a")) == 1
-        assert service.offered(session, "another", "a" * 64, "a") == ()
+        assert len(service.Offers(session, DEFAULT_FLEET, ["a" * 64], ["a"]).of("a" * 64, "a")) == 1
+        assert service.Offers(session, "another", ["a" * 64], ["a"]).of("a" * 64, "a") == ()

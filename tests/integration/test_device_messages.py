@@ -29,7 +29,8 @@ from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct

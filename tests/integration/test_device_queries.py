@@ -15,7 +15,8 @@ from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
 from agent.protocol.messages import Reported, ServingReport
 from agent.protocol.version import SPOKEN
 from fleet_server import migrations
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.devices import repository, service
 from fleet_server.devices.attributes import Attribute, attributes_of, number_of
 from fleet_server.devices.schemas import DeviceUpdate

@@ -17,7 +17,7 @@ from agent.protocol.messages import DeploymentReport, Reported, SourceNeed, Sour
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server.app import create_app, running
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message

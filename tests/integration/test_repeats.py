@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from fleet_server import idempotency
 from fleet_server.catalog.service import InspectionRecord
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.models import EnrolmentToken, IdempotencyKey, Profile, Version
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.sdk import Client, UnreachableError

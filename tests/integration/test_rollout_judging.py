@@ -12,7 +12,8 @@ from agent.protocol.histogram import bucket_of
 from agent.protocol.lifecycle import Phase
 from agent.protocol.messages import HostWindow, ModelWindow, TelemetryBatch
 from agent.protocol.version import SPOKEN
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import DeviceUpdate
 from fleet_server.errors import ConflictError

@@ -19,12 +19,13 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import VariantBuild
 from fleet_server.catalog.service import add_upload, delete_version, sweep_uploads
+from fleet_server.clock import utc_now
 from fleet_server.conversions import scheduler, service
 from fleet_server.conversions.executor import BuildOrder, Executor, NotYetError, WorkerLostError
 from fleet_server.conversions.files import WorkFolder
 from fleet_server.conversions.process import CancelledError, ConversionFailedError
 from fleet_server.conversions.scheduler import ConversionScheduler
-from fleet_server.db import Database, utc_now
+from fleet_server.db import Database
 from fleet_server.devices.schemas import Budgets, ProfileCreate
 from fleet_server.devices.service import create_profile
 from fleet_server.models import Blob, ConversionJob, Model, SourceForm, Variant, Version

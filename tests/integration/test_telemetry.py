@@ -14,7 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from agent.protocol.messages import HostWindow, ModelWindow, TelemetryBatch
 from agent.protocol.version import SPOKEN
-from fleet_server.db import Base, Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Base, Database
 from fleet_server.errors import InvalidError
 from fleet_server.models import (
     Device,

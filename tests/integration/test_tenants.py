@@ -16,7 +16,7 @@ from agent.protocol.version import SPOKEN
 from fleet_server.app import create_app, running
 from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord, discard_uploads
-from fleet_server.db import utc_now
+from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
 from fleet_server.models import (
     Deployment,

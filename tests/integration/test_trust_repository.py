@@ -18,7 +18,8 @@ from agent.protocol.manifest import Manifest
 from agent.protocol.messages import TrustPiece
 from agent.update.trust import PieceFetcher, TrustClient, TrustError
 from fleet_server import migrations
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.errors import ConflictError, InvalidError
 from fleet_server.models import AuditEvent, Fleet
 from fleet_server.models.access import DEFAULT_FLEET as FLEET

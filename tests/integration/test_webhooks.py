@@ -22,7 +22,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from fleet_server import events
-from fleet_server.db import Database, utc_now
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.models import Rollout, Webhook, WebhookDelivery
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.webhooks import schedule, sending
