@@ -85,14 +85,15 @@ def _in_namespace(name: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def _print(rows: list[dict[str, object]]) -> int:
-    print(f"{'fault':<20} {'points tried':>12} {'recovered':>10} {'lost':>5} {'s':>7}")
+    wide = max([20, *(len(str(row["fault"])) for row in rows)])
+    print(f"{'fault':<{wide}} {'points tried':>12} {'recovered':>10} {'lost':>5} {'s':>7}")
     total = lost_in_all = 0
     for row in rows:
         tried, lost = int(str(row["tried"])), len(row["lost"])  # type: ignore[arg-type]
         total, lost_in_all = total + tried, lost_in_all + lost
         note = f"  skipped: {row['skipped']}" if "skipped" in row else ""
-        print(f"{row['fault']!s:<20} {tried:>12} {tried - lost:>10} {lost:>5} {row['seconds']!s:>7}{note}")
-    print(f"{'all':<20} {total:>12} {total - lost_in_all:>10} {lost_in_all:>5}")
+        print(f"{row['fault']!s:<{wide}} {tried:>12} {tried - lost:>10} {lost:>5} {row['seconds']!s:>7}{note}")
+    print(f"{'all':<{wide}} {total:>12} {total - lost_in_all:>10} {lost_in_all:>5}")
     print(json.dumps({"tried": total, "lost": lost_in_all, "skipped": [r["fault"] for r in rows if "skipped" in r]}))
     return 1 if lost_in_all else 0
 

