@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.training.allocate import cheapest, evenly
+from converters.training.allocate import Bound, bound, cheapest, evenly, work
 from converters.training.channels import Structure, analyse, count, prepared, remove, without
 from converters.training.data import Rows
 from converters.training.fit import Fitting, Say, copied, divergence, error, fit, outputs
@@ -74,11 +74,11 @@ def prune_to(net: Any, share: float, trained: Trained, found: dict[str, Paramete
     Raises:
         ConversionError: `not_prunable`.
     """
-    whole = count(net, trained.rows)[0]
+    layers = analyse(net, trained.rows).layers
     current = copied(net)
     for number in range(ROUNDS):
-        wanted = share ** ((number + 1) / ROUNDS) * whole
-        current = _step(current, wanted / count(current, trained.rows)[0], trained, adaptive=adaptive)
+        # Of the whole net: a round may leave more of its time than of its work.
+        current = _step(current, bound(layers, share ** ((number + 1) / ROUNDS)), trained, adaptive=adaptive)
         how = trained.how if number == ROUNDS - 1 else replace(trained.how, epochs=trained.how.epochs / 3)
         fit(current, trained.rows, how, teacher=net, say=trained.say, name=f"recover {number + 1}/{ROUNDS}")
     found.update(said(net, current, trained))
@@ -130,14 +130,17 @@ def prune_within(net: Any, budget: float, trained: Trained, found: dict[str, Par
     return kept or [best]
 
 
-def _step(net: Any, share: float, trained: Trained, *, adaptive: bool) -> Any:
+def _step(net: Any, wanted: Bound | float, trained: Trained, *, adaptive: bool) -> Any:
+    """Remove channels until no more than wanted is left, or that share of what there is."""
     structure = analyse(net, trained.rows)
+    if isinstance(wanted, float):
+        wanted = bound(structure.layers, wanted)
     channels = {root: group.channels for root, group in structure.groups.items()}
     ratios: Mapping[str, float]
     if adaptive:
-        ratios = cheapest(structure.layers, sensitivities(net, structure, trained.rows), share, channels)
+        ratios = cheapest(structure.layers, sensitivities(net, structure, trained.rows), wanted, channels)
     else:
-        ratios = evenly(structure.layers, channels, share)
+        ratios = evenly(structure.layers, channels, wanted.work / work(structure.layers, {}))
     remove(net, structure, ratios, trained.rows, trained.how.seed)
     return net
 
