@@ -35,6 +35,8 @@ from tests.fleet import LocalFleet
 Json = dict[str, Any]
 GOOD = 20
 WAIT_S = 900.0
+WAIT_INTERVALS = 60  # more: what is watched lasts for so many of them
+WINDOWS_PER_S = 600  # that one server on two cores takes beside all else; more devices speak less often
 ENDS = {"succeeded", "stopped", "reverted", "paused"}
 BEHAVIOURS = """
 classes:
@@ -180,7 +182,7 @@ def main() -> None:
 
 def measure(checks: Checks, folder: Path, devices: int, goods: int, seed: int) -> None:
     cases = [*CASES, *(Case(f"good-{number}") for number in range(1, goods + 1))]
-    interval_s = 2.0 if devices <= 300 else 10.0
+    interval_s = max(2.0, devices * len(cases) / WINDOWS_PER_S)
     behaviours = read(BEHAVIOURS.format(per_s=60 / interval_s))
     fleet = LocalFleet(folder)
     try:
@@ -208,14 +210,15 @@ def measure(checks: Checks, folder: Path, devices: int, goods: int, seed: int) -
 
 def judge(checks: Checks, world: World, cases: list[Case], fleet: LocalFleet, devices: int, interval_s: float) -> None:
     started, used = time.monotonic(), cpu_s(fleet.processes["server"].pid)
+    wait_s = WAIT_S + WAIT_INTERVALS * interval_s
     firsts = [world.roll_out(f"{case.model}@1", at_once=True) for case in cases]
     for one in firsts:
-        assert awaited("the first versions", lambda one=one: world.ended(one), WAIT_S)["state"] == "succeeded"  # type: ignore[misc]
+        assert awaited("the first versions", lambda one=one: world.ended(one), wait_s)["state"] == "succeeded"  # type: ignore[misc]
     time.sleep(8 * interval_s)  # of a past to compare with
     rollouts = {case: world.roll_out(f"{case.model}@2") for case in cases}
     false_stops = 0
     for case, rollout_id in rollouts.items():
-        rollout = awaited(f"the rollout of {case.model}", lambda one=rollout_id: world.ended(one), WAIT_S)  # type: ignore[misc]
+        rollout = awaited(f"the rollout of {case.model}", lambda one=rollout_id: world.ended(one), wait_s)  # type: ignore[misc]
         touched = world.touched(rollout)
         reasons = [one["reason"] for one in rollout["verdicts"] if one["decision"] in {"revert", "pause", "stop"}]
         print(f"{case.model}: {rollout['state']}, {touched} touched {reasons}", file=sys.stderr, flush=True)
@@ -226,7 +229,7 @@ def judge(checks: Checks, world: World, cases: list[Case], fleet: LocalFleet, de
         checks.add(f"{case.model}: stopped, and {case.rule} named", None, "named", holds=named)
         checks.at_most(f"{case.model}: percent of the devices touched", 100 * touched / devices, 12)
         was = f"{case.model}@1"
-        back = awaited("reports", lambda was=was: world.running()[was] == devices or None, 120)  # type: ignore[misc]
+        back = awaited("reports", lambda was=was: world.running()[was] == devices or None, wait_s)  # type: ignore[misc]
         checks.add(f"{case.model}: every device runs again what it ran", None, "all", holds=bool(back))
     good = len([case for case in cases if not case.rule])
     checks.at_most(f"false stops of {good} good versions", false_stops, 1)
