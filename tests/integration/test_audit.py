@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -244,7 +245,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     with database.write() as session:
         run_row = GateRun(
             fleet_id=DEFAULT_FLEET, variant_id=variant_id, state="running", candidates=[],
-            data={"digest": digest, "size": 1, "chunk_size": 1}, deadline_at=utc_now(),
+            data={"digest": digest, "size": 1, "chunk_size": 1}, deadline_at=utc_now() + dt.timedelta(hours=1),
         )  # fmt: skip
         session.add(run_row)
     walk("cancel_gate_run", "gate.cancel", "post", f"gate-runs/{run_row.id}/cancel")
