@@ -90,7 +90,7 @@ def desire(session: Session, settings: Settings, deployments: Sequence[Deploymen
             evidence.note_before(session, one)
             one.exposure = _exposure(beside, one, devices[one.device_id])
     session.flush()
-    queue_all(session, settings, list(devices.values()))
+    queue_all(session, settings, [devices[one.device_id] for one in deployments])
 
 
 def _exposure(spec: ExposureSpec | None, deployment: Deployment, device: Device) -> dict[str, Any] | None:
