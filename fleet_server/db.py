@@ -8,9 +8,9 @@ commits nothing.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
@@ -19,6 +19,8 @@ from sqlalchemy.types import JSON, TypeDecorator
 from uuid_utils import uuid7
 
 BUSY_TIMEOUT_S = 30.0
+PIECE = 500  # values of one query
+ValueT = TypeVar("ValueT")
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -31,6 +33,11 @@ NAMING = {
 def new_id() -> str:
     """A time-ordered unique id (UUID version 7, RFC 9562) as text: ids sort as they were made."""
     return str(uuid7())
+
+
+def pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
+    """Values in the order given, as many at a time as a query takes well."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
-from fleet_server.db import new_id
+from fleet_server.db import new_id, pieces
 from fleet_server.models import OutboxMessage
-
-PIECE = 500  # topics that one statement names
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,9 @@ def enqueue(session: Session, *, fleet_id: str, topic: str, payload: bytes, reta
 
 def enqueue_retained(session: Session, *, fleet_id: str, payloads: Mapping[str, bytes]) -> None:
     """Add retained messages by their topics; they replace those waiting for these."""
-    topics = list(payloads)
     session.flush()
-    for start in range(0, len(topics), PIECE):
-        older = OutboxMessage.topic.in_(topics[start : start + PIECE]), OutboxMessage.retain.is_(True)
+    for piece in pieces(list(payloads)):
+        older = OutboxMessage.topic.in_(piece), OutboxMessage.retain.is_(True)
         session.execute(delete(OutboxMessage).where(*older).execution_options(synchronize_session=False))
     rows = [
         {"id": new_id(), "fleet_id": fleet_id, "topic": topic, "payload": payload, "retain": True}

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from fleet_server.db import pieces
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
-
-PIECE = 500  # devices that one statement names
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
@@ -89,12 +88,12 @@ def is_deployed(session: Session, variant_id: str) -> bool:
 def open_trials(session: Session, device_ids: Sequence[str]) -> dict[str, list[tuple[GateTrial, GateRun]]]:
     """What devices are to measure for gate runs that are not over, oldest first, by device."""
     found: dict[str, list[tuple[GateTrial, GateRun]]] = defaultdict(list)
-    for start in range(0, len(device_ids), PIECE):
+    for piece in pieces(device_ids):
         query = (
             select(GateTrial, GateRun)
             .join(GateRun, GateRun.id == GateTrial.run_id)
             .where(
-                GateTrial.device_id.in_(device_ids[start : start + PIECE]),
+                GateTrial.device_id.in_(piece),
                 GateTrial.phase.not_in(("done", "failed")),
                 GateRun.state == "running",
             )

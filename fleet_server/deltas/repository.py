@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from fleet_server.db import pieces
 from fleet_server.models import ArtifactEncoding, Deployment, DeviceHolding, Rollout, Variant, Version
 
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
-PIECE = 500  # devices that one statement names
 MOST_BASES = 8  # that differences of one artifact are made to
 OPEN_STATES = ("running", "paused", "reverting")
 Before = aliased(Variant)
@@ -31,9 +31,9 @@ def of_artifacts(session: Session, fleet_id: str, artifacts: Collection[str]) ->
 def holders(session: Session, digests: Collection[str], device_ids: Sequence[str]) -> set[tuple[str, str]]:
     """Which of these devices hold which of these digests: device and digest."""
     found: set[tuple[str, str]] = set()
-    for start in range(0, len(device_ids), PIECE):
-        piece = DeviceHolding.device_id.in_(device_ids[start : start + PIECE])
-        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(DeviceHolding.digest.in_(digests), piece)
+    for piece in pieces(device_ids):
+        held = DeviceHolding.digest.in_(digests), DeviceHolding.device_id.in_(piece)
+        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(*held)
         found.update((row[0], row[1]) for row in session.execute(query))
     return found
 

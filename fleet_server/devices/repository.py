@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import ColumnElement, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import UtcDateTime
+from fleet_server.db import UtcDateTime, pieces
 from fleet_server.devices.attributes import Attribute
 from fleet_server.models import Device, DeviceAttribute, DeviceHolding, Profile, Variant
 from fleet_server.paging import PageRequest, Rows, TableList
@@ -78,8 +78,8 @@ def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = Non
     if ids is None:
         return session.scalars(query).all()
     found: list[Device] = []
-    for start in range(0, len(ids), 500):
-        found += session.scalars(query.where(Device.id.in_(ids[start : start + 500]))).all()
+    for piece in pieces(ids):
+        found += session.scalars(query.where(Device.id.in_(piece))).all()
     return found
 
 

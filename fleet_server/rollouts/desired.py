@@ -38,13 +38,15 @@ def queue_all(session: Session, settings: Settings, devices: Sequence[Device], *
 
     What they share is read once: a wave is hundreds of devices, and others wait until it is written.
     """
+    if not devices:
+        return
     for device in devices:
         if not resend:
             device.desired_revision += 1
     states = _States(session, settings, devices)
     outbox.enqueue_retained(
         session,
-        fleet_id=devices[0].fleet_id if devices else "",
+        fleet_id=devices[0].fleet_id,
         payloads={device_topic(device.id, DeviceTopic.DESIRED): encode(states.of(device)) for device in devices},
     )
 
@@ -67,7 +69,7 @@ class _States:
         self._trials = open_trials(session, ids)
         # Of what is there already, it need not be said how it may travel.
         coming = {self._manifest(one).digest for one in found if Phase(one.phase) not in SETTLED}
-        fleet_id = devices[0].fleet_id if devices else ""
+        fleet_id = devices[0].fleet_id
         self._encodings = deltas.Offers(session, fleet_id, coming, ids)
         self._session, self._fleet_id = session, fleet_id
         self._known: dict[str, msgspec.Raw] = {}

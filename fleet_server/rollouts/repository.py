@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, and_, func, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from fleet_server.db import pieces
 from fleet_server.devices.attributes import TAG
 from fleet_server.domain.states import RolloutState
 from fleet_server.models import (
@@ -27,7 +28,6 @@ from fleet_server.models import (
 from fleet_server.paging import PageRequest, Rows, TableList
 
 SCHEDULED = "scheduled"
-PIECE = 500  # ids that one statement names
 Row = TypeVar("Row", Deployment, Device, Profile, Rollout, Variant)
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
@@ -289,8 +289,8 @@ def windows_of(
 
 def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:
     """Let no rule see these windows again."""
-    for start in range(0, len(windows), 500):
-        part = [(one.group_id, one.number) for one in windows[start : start + 500]]
+    for piece in pieces(windows):
+        part = [(one.group_id, one.number) for one in piece]
         session.execute(
             update(ModelWindowRow)
             .where(tuple_(ModelWindowRow.group_id, ModelWindowRow.number).in_(part))
@@ -302,10 +302,8 @@ def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:
 def deployments_of(session: Session, rollout_id: str, ids: Sequence[str]) -> list[Deployment]:
     """Those of these deployments that are a rollout's."""
     found: list[Deployment] = []
-    for start in range(0, len(ids), 500):
-        query = select(Deployment).where(
-            Deployment.rollout_id == rollout_id, Deployment.id.in_(ids[start : start + 500])
-        )
+    for piece in pieces(ids):
+        query = select(Deployment).where(Deployment.rollout_id == rollout_id, Deployment.id.in_(piece))
         found += session.scalars(query).all()
     return found
 
@@ -400,13 +398,13 @@ def waiting_count(session: Session, rollout_id: str) -> int:
 def unsettled(session: Session, model_id: str, device_ids: Sequence[str]) -> Sequence[Deployment]:
     """Deployments of a model on these devices that an open rollout has not settled."""
     found: list[Deployment] = []
-    for start in range(0, len(device_ids), 500):
+    for piece in pieces(device_ids):
         query = (
             select(Deployment)
             .join(Rollout, Rollout.id == Deployment.rollout_id)
             .where(
                 Deployment.model_id == model_id,
-                Deployment.device_id.in_(device_ids[start : start + 500]),
+                Deployment.device_id.in_(piece),
                 Deployment.phase.not_in(SETTLED_PHASES),
                 Rollout.state.in_(OPEN_STATES),
             )
@@ -432,9 +430,8 @@ def desired(session: Session, device_id: str, model_id: str | None = None) -> Se
 def desired_on(session: Session, device_ids: Sequence[str], model_id: str | None = None) -> dict[str, list[Deployment]]:
     """What devices ought to run, by device, as `desired`."""
     found: dict[str, list[Deployment]] = defaultdict(list)
-    for start in range(0, len(device_ids), PIECE):
-        piece = Deployment.device_id.in_(device_ids[start : start + PIECE])
-        query = select(Deployment).where(piece, Deployment.desired.is_(True))
+    for piece in pieces(device_ids):
+        query = select(Deployment).where(Deployment.device_id.in_(piece), Deployment.desired.is_(True))
         if model_id is not None:
             query = query.where(Deployment.model_id == model_id)
         for one in session.scalars(query.order_by(Deployment.id)):
@@ -444,9 +441,9 @@ def desired_on(session: Session, device_ids: Sequence[str], model_id: str | None
 
 def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str, Row]:
     """Rows that are there, by their ids."""
-    wanted, found = sorted(ids), list[Row]()
-    for start in range(0, len(wanted), PIECE):
-        found += session.scalars(select(model).where(model.id.in_(wanted[start : start + PIECE])))
+    found: list[Row] = []
+    for piece in pieces(sorted(ids)):
+        found += session.scalars(select(model).where(model.id.in_(piece)))
     return {one.id: one for one in found}
 
 

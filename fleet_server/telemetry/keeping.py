@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
+from fleet_server.db import PIECE, pieces
 from fleet_server.models import (
     HostWindowRow,
     ModelWindowRow,
@@ -18,7 +19,7 @@ from fleet_server.models import (
     TelemetrySpool,
 )
 from fleet_server.telemetry.bulk import BatchName
-from fleet_server.telemetry.repository import PIECE, pieces, read_parts, window_columns
+from fleet_server.telemetry.repository import read_parts, window_columns
 from fleet_server.telemetry.totals import Part
 
 

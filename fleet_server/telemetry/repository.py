@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Double
 
+from fleet_server.db import pieces
 from fleet_server.models import (
     Device,
     DeviceIdentity,
@@ -46,10 +47,8 @@ HOSTS = TableList(
     time=HostWindowRow.ended_at,
     times="",
 )
-PIECE = 500  # values of one query
 DEPLOYMENTS = 5000
 LATE = dt.timedelta(minutes=5)  # by how much a device's clock may be ahead
-ValueT = TypeVar("ValueT")
 SEEN_EVERY = dt.timedelta(seconds=2)
 
 
@@ -273,8 +272,3 @@ def read_parts(session: Session, selects: Sequence[Select[Any]]) -> Iterator[Par
     query = union_all(*selects) if len(selects) > 1 else selects[0]
     for row in session.execute(query.execution_options(yield_per=1000)):
         yield Part(*row)
-
-
-def pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
-    """Values in the order given, as many at a time as a query takes well."""
-    return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,7 +1,7 @@
 """A fleet server killed by SIGKILL right before and after each commit of a rollout: it must end as if it had not been.
 
 One case is one rollout in a process of its own: engine, operator, and the devices' reports by the functions that the
-server calls, on a real database. What devices and the operator know lies in a file, written before the server hears of
+server calls, on a real database. What devices know lies in a file, written before the server hears of
 it, as on disks that live on. The killed process is started again, its lease run out, and must come to the end that the
 rollout has without a kill; after every commit it is looked whether a device was told what it must not be.
 """
@@ -28,7 +28,6 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.facts import DeviceFacts, RuntimeFacts
 from agent.protocol.histogram import bucket_of
 from agent.protocol.lifecycle import SETTLED, Phase
 from agent.protocol.messages import (
@@ -52,7 +51,7 @@ from fleet_server.rollouts.engine import LEASE, RolloutEngine
 from fleet_server.telemetry import service as telemetry
 from tests.databases import make_empty, postgresql, postgresql_programs
 from tests.integration.test_rollout_judging import JudgedWorld
-from tests.integration.test_rollout_rules import SETTINGS
+from tests.integration.test_rollout_rules import FACTS, SETTINGS
 
 NAMES = "abcdefgh"
 THIRDS = {"stages": [{"percent": 25}, {"percent": 50}, {"percent": 100}]}
@@ -131,7 +130,7 @@ class Seen:
 
 @dataclass
 class Memory:
-    """What lies on the disks of the devices, and what the operator knows to have done."""
+    """What lies on the disks of the devices."""
 
     sequences: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 1))
     windows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
@@ -165,7 +164,7 @@ class Case:
         self._database = Database(url)
         self._file = memory
         self._script = script
-        self._memory = msgspec.json.decode(memory.read_bytes(), type=Memory) if memory.exists() else Memory()
+        self._memory = msgspec.json.decode(memory.read_bytes(), type=Memory)
         self._engine = RolloutEngine(self._database, SETTINGS)
         with self._database.read() as session:
             self._rollout = session.query(Rollout).join(Version, Version.id == Rollout.version_id).filter(
@@ -237,7 +236,7 @@ class Case:
         self._keep()
         told = self._told(name)
         reported = Reported(
-            SPOKEN, "boot", self._memory.sequences[name], told.revision if told else 0, facts(),
+            SPOKEN, "boot", self._memory.sequences[name], told.revision if told else 0, FACTS,
             tuple(
                 DeploymentReport(
                     key, "m", seen.version, seen.version * 64, seen.phase,
@@ -295,14 +294,6 @@ class Case:
                 {name: (one.phase, one.attempt) for name, one in sorted(last.items())},
                 [one["decision"] for one in rollout.verdicts],
             )
-
-
-def facts() -> DeviceFacts:
-    """Of a device that has the profile's runtime."""
-    return DeviceFacts(
-        agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(),
-        memory_mb=1, disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
-    )  # fmt: skip
 
 
 def told_wrongly(stages: Mapping[str, int], deployments: Sequence[Row[Any]]) -> str | None:

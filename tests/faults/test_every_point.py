@@ -36,10 +36,15 @@ Deployments.carry_out = first_done_then_written
 }
 
 
-def faults(*arguments: str, code: str = "") -> tuple[int, dict[str, object], str]:
+def faults(*arguments: str, code: str = "", timeout_s: float | None = 280) -> tuple[int, dict[str, object], str]:
     program = f"{code}\nimport sys\nfrom tests.faults.__main__ import main\nsys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.faults.killed_engine import ROWS
+from tests.faults.test_every_point import faults
 
-ROOT = Path(__file__).resolve().parents[2]
 # An engine that forgets: it marks what failed as tried again in one transaction, and tries it again in another.
 BROKEN = """
 from contextlib import suppress
@@ -36,15 +31,8 @@ RolloutEngine.tick = torn
 """
 
 
-def faults(rows: list[str], *arguments: str, code: str = "") -> tuple[int, dict[str, int], str]:
-    named = [part for row in rows for part in ("--row", row)]
-    program = f"{code}\nimport sys\nfrom tests.faults.__main__ import main\nsys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *named, *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+def named(rows: list[str]) -> list[str]:
+    return [part for row in rows for part in ("--row", row)]
 
 
 SOME = [row for row in ROWS if "SQLite" in row or "tried again" in row]
@@ -53,12 +41,12 @@ LONG = pytest.param(list(ROWS), "0", marks=[pytest.mark.slow, pytest.mark.timeou
 
 @pytest.mark.parametrize(("rows", "cases"), [pytest.param(SOME, "2", id="some"), LONG])
 def test_a_rollout_ends_as_if_its_server_had_never_died(rows: list[str], cases: str) -> None:
-    status, summary, text = faults(rows, "--cases", cases)
+    status, summary, text = faults(*named(rows), "--cases", cases, timeout_s=None)
     assert status == 0, text
     assert (summary["lost"], summary["tried"] >= 2 * len(rows) - 2) == (0, True)
 
 
 def test_the_harness_finds_an_engine_that_is_broken() -> None:
     row = "server killed, SQLite: failures that are tried again"
-    status, summary, text = faults([row], "--until-lost", code=BROKEN)
+    status, summary, text = faults(*named([row]), "--until-lost", code=BROKEN)
     assert (status, summary["lost"]) == (1, 1), text

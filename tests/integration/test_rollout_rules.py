@@ -47,6 +47,10 @@ from fleet_server.telemetry import service as telemetry
 SETTINGS = Settings(state_dir=Path(tempfile.mkdtemp(prefix="shoal-rules-")))  # of the keys alone
 HALVES = {"stages": [{"percent": 50}, {"percent": 100}]}
 TENSOR = TensorSpec("x", "float32", (-1, 8))
+FACTS = DeviceFacts(  # of a device that has the profile's runtime
+    agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(),
+    memory_mb=1, disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
+)  # fmt: skip
 
 
 class World:
@@ -88,11 +92,7 @@ class World:
     def report(self, device: str, *deployments: DeploymentReport, held: tuple[str, ...] = ()) -> None:
         """What the device says; once said to have a profile's runtime, it has that profile."""
         self._sequences[device] = self._sequences.get(device, 0) + 1
-        facts = DeviceFacts(
-            agent_version="1", os="", kernel="", arch="x86_64", cpu_model="", cpu_cores=1, cpu_features=(),
-            memory_mb=1, disk_free_mb=1, runtimes=(RuntimeFacts("onnx", "onnxruntime", "1", ("cpu",)),),
-        )  # fmt: skip
-        reported = Reported(SPOKEN, "boot", self._sequences[device], 0, facts, deployments, held=held)
+        reported = Reported(SPOKEN, "boot", self._sequences[device], 0, FACTS, deployments, held=held)
         with self.database.write() as session:
             outcome = devices.record_report(session, device, reported, utc_now())
             reports.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
