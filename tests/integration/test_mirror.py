@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def test_a_folder_of_artifacts(folder: Path) -> None:
 
 
 def test_the_cache_of_the_operations_page(folder: Path, origin: tuple[str, list[str]]) -> None:
-    """But for TLS, which needs certificates: each part of the artifact is asked for once."""
+    """But for TLS, which needs certificates: each part is asked for once, however many devices want it at once."""
     port, (server, asked) = free_port(), origin
     (recipe,) = re.findall(r"```nginx\n(.*?)```", OPERATIONS.read_text(), re.DOTALL)
     for said, here in (
@@ -117,8 +118,9 @@ def test_the_cache_of_the_operations_page(folder: Path, origin: tuple[str, list[
     with started(folder, recipe) as nginx:
         try:
             wait_until("nginx", lambda: up(url), 20)
-            for _ in range(2):
-                assert b"".join(fetched(url, ChunkRange(0, 39)).values()) == CONTENT
+            with ThreadPoolExecutor(8) as devices:
+                for found in devices.map(lambda _: fetched(url, ChunkRange(0, 39)), range(16)):
+                    assert b"".join(found.values()) == CONTENT
             assert sorted(asked) == ["bytes=0-4194303", "bytes=4194304-8388607", "bytes=8388608-12582911"]
         finally:
             nginx.terminate()
