@@ -82,21 +82,30 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """What one device says about one rule so far.
+class Count:
+    """What one device says about one rule so far: all that the rule is judged by.
 
     Attributes:
         hits: trials that speak against the version.
         trials: all of them.
         bound: the share of hits that is allowed.
         mean: of the trials' values, in the metric's unit; of a share its value over all of them.
-        rest: of the block that is not full.
     """
 
     hits: int = 0
     trials: int = 0
     bound: float = 0.5
     mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tally(Count):
+    """A count that windows are added to.
+
+    Attributes:
+        rest: of the block that is not full.
+    """
+
     rest: Sample = field(default_factory=Sample)
 
     def plus(self, value: float, *, above: bool) -> Tally:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fleet_server.domain.evidence import Tally
+from fleet_server.domain.evidence import Count
 from fleet_server.domain.sequential import combined_evidence, enough, mean_log, share_evidence
 from fleet_server.domain.strategy import StopMetric, StopRule
 
@@ -73,9 +73,9 @@ def judge_counted(rule: StopRule, outcomes: Mapping[str, Outcomes]) -> Standing:
     return _weighed(rule, value, settled, settled, share_evidence(bad, settled, bound), parts, said)
 
 
-def judge_sampled(rule: StopRule, tallies: Mapping[str, Sequence[Tally]]) -> Standing:
+def judge_sampled(rule: StopRule, counts: Mapping[str, Sequence[Count]]) -> Standing:
     """A rule that samples devices, by what those of each profile say."""
-    heard = {name: [one for one in found if one.trials] for name, found in tallies.items()}
+    heard = {name: [one for one in found if one.trials] for name, found in counts.items()}
     every = [one for found in heard.values() for one in found]
     trials, hits = sum(one.trials for one in every), sum(one.hits for one in every)
     if rule.metric.share:

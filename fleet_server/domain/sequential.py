@@ -9,6 +9,7 @@ McAuliffe and Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequ
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -53,11 +54,17 @@ def combined_evidence(devices: Iterable[tuple[int, int, float]]) -> float:
     if not found:
         return 0.0
     many = len(found) > _FEW
+    sums = [sum(column) for column in zip(*(_bets(*one, many=many) for one in found), strict=True)]
+    return mean_log([mean_log(sums[: len(_SHARES)]), mean_log(sums[len(_SHARES) :])])
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _bets(hits: int, trials: int, bound: float, *, many: bool) -> tuple[float, ...]:
+    """What each bet of `combined_evidence` makes of a device. Kept: most say what they said the last time."""
     most, little = (math.log(_MOST), math.log(_LITTLE)) if many else (math.inf, math.inf)
-    alone = [min(share_evidence(*one), most) for one in found]
-    some = [sum(_tempered(one, share) for one in alone) for share in _SHARES]
-    alike = [sum(min(_ratio(*one, odds), little) for one in found) for odds in _ODDS]
-    return mean_log([mean_log(some), mean_log(alike)])
+    alone = min(share_evidence(hits, trials, bound), most)
+    some = (_tempered(alone, share) for share in _SHARES)
+    return *some, *(min(_ratio(hits, trials, bound, odds), little) for odds in _ODDS)
 
 
 def enough(confidence: float) -> float:

@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from fleet_server.clock import utc_now
-from fleet_server.domain.evidence import UNCHANGED, Change, Sample, Tally, change_of, fold
+from fleet_server.domain.evidence import UNCHANGED, Change, Count, Sample, Tally, change_of, fold
 from fleet_server.domain.rules import Outcomes, Standing, judge_counted, judge_sampled
 from fleet_server.domain.strategy import RolloutStrategy, StopRule
 from fleet_server.models import Deployment, ModelWindowRow, Rollout, Variant
@@ -67,8 +67,16 @@ class _Kept:
     rules: dict[int, Tally] = field(default_factory=dict)
 
 
+@dataclass
+class _Said:
+    """Of what is kept that which rules are judged by: the greater part is for the windows that come next."""
+
+    rules: dict[int, Count]
+
+
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(_Kept)
+_JUDGED = msgspec.msgpack.Decoder(_Said)
 
 
 class Judgements:
@@ -107,20 +115,20 @@ def standings(session: Session, rollout: Rollout, ended: Mapping[str, Outcomes])
         ended: its outcomes.
     """
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    said: Sequence[tuple[str, _Kept]] = ()
+    said: Sequence[tuple[str, _Said]] = ()
     if any(not rule.metric.counted for rule in strategy.stop_when):
         rows = repository.evidence_by_profile(session, rollout.id)
-        said = [(profile, _DECODER.decode(packed)) for profile, packed in rows]
+        said = [(profile, _JUDGED.decode(packed)) for profile, packed in rows]
     judged = []
     for index, rule in enumerate(strategy.stop_when):
         if rule.metric.counted:
             judged.append(judge_counted(rule, ended))
             continue
-        tallies: dict[str, list[Tally]] = defaultdict(list)
-        for profile, kept in said:
-            if (tally := kept.rules.get(index)) is not None:
-                tallies[profile].append(tally)
-        judged.append(judge_sampled(rule, tallies))
+        counts: dict[str, list[Count]] = defaultdict(list)
+        for profile, one in said:
+            if index in one.rules:
+                counts[profile].append(one.rules[index])
+        judged.append(judge_sampled(rule, counts))
     return judged
 
 
