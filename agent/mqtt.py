@@ -86,7 +86,7 @@ class MqttLink:
         self,
         config: Config,
         boot_id: str,
-        put: Callable[[MqttMessage | MqttChunk | LinkUp], None],
+        put: Callable[[object], None],
         context: ssl.SSLContext | None = None,
     ) -> None:
         self._device_id = config.device_id
@@ -94,6 +94,7 @@ class MqttLink:
         self._put = put
         self._downloads: set[str] = set()
         self._buffers = Buffers()
+        self._keep: Callable[[MqttChunk], object | None] = lambda _chunk: None
         self.epoch = 0
         self._config = config
         self._context = context
@@ -101,6 +102,22 @@ class MqttLink:
         self._lock = threading.Lock()  # over which client is the link's
         self._stopped = False
         self._client = self._new_client()
+
+    def keep_by(self, keep: Callable[[MqttChunk], object | None]) -> None:
+        """Let chunks be worked off in the link's thread, where they are read.
+
+        Args:
+            keep: gives the event that is told of a chunk in its place; None where the chunk itself is to be.
+        """
+        self._keep = keep
+
+    def _chunk(self, chunk: MqttChunk) -> None:
+        kept = self._keep(chunk)
+        if kept is None:
+            self._put(chunk)
+            return
+        chunk.release()
+        self._put(kept)
 
     def _new_client(self) -> paho.Client:
         device_id = self._config.device_id
@@ -111,7 +128,7 @@ class MqttLink:
         own = client_id(device_id)
         version = self._choice.version
         client = _Client(
-            self._put,
+            self._chunk,
             self._buffers,
             client_id=own if tls else f"shoal-{own}",
             userdata=self.epoch,

@@ -54,7 +54,7 @@ from agent.trial.trials import Trials
 from agent.update.budget import Ledger
 from agent.update.bundle_file import BundlesSeen, Held
 from agent.update.bundles import Bundles, BundleTrustSaid
-from agent.update.fetcher import Fetcher
+from agent.update.fetcher import Fetcher, Kept
 from agent.update.journal import Journal
 from agent.update.lastgood import LastGood
 from agent.update.other_sources import OtherSources
@@ -129,6 +129,7 @@ class Supervisor:
             Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
         )
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), others=self._others, pacer=self._pacer)
+        self._link.keep_by(self._keep)
         self._trials = Trials(
             config.state_dir / "trials",
             self._store,
@@ -235,6 +236,8 @@ class Supervisor:
 
     def _handle(self, event: Any) -> None:
         match event:
+            case Kept():
+                self._fetcher.kept(event, time.monotonic())
             case MqttChunk():
                 self._chunk(event)
             case MqttMessage():
@@ -262,6 +265,13 @@ class Supervisor:
                 pass
 
     # -- what the server says
+
+    def _keep(self, chunk: MqttChunk) -> Kept | None:
+        """Called from the link's thread."""
+        try:
+            return self._fetcher.keep(parse_chunk_topic(chunk.topic), chunk.payload)
+        except WireError:
+            return None  # `_chunk` says so
 
     def _chunk(self, chunk: MqttChunk | MqttMessage) -> None:
         try:

@@ -84,6 +84,7 @@ class DownloadProgress:
     def __init__(self, deployment_id: str, part: Part, deadline_s: float, now: float) -> None:
         self.deployment_id = deployment_id
         self.part = part
+        self._left = part.missing
         self._deadline_s = deadline_s
         self._last_new = now
         self._synced_at = now
@@ -94,23 +95,32 @@ class DownloadProgress:
         self._anew = True
         self._ended = False  # the last chunk has come: what is missing now was lost
 
+    @property
+    def left(self) -> int:
+        """How many chunks are missing, as far as it was told."""
+        return self._left
+
     def chunk(self, index: int, payload: Bytes, now: float) -> bool:
         """Take a chunk; true when every chunk is there."""
-        if self.part.write(index, payload):
-            self._last_new, self._wait = now, STALLED_S
-            self._since_need += 1
-            if now - self._synced_at >= SYNC_S:
-                self._synced_at = now
-                self.part.sync()
-            self._ended = self._ended or index == self.part.chunks - 1
-            if self._say_at > now:
-                self._say_at = max(self._say_at, now + STALLED_S)
-        return self.part.missing == 0
+        return self.part.write(index, payload) and self.written(index, now)
 
     def combined(self, chunks: tuple[int, ...], payload: Bytes, now: float) -> bool:
         """Take an exclusive-or of several chunks; true when every chunk is there."""
         found = self.part.separate(chunks, payload)
         return self.chunk(*found, now) if found is not None else False
+
+    def written(self, index: int, now: float) -> bool:
+        """A chunk that was missing has been written to the part; true when every chunk is there."""
+        self._left -= 1
+        self._last_new, self._wait = now, STALLED_S
+        self._since_need += 1
+        if now - self._synced_at >= SYNC_S:
+            self._synced_at = now
+            self.part.sync()
+        self._ended = self._ended or index == self.part.chunks - 1
+        if self._say_at > now:
+            self._say_at = max(self._say_at, now + STALLED_S)
+        return self._left == 0
 
     def need(self, now: float, allowed: Allowance = FREELY) -> Need | None:
         """What to say now: at the start, every few chunks, and when nothing comes, with growing pauses."""

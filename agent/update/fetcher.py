@@ -17,7 +17,7 @@ from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
 from agent.source_config import SourceKind
-from agent.update.download import Allowance, DownloadProgress
+from agent.update.download import Allowance, DownloadProgress, Part
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
 from agent.update.sources import Nearness
@@ -66,6 +66,25 @@ class Owner(Protocol):
     def fetch_failed(self, key: str, code: WireErrorCode, detail: str) -> None:
         """It will not come: the store can't be written, or no byte came for as long as was allowed."""
         ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A chunk was written where it was read: what the fetcher has to be told of it.
+
+    Attributes:
+        size: bytes that came.
+        part: where it was written; None when nobody wants its content.
+        index: which chunk.
+        new: whether it was missing.
+        error: why it could not be written.
+    """
+
+    size: int
+    part: Part | None = None
+    index: int = 0
+    new: bool = False
+    error: OSError | None = None
 
 
 @dataclass
@@ -162,9 +181,24 @@ class Fetcher:
             if wanted.owners.pop(key, None) is not None and not wanted.owners:
                 self._end(wanted)
 
+    def keep(self, topic: ParsedChunkTopic, payload: Bytes) -> Kept | None:
+        """Write a chunk that came by the link; None for an exclusive-or of several, which only `chunk` takes.
+
+        Called from the thread that reads the link: another would read the chunk from another processor's cache, which
+        costs more than all that is done with it. What comes of it goes to `kept`, in the fetcher's own thread.
+        """
+        if topic.others:
+            return None
+        return self._write(topic.digest, (topic.chunk,), payload)
+
+    def kept(self, kept: Kept, now: float) -> None:
+        """A chunk that came by the link was written, or could not be."""
+        self._pacer.received(kept.size, now)  # also what is not wanted any more, and came all the same
+        self._settle(kept, SourceKind.MQTT.value, now)
+
     def chunk(self, topic: ParsedChunkTopic, payload: Bytes, now: float) -> None:
         """Take a chunk that came by the link, or an exclusive-or of several."""
-        self._pacer.received(len(payload), now)  # also what is not wanted any more, and came all the same
+        self._pacer.received(len(payload), now)
         self._take(topic.digest, (topic.chunk, *topic.others), payload, SourceKind.MQTT.value, now)
 
     def source_chunk(self, chunk: SourceChunk, now: float) -> None:
@@ -212,25 +246,46 @@ class Fetcher:
 
     def _take(self, digest: str, chunks: tuple[int, ...], payload: Bytes, source: str, now: float) -> None:
         """Take a chunk, or an exclusive-or of several, if it is of a content that is being fetched."""
-        wanted = self._wanted.get(digest)
+        self._settle(self._write(digest, chunks, payload), source, now)
+
+    def _write(self, digest: str, chunks: tuple[int, ...], payload: Bytes) -> Kept:
+        wanted, size = self._wanted.get(digest), len(payload)
         if wanted is None:
+            return Kept(size)
+        part = wanted.progress.part
+        try:
+            found = (chunks[0], payload) if len(chunks) == 1 else part.separate(chunks, payload)
+            if found is None:
+                return Kept(size, part)
+            return Kept(size, part, found[0], new=part.write(*found))
+        except OSError as error:
+            return Kept(size, part, error=error)
+
+    def _settle(self, kept: Kept, source: str, now: float) -> None:
+        """Reckon with a chunk that was written, or could not be; with none of a download that was ended meanwhile."""
+        wanted = self._wanted.get(kept.part.content.digest) if kept.part is not None else None
+        if wanted is None or wanted.progress.part is not kept.part:
             return
         for key, owner in wanted.owners.items():
-            owner.received(key, len(payload), source)
-        progress = wanted.progress
-        before = progress.part.missing
+            owner.received(key, kept.size, source)
+        if kept.error is not None:
+            self._not_written(wanted, kept.error)
+            return
         try:
-            alone = len(chunks) == 1
-            complete = progress.chunk(chunks[0], payload, now) if alone else progress.combined(chunks, payload, now)
+            complete = kept.new and wanted.progress.written(kept.index, now)
         except OSError as error:
-            code, detail = self.told(error)
-            if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
-                self._fail(wanted, code, detail)
-            return  # where something could go, the chunk is still missing and is asked for again
-        if self._others is not None and source != SourceKind.MQTT and progress.part.missing < before:
-            self._others.brought(digest, source)
+            self._not_written(wanted, error)
+            return
+        if self._others is not None and source != SourceKind.MQTT and kept.new:
+            self._others.brought(wanted.progress.part.content.digest, source)
         if complete:
             self._finish(wanted, now)
+
+    def _not_written(self, wanted: _Wanted, error: OSError) -> None:
+        """Where something could go, a chunk is still missing and is asked for again."""
+        code, detail = self.told(error)
+        if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
+            self._fail(wanted, code, detail)
 
     def _allowed(self, wanted: _Wanted, now: float) -> Allowance | None:
         """How a download may go on; None while it has to wait. Where several want it, one that may is enough."""

@@ -29,7 +29,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import DataFile, Manifest
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic, parse_chunk_topic
-from agent.update.fetcher import Fetcher
+from agent.update.fetcher import Fetcher, Kept
 from agent.update.store import ArtifactStore, Bytes
 
 TICK_S = 0.1
@@ -91,6 +91,8 @@ class Agent:
         self.link = CountingLink(config, "boot", lambda event: events.put((self, event)))
         self.store = ArtifactStore(folder / "artifacts")
         self.fetcher = Fetcher(self.store, self.link, str(folder))
+        if not shim.on:
+            self.link.keep_by(lambda chunk: self.fetcher.keep(parse_chunk_topic(chunk.topic), chunk.payload))
         self.bytes = 0
         self.done_at: float | None = None
         self.failed = ""
@@ -104,6 +106,10 @@ class Agent:
             self.fetcher.chunk(topic, payload, now)
         if isinstance(message, MqttChunk):
             message.release()
+        self.fetcher.tick(now)
+
+    def kept(self, kept: Kept, now: float) -> None:
+        self.fetcher.kept(kept, now)
         self.fetcher.tick(now)
 
     def tick(self, now: float) -> None:
@@ -148,6 +154,8 @@ def run_agents(folder: Path, port: int, first: int, count: int, digest: str, siz
     while any(one.done_at is None for one in agents):
         try:
             agent, event = events.get(timeout=TICK_S)
+            if isinstance(event, Kept):
+                agent.kept(event, time.monotonic())
             if isinstance(event, MqttChunk) or (isinstance(event, MqttMessage) and "/b/" in event.topic):
                 agent.chunk(event, time.monotonic())
         except queue.Empty:

@@ -22,7 +22,8 @@ import agent.files
 import agent.supervisor
 import agent.update.download
 from agent.config import Config
-from agent.mqtt import LinkUp, MqttMessage
+from agent.mqtt import LinkUp, MqttChunk, MqttMessage
+from agent.packets import Buffers
 from agent.protocol.codec import decode
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
@@ -175,6 +176,9 @@ class FakeLink:
     def stop(self) -> None:
         pass
 
+    def keep_by(self, keep: Callable[[MqttChunk], object | None]) -> None:
+        self._keep = keep
+
     @property
     def connected(self) -> bool:
         self._polls += 1
@@ -220,17 +224,23 @@ class FakeLink:
 
     def _send(self, message: MqttMessage) -> None:
         if self.chance is None:
-            self._put(message)
+            self._bring(message)
             return
         fate = self.chance.choice(["lost", "doubled", "late", "whole", "whole"])
         if fate == "late":
             self._held.append(message)
         elif fate != "lost":
             for _ in range(1 + (fate == "doubled")):
-                self._put(message)
+                self._bring(message)
             self.chance.shuffle(self._held)
             while self._held and self.chance.random() < 0.5:
-                self._put(self._held.pop())
+                self._bring(self._held.pop())
+
+    def _bring(self, message: MqttMessage) -> None:
+        """A chunk, as the real link brings one that is as large as chunks are."""
+        chunk = MqttChunk(message.topic, memoryview(message.payload), bytearray(), Buffers())
+        kept = self._keep(chunk)
+        self._put(chunk if kept is None else kept)
 
     def _reported(self, reported: Reported) -> None:
         assert self.worker is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import LinkFacts
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
-from agent.update.fetcher import Fetcher
+from agent.update.fetcher import Fetcher, Kept
 from agent.update.pace import OwnLimits, Pacer
 from agent.update.store import ArtifactStore
 from agent.update.zones import zone_of
@@ -85,6 +87,41 @@ def test_two_who_want_the_same_share_one_download(fetcher: Fetcher, link: Link) 
     late = Waiting()
     fetcher.begin("c", manifest(CONTENT), late, deadline_s=60, now=2.0)
     assert late.came == ["c"]
+
+
+def test_chunks_are_written_where_they_are_read_and_reckoned_with_later(fetcher: Fetcher, link: Link) -> None:
+    """It is complete when it was told so, not when the last chunk was written: every byte is counted."""
+    one, topic = Waiting(), partial(ParsedChunkTopic, manifest(CONTENT).digest)
+    fetcher.begin("a", manifest(CONTENT), one, deadline_s=60, now=0.0)
+    pieces = chunks(CONTENT)
+    with ThreadPoolExecutor(4) as readers:
+        kept = list(
+            readers.map(lambda index: fetcher.keep(topic(index, None), pieces[index]), [*range(len(pieces))] * 2)
+        )
+    assert sum(one.new for one in kept if one is not None) == len(pieces)
+    told = 0
+    for said in kept:
+        assert said is not None
+        assert one.came == ([] if told < len(pieces) else ["a"])
+        fetcher.kept(said, 1.0)
+        told += said.new
+    assert one.bytes >= len(CONTENT)
+    assert fetcher.keep(topic(0, None, (1,)), b"") is None
+
+
+def test_what_was_written_of_a_download_that_ended_counts_once(fetcher: Fetcher) -> None:
+    one, topic = Waiting(), ParsedChunkTopic(manifest(CONTENT).digest, 0, None)
+    fetcher.begin("a", manifest(CONTENT), one, deadline_s=60, now=0.0)
+    late = fetcher.keep(topic, chunks(CONTENT)[0])
+    assert late is not None
+    fetcher.cancel("a")
+    fetcher.begin("a", manifest(CONTENT), one, deadline_s=60, now=0.0)
+    fetcher.kept(late, 0.0)
+    found = fetcher.progress("a")
+    assert found is not None
+    assert found.left == found.part.missing == len(chunks(CONTENT)) - 1
+    fetcher.cancel("a")
+    assert fetcher.keep(topic, b"") == Kept(0)
 
 
 def test_the_download_goes_on_while_one_still_wants_it(fetcher: Fetcher, link: Link) -> None:
