@@ -1,6 +1,7 @@
 """The device's identity on its disk: key, certificate, and where to connect. Each is one file, swapped as a whole.
 
-`identity.json` is what holds; `enrolment.json` and `next.json` are those that are being got or tried. `*.pem` beside
+`identity.json` is what holds, and `identity.copy.json` stands in where it is damaged: a device that has lost its key
+has to be enrolled by somebody. `enrolment.json` and `next.json` are those that are being got or tried. `*.pem` beside
 them are copies, because OpenSSL reads files. Keys lie here (0600), or in a PKCS #11 token that the file names.
 """
 
@@ -20,6 +21,7 @@ from agent.files import remove_durably, write_durably
 
 log = logging.getLogger(__name__)
 CURRENT = "identity.json"
+COPY = "identity.copy.json"
 NEXT = "next.json"
 ENROLLING = "enrolment.json"
 
@@ -63,9 +65,26 @@ def load_identity(folder: Path, name: str = CURRENT) -> Identity | None:
     """The identity in a file; None when there is none.
 
     Raises:
-        IdentityError: when it can't be read.
+        IdentityError: when it can't be read, and of the current one its copy can't be either.
     """
-    path = folder / name
+    try:
+        return _read(folder / name)
+    except IdentityError as error:
+        copy = _readable(folder / COPY) if name == CURRENT else None
+        if copy is None:
+            raise
+        log.error("%s; until then its copy is used", error)  # noqa: TRY400 (a sentence for people, no traceback)
+        return copy
+
+
+def _readable(path: Path) -> Identity | None:
+    try:
+        return _read(path)
+    except IdentityError:
+        return None
+
+
+def _read(path: Path) -> Identity | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except (FileNotFoundError, NotADirectoryError):
@@ -86,7 +105,9 @@ def save_identity(folder: Path, identity: Identity, name: str = CURRENT) -> None
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_durably(folder / name, msgspec.json.format(msgspec.json.encode(identity)))
+        text = msgspec.json.format(msgspec.json.encode(identity))
+        for one in (CURRENT, COPY) if name == CURRENT else (name,):
+            write_durably(folder / one, text)
     except OSError as error:
         raise IdentityError(f"{folder} can't be written ({error.strerror}): see state_dir") from None
 

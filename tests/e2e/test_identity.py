@@ -38,7 +38,10 @@ def test_a_device_enrols_by_a_token_and_runs_what_is_desired(fleet: LocalFleet, 
     assert done.returncode == 0, done.stderr
     assert f"mqtts://127.0.0.1:{fleet.broker_port}" in done.stdout
     folder = fleet.folder / "cam-1" / "identity"
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"identity.json": "0o600"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {
+        "identity.json": "0o600",
+        "identity.copy.json": "0o600",
+    }
     fleet.start_agent("cam-1")
     wait_until("the device", lambda: online(fleet, "cam-1"))
     found = fleet.get("/devices/cam-1")
