@@ -24,6 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fleet_server.gateway.broker import find_mosquitto
+from tests.forked import ForkedServer
 
 BIN = Path(sys.executable).parent
 AGENT = (str(BIN / "shoal-agent"),)
@@ -90,10 +91,18 @@ def write_data(path: Path, *, rows: int, seed: int, labelled: bool = True) -> No
 
 
 class LocalFleet:
-    """Server (with its own broker, or an external one) and agents, each a process; state below `folder`."""
+    """Server (with its own broker, or an external one) and agents, each a process.
 
-    def __init__(self, folder: Path, *, external_broker: bool = False, tls: bool = False) -> None:
+    Args:
+        folder: for all their state.
+        external_broker: it is `start_broker`'s.
+        tls: for API and broker.
+        forked: the server need not import what another has.
+    """
+
+    def __init__(self, folder: Path, *, external_broker: bool = False, tls: bool = False, forked: bool = True) -> None:
         self.folder = folder
+        self._forked = forked
         self.port, self.broker_port = free_port(), free_port()
         self.tls = tls
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
@@ -101,7 +110,7 @@ class LocalFleet:
         self.external_broker = external_broker
         self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180)
         self.token = ""
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | ForkedServer] = {}
         self.agent_ports: dict[str, int] = {}
         self._agent_configs: dict[str, Path] = {}
 
@@ -137,7 +146,10 @@ class LocalFleet:
             **broker,
             **variables,
         }
-        self._spawn("server", [str(BIN / "shoal-server")], environment)
+        if self._forked and all(name.startswith("SHOAL_") for name in variables):
+            self.processes["server"] = ForkedServer({**os.environ, **environment}, self.folder / "server.log")
+        else:  # what Python itself is told counts for an interpreter that starts
+            self._spawn("server", [str(BIN / "shoal-server")], environment)
         wait_until("the server", lambda: self._alive("server") and self._ready(answers))
         if self.tls:
             self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180, verify=self._verify())

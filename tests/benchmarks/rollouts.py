@@ -184,7 +184,7 @@ def measure(checks: Checks, folder: Path, devices: int, goods: int, seed: int) -
     cases = [*CASES, *(Case(f"good-{number}") for number in range(1, goods + 1))]
     interval_s = max(2.0, devices * len(cases) / WINDOWS_PER_S)
     behaviours = read(BEHAVIOURS.format(per_s=60 / interval_s))
-    fleet = LocalFleet(folder)
+    fleet = LocalFleet(folder, forked=False)
     try:
         fleet.start_server(
             SHOAL_TELEMETRY_INTERVAL_S=str(interval_s),
