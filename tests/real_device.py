@@ -15,7 +15,7 @@ import pytest
 
 import agent.supervisor
 from agent.config import Config
-from agent.mqtt import LinkUp, MqttMessage
+from agent.mqtt import LinkUp, MqttChunk, MqttMessage
 from agent.protocol.codec import decode, encode
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
@@ -33,7 +33,7 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
 from agent.supervisor import Supervisor
-from tests.faults.device import FACTS, NAME, FakeVerifier
+from tests.faults.device import FACTS, NAME, FakeVerifier, as_read
 from tests.fleet import free_port, wait_until
 
 CHUNK = 64 * 1024
@@ -70,6 +70,9 @@ class Link:
     def stop(self) -> None:
         pass
 
+    def keep_by(self, keep: Callable[[MqttChunk], object | None]) -> None:
+        self._keep = keep
+
     def publish(self, leaf: DeviceTopic, payload: bytes, *, retain: bool = False) -> None:
         if leaf is DeviceTopic.REPORTED:
             self.reports.append(decode(payload, Reported))
@@ -90,7 +93,8 @@ class Link:
         for span in need.missing:
             for chunk in range(span.first, span.last + 1):
                 topic = broadcast_topic(need.digest, chunk)
-                self.put(MqttMessage(topic, body[chunk * CHUNK : (chunk + 1) * CHUNK]))
+                message = MqttMessage(topic, body[chunk * CHUNK : (chunk + 1) * CHUNK])
+                self.put(as_read(message, self._keep))
 
 
 class RealDevice:

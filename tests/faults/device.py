@@ -154,6 +154,12 @@ class FakeWorker:
         self.generation += 1
 
 
+def as_read(message: MqttMessage, keep: Callable[[MqttChunk], object | None]) -> object:
+    """What the real link puts for a chunk that is as large as chunks are."""
+    chunk = MqttChunk(message.topic, memoryview(message.payload), bytearray(), Buffers())
+    return keep(chunk) or chunk
+
+
 class FakeLink:
     """Link and server in one: it connects late, so that what serves before can be seen."""
 
@@ -237,10 +243,7 @@ class FakeLink:
                 self._bring(self._held.pop())
 
     def _bring(self, message: MqttMessage) -> None:
-        """A chunk, as the real link brings one that is as large as chunks are."""
-        chunk = MqttChunk(message.topic, memoryview(message.payload), bytearray(), Buffers())
-        kept = self._keep(chunk)
-        self._put(chunk if kept is None else kept)
+        self._put(as_read(message, self._keep))
 
     def _reported(self, reported: Reported) -> None:
         assert self.worker is not None
