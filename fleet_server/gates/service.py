@@ -155,6 +155,8 @@ def apply_report(
 ) -> None:
     """Bring the device's trials to where the device says they are, and judge runs that are complete by that."""
     said = {report.trial_id: report for report in reports}
+    if not said:
+        return
     ended = []
     for trial, run in conversions.open_trials(session, [device.id]).get(device.id, ()):
         report = said.get(trial.id)

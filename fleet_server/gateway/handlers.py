@@ -272,6 +272,11 @@ def is_telemetry(message: Message) -> bool:
     return message.topic.endswith(f"/{DeviceTopic.TELEMETRY}")
 
 
+def is_report(message: Message) -> bool:
+    """Whether a message is, by its topic, a device's report: all of what the one before said, as it is now."""
+    return message.topic.endswith(f"/{DeviceTopic.REPORTED}")
+
+
 def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
     """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
     for deployment in rollouts_repository.desired(session, device_id):

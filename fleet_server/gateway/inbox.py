@@ -47,6 +47,7 @@ class FairInbox:
 
     Args:
         flooded: told the device whose message was dropped; called from the link's thread, must only note it.
+        whole: messages that each say all that the ones before on their topic said: only the newest of them waits.
         share: of one device.
         limit: messages of all devices that may wait.
         limit_bytes: bytes of all devices that may wait.
@@ -57,10 +58,12 @@ class FairInbox:
         flooded: Callable[[str], None],
         share: Share | None = None,
         *,
+        whole: Callable[[Message], bool] = lambda _message: False,
         limit: int = 20_000,
         limit_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._flooded = flooded
+        self._whole = whole
         self._share = share or Share()
         self._limit = limit
         self._limit_bytes = limit_bytes
@@ -83,6 +86,8 @@ class FairInbox:
             if waiting is None:
                 waiting = self._queues[sender] = deque()
                 self._turns.append(sender)
+            elif self._whole(message):
+                self._drop_older(waiting, message.topic)
             waiting.append(message)
             self._count += 1
             self._size += len(message.payload)
@@ -113,6 +118,13 @@ class FairInbox:
                     break
                 found.append(self._take())
         return found
+
+    def _drop_older(self, waiting: deque[Message], topic: str) -> None:
+        older = next((one for one in waiting if one.topic == topic), None)
+        if older is not None:
+            waiting.remove(older)
+            self._count -= 1
+            self._size -= len(older.payload)
 
     def _take(self) -> Message:
         sender = self._turns.popleft()

@@ -18,7 +18,7 @@ from fleet_server.gateway.broker import EmbeddedBroker
 from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
-from fleet_server.gateway.handlers import Handlers, is_telemetry
+from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
@@ -42,7 +42,7 @@ class Gateway:
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
         self._conduct = Conduct(database)
-        self._inbox = FairInbox(self._conduct.flooded)
+        self._inbox = FairInbox(self._conduct.flooded, whole=is_report)
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent.protocol.topics import DeviceTopic, device_topic
+from fleet_server.gateway.handlers import is_report
 from fleet_server.gateway.inbox import FairInbox, Message, Share, sender_of
 from fleet_server.rates import KeyedBuckets, TokenBucket
 
@@ -23,6 +24,23 @@ def test_devices_are_served_in_turns() -> None:
     for device in ("a", "a", "a", "a", "b", "c"):
         inbox.put(message(device))
     assert emptied(inbox) == ["a", "b", "c", "a", "a", "a"]
+
+
+def test_of_what_says_all_only_the_newest_waits() -> None:
+    """A server that is behind takes in a device's last report, and none that it would overwrite at once."""
+    inbox = FairInbox(lambda _: None, whole=is_report, limit_bytes=100)
+    presence = Message(device_topic("a", DeviceTopic.PRESENCE), b"here")
+    for number in range(30):
+        inbox.put(message("a", b"report %2d" % number))
+        inbox.put(message("b", b"report %2d" % number))
+    inbox.put(presence)
+    inbox.put(message("a", b"report 30"))
+    inbox.put(presence)
+    found = [inbox.get(0) for _ in range(4)]
+    assert found == [presence, message("b", b"report 29"), message("a", b"report 30"), presence]
+    assert inbox.get(0) is None
+    inbox.put(message("a", b"x" * 100))
+    assert inbox.get(0) == message("a", b"x" * 100), "what was dropped takes no room"
 
 
 def test_what_is_beyond_a_share_is_dropped_and_noted() -> None:
