@@ -26,7 +26,7 @@ import agent.deployments
 import agent.inference
 import agent.supervisor
 from agent.config import Config
-from agent.mqtt import LinkUp, MqttMessage
+from agent.mqtt import LinkUp, MqttChunk, MqttMessage
 from agent.protocol.codec import encode
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import RuntimeFacts
@@ -166,6 +166,9 @@ class Link:
 
     def stop(self) -> None:
         pass
+
+    def keep_by(self, keep: Callable[[MqttChunk], object | None]) -> None:
+        """Chunks here are too small for the link to work them off."""
 
     @property
     def connected(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import hashlib
 import socket
 import ssl
@@ -108,7 +109,11 @@ def plain(held: Held) -> PeerServer:
 def ask(server: PeerServer, text: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
         sock.sendall(text)
-        sock.shutdown(socket.SHUT_WR)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # it may have been thrown out by now
+                raise
         found = b""
         with contextlib.suppress(ConnectionResetError):  # it may have been thrown out with something unread
             while piece := sock.recv(65536):
