@@ -114,13 +114,20 @@ class DownloadProgress:
         self._left -= 1
         self._last_new, self._wait = now, STALLED_S
         self._since_need += 1
-        if now - self._synced_at >= SYNC_S:
-            self._synced_at = now
-            self.part.sync()
         self._ended = self._ended or index == self.part.chunks - 1
         if self._say_at > now:
             self._say_at = max(self._say_at, now + STALLED_S)
         return self._left == 0
+
+    def sync(self, now: float) -> None:
+        """Make what came survive a power cut, where it is time to.
+
+        Raises:
+            OSError: when the disk is full or broken.
+        """
+        if now - self._synced_at >= SYNC_S:
+            self._synced_at = now
+            self.part.sync()
 
     def need(self, now: float, allowed: Allowance = FREELY) -> Need | None:
         """What to say now: at the start, every few chunks, and when nothing comes, with growing pauses."""

@@ -211,8 +211,13 @@ class Fetcher:
         self._take(whose[0], (chunk.index,), chunk.payload, whose[1], now)
 
     def tick(self, now: float) -> None:
-        """Say what is missing, where it is time to; give up what has stalled."""
+        """Say what is missing and sync what came, where it is time to; give up what has stalled."""
         for wanted in list(self._wanted.values()):
+            try:
+                wanted.progress.sync(now)
+            except OSError as error:
+                self._not_written(wanted, error)
+                continue
             allowed = self._allowed(wanted, now)
             if allowed is not None and wanted.progress.overdue(now):
                 self._fail(wanted, WireErrorCode.DOWNLOAD_STALLED, "no new byte came for as long as is allowed")
@@ -271,18 +276,14 @@ class Fetcher:
         if kept.error is not None:
             self._not_written(wanted, kept.error)
             return
-        try:
-            complete = kept.new and wanted.progress.written(kept.index, now)
-        except OSError as error:
-            self._not_written(wanted, error)
-            return
+        complete = kept.new and wanted.progress.written(kept.index, now)
         if self._others is not None and source != SourceKind.MQTT and kept.new:
             self._others.brought(wanted.progress.part.content.digest, source)
         if complete:
             self._finish(wanted, now)
 
     def _not_written(self, wanted: _Wanted, error: OSError) -> None:
-        """Where something could go, a chunk is still missing and is asked for again."""
+        """Where something could go, what is missing is asked for again."""
         code, detail = self.told(error)
         if code is not WireErrorCode.DISK_FULL or not self._store.drop_spare():
             self._fail(wanted, code, detail)

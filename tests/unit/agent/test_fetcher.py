@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
 from agent.update.fetcher import Fetcher, Kept
 from agent.update.pace import OwnLimits, Pacer
-from agent.update.store import ArtifactStore
+from agent.update.store import SYNCED, WRITTEN, ArtifactStore
 from agent.update.zones import zone_of
 from tests.unit.agent.test_store_and_download import chunks, manifest
 
@@ -122,6 +123,28 @@ def test_what_was_written_of_a_download_that_ended_counts_once(fetcher: Fetcher)
     assert found.left == found.part.missing == len(chunks(CONTENT)) - 1
     fetcher.cancel("a")
     assert fetcher.keep(topic, b"") == Kept(0)
+
+
+def test_what_came_is_synced_every_few_seconds_whether_more_comes_or_not(
+    fetcher: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, digest = Waiting(), manifest(CONTENT).digest
+    fetcher.begin("a", manifest(CONTENT), one, deadline_s=60, now=0.0)
+    fetcher.chunk(ParsedChunkTopic(digest, 0, None), chunks(CONTENT)[0], 0.1)
+    marks = tmp_path / "artifacts" / f"{digest}.have"
+    for now, state in ((1.0, WRITTEN), (5.5, SYNCED)):
+        fetcher.tick(now)
+        assert marks.read_bytes()[0] == state
+    fetcher.chunk(ParsedChunkTopic(digest, 1, None), chunks(CONTENT)[1], 6.0)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fdatasync", full)
+    fetcher.tick(7.0)
+    assert not one.failed
+    fetcher.tick(11.0)
+    assert one.failed == [("a", WireErrorCode.DISK_FULL)]
 
 
 def test_the_download_goes_on_while_one_still_wants_it(fetcher: Fetcher, link: Link) -> None:
