@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow  # the server takes what 200 devices say of six models at once, but not beside the rest of the suite
 @pytest.mark.timeout(900)
 def test_every_rollout_of_a_simulated_fleet_ends_as_it_should() -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "rollouts.py"), "--short"]
