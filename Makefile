@@ -101,7 +101,7 @@ format: setup ## format and mend what ruff can mend
 # One benchmark a file; each prints one JSON line last.
 .PHONY: $(addprefix bench-,$(BENCHES))
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
-bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, beside fp32 and library defaults (about 10 min)
+bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, beside fp32 and library defaults (half an hour)
 bench-compress: setup ## prune, distil and quantize two nets with training data, beside fp32 (about an hour)
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
