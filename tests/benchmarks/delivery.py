@@ -207,7 +207,10 @@ def measure(checks: Checks, folder: Path, artifact: Path, shape: tuple[int, int]
                     found = wave("agents", folder / "wave", port, content, shape, 0, (server.process.pid, broker_pid))
                     found["published"] = counted.settled() - was - found["need_bytes"]
                     clean.append(found)
+                    # As long a pause before each: memory that was given back to the host is dearer to use again.
+                    counted.settled()
                     plain.append(wave("http", folder / "http", http_port, content, shape, 0))
+                    counted.settled()
                     durable.append(wave("http", folder / "http", http_port, content, shape, 1))
                     was = counted.settled()
                     found = wave("agents", folder / "wave", port, content, shape, number + 1)
