@@ -17,13 +17,18 @@ _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.forked_server"])
 
 
+def _serve(environment: dict[str, str], log: str) -> None:
+    """In the new process, which has this at hand; whoever starts it need not load a server."""
+    from tests.forked_server import serve
+
+    serve(environment, log)
+
+
 class ForkedServer:
     """One of them, with the part of `subprocess.Popen` that tests use."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        from tests.forked_server import serve
-
-        self._process = _CONTEXT.Process(target=serve, args=(dict(environment), str(log)), daemon=True)
+        self._process = _CONTEXT.Process(target=_serve, args=(dict(environment), str(log)), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -35,7 +40,7 @@ class ForkedServer:
 
     def poll(self) -> int | None:
         """How it ended; None while it runs."""
-        return self._process.exitcode
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""

@@ -78,13 +78,27 @@ class Part(Protocol):
         ...
 
 
+def write_to(part: Part, chunks: tuple[int, ...], payload: Bytes) -> int | None:
+    """Write a chunk, or what a part lacks of an exclusive-or of several; which chunk it lacked, None when it did not.
+
+    Raises:
+        OSError: when the disk is full or broken.
+    """
+    found = (chunks[0], payload) if len(chunks) == 1 else part.separate(chunks, payload)
+    return found[0] if found is not None and part.write(*found) else None
+
+
 class DownloadProgress:
-    """A download while it goes on."""
+    """A download while it goes on.
+
+    Attributes:
+        left: chunks that are missing, as far as it was told: one may have been written before that.
+    """
 
     def __init__(self, deployment_id: str, part: Part, deadline_s: float, now: float) -> None:
         self.deployment_id = deployment_id
         self.part = part
-        self._left = part.missing
+        self.left = part.missing
         self._deadline_s = deadline_s
         self._last_new = now
         self._synced_at = now
@@ -95,29 +109,20 @@ class DownloadProgress:
         self._anew = True
         self._ended = False  # the last chunk has come: what is missing now was lost
 
-    @property
-    def left(self) -> int:
-        """How many chunks are missing, as far as it was told."""
-        return self._left
-
-    def chunk(self, index: int, payload: Bytes, now: float) -> bool:
-        """Take a chunk; true when every chunk is there."""
-        return self.part.write(index, payload) and self.written(index, now)
-
-    def combined(self, chunks: tuple[int, ...], payload: Bytes, now: float) -> bool:
-        """Take an exclusive-or of several chunks; true when every chunk is there."""
-        found = self.part.separate(chunks, payload)
-        return self.chunk(*found, now) if found is not None else False
+    def take(self, chunks: tuple[int, ...], payload: Bytes, now: float) -> bool:
+        """Take a chunk, or an exclusive-or of several; true when every chunk is there."""
+        index = write_to(self.part, chunks, payload)
+        return index is not None and self.written(index, now)
 
     def written(self, index: int, now: float) -> bool:
         """A chunk that was missing has been written to the part; true when every chunk is there."""
-        self._left -= 1
+        self.left -= 1
         self._last_new, self._wait = now, STALLED_S
         self._since_need += 1
         self._ended = self._ended or index == self.part.chunks - 1
         if self._say_at > now:
             self._say_at = max(self._say_at, now + STALLED_S)
-        return self._left == 0
+        return self.left == 0
 
     def sync(self, now: float) -> None:
         """Make what came survive a power cut, where it is time to.

@@ -17,7 +17,7 @@ from agent.protocol.manifest import Content
 from agent.protocol.messages import Need
 from agent.protocol.topics import ParsedChunkTopic
 from agent.source_config import SourceKind
-from agent.update.download import Allowance, DownloadProgress, Part
+from agent.update.download import Allowance, DownloadProgress, Part, write_to
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
 from agent.update.sources import Nearness
@@ -75,15 +75,13 @@ class Kept:
     Attributes:
         size: bytes that came.
         part: where it was written; None when nobody wants its content.
-        index: which chunk.
-        new: whether it was missing.
+        index: which chunk, when it was missing.
         error: why it could not be written.
     """
 
     size: int
     part: Part | None = None
-    index: int = 0
-    new: bool = False
+    index: int | None = None
     error: OSError | None = None
 
 
@@ -198,8 +196,7 @@ class Fetcher:
 
     def chunk(self, topic: ParsedChunkTopic, payload: Bytes, now: float) -> None:
         """Take a chunk that came by the link, or an exclusive-or of several."""
-        self._pacer.received(len(payload), now)
-        self._take(topic.digest, (topic.chunk, *topic.others), payload, SourceKind.MQTT.value, now)
+        self.kept(self._write(topic.digest, (topic.chunk, *topic.others), payload), now)
 
     def source_chunk(self, chunk: SourceChunk, now: float) -> None:
         """Take a chunk that came from another source."""
@@ -208,7 +205,7 @@ class Fetcher:
             return
         if not whose[1].startswith(SourceKind.USB.value):
             self._pacer.received(len(chunk.payload), now)
-        self._take(whose[0], (chunk.index,), chunk.payload, whose[1], now)
+        self._settle(self._write(whose[0], (chunk.index,), chunk.payload), whose[1], now)
 
     def tick(self, now: float) -> None:
         """Say what is missing and sync what came, where it is time to; give up what has stalled."""
@@ -249,20 +246,14 @@ class Fetcher:
         for wanted in list(self._wanted.values()):
             self._end(wanted)
 
-    def _take(self, digest: str, chunks: tuple[int, ...], payload: Bytes, source: str, now: float) -> None:
-        """Take a chunk, or an exclusive-or of several, if it is of a content that is being fetched."""
-        self._settle(self._write(digest, chunks, payload), source, now)
-
     def _write(self, digest: str, chunks: tuple[int, ...], payload: Bytes) -> Kept:
+        """Write a chunk, or of an exclusive-or of several the missing one, if its content is being fetched."""
         wanted, size = self._wanted.get(digest), len(payload)
         if wanted is None:
             return Kept(size)
         part = wanted.progress.part
         try:
-            found = (chunks[0], payload) if len(chunks) == 1 else part.separate(chunks, payload)
-            if found is None:
-                return Kept(size, part)
-            return Kept(size, part, found[0], new=part.write(*found))
+            return Kept(size, part, write_to(part, chunks, payload))
         except OSError as error:
             return Kept(size, part, error=error)
 
@@ -276,8 +267,10 @@ class Fetcher:
         if kept.error is not None:
             self._not_written(wanted, kept.error)
             return
-        complete = kept.new and wanted.progress.written(kept.index, now)
-        if self._others is not None and source != SourceKind.MQTT and kept.new:
+        if kept.index is None:
+            return
+        complete = wanted.progress.written(kept.index, now)
+        if self._others is not None and source != SourceKind.MQTT:
             self._others.brought(wanted.progress.part.content.digest, source)
         if complete:
             self._finish(wanted, now)

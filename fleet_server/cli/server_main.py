@@ -70,7 +70,7 @@ def run(options: dict[str, Any]) -> int:
 
 def _serve(settings: Settings) -> int:
     """Run with settings that are usable. What that imports takes seconds: who mistyped one has been told by now."""
-    # What is made from here to the end of the start stays: to look for garbage in it takes a sixth of the start, and
+    # What is made from here to the end of the start stays: to look for garbage in it takes a seventh of the start, and
     # later a part of every collection.
     gc.disable()
     import logging

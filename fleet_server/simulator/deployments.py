@@ -132,10 +132,7 @@ class Deployments:
             record = self.records[key]
             record.count("mqtt", len(payload))
             record.received_bytes += len(payload)
-        progress = fetch.progress
-        combined = (topic.chunk, *topic.others)
-        alone = not topic.others
-        if progress.chunk(topic.chunk, payload, self.now) if alone else progress.combined(combined, payload, self.now):
+        if fetch.progress.take((topic.chunk, *topic.others), payload, self.now):
             self._fetched(topic.digest)
 
     def reports(self) -> tuple[DeploymentReport, ...]:

@@ -99,13 +99,13 @@ def test_chunks_are_written_where_they_are_read_and_reckoned_with_later(fetcher:
         kept = list(
             readers.map(lambda index: fetcher.keep(topic(index, None), pieces[index]), [*range(len(pieces))] * 2)
         )
-    assert sum(one.new for one in kept if one is not None) == len(pieces)
+    assert sum(one.index is not None for one in kept if one is not None) == len(pieces)
     told = 0
     for said in kept:
         assert said is not None
         assert one.came == ([] if told < len(pieces) else ["a"])
         fetcher.kept(said, 1.0)
-        told += said.new
+        told += said.index is not None
     assert one.bytes >= len(CONTENT)
     assert fetcher.keep(topic(0, None, (1,)), b"") is None
 

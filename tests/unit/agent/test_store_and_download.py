@@ -142,7 +142,7 @@ def test_what_is_missing_is_said_at_once_then_every_few_chunks_then_ever_more_ra
     assert download.need(0.0) is not None
     assert download.need(0.1) is None
     for index in range(8):
-        download.chunk(index, bytes(CHUNK), 0.2)
+        download.take((index,), bytes(CHUNK), 0.2)
     after = download.need(0.2)
     assert after is not None
     assert after.missing[0].first == 8

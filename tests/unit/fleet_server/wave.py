@@ -179,7 +179,6 @@ class Wave:
             return
         device.received += 1
         chunks, payload = message  # type: ignore[misc]
-        took = device.progress.chunk if len(chunks) == 1 else device.progress.combined
-        if took(chunks[0] if len(chunks) == 1 else chunks, payload, self.now):  # type: ignore[operator]
+        if device.progress.take(chunks, payload, self.now):
             device.done_at = self.now
             self._post(self.now + LATENCY_S, None, (device.name, Need(self.file.digest, device.name, ())))
