@@ -20,7 +20,7 @@ from fleet_server.gateway import bitmaps
 from fleet_server.gateway.repairs import Group, group
 
 GATHER_S = 0.3
-QUIET_S = 0.1  # when nobody has joined for so long, a stream begins before that
+QUIET_S = 0.05  # when nobody has joined for so long, a stream begins before that
 STALLED_S = 1.0
 FORGET_S = 60.0
 RESEND_S = 1.5  # while it is not known how long a chunk takes to be confirmed
