@@ -16,7 +16,7 @@ from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiti
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Encoding, Manifest
+from agent.protocol.manifest import Encoding, Manifest, Scheduling
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -275,6 +275,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
         _require(0 < manifest.golden.chunk_size <= LIMITS.chunk_bytes, "manifest.golden.chunk_size is out of bounds")
     _require(1 <= manifest.threads <= 1024, "manifest.threads is out of bounds")
     _require(1 <= manifest.max_batch <= 4096, "manifest.max_batch is out of bounds")
+    _check_scheduling(manifest.scheduling)
     for side, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
         _require(0 < len(tensors) <= LIMITS.tensors, f"manifest.{side} is empty or too long")
         for tensor in tensors:
@@ -292,6 +293,18 @@ def check_manifest(manifest: Manifest) -> Manifest:
                 f"manifest.{side}: example_shape of {tensor.name[:80]!r}",
             )
     return manifest
+
+
+def _check_scheduling(scheduling: Scheduling) -> None:
+    name = "manifest.scheduling"
+    _require(1 <= scheduling.queue_limit <= LIMITS.waiting_requests, f"{name}.queue_limit is out of bounds")
+    for field in ("latency_target_ms", "batch_wait_ms"):
+        _require(0 <= getattr(scheduling, field) <= LIMITS.scheduling_ms, f"{name}.{field} is out of bounds")
+    _require(
+        len(scheduling.cores) <= LIMITS.cores and all(0 <= core < LIMITS.cores for core in scheduling.cores),
+        f"{name}.cores is out of bounds",
+    )
+    _require(0 <= scheduling.gpu_memory_mb <= LIMITS.gpu_memory_mb, f"{name}.gpu_memory_mb is out of bounds")
 
 
 def _check_report(message: Reported) -> None:

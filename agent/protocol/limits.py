@@ -38,6 +38,10 @@ class WireLimits:
     tensor_rank: int = 16
     tensor_elements: int = 1 << 30
     example_elements: int = 1 << 28
+    waiting_requests: int = 65_536  # for one model
+    scheduling_ms: float = 600_000.0
+    cores: int = 4096
+    gpu_memory_mb: int = 1 << 20
     facts_entries: int = 256
     name_chars: int = 128
     problems: int = 16

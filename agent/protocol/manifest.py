@@ -118,6 +118,24 @@ class Encoding(msgspec.Struct, frozen=True):
     base: str = ""
 
 
+class Scheduling(msgspec.Struct, frozen=True):
+    """How a device answers the requests for a model.
+
+    Attributes:
+        queue_limit: requests that may wait; more are refused.
+        latency_target_ms: how long a request ought to take at most: no batch is made that takes longer. 0: no bound.
+        batch_wait_ms: how long a request may wait for others to be answered with; 0: it never waits for company.
+        cores: processors that run it, by number; empty for all.
+        gpu_memory_mb: what it may take of a GPU's memory, in MiB; 0: as much as it asks for.
+    """
+
+    queue_limit: int = 1024
+    latency_target_ms: float = 0.0
+    batch_wait_ms: float = 0.0
+    cores: tuple[int, ...] = ()
+    gpu_memory_mb: int = 0
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """One artifact and how to run it. Its JSON is what is signed (a TUF target), and it pins the artifact's bytes.
 
@@ -141,6 +159,7 @@ class Manifest(msgspec.Struct, frozen=True):
         provider_options: of an execution provider, by its name: what ONNX Runtime takes as its options.
         golden: rows and what this artifact answered to them when it was built (`agent.trial.golden`): a device that
             gets other answers does not let it serve. None where there are none.
+        scheduling: how requests for it are answered.
     """
 
     digest: str
@@ -161,6 +180,7 @@ class Manifest(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     provider_options: dict[str, dict[str, str]] = {}
     golden: DataFile | None = None
+    scheduling: Scheduling = Scheduling()
 
     @property
     def target_path(self) -> str:

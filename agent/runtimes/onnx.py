@@ -25,6 +25,7 @@ PROVIDERS = {
     "acl": "ACLExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
+MEMORY_OPTIONS = {"cuda": "gpu_mem_limit", "rocm": "gpu_mem_limit", "tensorrt": "trt_max_workspace_size"}  # bytes
 _SHORT = {long: short for short, long in PROVIDERS.items()}
 
 
@@ -57,7 +58,7 @@ def candidates(wanted: tuple[str, ...], available: list[str]) -> list[str]:
 
 
 def options_for(provider: str, manifest: Manifest) -> dict[str, str]:
-    """Options of a provider, named as ONNX Runtime does: what the precision asks for, and over it the manifest's own.
+    """Options of a provider, named as ONNX Runtime does: what the manifest's other fields ask for, then its own.
 
     TensorRT builds an engine of a net's own precision only when it is allowed to.
     """
@@ -67,6 +68,9 @@ def options_for(provider: str, manifest: Manifest) -> dict[str, str]:
         found = {"trt_fp16_enable": "1"}
     if short == "tensorrt" and manifest.precision is Precision.INT8:
         found = {"trt_int8_enable": "1", "trt_fp16_enable": "1"}  # what is not quantized need not be in 32 bits
+    memory = manifest.scheduling.gpu_memory_mb * 2**20
+    if memory and short in MEMORY_OPTIONS:
+        found[MEMORY_OPTIONS[short]] = str(memory)
     for name, values in manifest.provider_options.items():
         if PROVIDERS.get(name.lower(), name) == provider:
             found |= values

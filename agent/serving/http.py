@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +17,10 @@ from agent import __version__
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
-from agent.serving.models import LoadedModel, QueueFullError, RetiredError, rows_of
+from agent.serving.models import LoadedModel, RetiredError, rows_of
 from agent.serving.oip import BadRequestError, InferRequest, decode_request, encode_response, metadata
 from agent.serving.registry import Registry
+from agent.serving.waiting import DeadlineError, QueueFullError
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 64 * 1024 * 1024
@@ -26,7 +28,7 @@ HEADERS_LIMIT = 64
 DIGITS = 18  # of a length that makes sense
 REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
-    500: "Internal Server Error", 503: "Service Unavailable",
+    429: "Too Many Requests", 500: "Internal Server Error", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -215,11 +217,15 @@ class Api:
             if answer is not None:
                 return answer
         try:
-            outputs = await model.infer(wanted.inputs, wanted.request_id)
+            outputs = await _ask(model, wanted)
         except RetiredError:
             return await self.answer(request)  # by what serves now: it was taken out after it was looked up
-        except QueueFullError:
-            return _error(503, "too many requests wait for this model: send fewer, or later")
+        except QueueFullError as error:
+            answer = _error(429, "too many requests wait for this model: send fewer, or later")
+            answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+            return answer
+        except DeadlineError:
+            return _error(504, f"its turn did not come within the {wanted.timeout_s:g} s that it may wait (timeout)")
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
             return _error(500, f"the model failed: {str(error)[:500]}")
         answer = _encode(wanted, outputs, model.manifest)
@@ -257,6 +263,10 @@ def _encode(wanted: InferRequest, outputs: Tensors, manifest: Manifest) -> _Answ
     return _Answer(200, body, headers)
 
 
+async def _ask(model: LoadedModel, wanted: InferRequest) -> Tensors:
+    return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
+
+
 async def _answered_by(model: LoadedModel, request: _Request, wanted: InferRequest, served: Manifest) -> _Answer | None:
     """An answer of a version that is tried; None when it has none: that is counted as its own, and no client's loss.
 
@@ -270,7 +280,7 @@ async def _answered_by(model: LoadedModel, request: _Request, wanted: InferReque
     try:
         alike = mine.inputs == served.inputs and mine.outputs == served.outputs
         asked = wanted if alike else _decode(request, mine)
-        return _encode(asked, await model.infer(asked.inputs, asked.request_id), mine)
+        return _encode(asked, await _ask(model, asked), mine)
     except BadRequestError:
         model.recorder.rejected()
         return None

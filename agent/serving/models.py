@@ -1,48 +1,37 @@
 """A loaded model of the worker: micro-batching, feedback. It knows no HTTP.
 
-Requests wait in a queue; a thread drains what waits into one batch, so that a lone request never waits for company. The
-thread belongs to one loaded artifact: requests that began on an artifact end on it, whatever is activated meanwhile.
+Requests wait in a queue; a thread drains what waits into one batch, so that a lone request never waits for company
+unless its profile asks for that. The thread belongs to one loaded artifact: requests that began on an artifact end on
+it, whatever is activated meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Runtime, Tensors
+from agent.serving.batch_times import BatchTimes
 from agent.serving.ipc import Counts
+from agent.serving.processors import pin
+from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
 
 log = logging.getLogger(__name__)
-QUEUE_LIMIT = 1024
 REMEMBERED_ROWS = 65_536
 CLOSE_S = 60.0
 
 
-class QueueFullError(Exception):
-    """More requests wait than the device will ever answer in time."""
-
-
 class RetiredError(Exception):
     """The artifact was taken out between being looked up and being asked: ask what serves now."""
-
-
-@dataclass
-class _Pending:
-    inputs: Tensors
-    rows: int
-    request_id: str
-    came_at: float
-    done: Callable[[Tensors | Exception], None]
 
 
 class LoadedModel:
@@ -66,10 +55,10 @@ class LoadedModel:
         self.allowed = allowed or {}
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
-        self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE_LIMIT)
+        self._queue = RequestQueue(manifest.scheduling.queue_limit)
+        self._times = BatchTimes()
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
         self._remembered = 0
-        self._retired = False
         self._began_at: float | None = None
         self._runs_since: float | None = None
         self.closed = False
@@ -79,15 +68,20 @@ class LoadedModel:
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
         self._thread.start()
 
-    async def infer(self, inputs: Tensors, request_id: str) -> Tensors:
+    async def infer(
+        self, inputs: Tensors, request_id: str, *, priority: int = DEFAULT, timeout_s: float = 0.0
+    ) -> Tensors:
         """One request.
 
         Args:
             inputs: checked against the manifest.
             request_id: the client's; feedback names it.
+            priority: the most urgent go first (`agent.serving.waiting`).
+            timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
 
         Raises:
-            QueueFullError: when too many wait.
+            QueueFullError: when too many wait, now or before its turn came.
+            DeadlineError: when its turn did not come in time.
             RetiredError: when the artifact was taken out meanwhile.
             Exception: whatever the runtime raises.
         """
@@ -97,16 +91,33 @@ class LoadedModel:
         def done(result: Tensors | Exception) -> None:
             loop.call_soon_threadsafe(_resolve, future, result)
 
-        rows = rows_of(inputs)
-        with self._lock:
-            if self._retired:
-                raise RetiredError
-            try:
-                self._queue.put_nowait(_Pending(inputs, rows, request_id, time.perf_counter(), done))
-            except queue.Full:
-                self.recorder.rejected()
-                raise QueueFullError from None
-        return await future
+        request = Request(inputs, rows_of(inputs), request_id, time.perf_counter(), done, priority)
+        try:
+            gone = self._queue.put(request)
+        except ClosedError:
+            raise RetiredError from None
+        except QueueFullError:
+            self.recorder.rejected()
+            raise QueueFullError(self._retry_after_s()) from None
+        if gone is not None:
+            self.recorder.rejected()
+            gone.done(QueueFullError(self._retry_after_s()))
+        expiry = loop.call_later(timeout_s, self._expire, request) if timeout_s > 0 else None
+        try:
+            return await future
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+
+    def _expire(self, request: Request) -> None:
+        if self._queue.give_up(request):
+            self.recorder.answered(time.perf_counter() - request.came_at, request.rows, failed=True)
+            request.done(DeadlineError())
+
+    def _retry_after_s(self) -> float:
+        """When all that waits will have been answered."""
+        batch = self._times.seconds(self.manifest.max_batch)
+        return 1.0 if batch is None else math.ceil(len(self._queue) / self.manifest.max_batch) * batch
 
     def totals(self) -> Counts:
         """What it did since it was loaded, and how long it has been at what it does now."""
@@ -125,9 +136,7 @@ class LoadedModel:
 
     def close(self) -> None:
         """Answer what waits, then let the artifact go."""
-        with self._lock:
-            self._retired = True
-        self._queue.put(None)
+        self._queue.close()
         self._thread.join(CLOSE_S)
         free = self._turn.acquire(timeout=CLOSE_S)
         self._gone = True
@@ -142,7 +151,7 @@ class LoadedModel:
         Returns:
             The answer; None when it failed, which is counted, or when the artifact was taken out meanwhile.
         """
-        one = _Pending(inputs, rows, request_id, time.perf_counter(), lambda _result: None)
+        one = Request(inputs, rows, request_id, time.perf_counter(), lambda _result: None)
         self._began_at = one.came_at
         try:
             outputs = self._run(one)
@@ -160,35 +169,38 @@ class LoadedModel:
         return outputs
 
     def _loop(self) -> None:
-        carried: _Pending | None = None
-        while True:
-            first = carried or self._queue.get()
-            if first is None:
-                return
+        pin(self.manifest.scheduling.cores)
+        while (first := self._queue.take()) is not None:
             self._began_at = first.came_at
-            batch, carried, ended = self._drain(first)
-            self._answer(batch)
+            self._answer(self._batch(first))
             self._began_at = None
-            if ended:
-                return
 
-    def _drain(self, first: _Pending) -> tuple[list[_Pending], _Pending | None, bool]:
-        """What waits and fits into one batch with the first; the next that did not fit; whether the end was seen."""
-        batch, rows = [first], first.rows
-        while rows < self.manifest.max_batch:
-            try:
-                following = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if following is None:
-                return batch, None, True
-            if rows + following.rows > self.manifest.max_batch or not _alike(first.inputs, following.inputs):
-                return batch, following, False
+    def _batch(self, first: Request) -> list[Request]:
+        """What waits and may be answered together with the first, and what comes while that may wait for it."""
+        batch, rows, scheduling = [first], first.rows, self.manifest.scheduling
+        until = first.came_at + scheduling.batch_wait_ms / 1000
+        most = self._most_rows(first.came_at)
+
+        def fits(one: Request) -> bool:
+            return rows + one.rows <= most and _alike(first.inputs, one.inputs)
+
+        while rows < most and (following := self._queue.take_like(fits, until)) is not None:
             batch.append(following)
             rows += following.rows
-        return batch, None, False
+        return batch
 
-    def _answer(self, batch: list[_Pending]) -> None:
+    def _most_rows(self, came_at: float) -> int:
+        """The largest batch that takes no longer than a request ought to.
+
+        What is left of that is never taken for less than half: a request that has waited for longer is late whatever is
+        done, and smaller batches would only make those behind it wait longer still.
+        """
+        target_s, most = self.manifest.scheduling.latency_target_ms / 1000, self.manifest.max_batch
+        if not target_s:
+            return most
+        return self._times.most(most, max(target_s - (time.perf_counter() - came_at), target_s / 2))
+
+    def _answer(self, batch: list[Request]) -> None:
         if len(batch) == 1:
             self._answer_one(batch[0])
             return
@@ -208,7 +220,7 @@ class LoadedModel:
             start += one.rows
         self.recorder.observed(stacked, outputs, rows, time.perf_counter())
 
-    def _answer_one(self, one: _Pending) -> None:
+    def _answer_one(self, one: Request) -> None:
         try:
             outputs = self._run(one)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
@@ -218,7 +230,7 @@ class LoadedModel:
         self._finish(one, outputs)
         self.recorder.observed(one.inputs, outputs, one.rows, time.perf_counter())
 
-    def _run(self, one: _Pending) -> Tensors:
+    def _run(self, one: Request) -> Tensors:
         if one.rows == 1 or not self.manifest.row_by_row:
             return self._infer(one.inputs)
         rows = [
@@ -231,19 +243,21 @@ class LoadedModel:
         with self._turn:
             if self._gone:
                 raise RetiredError
-            self._runs_since = time.perf_counter()
+            self._runs_since = began = time.perf_counter()
             try:
-                return self.runtime.run(inputs)
+                outputs = self.runtime.run(inputs)
             finally:
                 self._runs_since = None
+            self._times.measured(rows_of(inputs), time.perf_counter() - began)
+            return outputs
 
-    def _finish(self, one: _Pending, outputs: Tensors) -> None:
+    def _finish(self, one: Request, outputs: Tensors) -> None:
         if one.request_id:
             self._remember(one, outputs)
         self.recorder.answered(time.perf_counter() - one.came_at, one.rows)
         one.done(outputs)
 
-    def _remember(self, one: _Pending, outputs: Tensors) -> None:
+    def _remember(self, one: Request, outputs: Tensors) -> None:
         """Keep the winning class of each row, where the first output holds a score for each class."""
         scores = outputs[self.manifest.outputs[0].name]
         if scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:

@@ -10,6 +10,9 @@ import numpy as np
 
 from agent.protocol.manifest import Manifest, TensorSpec
 from agent.runtimes.base import Array, Tensors
+from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
+
+LONGEST_US = 86_400_000_000
 
 DATATYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
@@ -24,11 +27,21 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A decoded request: arrays by input name, and which outputs are wanted, in binary or as JSON."""
+    """A decoded request: arrays by input name, and which outputs are wanted, in binary or as JSON.
+
+    Attributes:
+        request_id: the client's.
+        inputs: by name.
+        outputs: names, and whether in binary.
+        priority: 1 for the most urgent to 100; 50 where the client says nothing.
+        timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
+    """
 
     request_id: str
     inputs: Tensors
     outputs: list[tuple[str, bool]]
+    priority: int = DEFAULT
+    timeout_s: float = 0.0
 
 
 def datatype(dtype: str) -> str:
@@ -77,7 +90,21 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
         raise BadRequestError(f"inputs: they have different numbers of rows: {rows}")
     if position != len(body):
         raise BadRequestError(f"the body has {len(body) - position} bytes that no input claims")
-    return InferRequest(str(header.get("id") or ""), inputs, _wanted(header, manifest))
+    return InferRequest(str(header.get("id") or ""), inputs, _wanted(header, manifest), *_urgency(header))
+
+
+def _urgency(header: dict[str, Any]) -> tuple[int, float]:
+    """Priority, and how long a request may wait in seconds, as Triton's scheduling parameters say them."""
+    parameters = header.get("parameters")
+    said = parameters if isinstance(parameters, dict) else {}
+    priority, timeout_us = said.get("priority", 0), said.get("timeout", 0)
+    if type(priority) is not int or not 0 <= priority <= LOWEST:
+        raise BadRequestError(
+            f"parameters: priority is from {HIGHEST}, the most urgent, to {LOWEST}; without it, or with 0, {DEFAULT}"
+        )
+    if type(timeout_us) is not int or not 0 <= timeout_us <= LONGEST_US:
+        raise BadRequestError(f"parameters: timeout is how many microseconds it may wait: 0 to {LONGEST_US}")
+    return priority or DEFAULT, timeout_us / 1e6
 
 
 def _binary_size(tensor: dict[str, Any]) -> int | None:

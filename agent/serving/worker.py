@@ -44,13 +44,13 @@ from agent.serving.ipc import (
     Window,
 )
 from agent.serving.models import LoadedModel
+from agent.serving.processors import pin, yielding
 from agent.serving.registry import Registry
 from agent.telemetry.host import free_memory_mb, own_memory_mb
 from agent.trial import golden
 
 log = logging.getLogger("agent.worker")
 ResultT = TypeVar("ResultT")
-NICE = 19
 DRAIN_S = 10.0
 MEMORY_WAIT_S = 3.0
 
@@ -136,7 +136,9 @@ class Worker:
     async def _load(self, message: Load) -> None:
         started, before_mb = time.monotonic(), own_memory_mb()
         try:
-            runtime, allowed = await _in_nice_thread(lambda: _proven(message))
+            runtime, allowed = await _in_quiet_thread(
+                lambda: _proven(message), starts_threads=message.manifest.threads > 1
+            )
         except RuntimeLoadError as error:
             self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
             return
@@ -174,6 +176,7 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
             "some, or let the version before go first, which answers nothing meanwhile (on_memory_short=replace)"
         )
         raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
+    pin(message.manifest.scheduling.cores)  # for the threads that the runtime starts
     runtime = open_runtime(message.manifest, Path(message.path))
     if not message.golden_path:
         return runtime, {}
@@ -190,16 +193,15 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
     raise RuntimeLoadError(WireErrorCode.GOLDEN_MISMATCH, detail)
 
 
-async def _in_nice_thread(function: Callable[[], ResultT]) -> ResultT:
+async def _in_quiet_thread(function: Callable[[], ResultT], *, starts_threads: bool) -> ResultT:
     """Run a load in a thread of its own that yields to those which answer requests."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultT] = loop.create_future()
 
     def work() -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
-            result = function()
+            with yielding(starts_threads=starts_threads):
+                result = function()
         except Exception as error:  # noqa: BLE001 (carried over to the caller)
             loop.call_soon_threadsafe(future.set_exception, error)
         else:

@@ -169,7 +169,7 @@ def _build(
     from fleet_server.catalog.schemas import GateSpec
     from fleet_server.conversions.gate import References, judge
     from fleet_server.conversions.process import Bounds, ConversionFailedError, run_job
-    from fleet_server.conversions.service import build_target, golden_of
+    from fleet_server.conversions.service import build_target, golden_of, scheduling_of
     from fleet_server.settings import Settings
 
     target = build_target(spec.name, spec)
@@ -207,7 +207,9 @@ def _build(
     plain = manifest_for(
         work / chosen.path, (chosen.inputs, chosen.outputs), chosen.format, target, precision=chosen.precision
     )
-    manifest = msgspec.structs.replace(plain, digest=chosen.digest or "", golden=golden_of(chosen))
+    manifest = msgspec.structs.replace(
+        plain, digest=chosen.digest or "", golden=golden_of(chosen), scheduling=scheduling_of(spec)
+    )
     return msgspec.to_builtins(result), verdict.model_dump(mode="json"), msgspec.to_builtins(manifest)
 
 

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import DataFile, Manifest, Precision, RuntimeName
+from agent.protocol.manifest import DataFile, Manifest, Precision, RuntimeName, Scheduling
 from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
@@ -377,7 +377,13 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
         max_batch=chosen.max_batch,
         labels=tuple(version.labels),
         golden=golden_of(chosen),
+        scheduling=scheduling_of(spec),
     )
+
+
+def scheduling_of(spec: ProfileSpec) -> Scheduling:
+    """How devices of a profile answer requests."""
+    return msgspec.convert(spec.scheduling.model_dump(), Scheduling)
 
 
 def golden_of(candidate: Candidate) -> DataFile | None:

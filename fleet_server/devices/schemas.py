@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Precision, RuntimeName
 from fleet_server.devices.delivery import Delivery
 from fleet_server.schemas import Name, Request, Response, Waiting, example
@@ -29,6 +30,39 @@ class Budgets(Request):
     latency_p95_ms: float | None = Field(None, gt=0, description="95th percentile of one inference, in ms.")
     size_mb: float | None = Field(None, gt=0, description="Artifact size in MB (1,000,000 bytes).")
     memory_mb: float | None = Field(None, gt=0, description="Memory the loaded variant adds to its process, in MiB.")
+
+
+class SchedulingSpec(Request):
+    """How a device answers the requests for a model."""
+
+    queue_limit: int = Field(
+        1024, ge=1, le=LIMITS.waiting_requests, description="Requests that may wait; more are refused (429)."
+    )
+    latency_target_ms: float = Field(
+        0.0,
+        ge=0,
+        le=LIMITS.scheduling_ms,
+        description="How long a request ought to take at most: no batch is made that takes longer. 0: no bound.",
+    )
+    batch_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        le=LIMITS.scheduling_ms,
+        description="How long a request may wait for others to be answered with; 0: it never waits for company.",
+    )
+    cores: list[Annotated[int, Field(ge=0, lt=LIMITS.cores)]] = Field(
+        default_factory=list,
+        max_length=LIMITS.cores,
+        description="Processors that run it, by number; those that a device does not have are left out; none: all.",
+    )
+    gpu_memory_mb: int = Field(
+        0,
+        ge=0,
+        le=LIMITS.gpu_memory_mb,
+        description=(
+            "What it may take of a GPU's memory, in MiB: of CUDA's arena, or of TensorRT's workspace. 0: no bound."
+        ),
+    )
 
 
 class ProfileSpec(Request):
@@ -67,6 +101,9 @@ class ProfileSpec(Request):
     )
     threads: int = Field(1, ge=1, le=256, description="Intra-op threads of the runtime.")
     max_batch: int = Field(32, ge=1, le=1024, description="Largest batch worth making of waiting requests.")
+    scheduling: SchedulingSpec = Field(
+        default_factory=SchedulingSpec, description="How its devices answer the requests for a model."
+    )
     resources: dict[Name, Annotated[float, Field(gt=0)]] | None = Field(
         None,
         description=(

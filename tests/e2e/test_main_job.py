@@ -11,6 +11,8 @@ import pytest
 
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
+COMPANY_MS = 20
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
@@ -23,6 +25,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         for name, kind, precision in (("gateways", "gateway", "fp32"), ("cameras", "camera", "int8")):
             profile = {"name": name, "match": {"tags.kind": kind}, "runtime": "onnx", "precisions": [precision]}
             profile["budgets"] = {"accuracy_drop_points": 5}
+            profile["scheduling"] = {"batch_wait_ms": COMPANY_MS if kind == "camera" else 0}
             fleet.post("/profiles", profile)
         source = fleet.folder / "tri.onnx"
         write_classifier(source)
@@ -70,6 +73,8 @@ def test_the_whole_loop(fleet: LocalFleet) -> None:
         assert row["accuracy"] > 0.9
         assert row["latency_p50_ms"] > 0
         assert row["errors"] == 0
+    slowest = max(row["latency_p50_ms"] for row in telemetry)
+    assert slowest > 0.9 * COMPANY_MS, "the camera's lone requests wait for company (a bucket is some per cent wide)"
 
 
 def test_a_broken_version_is_refused_and_the_devices_go_on(fleet: LocalFleet) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling
 from agent.runtimes.onnx import options_for
 
 
@@ -42,6 +42,15 @@ def test_the_profiles_own_options_win_and_each_provider_gets_its_own() -> None:
     assert options_for("OpenVINOExecutionProvider", made) == {"device_type": "NPU"}
     assert options_for("CPUExecutionProvider", made) == {"x": "y"}
     assert options_for("CUDAExecutionProvider", made) == {}
+
+
+def test_memory_of_a_gpu_is_bounded_where_the_provider_can() -> None:
+    made = manifest(scheduling=Scheduling(gpu_memory_mb=512), provider_options={"tensorrt": {"x": "y"}})
+    assert options_for("CUDAExecutionProvider", made) == {"gpu_mem_limit": str(512 * 2**20)}
+    assert options_for("TensorrtExecutionProvider", made) == {"trt_max_workspace_size": str(512 * 2**20), "x": "y"}
+    assert options_for("CPUExecutionProvider", made) == {}
+    own = manifest(scheduling=Scheduling(gpu_memory_mb=512), provider_options={"cuda": {"gpu_mem_limit": "1"}})
+    assert options_for("CUDAExecutionProvider", own) == {"gpu_mem_limit": "1"}
 
 
 def test_a_manifest_of_an_older_server_has_none() -> None:

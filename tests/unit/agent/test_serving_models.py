@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
+import msgspec
 import numpy as np
 import pytest
 
-from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling, TensorSpec
 from agent.runtimes.base import Tensors
 from agent.serving.models import LoadedModel, RetiredError
 from agent.serving.oip import BadRequestError, decode_request, metadata
+from agent.serving.waiting import DeadlineError, QueueFullError
 
 
 class Doubling:
@@ -97,3 +100,86 @@ def test_a_retired_artifact_says_so_instead_of_never_answering() -> None:
     model.close()
     with pytest.raises(RetiredError):
         asyncio.run(model.infer({"x": np.zeros((1, 2), np.float32)}, ""))
+
+
+def scheduled(max_batch: int, **values: float) -> Manifest:
+    return msgspec.structs.replace(manifest(-1, max_batch), scheduling=Scheduling(**values))  # type: ignore[arg-type]
+
+
+async def ask(model: LoadedModel, value: float = 1.0, **how: float) -> float:
+    return float((await model.infer({"x": np.full((1, 2), value, np.float32)}, "", **how))["y"][0, 0])  # type: ignore[arg-type]
+
+
+def test_more_than_may_wait_are_refused_and_told_when_to_come_again() -> None:
+    runtime = Doubling()
+    model = LoadedModel(scheduled(1, queue_limit=2), "d", runtime)
+
+    async def flood() -> list[float | BaseException]:
+        runtime.free.clear()
+        first = asyncio.create_task(ask(model, 0))
+        await asyncio.sleep(0.05)  # it runs; what comes now waits
+        others = [asyncio.create_task(ask(model, value)) for value in (1, 2, 3)]
+        urgent = asyncio.create_task(ask(model, 4, priority=1))
+        await asyncio.sleep(0.05)
+        runtime.free.set()
+        return await asyncio.gather(first, *others, urgent, return_exceptions=True)
+
+    first, one, two, three, urgent = asyncio.run(flood())
+    model.close()
+    assert [first, one, urgent] == [0.0, 2.0, 8.0]
+    assert isinstance(three, QueueFullError)
+    assert isinstance(two, QueueFullError), "it went for a more urgent one"
+    assert three.retry_after_s > 0
+    assert model.recorder.collect().rejected == 2
+
+
+def test_a_request_waits_no_longer_than_its_client_would() -> None:
+    runtime = Doubling()
+    model = LoadedModel(scheduled(1), "d", runtime)
+
+    async def late() -> float:
+        runtime.free.clear()
+        first = asyncio.create_task(ask(model, timeout_s=0.02))
+        await asyncio.sleep(0.1)
+        with pytest.raises(DeadlineError):
+            await ask(model, timeout_s=0.02)
+        assert not first.done(), "its turn has come: it is answered"
+        runtime.free.set()
+        return await first
+
+    assert asyncio.run(late()) == 2.0
+    model.close()
+    assert runtime.rows == [1], "nobody waits for the other any more"
+    window = model.recorder.collect()
+    assert (window.requests, window.errors) == (2, 1)
+
+
+def test_a_request_waits_for_company_where_that_is_asked_for() -> None:
+    runtime = Doubling()
+    model = LoadedModel(scheduled(4, batch_wait_ms=10_000), "d", runtime)
+
+    async def some() -> list[float]:
+        return list(await asyncio.gather(*(ask(model, value) for value in range(4))))
+
+    assert asyncio.run(some()) == [0.0, 2.0, 4.0, 6.0]
+    model.close()
+    assert runtime.rows == [4], "a full batch waits no more"
+
+
+def test_batches_stay_within_the_target_where_there_is_one() -> None:
+    class Slow(Doubling):
+        def run(self, inputs: Tensors) -> Tensors:
+            time.sleep(0.01 * len(inputs["x"]))
+            return super().run(inputs)
+
+    runtime = Slow()
+    model = LoadedModel(scheduled(16, latency_target_ms=50), "d", runtime)
+
+    async def many() -> None:
+        await ask(model)
+        await asyncio.gather(*(ask(model) for _ in range(16)))
+
+    asyncio.run(many())
+    model.close()
+    assert max(runtime.rows) <= 4, "of eight rows a batch takes 80 ms"
+    assert sum(runtime.rows) == 17
