@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving optimize compress footprint delta delivery ingest rollouts
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts
 
 .PHONY: help
 help: ## list the targets
@@ -106,6 +106,7 @@ bench-compress: setup ## prune, distil and quantize two nets with training data,
 bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
 bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
+bench-swaps: setup ## what clients notice of new versions and of a worker that dies (about 3 min)
 bench-rollouts: setup ## whether rollouts stop what is bad and let good ones through: 2,000 simulated devices
 bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber

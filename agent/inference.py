@@ -22,6 +22,7 @@ from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Expect,
     Expose,
     Exposed,
     FromWorker,
@@ -44,7 +45,8 @@ from agent.watchdog import Watchdog
 from agent.worker_process import WorkerProcess
 
 log = logging.getLogger("agent")
-RESTART_MAX_S = 30.0
+RESTART_S, RESTART_MAX_S = 0.5, 30.0
+STEADY_S = 10.0  # a worker that lived for so long is replaced at once
 MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 
 
@@ -99,7 +101,9 @@ class Inference:
         self._request_id = 0
         self._is_ready = False
         self._start_at: float | None = None
-        self._delay = 0.5
+        self._delay = 0.0
+        self._ready_at: float | None = None
+        self._expected: frozenset[str] | None = None  # as the worker was told
         self._window_started = time.time()
 
     @property
@@ -128,6 +132,9 @@ class Inference:
     def died(self) -> None:
         """The worker ended: another is started, and loads what ought to serve."""
         status = self._worker.reap()
+        if self._ready_at is not None and time.monotonic() - self._ready_at >= STEADY_S:
+            self._delay = 0.0
+        self._ready_at = None
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
         if not self._hung:
             self._condition.worker_ended(status)
@@ -145,17 +152,28 @@ class Inference:
         self._start_later()
 
     def _start_later(self) -> None:
-        """Start another worker after a pause, which grows until one is ready."""
+        """Start another worker after a pause, which grows until one lives for long: at first there is none."""
         self._start_at = time.monotonic() + self._delay
-        self._delay = min(self._delay * 2, RESTART_MAX_S)
+        self._delay = min(max(self._delay * 2, RESTART_S), RESTART_MAX_S)
+
+    def _expect(self) -> None:
+        """Tell the worker which models ought to be served, where that has changed."""
+        records = self._updater.records.values()
+        expected = frozenset(
+            {*self._good.models, *(one.manifest.model for one in records if one.phase is Phase.ACTIVE)}
+        )
+        if self._is_ready and expected != self._expected and self._worker.send(Expect(tuple(sorted(expected)))):
+            self._expected = expected
 
     def said(self, message: FromWorker) -> None:
         """Take the worker's word."""
         match message:
             case Ready():
                 log.info("the local inference API is at %s", message.url)
-                self._delay = 0.5
+                self._ready_at = time.monotonic()
                 self._is_ready = True
+                self._expected = None
+                self._expect()
                 self._carry_out(self._updater.worker_ready())
             case Loaded():
                 self._load_answered(message)
@@ -317,6 +335,7 @@ class Inference:
     def tick(self) -> None:
         """Start a worker that is due; judge what is watched; let earlier versions stand in where nothing serves."""
         now = time.monotonic()
+        self._expect()
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self.start()

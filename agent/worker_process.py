@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.config import Config
+from agent.listeners import Listeners
 from agent.serving.framing import FrameChannel
 from agent.serving.ipc import FromWorker, Shutdown, ToWorker
 
@@ -35,8 +36,8 @@ class WorkerProcess:
     """Starts workers, one at a time; each has a generation, so that late words of a dead one are known as such."""
 
     def __init__(self, config: Config, put: Callable[[Any], None]) -> None:
-        self._config = config
         self._put = put
+        self._listeners = Listeners(config.listen, config.unix_socket)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrameChannel | None = None
         self.generation = 0
@@ -45,19 +46,16 @@ class WorkerProcess:
         """Start a fresh worker.
 
         Raises:
-            OSError: when the system refuses a process.
+            OSError: when the system refuses a process, or an address of the local inference API.
         """
         self.generation += 1
+        listeners = [str(one.fileno()) for one in self._listeners.open()]
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
-        command += ["--listen", self._config.listen]
-        if self._config.unix_socket:
-            command += ["--unix-socket", self._config.unix_socket]
+        command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *listeners]
+        descriptors = [theirs.fileno(), *map(int, listeners)]
         environment = {**MEMORY_SETTINGS, **os.environ}
         try:
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-            )
+            self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
         except OSError:
             ours.close()
             raise
@@ -91,6 +89,7 @@ class WorkerProcess:
         """Let it answer what has begun, then end it."""
         self.generation += 1
         if self._process is None or self._channel is None:
+            self._listeners.close()
             return
         self._channel.send(Shutdown())
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -99,6 +98,7 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
         self._channel.close()
+        self._listeners.close()
 
     def _read(self, channel: FrameChannel, generation: int) -> None:
         while (message := channel.receive()) is not None:

@@ -28,7 +28,7 @@ HEADERS_LIMIT = 64
 DIGITS = 18  # of a length that makes sense
 REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
-    429: "Too Many Requests", 500: "Internal Server Error", 504: "Gateway Timeout",
+    429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -159,6 +159,7 @@ class Api:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.draining = False
+        self.expected: frozenset[str] = frozenset()  # models that ought to be served
         self.connections: set[Connection] = set()
 
     async def answer(self, request: _Request) -> _Answer:
@@ -187,6 +188,10 @@ class Api:
 
     async def _model(self, request: _Request, name: str, version: str | None, rest: list[str]) -> _Answer:
         model = self._registry.serving(name)
+        if model is None and name in self.expected:
+            answer = _error(503, f"model {name[:200]!r} is not loaded at the moment: come again")
+            answer.headers["Retry-After"] = "1"
+            return answer
         if model is None or (version is not None and version != model.manifest.version):
             running = ", ".join(self._registry.names()) or "none"
             wanted = name if version is None else f"{name} in version {version}"

@@ -81,12 +81,21 @@ class Peek(msgspec.Struct, frozen=True, tag="peek"):
     request_id: int
 
 
+class Expect(msgspec.Struct, frozen=True, tag="expect"):
+    """Which models ought to be served here: while none serves them, clients are told to come again.
+
+    The first one lets the worker take requests.
+    """
+
+    models: tuple[str, ...]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Answer what has begun, then end."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The worker listens.
+    """The worker is there. It takes requests when it is told what to `Expect`.
 
     Attributes:
         url: of the local inference API, such as `http://127.0.0.1:8470`.
@@ -173,5 +182,5 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
     rss_mb: float
 
 
-ToWorker = Load | Activate | Expose | Unload | Collect | Peek | Shutdown
+ToWorker = Expect | Load | Activate | Expose | Unload | Collect | Peek | Shutdown
 FromWorker = Ready | Loaded | Activated | Exposed | Window | Peeked

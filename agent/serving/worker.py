@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
@@ -30,6 +28,7 @@ from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Expect,
     Expose,
     Exposed,
     FromWorker,
@@ -59,21 +58,23 @@ def main() -> None:
     """Serve until the supervisor's stream ends."""
     parser = argparse.ArgumentParser(prog="agent.serving.worker", description="Started by shoal-agent, not by people.")
     parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--listen", required=True)
-    parser.add_argument("--unix-socket", default="")
+    parser.add_argument("--listen", type=int, nargs="+", required=True)
     options = parser.parse_args()
     log_to_stderr("INFO")
-    asyncio.run(Worker(options.listen, options.unix_socket).run(socket.socket(fileno=options.fd)))
+    listeners = [socket.socket(fileno=one) for one in options.listen]
+    asyncio.run(Worker(listeners).run(socket.socket(fileno=options.fd)))
 
 
 class Worker:
-    """The process's parts."""
+    """The process's parts.
 
-    def __init__(self, listen: str, unix_path: str) -> None:
-        host, _, port = listen.rpartition(":")
-        self._host = host or "127.0.0.1"
-        self._address = (self._host.strip("[]"), int(port))
-        self._unix_path = unix_path
+    Args:
+        listeners: sockets that listen; they stay open when this process ends, for the supervisor has them too.
+    """
+
+    def __init__(self, listeners: list[socket.socket]) -> None:
+        self._listeners = listeners
+        self._servers: list[asyncio.Server] = []
         self._registry = Registry()
         self._api = Api(self._registry)
         self._writer: asyncio.StreamWriter | None = None
@@ -86,18 +87,15 @@ class Worker:
         reader, self._writer = await asyncio.open_connection(sock=sock)
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
-        servers = [await loop.create_server(lambda: Connection(self._api), *self._address, backlog=512)]
-        if self._unix_path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._unix_path)  # noqa: PTH108 (asynchronous code)
-            servers.append(await loop.create_unix_server(lambda: Connection(self._api), self._unix_path))
-        port = servers[0].sockets[0].getsockname()[1]
-        self._send(Ready(url=f"http://{self._host}:{port}", unix_path=self._unix_path))
+        for one in self._listeners:
+            create = loop.create_unix_server if one.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await create(lambda: Connection(self._api), sock=one, start_serving=False))
+        self._send(Ready(*_addresses(self._listeners)))
         listening = asyncio.create_task(self._listen(reader))
         await self._stop.wait()
         listening.cancel()
         self._api.draining = True
-        for server in servers:
+        for server in self._servers:
             server.close()
         await asyncio.wait_for(self._drain(), DRAIN_S)
 
@@ -109,20 +107,10 @@ class Worker:
         decoder = msgspec.msgpack.Decoder(ToWorker)
         while (message := await read_frame(reader, decoder)) is not None:
             match message:
-                case Load():
-                    job = asyncio.create_task(self._load(message))
-                    self._jobs.add(job)
-                    job.add_done_callback(self._jobs.discard)
-                case Activate():
-                    ok = self._registry.activate(message.model, message.digest)
-                    self._send(Activated(message.request_id, ok))
-                case Expose():
-                    ok = self._registry.expose(message.model, message.digest, message.exposure)
-                    self._send(Exposed(message.request_id, ok))
-                case Unload():
-                    model = self._registry.remove(message.model, message.digest)
-                    if model is not None:
-                        threading.Thread(target=model.close, daemon=True).start()
+                case Expect():
+                    self._api.expected = frozenset(message.models)
+                    for server in self._servers:
+                        await server.start_serving()
                 case Collect():
                     windows = tuple(self._registry.collect())
                     self._send(Window(message.request_id, windows, own_memory_mb()))
@@ -131,7 +119,27 @@ class Worker:
                     self._send(Peeked(message.request_id, counts, own_memory_mb()))
                 case Shutdown():
                     break
+                case _:
+                    self._change(message)
         self._stop.set()
+
+    def _change(self, message: Load | Activate | Expose | Unload) -> None:
+        """Change what is loaded, and what answers."""
+        match message:
+            case Load():
+                job = asyncio.create_task(self._load(message))
+                self._jobs.add(job)
+                job.add_done_callback(self._jobs.discard)
+            case Activate():
+                ok = self._registry.activate(message.model, message.digest)
+                self._send(Activated(message.request_id, ok))
+            case Expose():
+                ok = self._registry.expose(message.model, message.digest, message.exposure)
+                self._send(Exposed(message.request_id, ok))
+            case Unload():
+                model = self._registry.remove(message.model, message.digest)
+                if model is not None:
+                    threading.Thread(target=model.close, daemon=True).start()
 
     async def _load(self, message: Load) -> None:
         started, before_mb = time.monotonic(), own_memory_mb()
@@ -155,6 +163,18 @@ class Worker:
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
         self._writer.write(pack(message))
+
+
+def _addresses(listeners: list[socket.socket]) -> tuple[str, str]:
+    """Of the local inference API: its URL, and the path of its Unix socket."""
+    url = path = ""
+    for one in listeners:
+        if one.family == socket.AF_UNIX:
+            path = one.getsockname()
+        elif not url:
+            host, port = one.getsockname()[:2]
+            url = f"http://[{host}]:{port}" if one.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return url, path
 
 
 def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:

@@ -23,10 +23,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, FromWorker, Load, Loaded, Ready
-from agent.worker_process import MEMORY_SETTINGS
+from agent.serving.ipc import Activate, Load, Loaded
 from fleet_server.gateway.broker import find_mosquitto
 from tests.fleet import free_port
+from tests.serving_worker import start_worker
 
 Array = npt.NDArray[Any]
 
@@ -127,16 +127,9 @@ def worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[str,
 @contextmanager
 def told_worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[FrameChannel, tuple[str, int]]]:
     """The same, and the channel by which it is told what to do."""
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
-    command += ["--listen", "127.0.0.1:0", "--unix-socket", str(unix_socket)]
-    environment = {**MEMORY_SETTINGS, **os.environ}
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-    theirs.close()
-    channel = FrameChannel(ours, FromWorker)
+    started = start_worker(str(unix_socket))
+    channel = started.channel
     try:
-        ready = channel.receive()
-        assert isinstance(ready, Ready)
         for number, (path, net) in enumerate(nets.items()):
             channel.send(Load(number, "deployment", net, str(path)))
             loaded = channel.receive()
@@ -144,11 +137,10 @@ def told_worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple
             assert loaded.code is None, loaded.detail
             channel.send(Activate(100 + number, net.model, net.digest))
             channel.receive()
-        host, _, port = ready.url.removeprefix("http://").rpartition(":")
-        yield channel, (host, int(port))
+        yield channel, started.address
     finally:
         channel.close()
-        process.wait(30)
+        started.process.wait(30)
 
 
 def oip_request(model: str, row: Array) -> bytes:

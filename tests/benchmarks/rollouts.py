@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import httpx
+
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import shipped
@@ -104,7 +106,14 @@ class World:
         self._api, self._devices, self._watch_s = fleet.api, devices, watch_s
 
     def get(self, path: str, **parameters: Any) -> Json:
-        answer = self._api.get(path, params=parameters).raise_for_status()
+        """What the server says; a connection that it ended as it was idle is made anew."""
+        for last in (False, False, True):
+            try:
+                answer = self._api.get(path, params=parameters).raise_for_status()
+                break
+            except httpx.TransportError:
+                if last:
+                    raise
         found: Json = answer.json()
         return found
 

@@ -266,6 +266,7 @@ class World:
         self.agent._fetcher.stop()
         self.agent._journal.close()
         self.agent._spool.close()
+        self.agent._bundles.stop()  # or its thread would look for sticks until the tests end
         self.start_agent()
         if self.up:
             self.link_up()

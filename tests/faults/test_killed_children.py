@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -56,6 +61,106 @@ def test_a_killed_worker_is_back_with_its_model(fleet: LocalFleet) -> None:
     (problem,) = wait_until("its word", lambda: fleet.get("/devices/dev-1")["problems"])
     assert problem["code"] == "worker_ended"
     assert "signal 9" in problem["detail"]
+
+
+class Asking:
+    """Clients that ask all the time, each by a connection that it keeps as long as it can."""
+
+    def __init__(self, port: int, clients: int = 4) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+        self._stop = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.cut: Counter[str] = Counter()  # by what the transport said
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for one in self._threads:
+            one.start()
+
+    def _ask(self) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 8], "data": ROW.tolist()}
+        with httpx.Client(base_url=self._base, timeout=60) as client:
+            while not self._stop.is_set():
+                try:
+                    answer = client.post("/v2/models/m/infer", json={"inputs": [tensor]})
+                    self.statuses[answer.status_code] += 1
+                    assert answer.status_code == 200 or answer.headers["Retry-After"] == "1"
+                except httpx.TransportError as error:
+                    self.cut[type(error).__name__] += 1
+
+    def end(self) -> None:
+        self._stop.set()
+        for one in self._threads:
+            one.join()
+
+
+def kill(worker: psutil.Process) -> None:
+    worker.kill()
+
+
+def crash(worker: psutil.Process) -> None:
+    worker.send_signal(signal.SIGSEGV)
+
+
+def run_out_of_memory(worker: psutil.Process) -> None:
+    """Let the kernel end it, as it does when a control group has no more memory."""
+    with memory_group() as (group, limit):
+        limit.write_text(str(2 * 2**20))
+        (group / "cgroup.procs").write_text(str(worker.pid))
+        rows = np.zeros((20_000, 8), np.float32)  # as JSON; it is more than there is
+        tensor = {"name": "x", "datatype": "FP32", "shape": list(rows.shape), "data": rows.flatten().tolist()}
+        (connection,) = [one for one in worker.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        with contextlib.suppress(httpx.TransportError):
+            for _ in range(100):
+                url = f"http://127.0.0.1:{connection.laddr.port}/v2/models/m/infer"
+                httpx.post(url, json={"inputs": [tensor]}, timeout=60)
+        wait_until("the kernel", lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+@contextlib.contextmanager
+def memory_group() -> Iterator[tuple[Path, Path]]:
+    """A control group below this process's own, and the file of its memory limit; skips where there can be none."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    places = {
+        **{Path("/sys/fs/cgroup") / own.lstrip("/"): "memory.max" for _, kind, own in lines if not kind},
+        **{
+            Path("/sys/fs/cgroup/memory") / own.lstrip("/"): "memory.limit_in_bytes"
+            for _, kind, own in lines
+            if kind == "memory"
+        },
+    }
+    for parent, limit in places.items():
+        group = parent / f"shoal-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limit).exists():
+                yield group, group / limit
+                return
+        finally:
+            with contextlib.suppress(OSError):
+                wait_until("the group to be empty", lambda found=group: not (found / "cgroup.procs").read_text(), 10)
+            group.rmdir()
+    pytest.skip("no control group for memory can be made here")
+
+
+@pytest.mark.parametrize("end", [kill, crash, run_out_of_memory])
+def test_clients_of_a_worker_that_dies_may_try_again_and_none_is_turned_away(
+    fleet: LocalFleet, end: Callable[[psutil.Process], None]
+) -> None:
+    worker = child(fleet, "dev-1", "agent.serving.worker")
+    asking = Asking(fleet.agent_ports["dev-1"])
+    try:
+        wait_until("answers", lambda: asking.statuses[200] > 100)
+        end(worker)
+        wait_until("its end", lambda: not worker.is_running())
+        before = asking.statuses[200]
+        wait_until("more answers", lambda: asking.statuses[200] > before + 100, 30)
+    finally:
+        asking.end()
+    assert set(asking.statuses) <= {200, 503}
+    assert set(asking.cut) <= {"ReadError", "WriteError", "RemoteProtocolError"}, "never refused: the agent listens on"
+    assert 1 <= sum(asking.cut.values()) <= 4, "each client lost what it had asked, and no more"
 
 
 def test_a_version_whose_worker_dies_while_it_is_watched_is_taken_back(fleet: LocalFleet) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Activated, Collect, FromWorker, Load, Loaded, Ready, Unload, Window
+from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Unload, Window
 from tests.fleet import write_classifier
+from tests.serving_worker import start_worker
 
 ROW = np.array([[0.1, 0.9, 0.2, 0, 0, 0, 0, 0]], np.float32)
 
@@ -33,19 +31,14 @@ def manifest(digest: str, version: str) -> Manifest:
 def worker(tmp_path: Path) -> Iterator[tuple[FrameChannel, str, Path]]:
     """A worker with `tri` version 1 active: its channel, its address, and the model file."""
     write_classifier(tmp_path / "model")
-    ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-    theirs.close()
-    channel = FrameChannel(ours, FromWorker)
+    found = start_worker()
+    channel = found.channel
     try:
-        ready = channel.receive()
-        assert isinstance(ready, Ready)
         load(channel, tmp_path / "model", "a", "1")
-        yield channel, ready.url.removeprefix("http://"), tmp_path / "model"
+        yield channel, found.url.removeprefix("http://"), tmp_path / "model"
     finally:
         channel.close()
-        assert process.wait(20) == 0
+        assert found.process.wait(20) == 0
 
 
 def load(channel: FrameChannel, path: Path, digest: str, version: str) -> None:

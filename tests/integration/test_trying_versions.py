@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +16,6 @@ import pytest
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.runtimes import open_runtime
-from agent.serving.framing import FrameChannel
 from agent.serving.ipc import (
     Activate,
     Activated,
@@ -29,7 +25,6 @@ from agent.serving.ipc import (
     Loaded,
     Peek,
     Peeked,
-    Ready,
     Unload,
     Window,
 )
@@ -38,6 +33,7 @@ from agent.trial import golden
 from agent.trial.dataset import Dataset
 from tests.fleet import write_classifier
 from tests.integration.test_local_api import manifest
+from tests.serving_worker import start_worker
 from tests.traps import ARMED, write_deadly, write_trapped
 
 ROWS = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
@@ -48,14 +44,8 @@ class Worker:
     """A worker process, as the supervisor sees it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        listen = ["--fd", str(theirs.fileno()), "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent.serving.worker", *listen], pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
-        self.channel = FrameChannel(ours, FromWorker)
-        self.url = self.wait(Ready).url
+        started = start_worker()
+        self.process, self.channel, self.url = started.process, started.channel, started.url
         self._number = 0
 
     def wait(self, kind: type[AnswerT]) -> AnswerT:

@@ -1,0 +1,91 @@
+"""The sockets of the local inference API.
+
+The supervisor holds them for as long as it lives and lends them to each worker. So clients that come while a worker
+starts anew wait for it, and none is turned away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+BACKLOG = 512
+ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})  # an address family that this machine does not have
+
+
+class Listeners:
+    """Sockets that listen.
+
+    Args:
+        listen: `host:port`; a name may have several addresses.
+        unix_path: of a Unix socket; empty for none.
+    """
+
+    def __init__(self, listen: str, unix_path: str) -> None:
+        host, _, port = listen.rpartition(":")
+        self._address = (host.strip("[]") or "127.0.0.1", int(port))
+        self._unix_path = unix_path
+        self._sockets: list[socket.socket] = []
+
+    def open(self) -> list[socket.socket]:
+        """All of them, made where they are not there yet.
+
+        Raises:
+            OSError: when an address can't be had.
+        """
+        if not self._sockets:
+            try:
+                self._listen_tcp()
+                if self._unix_path:
+                    self._listen_unix()
+            except OSError:
+                self._close()
+                raise
+        return self._sockets
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._sockets and self._unix_path:
+            with contextlib.suppress(OSError):
+                os.unlink(self._unix_path)  # noqa: PTH108
+        self._close()
+
+    def _close(self) -> None:
+        for one in self._sockets:
+            one.close()
+        self._sockets = []
+
+    def _listen_tcp(self) -> None:
+        absent: OSError | None = None
+        found = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                self._listen(family, address)
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise
+                absent = error
+        if not self._sockets and absent is not None:
+            raise absent
+
+    def _listen_unix(self) -> None:
+        Path(self._unix_path).unlink(missing_ok=True)  # of an agent that was killed
+        self._listen(socket.AF_UNIX, self._unix_path)
+
+    def _listen(self, family: int, address: Any) -> None:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if family != socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        self._sockets.append(sock)
