@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from agent.protocol.processing import Processing
+
 
 class ModelFormat(StrEnum):
     """The file format of an artifact or a source form."""
@@ -141,6 +143,8 @@ class Manifest(msgspec.Struct, frozen=True):
         provider_options: of an execution provider, by its name: what ONNX Runtime takes as its options.
         golden: rows and what this artifact answered to them when it was built (`agent.trial.golden`): a device that
             gets other answers does not let it serve. None where there are none.
+        processing: how an image becomes its input and its outputs an answer, in the source's axes; None where none was
+            declared, and tensors alone are taken.
     """
 
     digest: str
@@ -161,6 +165,7 @@ class Manifest(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     provider_options: dict[str, dict[str, str]] = {}
     golden: DataFile | None = None
+    processing: Processing | None = None
 
     @property
     def target_path(self) -> str:
