@@ -62,6 +62,7 @@ def palette() -> Any:
         (encoded(Image.new("1", (1, 1), 1), "PNG"), [[255, 255, 255]]),
         (encoded(Image.new("L", (1, 1), 7), "BMP"), [[7, 7, 7]]),
     ],
+    ids=["16 bits", "palette", "transparent", "grey and alpha", "1 bit", "grey"],
 )
 def test_other_modes_become_red_green_and_blue(data: bytes, want: Any) -> None:
     assert decode(data)[0].tolist() == want
@@ -115,6 +116,7 @@ JPEG = encoded(PIXELS, "JPEG")
         (animated("PNG"), "animated"),
         (animated("WEBP"), "animated"),
     ],
+    ids=range(16),
 )
 def test_what_is_hostile_is_refused_with_a_reason(data: bytes, said: str) -> None:
     with pytest.raises(ImageError, match=said):
