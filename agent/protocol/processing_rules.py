@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -34,6 +34,9 @@ class Tensor(Protocol):
     def dtype(self) -> str: ...  # noqa: D102
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+
+
+TensorT = TypeVar("TensorT", bound=Tensor)
 
 
 class ProcessingError(Exception):
@@ -123,16 +126,14 @@ def _check_columns(answer: Detection) -> None:
         )
 
 
-def check(
-    processing: Processing, inputs: Sequence[Tensor], outputs: Sequence[Tensor], labels: Sequence[str] = ()
-) -> None:
+def check(processing: Processing, inputs: Sequence[Tensor], outputs: Sequence[Tensor], labels: int = 0) -> None:
     """Whether a declaration fits a model.
 
     Args:
         processing: the declaration.
         inputs: of the model.
         outputs: of the model.
-        labels: class names by index; none for none.
+        labels: how many class names there are; 0 for none.
 
     Raises:
         ProcessingError: naming the field and the remedy.
@@ -151,7 +152,7 @@ def check(
         )
 
 
-def image_input(image: ImageStep, inputs: Sequence[Tensor]) -> Tensor:
+def image_input(image: ImageStep, inputs: Sequence[TensorT]) -> TensorT:
     """The input that gets the image."""
     return next((spec for spec in inputs if spec.name == image.input), inputs[0])
 
@@ -193,7 +194,7 @@ def _check_image(image: ImageStep, inputs: Sequence[Tensor]) -> None:
         )
 
 
-def _check_classification(answer: Classification, outputs: Sequence[Tensor], labels: Sequence[str]) -> None:
+def _check_classification(answer: Classification, outputs: Sequence[Tensor], labels: int) -> None:
     spec = _output(answer.output or outputs[0].name, outputs, "processing.answer.output")
     if spec.name != outputs[0].name:
         raise ProcessingError(
@@ -210,7 +211,7 @@ def _check_classification(answer: Classification, outputs: Sequence[Tensor], lab
     _check_labels(classes, labels)
 
 
-def _check_detection(answer: Detection, outputs: Sequence[Tensor], labels: Sequence[str]) -> None:
+def _check_detection(answer: Detection, outputs: Sequence[Tensor], labels: int) -> None:
     batched = len(_output(answer.boxes.output, outputs, "processing.answer.boxes.output").shape) == 3
     counts: dict[str, int] = {}
     for field, part in answer.parts.items():
@@ -254,7 +255,7 @@ def _table(field: str, part: Columns, outputs: Sequence[Tensor], *, batched: boo
     return count, columns
 
 
-def _check_scores(answer: Detection, classes: int, labels: Sequence[str]) -> None:
+def _check_scores(answer: Detection, classes: int, labels: int) -> None:
     if answer.classes is not None:
         if classes != 1:
             raise ProcessingError(
@@ -266,9 +267,9 @@ def _check_scores(answer: Detection, classes: int, labels: Sequence[str]) -> Non
     _check_labels(classes, labels)
 
 
-def _check_labels(classes: int, labels: Sequence[str]) -> None:
-    if labels and 0 <= classes != len(labels):
-        raise ProcessingError("labels", f"there are {len(labels)} names for {classes} classes: one for each, or none")
+def _check_labels(classes: int, labels: int) -> None:
+    if labels and 0 <= classes != labels:
+        raise ProcessingError("labels", f"there are {labels} names for {classes} classes: one for each, or none")
 
 
 def _output(name: str, outputs: Sequence[Tensor], field: str) -> Tensor:
@@ -295,4 +296,7 @@ def _inlined(part: Any, components: dict[str, Any]) -> Any:
         return part
     if "$ref" in part:
         return _inlined(components[part["$ref"].rsplit("/", 1)[1]], components)
-    return {key: _inlined(value, components) for key, value in part.items() if key != "discriminator"}
+    whole = {key: _inlined(value, components) for key, value in part.items() if key != "discriminator"}
+    if whole.get("type") == "object":
+        whole["additionalProperties"] = False  # `read` refuses what it does not know
+    return whole

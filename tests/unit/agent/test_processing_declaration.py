@@ -49,7 +49,7 @@ def parts(**fields: Any) -> dict[str, Any]:
 )
 def test_what_fits_is_taken_and_survives_its_own_json(value: Any, outputs: Any, labels: Any) -> None:
     taken = read(value)
-    check(taken, IMAGE, outputs, labels)
+    check(taken, IMAGE, outputs, len(labels))
     assert read(msgspec.json.decode(msgspec.json.encode(taken))) == taken
 
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_the_model_names_field_and_remedy(
     value: Any, inputs: Any, outputs: Any, labels: Any, field: str, said: str
 ) -> None:
     with pytest.raises(ProcessingError) as caught:
-        check(read(value), inputs, outputs, labels)
+        check(read(value), inputs, outputs, len(labels))
     assert caught.value.field == field
     assert said in caught.value.detail
 
