@@ -50,22 +50,24 @@ def packed(files: list[bytes]) -> dict[str, Any]:
     }
 
 
-def write_color_net(path: Path, *, bias: float = 0.05) -> None:
+def write_color_net(path: Path, *, bias: float = 0.05, nhwc: bool = False) -> None:
     """Scores of red, green and blue: means of the channels of (batch, 3, 16, 16), with a bias towards blue.
 
-    A small convolution makes it worth quantizing.
+    A small convolution makes it worth quantizing. With `nhwc` the channels come last, as a converter may have it.
     """
     kernel = np.zeros((3, 3, 3, 3), np.float32)
     for channel in range(3):
         kernel[channel, channel] = 1 / 9
     values = {"kernel": kernel, "factor": np.eye(3, dtype=np.float32) * 4, "bias": np.array([0, 0, bias], np.float32)}
     nodes = [
-        helper.make_node("Conv", ["image", "kernel"], ["smooth"], pads=[1, 1, 1, 1]),
+        *([helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2])] if nhwc else []),
+        helper.make_node("Conv", ["planes" if nhwc else "image", "kernel"], ["smooth"], pads=[1, 1, 1, 1]),
         helper.make_node("GlobalAveragePool", ["smooth"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["flat"]),
         helper.make_node("Gemm", ["flat", "factor", "bias"], ["scores"]),
     ]
-    _save(path, nodes, values, [("scores", ["batch", 3])], ["batch", 3, SIDE, SIDE])
+    sizes = (SIDE, SIDE, 3) if nhwc else (3, SIDE, SIDE)
+    _save(path, nodes, values, [("scores", ["batch", 3])], ["batch", *sizes])
 
 
 def write_box_net(path: Path, boxes: Any, scores: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,6 +158,18 @@ def test_boxes_come_back_in_pixels_of_what_was_posted(worker: Worker) -> None:
     want = [(4 - 1) * x, 4 * y, (12 - 1) * x, 12 * y, (10 - 1) * x, 4 * y, (14 - 1) * x, 8 * y]
     assert found["boxes"]["data"] == pytest.approx(want, abs=1e-3)
     assert found["boxes"]["shape"] == [2, 4]
+
+
+def test_a_file_with_other_axes_gets_the_same_input(worker: Worker) -> None:
+    worker.load(manifest("colors", "1", COLOR))
+    want = by_name(worker.post("colors", photo().read_bytes()))
+    write_color_net(worker.folder / "colors", nhwc=True)
+    turned = manifest("colors", "2", COLOR)
+    inputs = (msgspec.structs.replace(turned.inputs[0], permutation=(0, 2, 3, 1)),)
+    worker.load(msgspec.structs.replace(turned, inputs=inputs))
+    got = by_name(worker.post("colors", photo().read_bytes()))
+    assert got["classes"]["data"] == want["classes"]["data"]
+    assert got["scores"]["data"] == pytest.approx(want["scores"]["data"], rel=1e-5)
 
 
 def encoded(image: Any, kind: str) -> bytes:
