@@ -76,7 +76,7 @@ def export_weights(job: InspectJob, folder: Path) -> tuple[SourceFile, ...]:
         detail = "architecture: weights are exported on example rows: give an evaluation or a calibration set"
         raise ConversionError("no_examples", detail, "architecture")
     field = "evaluation" if job.evaluation else "calibration"
-    examples = example_rows(Path(rows.path), field)
+    examples = example_rows(Path(rows.path), field, job.processing)
     return source_files(export_forms(load_weights(job.weights), examples, folder, "exported"))
 
 

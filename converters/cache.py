@@ -18,6 +18,7 @@ from typing import IO
 
 import msgspec
 
+from agent.processing import rows
 from converters.digest import file_digest
 from converters.job import BuildJob, Measurements, PassRecord
 from converters.step import Recipe, tool_versions
@@ -153,12 +154,14 @@ def _pieces(source: IO[bytes], length: int | None = None) -> Iterator[bytes]:
 
 
 def data_digests(job: BuildJob) -> list[list[str]]:
-    """Name and digest of every data set of a job, in the order of their names."""
+    """Name and digest of every data set of a job, in the order of their names, and of how its images become inputs."""
     found = []
     for name in sorted(job.__struct_fields__):
         digest = getattr(getattr(job, name), "digest", None)
         if isinstance(digest, str):
             found.append([name, digest])
+    if job.processing is not None:
+        found.append(["processing", hashlib.sha256(msgspec.json.encode(job.processing.image)).hexdigest()])
     return found
 
 
@@ -170,9 +173,9 @@ def work_digest(job: BuildJob) -> str:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 of this package's source: another version of Shoal may convert otherwise."""
+    """SHA-256 of this package's source and that of processing: another version of Shoal may convert otherwise."""
     found = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py"), key=os.fspath):
-        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in (Path(__file__).parent, Path(rows.__file__).parent):
+        for path in sorted(folder.rglob("*.py"), key=os.fspath):
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()

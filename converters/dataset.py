@@ -11,33 +11,45 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from agent.processing.decode import NoDecoderError
+from agent.processing.image import ImageError
+from agent.processing.rows import ARRAYS
 from agent.protocol.manifest import TensorSpec
-from agent.trial.dataset import LABELS, Array, Dataset, array_name
+from agent.protocol.processing import Processing
+from agent.trial.dataset import LABELS, Array, Dataset, array_name, with_images
 from converters.errors import ConversionError
 
 BYTES_LIMIT = 4 << 30
 
 
-def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Dataset:
+def load_dataset(
+    path: Path, specs: tuple[TensorSpec, ...], field: str, processing: Processing | None = None
+) -> Dataset:
     """Read a data set for a model's inputs.
 
     Args:
         path: of the `.npz`.
         specs: the model's inputs.
         field: `calibration` or `evaluation`, for errors.
+        processing: how its images become inputs; None where only inputs are taken.
 
     Raises:
         ConversionError: saying which array is missing or does not fit, what it is and what it ought to be.
     """
     arrays = read_arrays(path, field, BYTES_LIMIT)
+    try:
+        arrays = with_images(arrays, specs, processing, BYTES_LIMIT)
+    except (ImageError, NoDecoderError) as error:
+        raise ConversionError("bad_data", f"{field}: {error}", field) from None
     inputs = {}
     whole = set()
     for spec in specs:
         key = array_name(spec, list(arrays), inputs=len(specs))
         if key not in arrays:
-            raise ConversionError(
-                "bad_data", f"{field}: it has arrays {sorted(arrays)}, but none for the input {spec.name!r}", field
-            )
+            detail = f"{field}: it has arrays {sorted(arrays)}, but none for the input {spec.name!r}"
+            if not ARRAYS.isdisjoint(arrays) and processing is None:
+                detail += ": images need a declaration of how they become inputs (--processing)"
+            raise ConversionError("bad_data", detail, field)
         inputs[spec.name] = _fit(arrays[key], spec, field)
         if inputs[spec.name].ndim > len(spec.shape):
             whole.add(spec.name)
@@ -48,13 +60,19 @@ def load_dataset(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Datas
     return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows, frozenset(whole))
 
 
-def example_rows(path: Path, field: str, count: int = 2) -> dict[str, Array]:
+def example_rows(path: Path, field: str, processing: Processing | None = None, count: int = 2) -> dict[str, Array]:
     """The first rows of a data set by input, in the order in which they were written: that of the net's parameters.
+
+    Images make the input that the declaration names, or else one called `image`, in float32.
 
     Raises:
         ConversionError: `bad_data`.
     """
     arrays = {name: array for name, array in read_arrays(path, field, BYTES_LIMIT).items() if name != LABELS}
+    if not ARRAYS.isdisjoint(arrays) and processing is not None:
+        name = processing.image.input or "image"
+        data = load_dataset(path, (TensorSpec(name, "float32", (-1, -1, -1, -1)),), field, processing)
+        return {name: data.inputs[name][:count]}
     single = [name for name, array in arrays.items() if array.ndim == 0]
     if single:
         raise ConversionError("bad_data", f"{field}: {single[0]!r} is a single number, and not one a row", field)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.protocol.processing_rules import ProcessingError, check
 from agent.trial.dataset import Dataset
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
@@ -23,8 +24,9 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
     progress(0.1, "load")
     specs, operators, parameters = source_specs(job.sources)
     main = main_source(job.sources)
+    _check_processing(job, specs[main.format])
     data = {
-        field: load_dataset(Path(file.path), specs[main.format][0], field)
+        field: load_dataset(Path(file.path), specs[main.format][0], field, job.processing)
         for field, file in (("calibration", job.calibration), ("evaluation", job.evaluation))
         if file is not None
     }
@@ -55,6 +57,16 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
         parameters=parameters,
         training_samples=_training_samples(job.training, specs[main.format]),
     )
+
+
+def _check_processing(job: InspectJob, specs: Specs) -> None:
+    """A declaration has to fit the model's tensors."""
+    if job.processing is None:
+        return
+    try:
+        check(job.processing, *specs, job.classes or 0)
+    except ProcessingError as error:
+        raise ConversionError("bad_processing", error.detail, error.field) from None
 
 
 def _training_samples(training: DataFile | None, specs: Specs) -> int:

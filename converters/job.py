@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.processing import Processing
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ class InspectJob(msgspec.Struct, frozen=True, tag="inspect"):
         classes: how many class names there are; None for none.
         weights: of a registered architecture.
         training: rows to train on, which only have to fit.
+        processing: how images become inputs and outputs answers; None where nothing is declared.
     """
 
     sources: tuple[SourceFile, ...]
@@ -69,6 +71,7 @@ class InspectJob(msgspec.Struct, frozen=True, tag="inspect"):
     classes: int | None = None
     weights: Weights | None = None
     training: DataFile | None = None
+    processing: Processing | None = None
 
 
 class Inspection(msgspec.Struct, frozen=True):
@@ -187,13 +190,17 @@ class TrainingOrder(msgspec.Struct, frozen=True):
 
 
 class BaselineArtifact(msgspec.Struct, frozen=True):
-    """The artifact an earlier version runs on this profile: the new one is compared with it on the same data."""
+    """The artifact an earlier version runs on this profile: the new one is compared with it on the same data.
+
+    Images of that data become its inputs as its own `processing` says.
+    """
 
     version: str
     path: str
     format: ModelFormat
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    processing: Processing | None = None
 
 
 class CacheFolder(msgspec.Struct, frozen=True):
@@ -222,6 +229,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         derived: of the source, by training passes that were made before.
         training: passes to make first, whose nets are tried like those in `derived`.
         cache: of earlier conversions; None converts everything.
+        processing: how images of the data sets become inputs; None where they hold none.
     """
 
     sources: tuple[SourceFile, ...]
@@ -233,6 +241,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     derived: tuple[DerivedSource, ...] = ()
     training: TrainingOrder | None = None
     cache: CacheFolder | None = None
+    processing: Processing | None = None
 
 
 class ClassScore(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agent.protocol.manifest import ModelFormat, Precision
+from agent.protocol.processing import Processing
 from agent.trial.dataset import Dataset
 from agent.trial.golden import pick_rows
 from agent.trial.scoring import answers
@@ -19,7 +20,6 @@ from converters.evaluate import Run, measure, run_file, time_in_turns
 from converters.forms import main_source, source_specs
 from converters.inspection import ProgressCall, inspect
 from converters.job import (
-    BaselineArtifact,
     BuildJob,
     BuildResult,
     Candidate,
@@ -28,7 +28,6 @@ from converters.job import (
     Inspection,
     Job,
     Measurements,
-    Target,
 )
 from converters.package import as_seen, manifest_for, with_examples
 from converters.planner import choose, fates, forms, plan, repairs
@@ -60,8 +59,8 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     specs, _, _ = source_specs(job.sources)
     main = main_source(job.sources)
     inputs = specs[main.format][0]
-    calibration = _data(job.calibration, inputs, "calibration")
-    evaluation = _data(job.evaluation, inputs, "evaluation")
+    calibration = _data(job.calibration, inputs, "calibration", job.processing)
+    evaluation = _data(job.evaluation, inputs, "evaluation", job.processing)
     data = evaluation or sample_rows({"calibration": calibration} if calibration else {}, main, specs[main.format])
     specs = {form: with_examples(one, data) for form, one in specs.items()}
     path = Path(main.path)
@@ -96,7 +95,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     progress(0.85, "time the best once more")
     candidates = _timed_again(candidates, job, source, data, folder, evaluated=evaluation is not None)
     progress(0.95, "baseline")
-    baseline = _baseline(job.baseline, job.target, data, source_run) if evaluation is not None else None
+    baseline = _baseline(job, data, source_run) if evaluation is not None else None
     chosen = choose(candidates, job.target)
     progress(1.0, "choose")
     return BuildResult(
@@ -154,19 +153,22 @@ def _p50(candidate: Candidate) -> float:
     return candidate.measurements.latency_p50_ms if candidate.measurements else float("inf")
 
 
-def _data(file: DataFile | None, inputs: Any, field: str) -> Dataset | None:
-    return load_dataset(Path(file.path), inputs, field) if file is not None else None
+def _data(file: DataFile | None, inputs: Any, field: str, processing: Processing | None) -> Dataset | None:
+    return load_dataset(Path(file.path), inputs, field, processing) if file is not None else None
 
 
-def _baseline(baseline: BaselineArtifact | None, target: Target, data: Dataset, source: Run) -> Measurements | None:
+def _baseline(job: BuildJob, data: Dataset, source: Run) -> Measurements | None:
     """An earlier version's artifact on this version's data; None where it can't take that data."""
+    baseline = job.baseline
     if baseline is None:
         return None
     path, specs = Path(baseline.path), (baseline.inputs, baseline.outputs)
     try:
+        if baseline.processing not in {None, job.processing} and job.processing is not None:
+            data = _data(job.evaluation, baseline.inputs, "evaluation", baseline.processing) or data
         if {spec.name for spec in baseline.inputs} != set(data.inputs) and len(data.inputs) == 1:
             data = Dataset({baseline.inputs[0].name: next(iter(data.inputs.values()))}, data.labels, data.rows)
-        done = run_file(manifest_for(path, specs, baseline.format, target), path, data)
+        done = run_file(manifest_for(path, specs, baseline.format, job.target), path, data)
         if answers(done.first_output).shape != answers(source.first_output).shape:
             return None
         return measure(done, source, data, path.stat().st_size)

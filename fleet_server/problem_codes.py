@@ -113,6 +113,7 @@ _BY_STATUS: dict[int, dict[str, str]] = {
         "bad_csr": "csr: it is no signing request of an EC key for this device",
         "bad_cursor": "cursor: not one this list gave; begin again without it",
         "bad_data": "evaluation: the file is no .npz",
+        "bad_processing": "processing.image.size: 'image' takes [1, 3, 224, 224]: set size to what it takes",
         "bad_device_id": "device_id: 1 to 64 letters, digits, '.', '_' or '-'",
         "bad_etag": "If-Match: it is no ETag: send the header ETag of a GET as it is, with its quotes",
         "bad_idempotency_key": "Idempotency-Key: give 1 to 255 printable characters, such as a random UUID",

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.listeners import Listeners
@@ -28,14 +29,16 @@ class ServingWorker:
         return host, int(port)
 
 
-def start_worker(unix_socket: str = "") -> ServingWorker:
+def start_worker(unix_socket: str = "", environment: Mapping[str, str] | None = None) -> ServingWorker:
     """Start one on a port of its own; its streams end when the channel is closed, and so does it."""
     ours, theirs = socket.socketpair()
     listeners = Listeners("127.0.0.1:0", unix_socket).open()
     lent = [str(one.fileno()) for one in listeners]
     command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *lent]
     process = subprocess.Popen(
-        command, pass_fds=[theirs.fileno(), *map(int, lent)], env={**MEMORY_SETTINGS, **os.environ}
+        command,
+        pass_fds=[theirs.fileno(), *map(int, lent)],
+        env={**MEMORY_SETTINGS, **os.environ, **(environment or {})},
     )
     for one in (theirs, *listeners):
         one.close()

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from agent.protocol.processing import Processing
+
 
 class ModelFormat(StrEnum):
     """The file format of an artifact or a source form."""
@@ -160,6 +162,8 @@ class Manifest(msgspec.Struct, frozen=True):
         golden: rows and what this artifact answered to them when it was built (`agent.trial.golden`): a device that
             gets other answers does not let it serve. None where there are none.
         scheduling: how requests for it are answered.
+        processing: how an image becomes its input and its outputs an answer, in the source's axes; None where none was
+            declared, and tensors alone are taken.
     """
 
     digest: str
@@ -181,6 +185,7 @@ class Manifest(msgspec.Struct, frozen=True):
     provider_options: dict[str, dict[str, str]] = {}
     golden: DataFile | None = None
     scheduling: Scheduling = Scheduling()
+    processing: Processing | None = None
 
     @property
     def target_path(self) -> str:

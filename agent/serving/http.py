@@ -17,6 +17,8 @@ from agent import __version__
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
+from agent.serving.exposure import Beside
+from agent.serving.images import ImageRequest, Images, described, is_image
 from agent.serving.models import LoadedModel, RetiredError, rows_of
 from agent.serving.oip import BadRequestError, InferRequest, decode_request, encode_response, metadata
 from agent.serving.registry import Registry
@@ -28,7 +30,8 @@ HEADERS_LIMIT = 64
 DIGITS = 18  # of a length that makes sense
 REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
-    429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable", 504: "Gateway Timeout",
+    415: "Unsupported Media Type", 429: "Too Many Requests", 500: "Internal Server Error", 501: "Not Implemented",
+    503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 
 
@@ -55,6 +58,13 @@ def _json(value: Any, status: int = 200) -> _Answer:
 
 def _error(status: int, message: str) -> _Answer:
     return _json({"error": message}, status)
+
+
+def _again(status: int, message: str, after_s: float = 1.0) -> _Answer:
+    """An error that need not be one if the client comes again."""
+    answer = _error(status, message)
+    answer.headers["Retry-After"] = str(max(1, math.ceil(after_s)))
+    return answer
 
 
 class Connection(asyncio.Protocol):
@@ -158,6 +168,8 @@ class Api:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._images = Images()
+        self._copies: set[asyncio.Task[None]] = set()
         self.draining = False
         self.expected: frozenset[str] = frozenset()  # models that ought to be served
         self.connections: set[Connection] = set()
@@ -169,7 +181,7 @@ class Api:
             return _error(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
         match [request.method, *parts[1:]]:
             case ["GET"]:
-                extensions = ["binary_tensor_data", "feedback"]
+                extensions = ["binary_tensor_data", "feedback", "images"]
                 return _json({"name": "shoal-agent", "version": __version__, "extensions": extensions})
             case ["GET", "health", "live" | "ready"]:
                 return _Answer(200)
@@ -189,16 +201,14 @@ class Api:
     async def _model(self, request: _Request, name: str, version: str | None, rest: list[str]) -> _Answer:
         model = self._registry.serving(name)
         if model is None and name in self.expected:
-            answer = _error(503, f"model {name[:200]!r} is not loaded at the moment: come again")
-            answer.headers["Retry-After"] = "1"
-            return answer
+            return _again(503, f"model {name[:200]!r} is not loaded at the moment: come again")
         if model is None or (version is not None and version != model.manifest.version):
             running = ", ".join(self._registry.names()) or "none"
             wanted = name if version is None else f"{name} in version {version}"
             return _error(404, f"model {wanted[:200]!r} does not run here; models that do: {running}")
         match [request.method, *rest]:
             case ["GET"]:
-                return _json(metadata(model.manifest))
+                return _json(metadata(model.manifest) | described(model.manifest))
             case ["GET", "ready"]:
                 return _Answer(200)
             case ["GET", "config"]:
@@ -212,31 +222,94 @@ class Api:
 
     async def _infer(self, request: _Request, model: LoadedModel, *, split: bool) -> _Answer:
         try:
-            wanted = _decode(request, model.manifest)
+            wanted = await self._read(request, model.manifest)
         except BadRequestError as error:
             model.recorder.rejected()
-            return _error(400, str(error))
+            return _error(error.status, str(error))
+        except QueueFullError:
+            model.recorder.rejected()
+            return _again(429, "too many images wait to be decoded: send fewer, or later")
         beside = self._registry.beside(model.manifest.model)
         if beside is not None and split and beside.answers(wanted.request_id):
-            answer = await _answered_by(beside.model, request, wanted, model.manifest)
+            answer = await self._answered_by(beside.model, request, wanted, model.manifest)
             if answer is not None:
                 return answer
         try:
             outputs = await _ask(model, wanted)
+            answer = await self._encode(wanted, outputs, model.manifest)
         except RetiredError:
             return await self.answer(request)  # by what serves now: it was taken out after it was looked up
         except QueueFullError as error:
-            answer = _error(429, "too many requests wait for this model: send fewer, or later")
-            answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-            return answer
+            return _again(429, "too many requests wait for this model: send fewer, or later", error.retry_after_s)
         except DeadlineError:
             return _error(504, f"its turn did not come within the {wanted.timeout_s:g} s that it may wait (timeout)")
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
             return _error(500, f"the model failed: {str(error)[:500]}")
-        answer = _encode(wanted, outputs, model.manifest)
         if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
-            answer.then = partial(beside.served, wanted.inputs, outputs, rows_of(wanted.inputs), wanted.request_id)
+            answer.then = partial(self._copy, beside, request, wanted, outputs, model.manifest)
         return answer
+
+    async def _read(self, request: _Request, manifest: Manifest) -> InferRequest | ImageRequest:
+        """What a request's body asks of a model: tensors, or an image."""
+        content_type = request.headers.get("content-type", "")
+        if not is_image(content_type):
+            return _decode(request, manifest)
+        request_id = request.headers.get("x-request-id", "")
+        return await self._images.read(bytes(request.body), content_type, request_id, manifest)
+
+    async def _encode(self, wanted: InferRequest | ImageRequest, outputs: Tensors, manifest: Manifest) -> _Answer:
+        if isinstance(wanted, ImageRequest):
+            body = await self._images.answer(wanted, outputs, manifest)
+            return _Answer(200, body, {"Content-Type": "application/json"})
+        return _encode(wanted, outputs, manifest)
+
+    async def _answered_by(
+        self, model: LoadedModel, request: _Request, wanted: InferRequest | ImageRequest, served: Manifest
+    ) -> _Answer | None:
+        """An answer of a version that is tried; None when it has none: that counts as its own, and no client's loss.
+
+        Args:
+            model: the version.
+            request: as it came.
+            wanted: what the version that serves understands by it.
+            served: manifest of that one.
+        """
+        mine = model.manifest
+        try:
+            asked = wanted if _understood_alike(mine, served) else await self._read(request, mine)
+            return await self._encode(asked, await _ask(model, asked), mine)
+        except BadRequestError:
+            model.recorder.rejected()
+            return None
+        except Exception:  # noqa: BLE001 (whatever its runtime raises: the version that serves answers in its place)
+            return None
+
+    def _copy(
+        self,
+        beside: Beside,
+        request: _Request,
+        wanted: InferRequest | ImageRequest,
+        outputs: Tensors,
+        served: Manifest,
+    ) -> None:
+        """Tell a version that runs beside of a request that was answered."""
+        if isinstance(wanted, ImageRequest) and beside.model.manifest.processing != served.processing:
+            task = asyncio.get_running_loop().create_task(self._copy_image(beside, request, outputs))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+            return
+        beside.served(wanted.inputs, outputs, rows_of(wanted.inputs), wanted.request_id)
+
+    async def _copy_image(self, beside: Beside, request: _Request, outputs: Tensors) -> None:
+        """The same for an image that a version turns into another tensor than the one that serves."""
+        try:
+            asked = await self._read(request, beside.model.manifest)
+        except BadRequestError:
+            beside.model.recorder.rejected()
+        except QueueFullError:
+            pass  # as a copy for which there is no room
+        else:
+            beside.served(asked.inputs, outputs, 1, asked.request_id)
 
     def _feedback(self, request: _Request, name: str) -> _Answer:
         """Count true labels: `{"labels": [{"id": request id, "label": class index, or one a row}]}`."""
@@ -268,29 +341,13 @@ def _encode(wanted: InferRequest, outputs: Tensors, manifest: Manifest) -> _Answ
     return _Answer(200, body, headers)
 
 
-async def _ask(model: LoadedModel, wanted: InferRequest) -> Tensors:
+async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tensors:
     return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
 
 
-async def _answered_by(model: LoadedModel, request: _Request, wanted: InferRequest, served: Manifest) -> _Answer | None:
-    """An answer of a version that is tried; None when it has none: that is counted as its own, and no client's loss.
-
-    Args:
-        model: the version.
-        request: as it came.
-        wanted: what the version that serves understands by it.
-        served: manifest of that one.
-    """
-    mine = model.manifest
-    try:
-        alike = mine.inputs == served.inputs and mine.outputs == served.outputs
-        asked = wanted if alike else _decode(request, mine)
-        return _encode(asked, await _ask(model, asked), mine)
-    except BadRequestError:
-        model.recorder.rejected()
-        return None
-    except Exception:  # noqa: BLE001 (whatever its runtime raises: the version that serves answers in its place)
-        return None
+def _understood_alike(one: Manifest, other: Manifest) -> bool:
+    """Whether two versions make the same of a request."""
+    return (one.inputs, one.outputs, one.processing) == (other.inputs, other.outputs, other.processing)
 
 
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=LIMITS.counter)]  # more would be refused with the telemetry it is in

@@ -22,7 +22,13 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 class BadRequestError(Exception):
-    """The request does not fit the model; the message names the input and what is expected."""
+    """The request does not fit the model; the message names the input and what is expected.
+
+    Attributes:
+        status: of HTTP, that says so.
+    """
+
+    status = 400
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 An array's first axis counts rows. Where it has as many axes as the model's input, that is the input's first axis too.
 Where it has one more, each row is a whole input: for recurrent states, whose rows lie on another axis, and for scalars.
+
+Where a version declares how images become its input, a data set may hold images in that array's place
+(`agent.processing.rows`): the rows are then made of them here, as they would be of images that are posted.
 """
 
 from __future__ import annotations
@@ -16,8 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.processing.decode import NoDecoderError
+from agent.processing.image import ImageError
+from agent.processing.rows import rows_of
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import TensorSpec
+from agent.protocol.processing import Processing
+from agent.protocol.processing_rules import image_input
 
 Array = npt.NDArray[Any]
 LABELS = "y"
@@ -67,11 +75,34 @@ def array_name(spec: TensorSpec, names: list[str], *, inputs: int) -> str:
     return spec.name if spec.name in names or inputs != 1 else ONLY_INPUT
 
 
+def with_images(
+    arrays: dict[str, Array], specs: tuple[TensorSpec, ...], processing: Processing | None, limit: int
+) -> dict[str, Array]:
+    """Arrays of a data set, with that of the input that its images make where they hold images and not the input.
+
+    Args:
+        arrays: by name.
+        specs: the model's inputs.
+        processing: the version's declaration; None leaves the arrays as they are.
+        limit: of bytes of the input.
+
+    Raises:
+        ImageError: when an image can't be taken, or all of them are too much.
+        NoDecoderError: when images are encoded and Pillow is not installed.
+    """
+    if processing is None:
+        return arrays
+    spec = image_input(processing.image, specs)
+    key = array_name(spec, list(arrays), inputs=len(specs))
+    rows = None if key in arrays else rows_of(arrays, processing.image, spec.dtype, limit)
+    return arrays if rows is None else {**arrays, key: rows}
+
+
 class DataSetError(Exception):
     """A data set can't be read, or is not one of the model's; the message says why."""
 
 
-def read_checked(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
+def read_checked(path: Path, specs: tuple[TensorSpec, ...], processing: Processing | None = None) -> Dataset:
     """Read an `.npz` that the server has checked against the model's inputs.
 
     Raises:
@@ -81,7 +112,9 @@ def read_checked(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
         with zipfile.ZipFile(path) as packed:
             if sum(entry.file_size for entry in packed.infolist()) > UNPACKED_BYTES:
                 raise DataSetError(f"it unpacks to more than {UNPACKED_BYTES} bytes")
-        return _read(path, specs)
+        return _read(path, specs, processing)
+    except (ImageError, NoDecoderError) as error:
+        raise DataSetError(str(error)) from None
     except (OSError, EOFError, KeyError, ValueError, ArithmeticError) as error:
         raise DataSetError(str(error)[:300] or type(error).__name__) from None
     except (MemoryError, NotImplementedError, RuntimeError, SyntaxError, TypeError) as error:
@@ -91,15 +124,17 @@ def read_checked(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
         raise DataSetError(f"it is damaged: {str(error)[:300]}") from None
 
 
-def _read(path: Path, specs: tuple[TensorSpec, ...]) -> Dataset:
-    with np.load(path, allow_pickle=False) as arrays:
-        if not all(isinstance(arrays[name], np.ndarray) for name in arrays.files):
-            raise ValueError("it holds files that are no arrays")
-        inputs = {
-            spec.name: arrays[array_name(spec, arrays.files, inputs=len(specs))].astype(spec.dtype, copy=False)
-            for spec in specs
-        }
-        labels = arrays[LABELS].astype(np.int64) if LABELS in arrays.files else None
+def _read(path: Path, specs: tuple[TensorSpec, ...], processing: Processing | None) -> Dataset:
+    with np.load(path, allow_pickle=False) as packed:
+        arrays = {name: packed[name] for name in packed.files}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("it holds files that are no arrays")
+    arrays = with_images(arrays, specs, processing, UNPACKED_BYTES)
+    inputs = {
+        spec.name: arrays[array_name(spec, list(arrays), inputs=len(specs))].astype(spec.dtype, copy=False)
+        for spec in specs
+    }
+    labels = arrays[LABELS].astype(np.int64) if LABELS in arrays else None
     if not all(array.ndim for array in inputs.values()):
         raise ValueError("an array of it has no axis that counts rows")
     whole = frozenset(spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape))

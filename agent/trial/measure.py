@@ -63,7 +63,7 @@ def measure(job: MeasureJob, kept: Path) -> TrialResult:
     """
     manifest = job.manifest
     try:
-        data = read_checked(Path(job.data), manifest.inputs)
+        data = read_checked(Path(job.data), manifest.inputs, manifest.processing)
     except DataSetError as error:
         return _failed(manifest, WireErrorCode.MEASURING_FAILED, f"the evaluation set does not fit: {error}")
     before = _memory_mb("VmRSS")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agent.processing.rows import ARRAYS
 from converters.dataset import read_arrays
 from converters.errors import ConversionError
 
@@ -59,11 +60,13 @@ class Rows:
 def read_validation(path: Path | None, like: Rows) -> Rows | None:
     """Rows to decide by; None where there is no file, or its rows have no targets as the training rows have.
 
+    Images are no rows to train with, so that none are to decide by either.
+
     Raises:
         ConversionError: `bad_data`.
     """
     arrays = {} if path is None else read_arrays(path, "validation")
-    if TARGETS not in arrays:
+    if TARGETS not in arrays or not ARRAYS.isdisjoint(arrays):
         return None
     found = _rows(arrays, "validation")
     fits = found.classifies == like.classifies and set(found.inputs) == set(like.inputs)

@@ -27,7 +27,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_models", "show_model", "list_versions", "show_version", "list_architectures"),
         *("list_variants", "show_variant", "download_artifact", "list_gate_runs", "show_gate_run"),
         *("list_rollouts", "show_rollout", "rollout_deployments", "list_deployments"),
-        *("explain_rollout", "compare_rollout", "rollout_schema"),
+        *("explain_rollout", "compare_rollout", "rollout_schema", "processing_schema"),
         *("model_telemetry", "telemetry_series", "host_telemetry", "list_enrolments"),
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
     ),

@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from agent.protocol.processing_rules import schema
 from fleet_server.catalog import repository, service
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.downloads import artifact_answer
@@ -164,6 +165,7 @@ def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> Mod
             "duplicate_format",
             "bad_model",
             "bad_data",
+            "bad_processing",
             "bad_architecture",
             "bad_net",
         ),
@@ -187,6 +189,12 @@ def create_version(
     return service.create_version(
         database, store, inspector, fleet_id=fleet_id, model_name=model, wanted=wanted, actor=actor
     )
+
+
+@router.get("/schemas/processing", tags=["models"], summary="Schema of a processing file")
+def processing_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of what a version declares of images and answers: for editors, and for checks before."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema()}
 
 
 @router.get(

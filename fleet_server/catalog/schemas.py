@@ -6,9 +6,12 @@ import datetime as dt
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import msgspec
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from agent.protocol.manifest import ModelFormat
+from agent.protocol.processing import Processing
+from agent.protocol.processing_rules import ProcessingError, read, schema
 from fleet_server.schemas import Digest, Failure, Name, Request, Response, example
 
 SERVER = "server"  # where a variant was measured that no device has measured
@@ -70,6 +73,18 @@ class GateSpec(Request):
     )
 
 
+def _declared(value: Any) -> Processing:
+    try:
+        return value if isinstance(value, Processing) else read(value)
+    except ProcessingError as error:
+        raise ValueError(error.detail) from None
+
+
+DeclaredProcessing = Annotated[
+    Processing, PlainValidator(_declared), PlainSerializer(msgspec.to_builtins), WithJsonSchema(schema())
+]
+
+
 class VersionCreate(Request):
     """A new version of a model; the model is made when it is not there."""
 
@@ -80,6 +95,10 @@ class VersionCreate(Request):
         evaluation="fd61a03af4f77d870fc21e05e7e80678095c92d808cfb3b5c279ee04c74aca13",
         labels=["cat", "dog"],
         gate={"min_accuracy": 0.95, "max_regression_points": 1.0},
+        processing={
+            "image": {"size": [224, 224], "resize": "center-crop", "shorter_side": 256},
+            "answer": {"kind": "classification", "activation": "softmax", "top_k": 3},
+        },
     )
 
     name: Name
@@ -98,6 +117,13 @@ class VersionCreate(Request):
     )
     labels: list[str] = Field(default_factory=list, max_length=10_000, description="Class names by index.")
     gate: GateSpec = Field(default_factory=GateSpec)
+    processing: DeclaredProcessing | None = Field(
+        None,
+        description=(
+            "How an image becomes the input and outputs an answer (`GET /schemas/processing`); it is signed with every "
+            "variant. Null: devices take tensors alone."
+        ),
+    )
 
     @model_validator(mode="after")
     def _weights_have_an_architecture(self) -> Self:
@@ -139,6 +165,7 @@ class VersionView(Response):
     evaluation: str | None
     training: str | None
     gate: GateSpec
+    processing: dict[str, Any] | None = Field(description="As it was pushed, with every default.")
     inspection: dict[str, Any] = Field(description="What the check at upload found: agreement of the forms, samples.")
     created_at: dt.datetime
 

@@ -155,6 +155,7 @@ def create_version(
             training_digest=wanted.training,
             architecture=wanted.architecture,
             gate=wanted.gate.model_dump(mode="json"),
+            processing=_processing(wanted),
             inspection=found.inspection,
         )
         session.add(version)
@@ -322,6 +323,7 @@ def version_view(session: Session, model: Model, version: Version) -> VersionVie
         evaluation=version.evaluation_digest,
         training=version.training_digest,
         gate=GateSpec.model_validate(version.gate),
+        processing=version.processing,
         inspection=version.inspection,
         created_at=version.created_at,
     )
@@ -367,6 +369,7 @@ def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionC
         and version.architecture == wanted.architecture
         and version.labels == list(wanted.labels)
         and version.gate == wanted.gate.model_dump(mode="json")
+        and version.processing == _processing(wanted)
     )
     if not same:
         raise ConflictError(
@@ -375,6 +378,11 @@ def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionC
             "push under another version name",
         )
     return version_view(session, model, version)
+
+
+def _processing(wanted: VersionCreate) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = wanted.model_dump(mode="json")["processing"]
+    return found
 
 
 def _check_uploads(session: Session, fleet_id: str, wanted: VersionCreate) -> None:

@@ -6,11 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+from agent.protocol.processing import Processing
+from agent.protocol.processing_rules import ProcessingError, read
 from fleet_server.cli.candidates import columns, plot
 from fleet_server.cli.compress import pruned_share
+from fleet_server.cli.documents import read_document
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -20,6 +24,7 @@ from fleet_server.cli.output import (
     confirm,
     errors,
     fail,
+    print_json,
     show_object,
     show_rows,
 )
@@ -54,6 +59,10 @@ def push(
         Path | None, typer.Option(help="Rows to train on, as .npz, with their targets as `y`: for --architecture.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="Class names, one a line.")] = None,
+    processing: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML or JSON: how images become inputs (`shoal model processing-schema`)."),
+    ] = None,
     min_accuracy: Annotated[float | None, typer.Option(help="Lowest accuracy the gate lets pass, 0 to 1.")] = None,
     max_regression: Annotated[
         float, typer.Option(help="Points of accuracy it may lose against the version before.")
@@ -69,9 +78,10 @@ def push(
     name, _, version = reference.partition("@")
     if not name or not version:
         raise fail(f"{reference!r} is not MODEL@VERSION", 2)
+    declared = read_processing(processing) if processing else None
     with client(context) as api, tempfile.TemporaryDirectory() as folder:
         if architecture is None:
-            files = source_files(sources or [], weights, evaluation or calibration, Path(folder))
+            files = source_files(sources or [], weights, evaluation or calibration, Path(folder), processing=declared)
         else:
             files = _weights_alone(sources, weights)
         body: dict[str, Any] = {
@@ -83,6 +93,7 @@ def push(
             "evaluation": _upload(api, evaluation) if evaluation else None,
             "labels": _lines(labels) if labels else [],
             "gate": {"min_accuracy": min_accuracy, "max_regression_points": max_regression},
+            "processing": msgspec.to_builtins(declared),
         }
         with errors.status("the server checks the version"):
             created = api.post(f"/models/{segment(name)}/versions", body, timeout_s=600)
@@ -105,14 +116,28 @@ def _lines(path: Path) -> list[str]:
         raise fail(f"--labels: {path} can't be read: {error}", 2) from None
 
 
+def read_processing(file: str) -> Processing:
+    """The declaration that a file holds; ends the program with the field that is wrong in it."""
+    try:
+        return read(read_document(file, "declaration of processing"))
+    except ProcessingError as error:
+        raise fail(f"--processing: {error.detail}", 2) from None
+
+
 def source_files(
-    sources: list[str], weights: Path | None, data: Path | None, folder: Path, *, tflite: bool = True
+    sources: list[str],
+    weights: Path | None,
+    data: Path | None,
+    folder: Path,
+    *,
+    tflite: bool = True,
+    processing: Processing | None = None,
 ) -> dict[str, Path]:
     """The files to upload, by format: those that were named, or exports of the net that was, in TFLite if wanted."""
     if not sources:
         raise fail("name the model: .onnx, .tflite, or net.py:function (or --architecture with --weights)", 2)
     if len(sources) == 1 and ".py:" in sources[0]:
-        return _export(sources[0], weights, data, folder, tflite=tflite)
+        return _export(sources[0], weights, data, folder, tflite=tflite, processing=processing)
     found = {}
     for source in sources:
         path = Path(source)
@@ -128,7 +153,15 @@ def source_files(
     return found
 
 
-def _export(spec: str, weights: Path | None, data: Path | None, folder: Path, *, tflite: bool) -> dict[str, Path]:
+def _export(
+    spec: str,
+    weights: Path | None,
+    data: Path | None,
+    folder: Path,
+    *,
+    tflite: bool,
+    processing: Processing | None,
+) -> dict[str, Path]:
     from converters.dataset import example_rows
     from converters.errors import ConversionError
     from converters.steps import export
@@ -136,7 +169,7 @@ def _export(spec: str, weights: Path | None, data: Path | None, folder: Path, *,
     if data is None:
         raise fail("a torch net needs example rows: give --evaluation or --calibration", 2)
     try:
-        examples = example_rows(data, str(data))
+        examples = example_rows(data, str(data), processing)
         net = export.load_net(spec, weights)
         errors.print("exporting the net …")
         forms = export.export_forms(net, examples, folder, "model", tflite=tflite)
@@ -166,6 +199,13 @@ def list_architectures(context: typer.Context, output: OutputOption = Output.TAB
             [("architecture", lambda row: row["name"])],
             empty="the server has none: install a package with an entry point in the group shoal.architectures",
         )
+
+
+@model.command("processing-schema")
+def processing_schema(context: typer.Context) -> None:
+    """Print the JSON Schema of a file for `push --processing`."""
+    with client(context) as api:
+        print_json(api.get("/schemas/processing"))
 
 
 @model.command("list")

@@ -46,6 +46,7 @@ class ProcessInspector:
                 classes=len(wanted.labels) or None,
                 weights=Weights(wanted.architecture or "", weights.digest, bring(weights)) if weights else None,
                 training=folder.data(wanted.training),
+                processing=wanted.processing,
             )
             try:
                 found = run_job(job, folder.path, Inspection, bounds)

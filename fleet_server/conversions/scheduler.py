@@ -160,6 +160,7 @@ class ConversionScheduler:
                 format=manifest.format,
                 inputs=manifest.inputs,
                 outputs=manifest.outputs,
+                processing=manifest.processing,
             )
         weights = next((form for form in forms if form.format == SourceFormat.SAFETENSORS), None)
         training = None
@@ -176,6 +177,7 @@ class ConversionScheduler:
             calibration=data_name(version.calibration_digest),
             evaluation=data_name(version.evaluation_digest),
             baseline=compared,
+            processing=service.processing_of(version),
         )
         return BuildOrder(claimed.job_id, claimed.attempt, job, needs_of(spec))
 

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import DataFile, Manifest, Precision, RuntimeName, Scheduling
+from agent.protocol.processing import Processing
 from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
@@ -111,6 +112,7 @@ def _work(session: Session, version: Version, spec: ProfileSpec, training: dict[
         spec.budgets.accuracy_drop_points,
     ]
     parts = [forms, version.calibration_digest, version.evaluation_digest, how, needs_of(spec), training]
+    parts += [version.processing] if version.processing else []
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -378,12 +380,18 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
         labels=tuple(version.labels),
         golden=golden_of(chosen),
         scheduling=scheduling_of(spec),
+        processing=processing_of(version),
     )
 
 
 def scheduling_of(spec: ProfileSpec) -> Scheduling:
     """How devices of a profile answer requests."""
     return msgspec.convert(spec.scheduling.model_dump(), Scheduling)
+
+
+def processing_of(version: Version) -> Processing | None:
+    """What a version declares of images and answers."""
+    return None if version.processing is None else msgspec.convert(version.processing, Processing)
 
 
 def golden_of(candidate: Candidate) -> DataFile | None:

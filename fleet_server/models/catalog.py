@@ -54,6 +54,7 @@ class Version(Base):
     evaluation_digest: Mapped[str | None]
     training_digest: Mapped[str | None]
     architecture: Mapped[str | None]  # of safetensors: the registered net that takes them
+    processing: Mapped[dict[str, Any] | None]  # agent.protocol.processing.Processing, as JSON
     gate: Mapped[dict[str, Any]] = mapped_column(default=dict)  # GateSpec, as JSON
     inspection: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what the check at upload found
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)

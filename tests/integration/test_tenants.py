@@ -225,7 +225,7 @@ def documented(operation: str, status: int) -> list[str]:
 
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
-OWN |= {"rollout_schema"}  # the same for all
+OWN |= {"rollout_schema", "processing_schema"}  # the same for all
 OWN |= {"create_webhook"}
 OWN |= {"show_login", "show_authority", "show_revocations"}
 OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
