@@ -1,4 +1,4 @@
-"""An inference worker without a supervisor: the real process, told what to do by whoever starts it."""
+"""A real inference worker for tests of the local inference API, and models that take every kind of tensor."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
 
 from agent.listeners import Listeners
+from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Expect, FromWorker, Ready
+from agent.serving.ipc import Activate, Activated, Expect, FromWorker, Load, Loaded, Ready
 from agent.worker_process import MEMORY_SETTINGS
+
+KINDS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "uint8": TensorProto.UINT8,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "string": TensorProto.STRING,
+}
 
 
 @dataclass(frozen=True)
 class ServingWorker:
-    """It takes requests already."""
+    """One without a supervisor: it is told what to do by whoever started it. It takes requests already."""
 
     process: subprocess.Popen[bytes]
     channel: FrameChannel
@@ -47,3 +62,69 @@ def start_worker(unix_socket: str = "", environment: Mapping[str, str] | None = 
     assert isinstance(ready, Ready)
     channel.send(Expect(()))
     return ServingWorker(process, channel, ready.url)
+
+
+@contextmanager
+def running_worker(unix_socket: Path | None = None) -> Iterator[tuple[FrameChannel, str, subprocess.Popen[bytes]]]:
+    """A worker with nothing loaded: its channel, its `host:port`, and its process. It must end well."""
+    started = start_worker("" if unix_socket is None else str(unix_socket))
+    try:
+        yield started.channel, started.url.removeprefix("http://"), started.process
+    finally:
+        started.channel.close()
+        assert started.process.wait(20) == 0
+
+
+def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True) -> None:
+    """Load an artifact and let it answer."""
+    channel.send(Load(1, "deployment", manifest, str(path)))
+    loaded = channel.receive()
+    assert isinstance(loaded, Loaded)
+    assert loaded.code is None, loaded.detail
+    if activate:
+        channel.send(Activate(2, manifest.model, manifest.digest))
+        assert channel.receive() == Activated(2, ok=True)
+
+
+def described(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], **more: object) -> Manifest:
+    """A manifest for an ONNX file."""
+    values: dict[str, object] = {"digest": "a" * 64, "version": "1", "max_batch": 8, **more}
+    return Manifest(
+        size=10, chunk_size=4, model=name, variant_id="v", profile="p", format=ModelFormat.ONNX,
+        runtime=RuntimeName.ONNX, precision=Precision.FP32, inputs=inputs, outputs=outputs, **values,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def write_echo(path: Path, dtype: str, width: int | None = None) -> Manifest:
+    """A model `echo-{dtype}` that answers what it is given; its manifest. Without a width rows may have any."""
+    size = -1 if width is None else width
+    write(
+        path,
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [helper.make_tensor_value_info("x", KINDS[dtype], ["rows", width or "width"])],
+        [helper.make_tensor_value_info("y", KINDS[dtype], ["rows", width or "width"])],
+    )
+    return described(f"echo-{dtype}", (TensorSpec("x", dtype, (-1, size)),), (TensorSpec("y", dtype, (-1, size)),))
+
+
+def write_sums(path: Path) -> Manifest:
+    """A model `sums` of two inputs and two outputs: their sum and their difference."""
+    value = helper.make_tensor_value_info
+    write(
+        path,
+        [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])],
+        [value(name, TensorProto.FLOAT, ["rows", 2]) for name in ("a", "b")],
+        [value(name, TensorProto.FLOAT, ["rows", 2]) for name in ("sum", "difference")],
+    )
+    sides = [tuple(TensorSpec(name, "float32", (-1, 2)) for name in names) for names in ("ab", ("sum", "difference"))]
+    return described("sums", sides[0], sides[1])
+
+
+def write(path: Path, nodes: list[onnx.NodeProto], inputs: list[object], outputs: list[object]) -> None:
+    """An ONNX file."""
+    model = helper.make_model(
+        helper.make_graph(nodes, "net", inputs, outputs),  # type: ignore[arg-type]
+        opset_imports=[helper.make_opsetid("", 17)],
+    )
+    model.ir_version = 9
+    onnx.save(model, str(path))

@@ -14,6 +14,7 @@ from agent.protocol.manifest import Manifest, TensorSpec
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
+STRING = "string"  # a dtype of manifests that numpy has not: arrays of objects, each of them a Python string
 REASON_LENGTH = 500
 # What libraries put around their message: codes, the file's place on this machine, a C++ function's signature.
 _NOISE = tuple(
@@ -72,15 +73,21 @@ class Runtime(Protocol):
         ...
 
 
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """Of the arrays that hold what a manifest calls by this name."""
+    return np.dtype(object if dtype == STRING else dtype)
+
+
 def warm_up_inputs(manifest: Manifest) -> Tensors:
-    """One row of zeros; free dimensions are those of the example where there is one, else 1."""
+    """One row of zeros, or of empty strings; free dimensions are those of the example where there is one, else 1."""
     return {spec.name: _zeros(spec) for spec in manifest.inputs}
 
 
 def _zeros(spec: TensorSpec) -> Array:
     example = spec.example_shape if len(spec.example_shape or ()) == len(spec.shape) else None
     sizes = [size if size >= 0 else (example[axis] if example else 1) for axis, size in enumerate(spec.shape)]
-    return np.full(sizes, spec.example_value or 0, dtype=np.dtype(spec.dtype))
+    value = "" if spec.dtype == STRING else spec.example_value or 0
+    return np.full(sizes, value, dtype=numpy_dtype(spec.dtype))
 
 
 def to_file(spec: TensorSpec, array: Array) -> Array:

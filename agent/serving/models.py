@@ -22,6 +22,7 @@ from agent.runtimes.base import Runtime, Tensors
 from agent.serving.batch_times import BatchTimes
 from agent.serving.ipc import Counts
 from agent.serving.processors import pin
+from agent.serving.statistics import Statistics
 from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
 
@@ -55,6 +56,7 @@ class LoadedModel:
         self.allowed = allowed or {}
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
+        self.statistics = Statistics()
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
         self._times = BatchTimes()
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
@@ -111,7 +113,7 @@ class LoadedModel:
 
     def _expire(self, request: Request) -> None:
         if self._queue.give_up(request):
-            self.recorder.answered(time.perf_counter() - request.came_at, request.rows, failed=True)
+            self._answered(request, failed=True)
             request.done(DeadlineError())
 
     def _retry_after_s(self) -> float:
@@ -152,13 +154,13 @@ class LoadedModel:
             The answer; None when it failed, which is counted, or when the artifact was taken out meanwhile.
         """
         one = Request(inputs, rows, request_id, time.perf_counter(), lambda _result: None)
-        self._began_at = one.came_at
+        self._began_at = one.turn_at = one.came_at
         try:
             outputs = self._run(one)
         except RetiredError:
             return None
         except Exception:  # noqa: BLE001 (a model may fail in any way)
-            self.recorder.answered(time.perf_counter() - one.came_at, rows, failed=True)
+            self._answered(one, failed=True)
             self.recorder.shadowed()
             return None
         finally:
@@ -172,7 +174,11 @@ class LoadedModel:
         pin(self.manifest.scheduling.cores)
         while (first := self._queue.take()) is not None:
             self._began_at = first.came_at
-            self._answer(self._batch(first))
+            batch = self._batch(first)
+            turn_at = time.perf_counter()
+            for one in batch:
+                one.turn_at = turn_at
+            self._answer(batch)
             self._began_at = None
 
     def _batch(self, first: Request) -> list[Request]:
@@ -224,7 +230,7 @@ class LoadedModel:
         try:
             outputs = self._run(one)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
-            self.recorder.answered(time.perf_counter() - one.came_at, one.rows, failed=True)
+            self._answered(one, failed=True)
             one.done(error)
             return
         self._finish(one, outputs)
@@ -248,14 +254,22 @@ class LoadedModel:
                 outputs = self.runtime.run(inputs)
             finally:
                 self._runs_since = None
-            self._times.measured(rows_of(inputs), time.perf_counter() - began)
+            took, rows = time.perf_counter() - began, rows_of(inputs)
+            self._times.measured(rows, took)
+            self.statistics.ran(rows, took)
             return outputs
 
     def _finish(self, one: Request, outputs: Tensors) -> None:
         if one.request_id:
             self._remember(one, outputs)
-        self.recorder.answered(time.perf_counter() - one.came_at, one.rows)
+        self._answered(one)
         one.done(outputs)
+
+    def _answered(self, one: Request, *, failed: bool = False) -> None:
+        now = time.perf_counter()
+        waited = (one.turn_at or now) - one.came_at
+        self.recorder.answered(now - one.came_at, one.rows, failed=failed)
+        self.statistics.answered(waited, now - one.came_at - waited, one.rows, failed=failed)
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
         """Keep the winning class of each row, where the first output holds a score for each class."""

@@ -1,67 +1,139 @@
-"""Open Inference Protocol v2 bodies: JSON tensors and the binary tensor extension, to and from arrays. No HTTP."""
+"""Open Inference Protocol v2 bodies, with Triton's extensions for binary tensors, classification and shared memory.
+
+Requests to arrays, and arrays to answers. No HTTP.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import numpy as np
 
 from agent.protocol.manifest import Manifest, TensorSpec
 from agent.runtimes.base import Array, Tensors
+from agent.serving.classification import CLASSES_LIMIT, top_classes
+from agent.serving.tensors import BadRequestError, datatype, from_binary, from_json, to_binary, to_json
 from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
+__all__ = ["BadRequestError", "InferRequest", "Memory", "datatype", "decode_request", "encode_response", "metadata"]
+
 LONGEST_US = 86_400_000_000
-
-DATATYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
-    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
-}  # fmt: skip
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+JSON_LIMIT = 16 << 20  # bytes: what is made of JSON takes up to sixteen times as many
+ID_LIMIT = 256  # characters: ids are remembered until feedback comes
 
 
-class BadRequestError(Exception):
-    """The request does not fit the model; the message names the input and what is expected.
+class Memory(Protocol):
+    """Shared memory that tensors may lie in; see `agent.serving.shared_memory`."""
+
+    def read(self, region: str, offset: int, size: int) -> bytes:
+        """Some bytes of a region."""
+        ...
+
+    def check(self, region: str, offset: int, size: int) -> None:
+        """Refuse what does not lie in a region."""
+        ...
+
+    def write(self, region: str, offset: int, content: bytes) -> None:
+        """Put bytes into a region."""
+        ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor lies: bytes of a region of shared memory."""
+
+    region: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One output that is to be answered.
 
     Attributes:
-        status: of HTTP, that says so.
+        name: of the output.
+        binary: whether as bytes behind the JSON part.
+        classes: how many of the largest numbers are wanted, with their index and label; 0 for the tensor as it is.
+        span: of shared memory, where it is to be put instead.
     """
 
-    status = 400
+    name: str
+    binary: bool = False
+    classes: int = 0
+    span: Span | None = None
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A decoded request: arrays by input name, and which outputs are wanted, in binary or as JSON.
+    """A decoded request: arrays by input name, and which outputs are wanted, and how.
 
     Attributes:
         request_id: the client's.
         inputs: by name.
-        outputs: names, and whether in binary.
+        outputs: in the order they are answered in.
         priority: 1 for the most urgent to 100; 50 where the client says nothing.
         timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
     """
 
     request_id: str
     inputs: Tensors
-    outputs: list[tuple[str, bool]]
+    outputs: list[Wanted]
     priority: int = DEFAULT
     timeout_s: float = 0.0
 
 
-def datatype(dtype: str) -> str:
-    """The protocol's name of a numpy dtype."""
-    return _NAMES.get(dtype, dtype.upper())
+class _TensorParameters(msgspec.Struct):
+    binary_data_size: int | None = None
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+    shared_memory_byte_size: int | None = None
+    shared_memory_offset: int | None = None
 
 
-def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -> InferRequest:
+class _Input(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: Annotated[list[int], msgspec.Meta(max_length=32)]
+    parameters: _TensorParameters | None = None
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: _TensorParameters | None = None
+
+
+class _Parameters(msgspec.Struct):
+    binary_data_output: bool | None = None
+    priority: int | None = None
+    timeout: int | None = None
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Input]
+    id: Annotated[str, msgspec.Meta(max_length=ID_LIMIT)] | int | None = None
+    outputs: list[_Output] | None = None
+    parameters: _Parameters | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Body)
+_NOTHING = _TensorParameters()
+
+
+def decode_request(
+    body: bytes | bytearray, header_length: int | None, manifest: Manifest, memory: Memory | None = None
+) -> InferRequest:
     """Read an infer request.
 
     Args:
         body: of the HTTP request.
         header_length: of the JSON part, where binary tensors follow it.
         manifest: of the model that will answer.
+        memory: shared memory; None for a client that may use none.
 
     Raises:
         BadRequestError: saying what does not fit.
@@ -69,80 +141,101 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
     length = len(body) if header_length is None else header_length
     if not 0 <= length <= len(body):
         raise BadRequestError("Inference-Header-Content-Length is larger than the body")
+    if length > JSON_LIMIT:
+        raise BadRequestError(f"the body has {length} bytes of JSON, and may have {JSON_LIMIT}: send binary tensors")
     try:
-        header = msgspec.json.decode(body[:length])
+        header = _DECODER.decode(memoryview(body)[:length])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(header, dict) or not isinstance(header.get("inputs"), list):
-        raise BadRequestError("the body has no list `inputs`")
+        raise BadRequestError(f"the body is no request in JSON: {error}") from None
+    inputs, end = _inputs(header, memoryview(body), length, manifest, memory)
+    if end != len(body):
+        raise BadRequestError(f"the body has {len(body) - end} bytes that no input claims")
+    request_id = "" if header.id is None else str(header.id)[:ID_LIMIT]
+    return InferRequest(request_id, inputs, _wanted(header, manifest, memory), *_urgency(header))
+
+
+def _inputs(
+    header: _Body, body: memoryview, position: int, manifest: Manifest, memory: Memory | None
+) -> tuple[Tensors, int]:
+    """The input tensors, and where their bytes in the body end, which begin at `position`."""
     specs = {spec.name: spec for spec in manifest.inputs}
     inputs: Tensors = {}
-    position = length
-    for tensor in header["inputs"]:
-        name = tensor.get("name") if isinstance(tensor, dict) else None
-        if not isinstance(name, str) or name not in specs:
-            raise BadRequestError(f"inputs: the model has no input {name!r}, but {', '.join(specs)}")
+    for tensor in header.inputs:
+        if tensor.name not in specs:
+            raise BadRequestError(f"inputs: the model has no input {tensor.name[:100]!r}, but {', '.join(specs)}")
+        if tensor.name in inputs:
+            raise BadRequestError(f"inputs: {tensor.name!r} is there twice")
         size = _binary_size(tensor)
         raw = None
         if size is not None:
-            raw = body[position : position + size]
+            raw = bytes(body[position : position + size])
             position += size
-        inputs[name] = _tensor(specs[name], tensor, raw, any_rows=manifest.row_by_row)
+        inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
     missing = sorted(set(specs) - set(inputs))
     if missing:
         raise BadRequestError(f"inputs: {', '.join(missing)} is missing")
     if manifest.row_by_row and len({array.shape[0] for array in inputs.values()}) > 1:
         rows = {name: array.shape[0] for name, array in inputs.items()}
         raise BadRequestError(f"inputs: they have different numbers of rows: {rows}")
-    if position != len(body):
-        raise BadRequestError(f"the body has {len(body) - position} bytes that no input claims")
-    return InferRequest(str(header.get("id") or ""), inputs, _wanted(header, manifest), *_urgency(header))
+    return inputs, position
 
 
-def _urgency(header: dict[str, Any]) -> tuple[int, float]:
+def _urgency(header: _Body) -> tuple[int, float]:
     """Priority, and how long a request may wait in seconds, as Triton's scheduling parameters say them."""
-    parameters = header.get("parameters")
-    said = parameters if isinstance(parameters, dict) else {}
-    priority, timeout_us = said.get("priority", 0), said.get("timeout", 0)
-    if type(priority) is not int or not 0 <= priority <= LOWEST:
+    said = header.parameters or _Parameters()
+    priority, timeout_us = said.priority or 0, said.timeout or 0
+    if not 0 <= priority <= LOWEST:
         raise BadRequestError(
             f"parameters: priority is from {HIGHEST}, the most urgent, to {LOWEST}; without it, or with 0, {DEFAULT}"
         )
-    if type(timeout_us) is not int or not 0 <= timeout_us <= LONGEST_US:
+    if not 0 <= timeout_us <= LONGEST_US:
         raise BadRequestError(f"parameters: timeout is how many microseconds it may wait: 0 to {LONGEST_US}")
     return priority or DEFAULT, timeout_us / 1e6
 
 
-def _binary_size(tensor: dict[str, Any]) -> int | None:
-    parameters = tensor.get("parameters")
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    if size is None:
-        return None
-    if not isinstance(size, int) or size < 0:
-        raise BadRequestError(f"inputs: binary_data_size of {tensor.get('name')!r} is not a size")
+def _binary_size(tensor: _Input) -> int | None:
+    size = (tensor.parameters or _NOTHING).binary_data_size
+    if size is not None and not 0 <= size < 1 << 62:
+        raise BadRequestError(f"inputs: binary_data_size of {tensor.name!r} is not a size")
     return size
 
 
-def _tensor(spec: TensorSpec, tensor: dict[str, Any], raw: bytes | None, *, any_rows: bool) -> Array:
-    if tensor.get("datatype") != datatype(spec.dtype):
+def _tensor(spec: TensorSpec, tensor: _Input, raw: bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
+    if tensor.datatype != datatype(spec.dtype):
         raise BadRequestError(
-            f"input {spec.name!r} has datatype {tensor.get('datatype')!r}, the model takes {datatype(spec.dtype)}"
+            f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}"
         )
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 31 for size in shape):
+    shape = tensor.shape
+    if not all(0 < size < 1 << 31 for size in shape):
         raise BadRequestError(f"input {spec.name!r} has no usable shape: {str(shape)[:100]}")
     taken = _shape(spec, any_rows=any_rows)
     if len(shape) != len(taken) or not all(w in {-1, g} for w, g in zip(taken, shape, strict=True)):
         raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {taken} (-1: any)")
-    try:
-        if raw is not None:
-            array = np.frombuffer(raw, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-        else:
-            with np.errstate(over="raise"):
-                array = np.array(tensor.get("data"), dtype=np.dtype(spec.dtype)).reshape(-1)
-        return array.reshape(shape)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise BadRequestError(f"input {spec.name!r}: its data does not fill shape {shape}: {error}") from None
+    data = bytes(tensor.data)
+    data = b"" if data == b"null" else data
+    span = _span(f"input {spec.name!r}", tensor.parameters or _NOTHING)
+    if (raw is not None) + (span is not None) + bool(data) != 1:
+        raise BadRequestError(
+            f"input {spec.name!r}: its data comes by one of `data`, binary_data_size and shared_memory_region"
+        )
+    if span is not None:
+        raw = _usable(memory).read(span.region, span.offset, span.size)
+    return from_json(spec, data, shape) if raw is None else from_binary(spec, raw, shape)
+
+
+def _span(what: str, parameters: _TensorParameters) -> Span | None:
+    if parameters.shared_memory_region is None:
+        return None
+    offset, size = parameters.shared_memory_offset or 0, parameters.shared_memory_byte_size
+    if size is None or not (0 <= offset < 1 << 62 and 0 < size < 1 << 62):
+        raise BadRequestError(f"{what}: shared_memory_byte_size and shared_memory_offset are no part of a region")
+    return Span(parameters.shared_memory_region, offset, size)
+
+
+def _usable(memory: Memory | None) -> Memory:
+    if memory is None:
+        raise BadRequestError("shared_memory_region: shared memory is for programs on this device alone")
+    return memory
 
 
 def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
@@ -150,41 +243,79 @@ def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
     return [-1, *spec.shape[1:]] if any_rows else list(spec.shape)
 
 
-def _wanted(header: dict[str, Any], manifest: Manifest) -> list[tuple[str, bool]]:
+def _wanted(header: _Body, manifest: Manifest, memory: Memory | None) -> list[Wanted]:
     names = [spec.name for spec in manifest.outputs]
-    parameters = header.get("parameters")
-    binary = bool(parameters.get("binary_data_output")) if isinstance(parameters, dict) else False
-    asked = header.get("outputs")
-    if not asked:
-        return [(name, binary) for name in names]
-    wanted = []
-    for output in asked if isinstance(asked, list) else []:
-        name = output.get("name") if isinstance(output, dict) else None
+    binary = bool((header.parameters or _Parameters()).binary_data_output)
+    if not header.outputs:
+        return [Wanted(name, binary) for name in names]
+    wanted: dict[str, Wanted] = {}
+    for output in header.outputs:
+        name, own = output.name, output.parameters or _NOTHING
         if name not in names:
-            raise BadRequestError(f"outputs: the model has no output {name!r}, but {', '.join(names)}")
-        own = output.get("parameters")
-        wanted.append((name, bool(own.get("binary_data", binary)) if isinstance(own, dict) else binary))
-    return wanted
+            raise BadRequestError(f"outputs: the model has no output {name[:100]!r}, but {', '.join(names)}")
+        if name in wanted:
+            raise BadRequestError(f"outputs: {name!r} is asked for twice")
+        span, classes = _span(f"output {name!r}", own), own.classification or 0
+        if not 0 <= classes <= CLASSES_LIMIT:
+            raise BadRequestError(f"output {name!r}: classification is how many classes: 1 to {CLASSES_LIMIT}")
+        if span is not None:
+            if classes:
+                raise BadRequestError(f"output {name!r}: a classification is not put into shared memory")
+            _usable(memory).check(span.region, span.offset, span.size)
+        wanted[name] = Wanted(name, binary if own.binary_data is None else own.binary_data, classes, span)
+    return list(wanted.values())
 
 
-def encode_response(request: InferRequest, outputs: Tensors, manifest: Manifest) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON part when binary tensors follow it."""
+def encode_response(
+    request: InferRequest, outputs: Tensors, manifest: Manifest, memory: Memory | None = None
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON part when binary tensors follow it.
+
+    Outputs that go into shared memory are put there.
+
+    Raises:
+        BadRequestError: when an output does not fit where it is to go, or has no classes.
+    """
     tensors, blobs = [], []
-    for name, binary in request.outputs:
-        array = np.ascontiguousarray(outputs[name])
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype.name), "shape": list(array.shape)}
-        if binary:
-            blob = array.tobytes()
+    for wanted in request.outputs:
+        array = np.ascontiguousarray(outputs[wanted.name])
+        if wanted.classes:
+            array = _classes(wanted, array, manifest)
+        tensor: dict[str, Any] = {
+            "name": wanted.name,
+            "datatype": datatype(array.dtype.name),
+            "shape": list(array.shape),
+        }
+        if wanted.span is not None:
+            tensor["parameters"] = _put(wanted.name, wanted.span, to_binary(array), _usable(memory))
+        elif wanted.binary:
+            blob = to_binary(array)
             tensor["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            tensor["data"] = array.reshape(-1).tolist()
+            tensor["data"] = to_json(array)
         tensors.append(tensor)
     answer = {"model_name": manifest.model, "model_version": manifest.version, "outputs": tensors}
     if request.request_id:
         answer["id"] = request.request_id
     header = msgspec.json.encode(answer)
-    return (header + b"".join(blobs), len(header)) if blobs else (header, None)
+    return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
+
+
+def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any]:
+    if len(content) > span.size:
+        raise BadRequestError(
+            f"output {name!r} has {len(content)} bytes: shared_memory_byte_size leaves room for {span.size}"
+        )
+    memory.write(span.region, span.offset, content)
+    said = {"shared_memory_region": span.region, "shared_memory_byte_size": len(content)}
+    return said | ({"shared_memory_offset": span.offset} if span.offset else {})
+
+
+def _classes(wanted: Wanted, array: Array, manifest: Manifest) -> Array:
+    if array.dtype.kind not in "fiu" or not array.size:
+        raise BadRequestError(f"output {wanted.name!r}: classification needs numbers, and it has none")
+    return top_classes(array, wanted.classes, manifest.labels)
 
 
 def metadata(manifest: Manifest) -> dict[str, Any]:
@@ -203,4 +334,23 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
         "platform": f"{manifest.runtime.value}_{manifest.precision.value}",
         "inputs": [tensor(spec) for spec in manifest.inputs],
         "outputs": [tensor(spec) for spec in manifest.outputs],
+    }
+
+
+def configuration(manifest: Manifest) -> dict[str, Any]:
+    """A model's configuration as Triton's clients read it: its dims have no batch axis where there are batches."""
+    batched = manifest.max_batch > 1
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        name, shape = datatype(spec.dtype), _shape(spec, any_rows=manifest.row_by_row)
+        kind = "STRING" if name == "BYTES" else name
+        return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": shape[1:] if batched else shape}
+
+    return {
+        "name": manifest.model,
+        "platform": f"{manifest.runtime.value}_{manifest.precision.value}",
+        "backend": manifest.runtime.value,
+        "max_batch_size": manifest.max_batch if batched else 0,
+        "input": [tensor(spec) for spec in manifest.inputs],
+        "output": [tensor(spec) for spec in manifest.outputs],
     }

@@ -48,6 +48,7 @@ class Request:
         done: takes what became of it; called once, from any thread.
         priority: from `HIGHEST` to `LOWEST`.
         waits: whether it still waits.
+        turn_at: when its turn came, by `time.perf_counter`; 0 before that.
     """
 
     inputs: Tensors
@@ -57,6 +58,7 @@ class Request:
     done: Callable[[Tensors | Exception], None]
     priority: int = DEFAULT
     waits: bool = field(default=False, init=False)
+    turn_at: float = field(default=0.0, init=False)
 
 
 class RequestQueue:

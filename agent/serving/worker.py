@@ -22,8 +22,9 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.secrets import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
+from agent.serving.connection import Connection
 from agent.serving.framing import pack, read_frame
-from agent.serving.http import Api, Connection
+from agent.serving.http import Api
 from agent.serving.ipc import (
     Activate,
     Activated,

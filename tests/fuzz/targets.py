@@ -58,7 +58,9 @@ from agent.protocol.messages import (
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_topic
 from agent.protocol.version import SPOKEN
 from agent.runtimes.base import Tensors
-from agent.serving.http import Api, Connection
+from agent.serving.connection import Connection
+from agent.serving.exchange import Request
+from agent.serving.http import Api
 from agent.serving.models import LoadedModel
 from agent.serving.oip import BadRequestError, decode_request
 from agent.serving.registry import Registry
@@ -143,15 +145,15 @@ class _Transport:
     def is_closing(self) -> bool:
         return self.closed
 
+    def pause_reading(self) -> None:
+        pass
+
 
 class _Quiet(Connection):
     """A connection of which only the reading is tried; requests it has read are answered in `_http`."""
 
     def connection_made(self, transport: Any) -> None:
-        import httptools
-
         self._transport = transport
-        self._parser = httptools.HttpRequestParser(self)
 
 
 class _Echo(Doubling):
@@ -171,18 +173,23 @@ def _served() -> tuple[asyncio.AbstractEventLoop, Api, LoadedModel]:
     return asyncio.new_event_loop(), Api(registry), model
 
 
-def _http(payload: bytes) -> None:
-    """Whatever comes, no answer is a failure of the server's own."""
-    loop, api, model = _served()
+async def _read_and_answered(api: Api, payload: bytes) -> None:
     connection = _Quiet(api)
     connection.connection_made(_Transport())
     half = len(payload) // 2
     connection.data_received(payload[:half])
     connection.data_received(payload[half:])
-    while not connection._waiting.empty():
-        request = connection._waiting.get_nowait()
-        assert request is not None
-        assert loop.run_until_complete(api.answer(request)).status != 500
+    connection.connection_lost(None)
+    while (came := connection._waiting.get_nowait()) is not None:
+        answer = await connection._answer(came) if isinstance(came, Request) else came
+        assert answer.status != 500, answer.body
+    connection._release(connection._held)
+
+
+def _http(payload: bytes) -> None:
+    """Whatever comes, no answer is a failure of the server's own."""
+    loop, api, model = _served()
+    loop.run_until_complete(_read_and_answered(api, payload))
     window = model.recorder.collect()
     decode(
         encode(msgspec.structs.replace(_BATCH, models=(window,))), TelemetryBatch

@@ -1,0 +1,79 @@
+"""Who is connected to the local inference API: how many may be, and how many bytes of requests all of them may hold."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from agent.serving.exchange import BODY_LIMIT
+
+CLIENTS_LIMIT = 512
+SHARE = 4  # of the machine's memory requests may hold one part in so many
+
+
+class Client(Protocol):
+    """A connection."""
+
+    def leave(self) -> None:
+        """End it: it is idle, and another one needs its place."""
+        ...
+
+
+def bytes_limit() -> int:
+    """How many bytes all requests together may hold on this machine, never less than two of the largest."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not every system says
+        memory = 0
+    return max(2 * BODY_LIMIT, memory // SHARE)
+
+
+class Clients:
+    """All that are connected. Used by one event loop alone."""
+
+    def __init__(self, limit: int = CLIENTS_LIMIT, bytes_allowed: int | None = None) -> None:
+        self._limit = limit
+        self._bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
+        self._held = 0
+        self._all: set[Client] = set()
+        self._idle: dict[Client, None] = {}  # who has been idle for longest comes first
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def come(self, client: Client) -> bool:
+        """One has connected; false when there is no place for it. One that is idle gives its place."""
+        if len(self._all) >= self._limit:
+            longest = next(iter(self._idle), None)
+            if longest is None:
+                return False
+            self.go(longest)
+            longest.leave()
+        self._all.add(client)
+        self._idle[client] = None
+        return True
+
+    def go(self, client: Client) -> None:
+        """One has gone."""
+        self._all.discard(client)
+        self._idle.pop(client, None)
+
+    def busy(self, client: Client) -> None:
+        """One has begun to ask."""
+        self._idle.pop(client, None)
+
+    def idle(self, client: Client) -> None:
+        """One was answered."""
+        if client in self._all:
+            self._idle[client] = None
+
+    def hold(self, size: int) -> bool:
+        """Some more bytes of a request have come; false when there is no room for them."""
+        if self._held + size > self._bytes_allowed:
+            return False
+        self._held += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Bytes are held no more."""
+        self._held -= size

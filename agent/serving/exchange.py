@@ -1,0 +1,66 @@
+"""A request and its answer, as the connection and the routes of the local inference API hand them to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+BODY_LIMIT = 64 << 20  # bytes, as they come and when they are expanded
+REASONS = {
+    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long", 415: "Unsupported Media Type",
+    429: "Too Many Requests", 431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
+}  # fmt: skip
+
+
+@dataclass
+class Request:
+    """One that is whole.
+
+    Attributes:
+        method: of HTTP.
+        path: with the query, as it came.
+        headers: by name in lower case.
+        body: as it came, or expanded where it was compressed.
+        keep_alive: whether the client would ask more on its connection.
+        local: whether it came from this device: by the Unix socket, or over loopback.
+    """
+
+    method: str = ""
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | bytearray = field(default_factory=bytearray)
+    keep_alive: bool = True
+    local: bool = False
+
+
+@dataclass
+class Answer:
+    """What is said to one; `then` is done when it is on its way."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    then: Callable[[], None] = lambda: None
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """A value as JSON."""
+    return Answer(status, msgspec.json.encode(value), {"Content-Type": "application/json"})
+
+
+def error_answer(status: int, message: str) -> Answer:
+    """What went wrong, as the protocol has it said."""
+    return json_answer({"error": message}, status)
+
+
+def again_answer(status: int, message: str, after_s: float = 1.0) -> Answer:
+    """An error that need not be one if the client comes again after a while, in seconds."""
+    answer = error_answer(status, message)
+    answer.headers["Retry-After"] = str(max(1, math.ceil(after_s)))
+    return answer

@@ -1,0 +1,158 @@
+"""One request to infer: what its body asks, which version answers it, and what versions beside that one get of it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from agent.protocol.manifest import Manifest
+from agent.runtimes.base import Tensors
+from agent.serving.exchange import Answer, Request, again_answer, error_answer
+from agent.serving.exposure import Beside
+from agent.serving.images import ImageRequest, Images, is_image
+from agent.serving.models import LoadedModel, RetiredError, rows_of
+from agent.serving.oip import InferRequest, decode_request, encode_response
+from agent.serving.registry import Registry
+from agent.serving.shared_memory import Regions
+from agent.serving.tensors import BadRequestError
+from agent.serving.waiting import DeadlineError, QueueFullError
+
+DIGITS = 18  # of a length that makes sense
+
+
+class Inferring:
+    """Answers requests to infer.
+
+    Args:
+        registry: what is loaded.
+        regions: of shared memory, which requests may name.
+    """
+
+    def __init__(self, registry: Registry, regions: Regions) -> None:
+        self._registry = registry
+        self._regions = regions
+        self._images = Images()
+        self._copies: set[asyncio.Task[None]] = set()
+
+    async def answer(self, request: Request, model: LoadedModel, *, split: bool) -> Answer:
+        """The answer to one.
+
+        Args:
+            request: as it came.
+            model: that serves.
+            split: whether a version that is tried may answer in its place.
+
+        Raises:
+            RetiredError: when the version was taken out meanwhile: another serves.
+        """
+        try:
+            wanted = await self._read(request, model.manifest)
+        except BadRequestError as error:
+            model.recorder.rejected()
+            return error_answer(error.status, str(error))
+        except QueueFullError:
+            model.recorder.rejected()
+            return again_answer(429, "too many images wait to be decoded: send fewer, or later")
+        beside = self._registry.beside(model.manifest.model)
+        if beside is not None and split and beside.answers(wanted.request_id):
+            answer = await self._answered_by(beside.model, request, wanted, model.manifest)
+            if answer is not None:
+                return answer
+        try:
+            outputs = await _ask(model, wanted)
+            answer = await self._encode(wanted, outputs, model.manifest)
+        except RetiredError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
+            return _failed(error, wanted)
+        if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
+            answer.then = partial(self._copy, beside, request, wanted, outputs, model.manifest)
+        return answer
+
+    async def _read(self, request: Request, manifest: Manifest) -> InferRequest | ImageRequest:
+        """What a request's body asks of a model: tensors, or an image."""
+        content_type = request.headers.get("content-type", "")
+        if is_image(content_type):
+            request_id = request.headers.get("x-request-id", "")
+            return await self._images.read(bytes(request.body), content_type, request_id, manifest)
+        length = request.headers.get("inference-header-content-length", "")
+        if length and not (length.isascii() and length.isdigit()):
+            raise BadRequestError("Inference-Header-Content-Length is no number of bytes")
+        header_bytes = int(length[:DIGITS]) if length else None
+        return decode_request(request.body, header_bytes, manifest, self._regions if request.local else None)
+
+    async def _encode(self, wanted: InferRequest | ImageRequest, outputs: Tensors, manifest: Manifest) -> Answer:
+        if isinstance(wanted, ImageRequest):
+            body = await self._images.answer(wanted, outputs, manifest)
+            return Answer(200, body, {"Content-Type": "application/json"})
+        body, header_length = encode_response(wanted, outputs, manifest, self._regions)
+        if header_length is None:
+            return Answer(200, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(header_length)}
+        return Answer(200, body, headers)
+
+    async def _answered_by(
+        self, model: LoadedModel, request: Request, wanted: InferRequest | ImageRequest, served: Manifest
+    ) -> Answer | None:
+        """An answer of a version that is tried; None when it has none: that counts as its own, and no client's loss.
+
+        Args:
+            model: the version.
+            request: as it came.
+            wanted: what the version that serves understands by it.
+            served: manifest of that one.
+        """
+        mine = model.manifest
+        try:
+            asked = wanted if _understood_alike(mine, served) else await self._read(request, mine)
+            return await self._encode(asked, await _ask(model, asked), mine)
+        except BadRequestError:
+            model.recorder.rejected()
+            return None
+        except Exception:  # noqa: BLE001 (whatever its runtime raises: the version that serves answers in its place)
+            return None
+
+    def _copy(
+        self, beside: Beside, request: Request, wanted: InferRequest | ImageRequest, outputs: Tensors, served: Manifest
+    ) -> None:
+        """Tell a version that runs beside of a request that was answered."""
+        if isinstance(wanted, ImageRequest) and beside.model.manifest.processing != served.processing:
+            task = asyncio.get_running_loop().create_task(self._copy_image(beside, request, outputs))
+            self._copies.add(task)
+            task.add_done_callback(self._copies.discard)
+            return
+        beside.served(wanted.inputs, outputs, rows_of(wanted.inputs), wanted.request_id)
+
+    async def _copy_image(self, beside: Beside, request: Request, outputs: Tensors) -> None:
+        """The same for an image that a version turns into another tensor than the one that serves."""
+        try:
+            asked = await self._read(request, beside.model.manifest)
+        except BadRequestError:
+            beside.model.recorder.rejected()
+        except QueueFullError:
+            pass  # as a copy for which there is no room
+        else:
+            beside.served(asked.inputs, outputs, 1, asked.request_id)
+
+
+async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tensors:
+    return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
+
+
+def _failed(error: Exception, wanted: InferRequest | ImageRequest) -> Answer:
+    match error:
+        case BadRequestError():  # its output has no room where it was to go
+            return error_answer(error.status, str(error))
+        case QueueFullError():
+            busy = "too many requests wait for this model: send fewer, or later"
+            return again_answer(429, busy, error.retry_after_s)
+        case DeadlineError():
+            late = f"its turn did not come within the {wanted.timeout_s:g} s that it may wait (timeout)"
+            return error_answer(504, late)
+        case _:
+            return error_answer(500, f"the model failed: {str(error)[:500]}")
+
+
+def _understood_alike(one: Manifest, other: Manifest) -> bool:
+    """Whether two versions make the same of a request."""
+    return (one.inputs, one.outputs, one.processing) == (other.inputs, other.outputs, other.processing)
