@@ -299,6 +299,9 @@ def _check_report(message: Reported) -> None:
     _bound(message.serving, LIMITS.deployments, "serving")
     _names(boot_id=message.boot_id)
     _counts(LIMITS.counter, sequence=message.sequence, revision=message.revision)
+    for one in message.serving:
+        _bound(one.fell_back, LIMITS.detail_chars, "serving.fell_back")
+        _require("\0" not in one.fell_back, "serving.fell_back holds a NUL character")
     for report in message.deployments:
         _names(deployment_id=report.deployment_id, encoding=report.encoding)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)

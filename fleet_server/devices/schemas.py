@@ -140,6 +140,9 @@ class ServingView(Response):
     runtime: str
     provider: str
     load_s: float
+    fell_back: str = Field(
+        "", description="Why another execution provider runs it than the profile wants first; empty when that one does."
+    )
 
 
 class ProblemView(Response):
