@@ -16,7 +16,7 @@ from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiti
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Encoding, Manifest
+from agent.protocol.manifest import RUNTIME_NAME, Encoding, Manifest
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -269,6 +269,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
     _require(0 < manifest.chunk_size <= LIMITS.chunk_bytes, "manifest.chunk_size is out of bounds")
     _require(0 < len(manifest.model) <= LIMITS.name_chars, "manifest.model is empty or too long")
     _require(0 < len(manifest.version) <= LIMITS.name_chars, "manifest.version is empty or too long")
+    _require(RUNTIME_NAME.match(manifest.runtime) is not None, "manifest.runtime is no runtime's name")
     if manifest.golden is not None:
         _require(DIGEST.match(manifest.golden.digest) is not None, "manifest.golden.digest is not a SHA-256 digest")
         _require(0 < manifest.golden.size <= LIMITS.golden_bytes, "manifest.golden.size is out of bounds")

@@ -47,7 +47,10 @@ class RuntimeLoadError(Exception):
 
 
 class Runtime(Protocol):
-    """A loaded artifact.
+    """A loaded artifact. Its class is called with the manifest and the path of the file, and loads it.
+
+    It may raise `RuntimeLoadError`, or anything else, which is then `load_failed`. A class may have an attribute
+    `providers`, the names of what it can run on: they become facts of the device.
 
     Attributes:
         version: runtime and version, such as `onnxruntime 1.32.0`.

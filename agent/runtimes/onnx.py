@@ -87,9 +87,9 @@ def _open(manifest: Manifest, path: Path) -> tuple[Any, str, str]:
             continue
         try:
             chosen = [(provider, options_for(provider, manifest))]
-            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
             if session.get_providers()[0] != provider:
-                problems.append(f"{short}: the session did not take it, its libraries or its device are missing")
+                problems.append(f"{short}: its libraries or its device are missing; the agent's log names what")
                 continue
             feed = warm_up_inputs(manifest)
             session.run(None, {spec.file_name or spec.name: to_file(spec, feed[spec.name]) for spec in manifest.inputs})

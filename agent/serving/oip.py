@@ -167,7 +167,7 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.model,
         "versions": [manifest.version],
-        "platform": f"{manifest.runtime.value}_{manifest.precision.value}",
+        "platform": f"{manifest.runtime}_{manifest.precision.value}",
         "inputs": [tensor(spec) for spec in manifest.inputs],
         "outputs": [tensor(spec) for spec in manifest.outputs],
     }

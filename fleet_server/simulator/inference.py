@@ -117,7 +117,7 @@ class Inference:
             manifest.version,
             manifest.digest,
             deployment_id,
-            packages.get(manifest.runtime.value, manifest.runtime.value),
+            packages.get(manifest.runtime, manifest.runtime),
             found.provider,
             round(drawn(self._traits.conduct.load_s), 3),
             self.fell_back(manifest),
