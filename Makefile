@@ -88,6 +88,11 @@ faults: setup ## SIGKILL and power cuts at every dealing with the disk, and othe
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
 	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py
 
+# Two environments of their own, 600 MB; nothing of them is kept.
+.PHONY: test-environments
+test-environments: setup ## the worker with tflite-runtime and without ONNX Runtime, and with onnxruntime-gpu and no GPU
+	@$(BIN)/python -m tests.environments
+
 # The suite is not part of this repository; its tests of expiry run the client under `faketime`.
 .PHONY: test-tuf-conformance
 test-tuf-conformance: setup ## the public TUF conformance suite against the agent's client (TUF_CONFORMANCE=its checkout)

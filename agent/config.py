@@ -18,6 +18,7 @@ from agent.files import write_durably
 from agent.identity import identity_folder, load_identity
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import RUNTIME_NAME
 from agent.protocol.topics import check_device_id
 from agent.source_config import TABLES, SourceConfig, read_sources
 from agent.update.pace import OwnLimits
@@ -357,9 +358,9 @@ def _tags(value: Any) -> dict[str, str]:
 
 
 def _runtimes(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not set(map(str, value)) <= {"onnx", "litert"}:
-        raise ConfigError('runtimes: must be a list of "onnx" and "litert"')
-    return tuple(value)
+    if not isinstance(value, list) or not all(RUNTIME_NAME.match(str(one)) for one in value):
+        raise ConfigError('runtimes: must be a list of runtimes\' names, such as "onnx" and "litert"')
+    return tuple(map(str, value))
 
 
 def _level(value: str) -> str:

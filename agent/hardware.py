@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from agent import __version__
+from agent import __version__, runtime_registry
 from agent.protocol.facts import FEATURES, AcceleratorFacts, DeviceFacts, RuntimeFacts
 
 CPU_FEATURES = frozenset(
@@ -42,10 +41,6 @@ CPU_FEATURES = frozenset(
         "sme",
     ]
 )
-PACKAGES = {
-    "onnx": ("onnxruntime", "onnxruntime-gpu"),
-    "litert": ("ai-edge-litert", "tflite-runtime"),
-}
 _PROBE_S = 60.0
 
 
@@ -133,17 +128,18 @@ def _edge_tpus() -> tuple[AcceleratorFacts, ...]:
 
 def _runtimes(only: tuple[str, ...]) -> tuple[RuntimeFacts, ...]:
     found = []
-    for name, packages in PACKAGES.items():
-        for package in packages if not only or name in only else ():
-            try:
-                version = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            providers = _onnx_providers() if name == "onnx" else ("xnnpack",)
-            if providers:
-                found.append(RuntimeFacts(name, package, version, providers))
-            if name == "litert":
-                break  # the first is the one that is used where both are installed
+    for one in runtime_registry.installed():
+        if only and one.name not in only:
+            continue
+        match one.name:
+            case "onnx":
+                providers = _onnx_providers() or None
+            case "litert":
+                providers = ("xnnpack",)
+            case _:
+                providers = runtime_registry.asked_providers(one)
+        if providers is not None:
+            found.append(RuntimeFacts(one.name, one.package, one.version, providers))
     return tuple(found)
 
 

@@ -17,7 +17,14 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, Phase
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest
-from agent.protocol.messages import Exposure, ExposureMode, ProbationPolicy, ProbationReport, ServingReport
+from agent.protocol.messages import (
+    Exposure,
+    ExposureMode,
+    OnProviderMissing,
+    ProbationPolicy,
+    ProbationReport,
+    ServingReport,
+)
 from agent.serving.ipc import (
     Activate,
     Activated,
@@ -245,8 +252,15 @@ class Inference:
                 str(self._store.path(digest)),
                 golden_path=str(self._store.path(golden.digest)) if tried and golden is not None else "",
                 need_mb=_needed_mb(record) if tried else 0.0,
+                may_fall_back=not tried or self._may_fall_back(record),
             )
         )
+
+    def _may_fall_back(self, record: Record) -> bool:
+        policy = record.watching.on_provider_missing
+        if policy is OnProviderMissing.KEEP_OLD:
+            return self._updater.active(record.manifest.model) is None
+        return policy is OnProviderMissing.FALL_BACK
 
     def activate(self, record: Record) -> None:
         """Let the worker answer with a loaded artifact."""
@@ -266,6 +280,7 @@ class Inference:
             loaded.runtime,
             loaded.provider,
             loaded.load_s,
+            loaded.fell_back,
         )
         self._worker.send(Activate(self._request_id, manifest.model, manifest.digest))
 
@@ -281,7 +296,7 @@ class Inference:
             before_id=before_id,
             before_mb=loaded.before_mb,
             provider=loaded.provider,
-            note=fall_back(record.manifest.providers, loaded.provider),
+            note=fall_back(loaded.provider, loaded.fell_back),
         )
 
     def expose(self, record: Record, before_id: str) -> None:

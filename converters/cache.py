@@ -78,7 +78,7 @@ class CandidateCache:
             "tools": sorted(tool_versions(recipe.tools).items()),
             "code": code_digest(),
             "data": data_digests(self._job),
-            "runtime": [target.runtime.value, *target.providers, target.provider_options],
+            "runtime": [target.runtime, *target.providers, target.provider_options],
             "accuracy_drop_points": None if free else [target.accuracy_drop_points],
             "machine": self._spec.machine,
         }
@@ -168,7 +168,7 @@ def data_digests(job: BuildJob) -> list[list[str]]:
 def work_digest(job: BuildJob) -> str:
     """A hash of the files a job works on: what was kept of one is of use to another only where these are the same."""
     sources = sorted([one.format.value, one.digest] for one in job.sources)
-    return hashlib.sha256(msgspec.json.encode([sources, data_digests(job), job.target.runtime.value])).hexdigest()
+    return hashlib.sha256(msgspec.json.encode([sources, data_digests(job), job.target.runtime])).hexdigest()
 
 
 @cache

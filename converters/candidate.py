@@ -105,8 +105,7 @@ def candidate_of(
         passes=(*start.passes, *records),
         tools={**start.tools, **tool_versions(recipe.tools)},
     )
-    if job.evaluation is None:
-        measured = _without_samples(measured)
+    measured = _as_known(measured, recipe, job)
     return Candidate(
         name,
         recipe.precision,
@@ -162,8 +161,13 @@ def _timed(before: Measurements, run: Run) -> Measurements:
     )
 
 
-def _without_samples(measured: Measurements) -> Measurements:
-    return msgspec.structs.replace(measured, samples=0, accuracy=None)
+def _as_known(measured: Measurements, recipe: Recipe, job: BuildJob) -> Measurements:
+    """Measurements that claim no more than was measured."""
+    if recipe.elsewhere:
+        measured = msgspec.structs.replace(measured, provider=f"{measured.provider}, not by {recipe.runtime}")
+    if job.evaluation is None:
+        measured = msgspec.structs.replace(measured, samples=0, accuracy=None)
+    return measured
 
 
 def judged(candidate: Candidate, target: Target, source: Measurements, *, evaluated: bool) -> Candidate:

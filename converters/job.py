@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.protocol.manifest import ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.protocol.manifest import ModelFormat, Precision, TensorSpec
 from agent.protocol.processing import Processing
 
 
@@ -106,7 +106,7 @@ class Target(msgspec.Struct, frozen=True):
 
     Attributes:
         profile: its name.
-        runtime: that loads the variant.
+        runtime: that loads the variant; where it comes with no agent, it gets the source form as it is.
         providers: execution providers the device will try.
         precisions: recipes to try.
         threads: intra-op threads.
@@ -120,7 +120,7 @@ class Target(msgspec.Struct, frozen=True):
     """
 
     profile: str
-    runtime: RuntimeName
+    runtime: str
     providers: tuple[str, ...]
     precisions: tuple[Precision, ...]
     threads: int = 1

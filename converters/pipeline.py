@@ -68,7 +68,7 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data, pick_rows(data))
     specs[main.format] = as_seen(specs[main.format], source_run.shapes)
     source = measure(source_run, source_run, data, path.stat().st_size)
-    recipes = plan(job.target)
+    recipes = plan(job.target, main.format)
     starts: dict[ModelFormat, Start | str] = {
         one.format: Start(one, Path(one.path), specs[one.format]) for one in job.sources
     }

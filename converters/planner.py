@@ -190,9 +190,20 @@ REPAIRS: tuple[Recipe, ...] = (
 )
 
 
-def plan(target: Target) -> list[Recipe]:
-    """The recipes of the target's runtime and precisions, in the order of its precisions."""
-    return _of(RECIPES, target)
+def plan(target: Target, form: ModelFormat = ModelFormat.ONNX) -> list[Recipe]:
+    """The recipes of the target's runtime and precisions, in the order of its precisions.
+
+    A runtime that a package brings gets the source as it is: nothing is known here of what else it takes.
+
+    Args:
+        target: what for.
+        form: the source form that such a runtime gets.
+    """
+    if target.runtime in set(RuntimeName):
+        return _of(RECIPES, target)
+    whole = Precision.FP32 in target.precisions
+    steps = (Planned("keep", keep.keep),)
+    return [Recipe("as-is", target.runtime, Precision.FP32, form, False, steps, (), elsewhere=True)] if whole else []
 
 
 def forms(target: Target) -> frozenset[ModelFormat]:
@@ -215,7 +226,7 @@ def _of(recipes: tuple[Recipe, ...], target: Target) -> list[Recipe]:
         recipe
         for precision in target.precisions
         for recipe in recipes
-        if recipe.runtime is target.runtime and recipe.precision is precision
+        if recipe.runtime == target.runtime and recipe.precision is precision
         if not recipe.compiled_for or recipe.compiled_for in target.providers
         if not recipe.providers or (target.providers or ("cpu",))[0] in recipe.providers
     ]

@@ -64,23 +64,28 @@ class Recipe:
         tools: distributions whose versions belong to the lineage.
         compiled_for: accelerator whose compiler is the last step; its result runs nowhere else, so what is measured on
             this machine is the file before that step.
+        elsewhere: whether a runtime loads it that a package brings to devices: what is measured on this machine is the
+            file in the runtime of its format.
         providers: execution providers it is for: the first that a target names must be one of them. Empty for all.
     """
 
     name: str
-    runtime: RuntimeName
+    runtime: str
     precision: Precision
     source: ModelFormat
     needs_calibration: bool
     steps: tuple[Planned, ...]
     tools: tuple[str, ...]
     compiled_for: str = ""
+    elsewhere: bool = False
     providers: tuple[str, ...] = ()
 
     @property
     def result(self) -> ModelFormat:
         """Format of its result."""
-        return ModelFormat.ONNX if self.runtime is RuntimeName.ONNX else ModelFormat.TFLITE
+        if self.elsewhere:
+            return self.source
+        return ModelFormat.ONNX if self.runtime == RuntimeName.ONNX else ModelFormat.TFLITE
 
 
 def run_recipe(

@@ -44,16 +44,31 @@ class ServingWorker:
         return host, int(port)
 
 
-def start_worker(unix_socket: str = "", environment: Mapping[str, str] | None = None) -> ServingWorker:
-    """Start one on a port of its own; its streams end when the channel is closed, and so does it."""
+def start_worker(
+    unix_socket: str = "",
+    environment: Mapping[str, str] | None = None,
+    *,
+    python: Path | None = None,
+    folder: Path | None = None,
+) -> ServingWorker:
+    """Start one on a port of its own; its streams end when the channel is closed, and so does it.
+
+    Args:
+        unix_socket: path of a Unix socket; empty for none.
+        environment: added to this process's.
+        python: interpreter; None for this one.
+        folder: that it works in; None for this one.
+    """
     ours, theirs = socket.socketpair()
     listeners = Listeners("127.0.0.1:0", unix_socket).open()
     lent = [str(one.fileno()) for one in listeners]
-    command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *lent]
+    command = [str(python or sys.executable), "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
+    command += ["--listen", *lent]
     process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno(), *map(int, lent)],
         env={**MEMORY_SETTINGS, **os.environ, **(environment or {})},
+        cwd=folder,
     )
     for one in (theirs, *listeners):
         one.close()

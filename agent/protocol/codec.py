@@ -16,7 +16,7 @@ from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiti
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Encoding, Manifest, Scheduling
+from agent.protocol.manifest import RUNTIME_NAME, Encoding, Manifest, Scheduling
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -269,6 +269,7 @@ def check_manifest(manifest: Manifest) -> Manifest:
     _require(0 < manifest.chunk_size <= LIMITS.chunk_bytes, "manifest.chunk_size is out of bounds")
     _require(0 < len(manifest.model) <= LIMITS.name_chars, "manifest.model is empty or too long")
     _require(0 < len(manifest.version) <= LIMITS.name_chars, "manifest.version is empty or too long")
+    _require(RUNTIME_NAME.match(manifest.runtime) is not None, "manifest.runtime is no runtime's name")
     if manifest.golden is not None:
         _require(DIGEST.match(manifest.golden.digest) is not None, "manifest.golden.digest is not a SHA-256 digest")
         _require(0 < manifest.golden.size <= LIMITS.golden_bytes, "manifest.golden.size is out of bounds")
@@ -312,6 +313,9 @@ def _check_report(message: Reported) -> None:
     _bound(message.serving, LIMITS.deployments, "serving")
     _names(boot_id=message.boot_id)
     _counts(LIMITS.counter, sequence=message.sequence, revision=message.revision)
+    for one in message.serving:
+        _bound(one.fell_back, LIMITS.detail_chars, "serving.fell_back")
+        _require("\0" not in one.fell_back, "serving.fell_back holds a NUL character")
     for report in message.deployments:
         _names(deployment_id=report.deployment_id, encoding=report.encoding)
         _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)

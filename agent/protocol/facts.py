@@ -27,7 +27,7 @@ class RuntimeFacts(msgspec.Struct, frozen=True):
     """One inference runtime that imports on the device.
 
     Attributes:
-        name: `onnx` or `litert`: the names manifests use.
+        name: `onnx`, `litert`, or that of a runtime that a package brings: the names manifests use.
         package: the distribution that provides it, such as `onnxruntime`.
         version: that distribution's version.
         providers: execution providers or delegates it says it has. A claim: what ran is in `ServingReport`.

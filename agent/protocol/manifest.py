@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Protocol
 
@@ -17,8 +18,12 @@ class ModelFormat(StrEnum):
     TFLITE = "tflite"
 
 
+# What a runtime may be called, and an execution provider that a package's runtime says it has.
+RUNTIME_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
+
+
 class RuntimeName(StrEnum):
-    """The runtime that loads an artifact."""
+    """The runtimes that come with the agent. Packages may bring others: `agent.runtime_registry`."""
 
     ONNX = "onnx"
     LITERT = "litert"
@@ -150,7 +155,7 @@ class Manifest(msgspec.Struct, frozen=True):
         variant_id: the server's id of this variant.
         profile: the profile it was built for.
         format: of the file.
-        runtime: that loads it.
+        runtime: that loads it: a `RuntimeName`, or the name of one that a package brings.
         precision: its numeric recipe.
         inputs: in the order the model takes them.
         outputs: in the order the model gives them.
@@ -174,7 +179,7 @@ class Manifest(msgspec.Struct, frozen=True):
     variant_id: str
     profile: str
     format: ModelFormat
-    runtime: RuntimeName
+    runtime: str
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -14,6 +14,14 @@ from agent.protocol.manifest import DataFile, Encoding, Manifest
 from agent.protocol.version import ProtocolRange
 
 
+class OnProviderMissing(StrEnum):
+    """What a device does where the execution provider that is wanted first can't run a version that it tries."""
+
+    FALL_BACK = "fall_back"  # the next one runs it, the CPU at last, and that is reported
+    REFUSE = "refuse"  # the version fails
+    KEEP_OLD = "keep_old"  # it fails where something serves the model; else the next one runs it
+
+
 class ProbationPolicy(msgspec.Struct, frozen=True):
     """How a version that has just begun to serve is watched, and what takes it back.
 
@@ -29,6 +37,7 @@ class ProbationPolicy(msgspec.Struct, frozen=True):
         load_mb: what loading it is expected to add, in MiB, as it was measured; None where it was not.
         replace_when_short: where memory is too short for two, take the version before out first, and answer nothing
             until the new one is loaded; else the new one fails.
+        on_provider_missing: what is done where the first wanted execution provider can't run it.
     """
 
     seconds: float = 5.0
@@ -40,6 +49,7 @@ class ProbationPolicy(msgspec.Struct, frozen=True):
     growth_mb: float = 64.0
     load_mb: float | None = None
     replace_when_short: bool = False
+    on_provider_missing: OnProviderMissing = OnProviderMissing.FALL_BACK
 
     @property
     def longest_s(self) -> float:
@@ -228,6 +238,7 @@ class ServingReport(msgspec.Struct, frozen=True):
         runtime: runtime and version, such as `onnxruntime 1.31.1`.
         provider: the execution provider that really ran, as the runtime's session says.
         load_s: seconds it took to load and warm up.
+        fell_back: why no execution provider that was wanted before `provider` runs it; empty when the first does.
     """
 
     model: str
@@ -237,6 +248,7 @@ class ServingReport(msgspec.Struct, frozen=True):
     runtime: str
     provider: str
     load_s: float
+    fell_back: str = ""
 
 
 class TrialResult(msgspec.Struct, frozen=True):

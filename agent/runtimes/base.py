@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,15 +48,21 @@ class RuntimeLoadError(Exception):
 
 
 class Runtime(Protocol):
-    """A loaded artifact.
+    """A loaded artifact. Its class is called with the manifest and the path of the file, and loads it.
+
+    It may raise `RuntimeLoadError`, or anything else, which is then `load_failed`. A class may have an attribute
+    `providers`, the names of what it can run on: they become facts of the device.
 
     Attributes:
         version: runtime and version, such as `onnxruntime 1.32.0`.
         provider: the execution provider that really runs it.
+        fell_back: why no provider that was wanted before that one runs it, in at most `REASON_LENGTH` characters;
+            empty when the first that was wanted does.
     """
 
     version: str
     provider: str
+    fell_back: str
 
     def run(self, inputs: Tensors) -> Tensors:
         """One inference.
@@ -106,6 +113,11 @@ def reason(error: Exception) -> str:
     for pattern, by in _NOISE:
         text = pattern.sub(by, text)
     return text.strip()[:REASON_LENGTH]
+
+
+def reasons(missed: Sequence[str]) -> str:
+    """Why each provider that was tried did not do, `provider: why` each, as `Runtime.fell_back` has it."""
+    return "; ".join(missed)[:REASON_LENGTH]
 
 
 def check_file(path: Path) -> None:

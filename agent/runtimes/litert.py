@@ -1,9 +1,11 @@
-"""LiteRT (TensorFlow Lite), by `ai-edge-litert` or `tflite-runtime`, with XNNPACK or an Edge TPU delegate."""
+"""LiteRT (TensorFlow Lite), by `ai-edge-litert` or `tflite-runtime`, with XNNPACK or a delegate (Edge TPU, GPU).
+
+A delegate is believed only when an inference on it worked.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import numpy as np
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Manifest, TensorSpec
-from agent.runtimes.base import Array, RuntimeLoadError, Tensors, reason, to_file, to_source
+from agent.runtimes.base import Array, RuntimeLoadError, Tensors, reason, reasons, to_file, to_source, warm_up_inputs
 
-log = logging.getLogger(__name__)
-EDGE_TPU_LIBRARY = "libedgetpu.so.1"
+# By provider, the shared library of its delegate, as the system's loader finds it.
+DELEGATES = {"edgetpu": "libedgetpu.so.1", "gpu": "libtensorflowlite_gpu_delegate.so"}
 EDGE_TPU_OPERATOR = b"edgetpu-custom-op"
+ON_CPU = ("cpu", "xnnpack", "reference")
 
 
 def _library() -> tuple[Any, str]:
@@ -44,14 +47,57 @@ class LiteRtRuntime:
             raise RuntimeLoadError(WireErrorCode.PRECISION_UNSUPPORTED, detail)
         self._lock = threading.Lock()
         try:
-            self._interpreter, self.provider = _open(library, manifest, path)
-            self._interpreter.allocate_tensors()
-            inputs = {detail["name"]: detail for detail in self._interpreter.get_input_details()}
-            outputs = {detail["name"]: detail for detail in self._interpreter.get_output_details()}
-            self._inputs = [(spec, _detail(inputs, spec)) for spec in manifest.inputs]
-            self._outputs = [(spec, _detail(outputs, spec)) for spec in manifest.outputs]
+            self._open(library, manifest, path)
         except (ValueError, RuntimeError) as error:
             raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, f"LiteRT refused the file: {reason(error)}") from None
+
+    def _open(self, library: Any, manifest: Manifest, path: Path) -> None:
+        """Take the first provider that proves itself; the CPU where none does."""
+        options = {"model_path": str(path), "num_threads": manifest.threads}
+        missed: list[str] = []
+        for provider in manifest.providers or ("cpu",):
+            if provider in DELEGATES:
+                why = self._try_delegate(library, provider, manifest, options)
+                if why is None:
+                    self.provider, self.fell_back = provider, reasons(missed)
+                    return
+                missed.append(f"{provider}: {why}")
+            elif provider in ON_CPU:
+                if provider == "reference":
+                    options["experimental_op_resolver_type"] = library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+                self.provider = "cpu" if provider == "reference" else "xnnpack"
+                break
+            else:
+                known = ", ".join((*DELEGATES, *ON_CPU))
+                missed.append(f"{provider}: LiteRT has no such provider here, but {known}")
+        else:
+            self.provider = "xnnpack"
+        self.fell_back = reasons(missed)
+        self._bind(library.Interpreter(**options), manifest)
+
+    def _try_delegate(self, library: Any, provider: str, manifest: Manifest, options: dict[str, Any]) -> str | None:
+        """Have a delegate run the file once; why it can't, or None."""
+        if provider == "edgetpu" and EDGE_TPU_OPERATOR not in Path(options["model_path"]).read_bytes():
+            return "the file was not compiled for it, which has nothing to do with it"
+        name = DELEGATES[provider]
+        try:
+            delegate = library.load_delegate(name)
+        except (OSError, ValueError, RuntimeError) as error:
+            return f"its delegate {name} can't be loaded ({reason(error)}): install it, and what drives its device"
+        try:
+            self._bind(library.Interpreter(**options, experimental_delegates=[delegate]), manifest)
+            self.run(warm_up_inputs(manifest))
+        except Exception as error:  # noqa: BLE001 (a delegate raises what it likes)
+            return f"a first inference failed: {reason(error)}"
+        return None
+
+    def _bind(self, interpreter: Any, manifest: Manifest) -> None:
+        interpreter.allocate_tensors()
+        inputs = {detail["name"]: detail for detail in interpreter.get_input_details()}
+        outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
+        self._inputs = [(spec, _detail(inputs, spec)) for spec in manifest.inputs]
+        self._outputs = [(spec, _detail(outputs, spec)) for spec in manifest.outputs]
+        self._interpreter = interpreter
 
     def run(self, inputs: Tensors) -> Tensors:
         """One inference; see `agent.runtimes.base.Runtime`."""
@@ -81,24 +127,6 @@ class LiteRtRuntime:
                 changed = True
         if changed:
             self._interpreter.allocate_tensors()
-
-
-def _open(library: Any, manifest: Manifest, path: Path) -> tuple[Any, str]:
-    options = {"model_path": str(path), "num_threads": manifest.threads}
-    for provider in manifest.providers or ("cpu",):
-        if provider == "edgetpu":
-            if EDGE_TPU_OPERATOR not in path.read_bytes():
-                log.warning("%s was not compiled for the Edge TPU, which has nothing to do with it", path.name)
-                continue
-            try:
-                delegate = library.load_delegate(EDGE_TPU_LIBRARY)
-                return library.Interpreter(**options, experimental_delegates=[delegate]), "edgetpu"
-            except (OSError, ValueError, RuntimeError) as error:
-                log.warning("the Edge TPU is not usable, going on without: %s", error)
-        elif provider == "reference":
-            resolver = library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-            return library.Interpreter(**options, experimental_op_resolver_type=resolver), "cpu"
-    return library.Interpreter(**options), "xnnpack"
 
 
 def _detail(details: dict[str, Any], spec: TensorSpec) -> dict[str, Any]:

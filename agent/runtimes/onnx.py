@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import onnxruntime
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest, Precision
-from agent.runtimes.base import RuntimeLoadError, Tensors, reason, to_file, to_source, warm_up_inputs
+from agent.runtimes.base import RuntimeLoadError, Tensors, reason, reasons, to_file, to_source, warm_up_inputs
 
-log = logging.getLogger(__name__)
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
     "cpu": CPU,
@@ -35,7 +33,7 @@ class OnnxRuntime:
     def __init__(self, manifest: Manifest, path: Path) -> None:
         self._manifest = manifest
         self.version = f"onnxruntime {onnxruntime.__version__}"
-        self._session, self.provider = _open(manifest, path)
+        self._session, self.provider, self.fell_back = _open(manifest, path)
         self._inputs = [(spec, spec.file_name or spec.name) for spec in manifest.inputs]
         self._outputs = [(spec, spec.file_name or spec.name) for spec in manifest.outputs]
         self._names = [name for _, name in self._outputs]
@@ -51,10 +49,9 @@ class OnnxRuntime:
         self._session = None
 
 
-def candidates(wanted: tuple[str, ...], available: list[str]) -> list[str]:
-    """ONNX Runtime's names of the wanted providers that this build has, in order, and the CPU at the end."""
-    named = [PROVIDERS.get(name.lower(), name) for name in wanted]
-    return list(dict.fromkeys([*(name for name in named if name in available), CPU]))
+def candidates(wanted: tuple[str, ...]) -> list[str]:
+    """ONNX Runtime's names of the wanted providers, in order, and the CPU at the end where it is not among them."""
+    return list(dict.fromkeys([*(PROVIDERS.get(name.lower(), name) for name in wanted), CPU]))
 
 
 def options_for(provider: str, manifest: Manifest) -> dict[str, str]:
@@ -77,26 +74,31 @@ def options_for(provider: str, manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def _open(manifest: Manifest, path: Path) -> tuple[Any, str]:
+def _open(manifest: Manifest, path: Path) -> tuple[Any, str, str]:
+    """A session of the first provider that proves itself, its name, and why none before it did."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = manifest.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    problems = []
-    for provider in candidates(manifest.providers, onnxruntime.get_available_providers()):
+    problems: list[str] = []
+    available = onnxruntime.get_available_providers()
+    for provider in candidates(manifest.providers):
+        short = _SHORT.get(provider, provider)
+        if provider not in available:
+            has = ", ".join(_SHORT.get(one, one) for one in available)
+            problems.append(f"{short}: this build of onnxruntime {onnxruntime.__version__} does not have it, but {has}")
+            continue
         try:
             chosen = [(provider, options_for(provider, manifest))]
-            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen, enable_fallback=0)
             if session.get_providers()[0] != provider:
-                problems.append(f"{provider} was not taken by the session")
+                problems.append(f"{short}: its libraries or its device are missing; the agent's log names what")
                 continue
             feed = warm_up_inputs(manifest)
             session.run(None, {spec.file_name or spec.name: to_file(spec, feed[spec.name]) for spec in manifest.inputs})
         except Exception as error:  # noqa: BLE001 (the library raises bare C++ exceptions of many kinds)
-            problems.append(f"{provider}: {reason(error)}")
+            problems.append(f"{short}: {reason(error)}")
             continue
-        if problems:
-            log.warning("runs on %s, because: %s", provider, "; ".join(problems))
-        return session, _SHORT.get(provider, provider)
+        return session, short, reasons(problems)
     raise RuntimeLoadError(WireErrorCode.LOAD_FAILED, "; ".join(problems))

@@ -25,6 +25,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
         path: of its file.
         golden_path: of its golden inputs, which it must answer as it did where it was built; empty for none.
         need_mb: free memory without which it is not loaded, in MiB.
+        may_fall_back: whether another execution provider than the first that the manifest wants will do.
     """
 
     request_id: int
@@ -33,6 +34,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     path: str
     golden_path: str = ""
     need_mb: float = 0.0
+    may_fall_back: bool = True
 
 
 class Activate(msgspec.Struct, frozen=True, tag="activate"):
@@ -117,6 +119,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
         before_mb: the worker's resident memory before, in MiB; None where it can't be measured.
         code: why it failed; None when it did not.
         detail: a sentence with the remedy, on failure.
+        fell_back: why no provider that was wanted before `provider` runs it; empty when the first wanted does.
     """
 
     request_id: int
@@ -126,6 +129,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     before_mb: float | None = None
     code: WireErrorCode | None = None
     detail: str = ""
+    fell_back: str = ""
 
 
 class Activated(msgspec.Struct, frozen=True, tag="activated"):

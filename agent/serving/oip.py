@@ -331,7 +331,7 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.model,
         "versions": [manifest.version],
-        "platform": f"{manifest.runtime.value}_{manifest.precision.value}",
+        "platform": f"{manifest.runtime}_{manifest.precision.value}",
         "inputs": [tensor(spec) for spec in manifest.inputs],
         "outputs": [tensor(spec) for spec in manifest.outputs],
     }
@@ -348,8 +348,8 @@ def configuration(manifest: Manifest) -> dict[str, Any]:
 
     return {
         "name": manifest.model,
-        "platform": f"{manifest.runtime.value}_{manifest.precision.value}",
-        "backend": manifest.runtime.value,
+        "platform": f"{manifest.runtime}_{manifest.precision.value}",
+        "backend": manifest.runtime,
         "max_batch_size": manifest.max_batch if batched else 0,
         "input": [tensor(spec) for spec in manifest.inputs],
         "output": [tensor(spec) for spec in manifest.outputs],

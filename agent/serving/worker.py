@@ -159,7 +159,9 @@ class Worker:
         # Made here, not in the loading thread: its thread would inherit that one's niceness.
         self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime, allowed))
         took = time.monotonic() - started
-        self._send(Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb))
+        self._send(
+            Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb, fell_back=runtime.fell_back)
+        )
 
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
@@ -198,7 +200,7 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
         )
         raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
     pin(message.manifest.scheduling.cores)  # for the threads that the runtime starts
-    runtime = open_runtime(message.manifest, Path(message.path))
+    runtime = open_runtime(message.manifest, Path(message.path), may_fall_back=message.may_fall_back)
     if not message.golden_path:
         return runtime, {}
     allowed: dict[str, float] = {}

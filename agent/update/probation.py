@@ -25,7 +25,6 @@ SLACK_S = 0.002  # what a 95th percentile may be longer whatever its ratio: belo
 QUARTERS = 4
 GROWTH_SAMPLES = 12
 MOST_SAMPLES = 4096
-ON_CPU = frozenset({"cpu", "xnnpack", "reference"})
 
 
 NOTHING = Counts("")
@@ -290,7 +289,11 @@ def _growth(watch: _Watch, now: float) -> str | None:
     )
 
 
-def fall_back(wanted: tuple[str, ...], ran: str) -> str:
-    """A sentence where an accelerator was asked for and the CPU runs it; empty otherwise."""
-    first = next(iter(wanted), ran)
-    return f"it runs on {ran}, because {first} can't be used here" if ran in ON_CPU and first not in ON_CPU else ""
+def fall_back(ran: str, why: str) -> str:
+    """A sentence where another execution provider runs a version than was wanted first; empty otherwise.
+
+    Args:
+        ran: the provider that runs it.
+        why: none wanted before that does; empty when the first wanted does.
+    """
+    return f"it runs on {ran}, because of {why}" if why else ""

@@ -59,7 +59,7 @@ def list_devices(
                 ("profile", lambda row: row["profile"]),
                 ("online", lambda row: row["online"]),
                 ("serves", lambda row: ", ".join(f"{one['model']}@{one['version']}" for one in row["serving"]) or None),
-                ("runs on", lambda row: ", ".join(sorted({one["provider"] for one in row["serving"]})) or None),
+                ("runs on", lambda row: ", ".join(sorted({_runs_on(one) for one in row["serving"]})) or None),
                 ("arch", lambda row: row["facts"].get("arch")),
                 ("link", lambda row: row["facts"].get("link", {}).get("type")),
                 ("waits", lambda row: "; ".join(waits(one["waiting"]) for one in row["waiting"]) or None),
@@ -85,6 +85,10 @@ def show_device(
             shown["problems"] = "\n".join(map(_problem, found["problems"])) or None
             found = {**shown, **found["facts"]}
         show_object(found, output)
+
+
+def _runs_on(one: dict[str, Any]) -> str:
+    return f"{one['provider']} (fell back)" if one["fell_back"] else str(one["provider"])
 
 
 def _problem(one: dict[str, Any]) -> str:

@@ -9,9 +9,12 @@ from fleet_server.cli.output import Json, fail
 HELP = (
     'How devices watch the version before they keep it: "time[,name=number…]". Names: at-most (time), requests, errors '
     "(percent), latency (times the version before), memory and growth (MiB); and `replace`, to take the version before "
-    'out where memory is short. Example: "60s,at-most=15m,requests=50,errors=5,latency=1.5".'
+    "out where memory is short. `provider=refuse`, or `keep_old`: it fails where the execution provider wanted first "
+    "can't run it, always or where something serves. "
+    'Example: "60s,at-most=15m,requests=50,errors=5,latency=1.5".'
 )
 _TIME = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h)?$")
+ON_PROVIDER_MISSING = ("fall_back", "refuse", "keep_old")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _NUMBERS = {
     "requests": "minimum_requests",
@@ -29,6 +32,10 @@ def parse(text: str) -> Json:
         name, given, value = part.partition("=")
         if part == "replace":
             found["on_memory_short"] = "replace"
+        elif name == "provider" and value in ON_PROVIDER_MISSING:
+            found["on_provider_missing"] = value
+        elif name == "provider":
+            raise fail(f"--probation: provider={value} is not one of {', '.join(ON_PROVIDER_MISSING)}", 2)
         elif not given:
             found["seconds"] = _time(part)
         elif name == "at-most":
@@ -36,7 +43,7 @@ def parse(text: str) -> Json:
         elif name in _NUMBERS and re.fullmatch(r"\d+(\.\d+)?", value):
             found[_NUMBERS[name]] = float(value) if name != "requests" else int(float(value))
         else:
-            names = ", ".join(("at-most", *_NUMBERS, "replace"))
+            names = ", ".join(("at-most", *_NUMBERS, "replace", "provider"))
             raise fail(f"--probation: {part!r} is not one of {names} with a number, such as errors=5", 2)
     return found
 

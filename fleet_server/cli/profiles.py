@@ -89,7 +89,7 @@ def create_profile(
         str | None, typer.Option("-f", "--file", help="YAML or JSON of a profile; - reads it from input.")
     ] = None,
     come: Annotated[str | None, typer.Option("--shipped", help="Begin with this shipped profile.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="onnx or litert.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="onnx, litert, or one that a package brings.")] = None,
     match: Annotated[list[str], typer.Option(help="fact=value that must hold; repeat.")] = [],  # noqa: B006
     precision: Annotated[
         list[str],

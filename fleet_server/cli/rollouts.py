@@ -67,7 +67,7 @@ def create(
             help=(
                 '"metric>number:samples@confidence/control", all but the first two by choice; repeat. '
                 "Metrics: failed_percent, "
-                "install_failed_percent, rolled_back_percent, error_percent, accuracy_drop_points, "
+                "install_failed_percent, rolled_back_percent, fell_back_percent, error_percent, accuracy_drop_points, "
                 "error_rise_points, latency_p95_ms, latency_p50_ratio, latency_p95_ratio, latency_p99_ratio, "
                 "throughput_drop_percent, memory_rise_mb, temperature_c, temperature_rise_c, "
                 "confidence_drop_points, confidence_shift, output_drift, input_drift, crashed_windows_percent, "

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import DataFile, Manifest, Precision, RuntimeName, Scheduling
+from agent.protocol.manifest import DataFile, Manifest, Precision, Scheduling
 from agent.protocol.processing import Processing
 from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
@@ -105,7 +105,7 @@ def _work(session: Session, version: Version, spec: ProfileSpec, training: dict[
     """A hash of the files to convert and how; budgets but that of accuracy only judge what was made."""
     forms = sorted((form.format, form.digest) for form in catalog.source_forms(session, version.id))
     how = [
-        spec.runtime.value,
+        spec.runtime,
         spec.providers,
         spec.provider_options,
         sorted(spec.precisions),
@@ -322,7 +322,7 @@ def build_target(name: str, spec: ProfileSpec) -> Target:
     """The part of a profile that conversion needs."""
     return Target(
         profile=name,
-        runtime=RuntimeName(spec.runtime),
+        runtime=spec.runtime,
         providers=tuple(spec.providers),
         precisions=tuple(spec.precisions),
         threads=spec.threads,
@@ -369,7 +369,7 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
         variant_id=variant.id,
         profile=session.get_one(Profile, variant.profile_id).name,
         format=chosen.format,
-        runtime=RuntimeName(spec.runtime),
+        runtime=spec.runtime,
         precision=chosen.precision,
         inputs=chosen.inputs,
         outputs=chosen.outputs,

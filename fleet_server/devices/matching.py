@@ -37,7 +37,7 @@ def matches(facts: Mapping[str, Any], spec: ProfileSpec) -> bool:
 
     A device that lacks the profile's runtime never is.
     """
-    if spec.runtime.value not in [runtime.get("name") for runtime in facts.get("runtimes", ())]:
+    if spec.runtime not in [runtime.get("name") for runtime in facts.get("runtimes", ())]:
         return False
     return all(_holds(_values(facts, path), wanted) for path, wanted in spec.match.items())
 

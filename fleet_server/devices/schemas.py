@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, Precision, RuntimeName
+from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, RUNTIME_NAME, Precision, RuntimeName
 from fleet_server.devices.delivery import Delivery
 from fleet_server.schemas import Name, Request, Response, Waiting, example
 
@@ -77,7 +77,12 @@ class ProfileSpec(Request):
             '"runtimes.litert.version": "2.3.0", "accelerators.kind": "cuda"}.'
         ),
     )
-    runtime: RuntimeName = Field(description="The runtime that loads the variant on the device.")
+    runtime: str = Field(
+        pattern=RUNTIME_NAME.pattern.replace(r"\Z", "$"),
+        description="The runtime that loads the variant on the device: `onnx`, `litert`, or one that a package brings "
+        "there, which gets the source form as it is.",
+        examples=["onnx"],
+    )
     providers: list[str] = Field(
         default_factory=lambda: ["cpu"],
         description="Execution providers to try, in order; the first that proves itself by an inference runs.",
@@ -122,9 +127,15 @@ class ProfileSpec(Request):
         return self
 
     @model_validator(mode="after")
+    def _another_runtime_gets_what_there_is(self) -> Self:
+        if self.runtime not in set(RuntimeName) and Precision.FP32 not in self.precisions:
+            raise ValueError(f"precisions: {self.runtime} comes from a package, and gets the source form: add fp32")
+        return self
+
+    @model_validator(mode="after")
     def _old_litert_runs_what_it_can(self) -> Self:
         wrong = [one.value for one in self.precisions if one not in OLD_LITERT_PRECISIONS]
-        if self.runtime is RuntimeName.LITERT and self.match.get("runtimes.litert.package") == OLD_LITERT and wrong:
+        if self.runtime == RuntimeName.LITERT and self.match.get("runtimes.litert.package") == OLD_LITERT and wrong:
             raise ValueError(
                 f"precisions: {OLD_LITERT} runs {', '.join(wrong)} wrongly or crashes: fp32 and int8 are right on it"
             )
@@ -177,6 +188,9 @@ class ServingView(Response):
     runtime: str
     provider: str
     load_s: float
+    fell_back: str = Field(
+        "", description="Why another execution provider runs it than the profile wants first; empty when that one does."
+    )
 
 
 class ProblemView(Response):

@@ -20,12 +20,14 @@ class Outcomes:
         failed: never came to serve.
         rolled_back: taken back by their device.
         sent: all of them.
+        fell_back: of those that settled, how many another execution provider runs than the first wanted.
     """
 
     sent: int
     settled: int
     failed: int
     rolled_back: int
+    fell_back: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def _standing(
 
 
 def _bad(metric: StopMetric, one: Outcomes) -> int:
+    if metric is StopMetric.FELL_BACK_PERCENT:
+        return one.fell_back
     if metric is StopMetric.INSTALL_FAILED_PERCENT:
         return one.failed
     return one.rolled_back + (one.failed if metric is StopMetric.FAILED_PERCENT else 0)

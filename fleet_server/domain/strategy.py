@@ -22,6 +22,7 @@ class StopMetric(StrEnum):
     FAILED_PERCENT = "failed_percent"  # failed, or rolled back by their device
     INSTALL_FAILED_PERCENT = "install_failed_percent"  # never came to serve
     ROLLED_BACK_PERCENT = "rolled_back_percent"  # taken back by their device: crashes, probation
+    FELL_BACK_PERCENT = "fell_back_percent"  # settled, and run by another execution provider than the first wanted
     # Shares: of a device's requests.
     ERROR_PERCENT = "error_percent"  # of requests that failed inside the model
     ACCURACY_DROP_POINTS = "accuracy_drop_points"  # labelled feedback, against the gate's measurement
@@ -58,7 +59,12 @@ class StopMetric(StrEnum):
         return self in _RELATIVE
 
 
-_COUNTED = {StopMetric.FAILED_PERCENT, StopMetric.INSTALL_FAILED_PERCENT, StopMetric.ROLLED_BACK_PERCENT}
+_COUNTED = {
+    StopMetric.FAILED_PERCENT,
+    StopMetric.INSTALL_FAILED_PERCENT,
+    StopMetric.ROLLED_BACK_PERCENT,
+    StopMetric.FELL_BACK_PERCENT,
+}
 _SHARES = {
     StopMetric.ERROR_PERCENT,
     StopMetric.ACCURACY_DROP_POINTS,
@@ -244,6 +250,12 @@ class ProbationSpec(Request):
         "refuse",
         description="Where two versions do not fit into memory: let the new one fail, or take the one before out "
         "first, and answer nothing until the new one is loaded.",
+    )
+    on_provider_missing: Literal["fall_back", "refuse", "keep_old"] = Field(
+        "fall_back",
+        description="Where the execution provider that the profile wants first can't run it, as a first inference on "
+        "the device shows: let the next one or the CPU run it and say so; let it fail (`provider_unavailable`); or let "
+        "it fail where something serves the model already, and else fall back. What runs already always falls back.",
     )
 
     @model_validator(mode="after")

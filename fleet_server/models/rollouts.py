@@ -86,6 +86,8 @@ class Deployment(Base):
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
     probation: Mapped[dict[str, Any] | None]  # agent.protocol.messages.ProbationReport, as JSON
+    fell_back: Mapped[str] = mapped_column(default="", server_default="")  # ServingReport.fell_back, as last reported
+    fell_back_at: Mapped[dt.datetime | None]  # when it first said so
     is_waiting: Mapped[bool] = mapped_column(default=False, server_default=false())
     waiting: Mapped[dict[str, Any] | None]  # agent.protocol.delivery.Waiting, as JSON
     received_bytes: Mapped[int] = mapped_column(BigInteger, default=0)

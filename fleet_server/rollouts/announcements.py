@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.orm import object_session
@@ -53,8 +54,18 @@ def rollout_decided(rollout: Rollout, decision: str, reason: str) -> None:
 
 def deployment_moved(deployment: Deployment, before: str) -> None:
     """Tell where a deployment ended: `shoal.deployment.active`, `.failed` and so on; not each step on the way."""
+    if deployment.phase != before and deployment.phase in _ENDS:
+        _tell(deployment, deployment.phase, {"before": before, "failure": deployment.failure})
+
+
+def deployment_fell_back(deployment: Deployment, provider: str) -> None:
+    """Tell that another execution provider runs it than was wanted first, and why: `shoal.deployment.fell_back`."""
+    _tell(deployment, "fell_back", {"provider": provider, "reason": deployment.fell_back})
+
+
+def _tell(deployment: Deployment, what: str, more: Mapping[str, Any]) -> None:
     session = object_session(deployment)
-    if session is None or deployment.phase == before or deployment.phase not in _ENDS:
+    if session is None:
         return
 
     def data() -> dict[str, Any]:
@@ -66,10 +77,9 @@ def deployment_moved(deployment: Deployment, before: str) -> None:
             "model": session.get_one(Model, version.model_id).name,
             "version": version.name,
             "phase": deployment.phase,
-            "before": before,
             "reverts": deployment.revert_of or None,
-            "failure": deployment.failure,
+            **more,
         }
 
-    kind, subject = f"shoal.deployment.{deployment.phase}", f"deployment/{deployment.id}"
+    kind, subject = f"shoal.deployment.{what}", f"deployment/{deployment.id}"
     events.emit(session, fleet_id=deployment.fleet_id, kind=kind, subject=subject, data=data)

@@ -11,7 +11,7 @@ from agent.protocol.codec import encode
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, Phase
 from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
-from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, ProbationPolicy, Trial
+from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, OnProviderMissing, ProbationPolicy, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
@@ -148,6 +148,7 @@ def _probation(settings: Settings, spec: ProbationSpec, variant: Variant, *, bac
         growth_mb=spec.growth_mb,
         load_mb=measured,
         replace_when_short=spec.on_memory_short == "replace",
+        on_provider_missing=OnProviderMissing(spec.on_provider_missing),
     )
 
 

@@ -79,7 +79,7 @@ def advance(
     _try_again(session, rollout)
     news = evidence.gather(session, rollout)
     sent = repository.sent_by_profile(session, rollout.id)
-    ended = evidence.outcomes(sent)
+    ended = evidence.outcomes(session, rollout, sent)
     standings = (judgements or evidence.Judgements()).of(session, rollout, ended, news=news)
     strategy = RolloutStrategy.model_validate(rollout.strategy)
     decision = decide(strategy, picture(session, settings, rollout, sent, standings))

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from fleet_server.clock import utc_now
 from fleet_server.domain.evidence import UNCHANGED, Change, Count, Sample, Tally, change_of, fold
 from fleet_server.domain.rules import Outcomes, Standing, judge_counted, judge_sampled
-from fleet_server.domain.strategy import RolloutStrategy, StopRule
+from fleet_server.domain.strategy import RolloutStrategy, StopMetric, StopRule
 from fleet_server.models import Deployment, ModelWindowRow, Rollout, Variant
 from fleet_server.rollouts import repository
 from fleet_server.telemetry.signals import unpack_signals
@@ -97,11 +97,21 @@ class Judgements:
         self._known = {key: value for key, value in self._known.items() if key in rollout_ids}
 
 
-def outcomes(sent: Mapping[str, Mapping[str, int]]) -> dict[str, Outcomes]:
-    """How deployments that were sent have ended, by profile, from how many are in each phase."""
+def outcomes(session: Session, rollout: Rollout, sent: Mapping[str, Mapping[str, int]]) -> dict[str, Outcomes]:
+    """How deployments of a rollout that were sent have ended, by profile.
+
+    Args:
+        session: to read with.
+        rollout: whose.
+        sent: how many are in each phase, by profile.
+    """
+    fell_back = {}
+    if any(rule["metric"] == StopMetric.FELL_BACK_PERCENT for rule in rollout.strategy.get("stop_when", ())):
+        fell_back = repository.fell_back_by_profile(session, rollout.id)
     return {
         name: Outcomes(sent=sum(counts.values()), settled=_of(counts, repository.SETTLED_PHASES),
-                       failed=_of(counts, ("failed",)), rolled_back=_of(counts, ("rolled_back",)))
+                       failed=_of(counts, ("failed",)), rolled_back=_of(counts, ("rolled_back",)),
+                       fell_back=fell_back.get(name, 0))
         for name, counts in sent.items()
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ def explain(session: Session, settings: Settings, rollout: Rollout) -> RolloutEx
     """What a rollout does now and why, where each stop rule stands, and every decision so far."""
     strategy = RolloutStrategy.model_validate(rollout.strategy)
     sent = repository.sent_by_profile(session, rollout.id)
-    standings = evidence.standings(session, rollout, evidence.outcomes(sent))
+    standings = evidence.standings(session, rollout, evidence.outcomes(session, rollout, sent))
     return RolloutExplanation(
         id=rollout.id,
         state=RolloutState(rollout.state),

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
-from agent.protocol.messages import DeploymentReport, Reported
+from agent.protocol.messages import DeploymentReport, Reported, ServingReport
 from fleet_server.models import Deployment, Device
 from fleet_server.rollouts import announcements, repository
 from fleet_server.rollouts.desired import queue_desired
@@ -23,11 +23,21 @@ GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
     """Bring the device's deployments to where the device says they are."""
     reports = {report.deployment_id: report for report in reported.deployments}
-    serving = {one.deployment_id for one in reported.serving}
+    serving = {one.deployment_id: one for one in reported.serving}
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
         _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+        if deployment.id in serving:
+            _note_provider(deployment, serving[deployment.id], now)
         if deployment.desired and deployment.phase in GONE_BACK:
             _follow_back(session, settings, device, deployment, reports)
+
+
+def _note_provider(deployment: Deployment, serving: ServingReport, now: dt.datetime) -> None:
+    """Keep why another execution provider runs it than the first wanted; the first time, tell of it."""
+    deployment.fell_back = serving.fell_back
+    if serving.fell_back and deployment.fell_back_at is None:
+        deployment.fell_back_at = now
+        announcements.deployment_fell_back(deployment, serving.provider)
 
 
 def _follow_back(

@@ -245,6 +245,22 @@ def sent_by_profile(session: Session, rollout_id: str) -> dict[str, dict[str, in
     return dict(found)
 
 
+def fell_back_by_profile(session: Session, rollout_id: str) -> dict[str, int]:
+    """How many deployments that settled another execution provider runs than the first wanted, by the profile's name.
+
+    One that ended counts by what ran it last.
+    """
+    query = (
+        select(Profile.name, func.count())
+        .select_from(Deployment)
+        .join(Variant, Variant.id == Deployment.variant_id)
+        .join(Profile, Profile.id == Variant.profile_id)
+        .where(*_forward(rollout_id), Deployment.phase.in_(SETTLED_PHASES), Deployment.fell_back != "")
+        .group_by(Profile.name)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
 def evidence_by_profile(session: Session, rollout_id: str) -> list[tuple[str, bytes]]:
     """What devices of a rollout say of its rules, with the names of their profiles."""
     query = (

@@ -308,6 +308,9 @@ class DeploymentView(Response):
     desired: bool
     failure: Failure | None
     probation: ProbationView | None
+    fell_back: str = Field(
+        description="Why another execution provider runs it than the profile wants first; empty when that one does."
+    )
     waiting: Waiting | None
     artifact_bytes: int
     encoding: str = Field(

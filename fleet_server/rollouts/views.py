@@ -79,6 +79,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
         probation=ProbationView.model_validate(deployment.probation) if deployment.probation else None,
+        fell_back=deployment.fell_back,
         waiting=Waiting.model_validate(deployment.waiting) if deployment.waiting and not ended else None,
         artifact_bytes=variant.size or 0,
         received_bytes=deployment.received_bytes,

@@ -308,7 +308,7 @@ class Deployments:
             before_id=before_id,
             before_mb=self._inference.memory_mb - record.manifest.size / 2**20,
             provider=provider,
-            note=fall_back(record.manifest.providers, provider),
+            note=fall_back(provider, self._inference.fell_back(record.manifest)),
         )
         if not self._watched:
             self._agenda.at(self.now + LOOK_S, self._look, self._worker)

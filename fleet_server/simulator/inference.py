@@ -6,6 +6,7 @@ version.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -97,6 +98,12 @@ class Inference:
         mine = {provider for runtime in self._traits.facts.runtimes for provider in runtime.providers}
         return next((one for one in manifest.providers if one in mine), "cpu")
 
+    def fell_back(self, manifest: Manifest) -> str:
+        """Why none of the providers wanted before that one runs it; empty when the first wanted does."""
+        ran = self.provider(manifest)
+        before = itertools.takewhile(lambda one: one != ran, manifest.providers)
+        return "; ".join(f"{one}: the device does not have it" for one in before)
+
     def activate(self, deployment_id: str, now: float) -> None:
         """Let it answer from now on, where it is loaded."""
         found = self._loaded.get(deployment_id)
@@ -110,9 +117,10 @@ class Inference:
             manifest.version,
             manifest.digest,
             deployment_id,
-            packages.get(manifest.runtime.value, manifest.runtime.value),
+            packages.get(manifest.runtime, manifest.runtime),
             found.provider,
             round(drawn(self._traits.conduct.load_s), 3),
+            self.fell_back(manifest),
         )
 
     def unload(self, model: str, digest: str, now: float) -> None:

@@ -21,6 +21,7 @@ from agent.protocol.messages import (
     Failure,
     HostWindow,
     ModelWindow,
+    OnProviderMissing,
     ProbationPolicy,
     ProbationReport,
     Reported,
@@ -295,7 +296,11 @@ def test_a_rollout_says_how_devices_watch(world: World) -> None:
         memory_mb=200,
         growth_mb=0,
         on_memory_short="replace",
-    ) == ProbationPolicy(60, 50, 900, 0.05, 1.5, 200, 0, 40.0, replace_when_short=True)
+        on_provider_missing="keep_old",
+    ) == ProbationPolicy(
+        60, 50, 900, 0.05, 1.5, 200, 0, 40.0,
+        replace_when_short=True, on_provider_missing=OnProviderMissing.KEEP_OLD,
+    )  # fmt: skip
     with world.database.write() as session:
         for variant in session.query(Variant):
             variant.profile_spec = {**variant.profile_spec, "budgets": {"memory_mb": 100}}

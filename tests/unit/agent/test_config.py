@@ -97,7 +97,7 @@ def test_a_device_without_an_id_keeps_the_one_it_gave_itself(tmp_path: Path) -> 
         ('device_id = "+"', "device_id"),
         ('tags = "site"', "tags"),
         ("tags = { line = 3 }", "tags"),
-        ('runtimes = ["abacus"]', "runtimes"),
+        ('runtimes = ["An Abacus"]', "runtimes"),
         ('log_level = "loud"', "log_level"),
         ('brokr = "mqtt://x"', "brokr"),
         ("this is not toml", "--config"),

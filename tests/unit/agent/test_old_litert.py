@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -95,3 +96,24 @@ def test_of_both_the_one_that_is_used_is_the_fact(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(importlib.metadata, "version", lambda _name: "9.9")
     facts = hardware.measure(tmp_path, tags={}, runtimes=("litert",))
     assert [one.package for one in facts.runtimes] == ["ai-edge-litert"]
+
+
+@pytest.mark.usefixtures("old_library")
+@pytest.mark.parametrize(("provider", "library"), [("gpu", "libtensorflowlite_gpu_delegate.so"), ("npu", "no such")])
+def test_a_delegate_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, library: str
+) -> None:
+    def load_delegate(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(sys.modules["tflite_runtime.interpreter"], "load_delegate", load_delegate, raising=False)
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"net")
+    wanted = msgspec.structs.replace(manifest(Precision.FP32), providers=(provider, "cpu"))
+    runtime = open_runtime(wanted, path)
+    assert runtime.provider == "xnnpack"
+    assert runtime.fell_back.startswith(f"{provider}: ")
+    assert library in runtime.fell_back
+    with pytest.raises(RuntimeLoadError) as raised:
+        open_runtime(wanted, path, may_fall_back=False)
+    assert raised.value.code is WireErrorCode.PROVIDER_UNAVAILABLE

@@ -188,7 +188,5 @@ def test_a_judgement_always_has_its_reason_in_the_numbers(
 
 
 def test_a_fall_back_to_the_cpu_is_noted() -> None:
-    assert fall_back(("tensorrt", "cuda", "cpu"), "cpu") == "it runs on cpu, because tensorrt can't be used here"
-    assert fall_back(("edgetpu",), "xnnpack") != ""
-    assert fall_back(("tensorrt", "cuda"), "cuda") == ""
-    assert fall_back((), "cpu") == fall_back(("cpu",), "xnnpack") == ""
+    assert fall_back("cpu", "cuda: no driver") == "it runs on cpu, because of cuda: no driver"
+    assert fall_back("cuda", "") == ""

@@ -137,6 +137,11 @@ def test_counting_with_a_confidence() -> None:
     assert found.reason.startswith("rolled_back_percent above 0.5: 2 of 20 deployments, 10 %; evidence 21.3 to 1")
     install = rule(StopMetric.INSTALL_FAILED_PERCENT, 0.5, confidence=0.95)
     assert not judge_counted(install, {"p": Outcomes(20, 20, failed=0, rolled_back=5)}).stops
+    fell = rule(StopMetric.FELL_BACK_PERCENT, 5)
+    assert judge_counted(fell, {"p": Outcomes(20, 20, 0, 0, fell_back=2), "q": Outcomes(10, 10, 0, 0)}).stops
+    assert not judge_counted(fell, {"p": Outcomes(20, 20, 3, 3, fell_back=1)}).stops
+    surely = rule(StopMetric.FELL_BACK_PERCENT, 0.5, confidence=0.95)
+    assert judge_counted(surely, {"p": Outcomes(20, 20, 0, 0, fell_back=2)}).stops
     early = rule(StopMetric.FAILED_PERCENT, 5, min_samples=3)
     assert not judge_counted(early, {"p": Outcomes(10, 2, failed=2, rolled_back=0)}).stops
     assert judge_counted(early, {}).value is None
