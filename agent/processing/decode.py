@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from typing import Any
 
@@ -16,6 +17,11 @@ FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP", "imag
 REMEDY = "pip install 'shoal[images]'"
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _STRANGE = (SyntaxError, ArithmeticError, RuntimeError, MemoryError, NotImplementedError, struct.error, zlib.error)
+_ORIENTATION = 0x0112  # a tag of EXIF
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # grey of 16 bits
 
 
@@ -41,11 +47,13 @@ def decode(data: bytes, formats: tuple[str, ...] = tuple(FORMATS.values())) -> P
         NoDecoderError: when Pillow is not installed.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise NoDecoderError(f"images are decoded by Pillow, which is not installed here: {REMEDY}") from None
     # Its own bound is a warning at first; the size is checked below, before anything is decoded.
     Image.MAX_IMAGE_PIXELS = None
+    # It warns of damaged EXIF data, and every such text would be kept: whoever posts images could fill the memory.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     names = " or ".join(formats)
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
@@ -53,8 +61,8 @@ def decode(data: bytes, formats: tuple[str, ...] = tuple(FORMATS.values())) -> P
             if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
                 raise ImageError("it is animated: send one picture of it")
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _pixels(upright)
+            turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+            return _pixels(image if turn is None else image.transpose(Image.Transpose[turn]))
     except UnidentifiedImageError:
         raise ImageError(f"it is no {names} that can be read") from None
     except (*_DAMAGED, *_STRANGE) as error:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.manifest import ModelFormat
+from agent.protocol.processing import Processing
 from fleet_server import audit
 from fleet_server.catalog import repository
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -155,7 +157,7 @@ def create_version(
             training_digest=wanted.training,
             architecture=wanted.architecture,
             gate=wanted.gate.model_dump(mode="json"),
-            processing=_processing(wanted),
+            processing=msgspec.to_builtins(wanted.processing),
             inspection=found.inspection,
         )
         session.add(version)
@@ -369,7 +371,7 @@ def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionC
         and version.architecture == wanted.architecture
         and version.labels == list(wanted.labels)
         and version.gate == wanted.gate.model_dump(mode="json")
-        and version.processing == _processing(wanted)
+        and processing_of(version) == wanted.processing
     )
     if not same:
         raise ConflictError(
@@ -380,9 +382,9 @@ def _existing(session: Session, fleet_id: str, model_name: str, wanted: VersionC
     return version_view(session, model, version)
 
 
-def _processing(wanted: VersionCreate) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = wanted.model_dump(mode="json")["processing"]
-    return found
+def processing_of(version: Version) -> Processing | None:
+    """What a version declares of images and answers."""
+    return None if version.processing is None else msgspec.convert(version.processing, Processing)
 
 
 def _check_uploads(session: Session, fleet_id: str, wanted: VersionCreate) -> None:

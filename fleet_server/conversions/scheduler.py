@@ -13,7 +13,7 @@ from converters.job import BaselineArtifact, BuildJob, BuildResult, JobError, Pr
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.schemas import SourceFormat, TrainingPlan
-from fleet_server.catalog.service import sweep_uploads
+from fleet_server.catalog.service import processing_of, sweep_uploads
 from fleet_server.clock import utc_now
 from fleet_server.conversions import service
 from fleet_server.conversions.cache import sweep_cache
@@ -177,7 +177,7 @@ class ConversionScheduler:
             calibration=data_name(version.calibration_digest),
             evaluation=data_name(version.evaluation_digest),
             baseline=compared,
-            processing=service.processing_of(version),
+            processing=processing_of(version),
         )
         return BuildOrder(claimed.job_id, claimed.attempt, job, needs_of(spec))
 

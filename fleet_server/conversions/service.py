@@ -12,12 +12,11 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import DataFile, Manifest, Precision, Scheduling
-from agent.protocol.processing import Processing
 from converters.job import BuildResult, Candidate, JobError, Measurements, Target, TrainingOrder, Weights
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import GateSpec, GateVerdict, TrainingPlan, VariantBuild, VariantState
-from fleet_server.catalog.service import get_variant, resolve_version
+from fleet_server.catalog.service import get_variant, processing_of, resolve_version
 from fleet_server.conversions import repository
 from fleet_server.conversions.files import data_name, file_name
 from fleet_server.conversions.gate import References, judge
@@ -387,11 +386,6 @@ def manifest_of(session: Session, variant: Variant, version: Version, spec: Prof
 def scheduling_of(spec: ProfileSpec) -> Scheduling:
     """How devices of a profile answer requests."""
     return msgspec.convert(spec.scheduling.model_dump(), Scheduling)
-
-
-def processing_of(version: Version) -> Processing | None:
-    """What a version declares of images and answers."""
-    return None if version.processing is None else msgspec.convert(version.processing, Processing)
 
 
 def golden_of(candidate: Candidate) -> DataFile | None:

@@ -20,10 +20,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from PIL import Image
 
 from agent.keys import new_key, signing_request
 from agent.peers.request import BadRequestError as PeerRefusal
 from agent.peers.request import parse as parse_peer_request
+from agent.processing.decode import decode as decode_image
+from agent.processing.image import ImageError, to_row
+from agent.protocol import processing_rules
 from agent.protocol.bundle import read_index, read_order
 from agent.protocol.codec import Message, decode, encode
 from agent.protocol.delta import ADD, COPY, DELTA, LITERAL, SPARSE
@@ -31,7 +35,7 @@ from agent.protocol.errors import WireError
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
 from agent.protocol.lifecycle import Phase
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import Manifest, manifest_bytes
+from agent.protocol.manifest import Manifest, TensorSpec, manifest_bytes
 from agent.protocol.messages import (
     Certificate,
     ChunkRange,
@@ -55,6 +59,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.processing import ImageStep, Processing
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_topic
 from agent.protocol.version import SPOKEN
 from agent.runtimes.base import Tensors
@@ -208,6 +213,44 @@ def _data_set(payload: bytes) -> None:
         file.flush()
         with contextlib.suppress(DataSetError):
             read_checked(Path(file.name), _MODEL.inputs)
+
+
+_STEP = ImageStep(size=(8, 8))
+_IMAGE_INPUT = (TensorSpec("image", "float32", (-1, 3, 8, 8)),)
+
+
+def _image_file(kind: str, **more: Any) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((9, 6)).convert("RGB").save(file, kind, **more)
+    return file.getvalue()
+
+
+def _image(payload: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        row, _ = to_row(decode_image(payload), _STEP, "float32")
+        assert row.shape == (1, 3, 8, 8)
+
+
+def _image_set(payload: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        file.write(payload)
+        file.flush()
+        with contextlib.suppress(DataSetError):
+            read_checked(Path(file.name), _IMAGE_INPUT, Processing(_STEP))
+
+
+_DETECTION = (
+    b'{"image": {"size": [8, 8]}, "answer": {"kind": "detection", "boxes": {"output": "y"}, '
+    b'"scores": {"output": "y", "columns": [0, 1]}}}'
+)
+
+
+def _processing(payload: bytes) -> None:
+    with contextlib.suppress(
+        processing_rules.ProcessingError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError
+    ):
+        declared = processing_rules.read(msgspec.json.decode(payload))
+        processing_rules.check(declared, _IMAGE_INPUT, _MODEL.outputs)
 
 
 def _golden(payload: bytes) -> None:
@@ -418,6 +461,31 @@ TARGETS: dict[str, Target] = {
     "infer": Target(_infer, (b"\xff" + _HEADER, bytes([len(_BINARY)]) + _BINARY + _RAW)),
     "http": Target(_http, _ASKED),
     "data-set": Target(_data_set, (_npz(x=np.zeros((3, 2), np.float32), y=np.arange(3)),), share=0.2),
+    "image": Target(
+        _image,
+        (
+            _image_file("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
+            *(_image_file(kind) for kind in ("PNG", "WEBP", "BMP")),
+        ),
+        share=0.5,
+    ),
+    "image-set": Target(
+        _image_set,
+        (
+            _npz(image_pixels=np.zeros((2, 4, 5, 3), np.uint8)),
+            _npz(
+                image_bytes=np.frombuffer(_image_file("PNG"), np.uint8), image_sizes=np.array([len(_image_file("PNG"))])
+            ),
+        ),
+        share=0.2,
+    ),
+    "processing": Target(
+        _processing,
+        (
+            b'{"image": {"size": [8, 8], "mean": [0.5]}, "answer": {"kind": "classification"}}',
+            _DETECTION,
+        ),
+    ),
     "golden": Target(_golden, (_npz(**_GOLDEN),), share=0.2),
     "renew": _message(Renew(SPOKEN, "-----BEGIN CERTIFICATE REQUEST-----", b"signature")),
     "certificate": _message(Certificate(D, "-----BEGIN CERTIFICATE-----", "", 1.0, 2.0)),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from agent.processing.decode import NoDecoderError, decode
 from agent.processing.image import ImageError
@@ -32,13 +32,26 @@ def test_lossless_formats_give_their_pixels(kind: str, more: Any) -> None:
     assert np.array_equal(decode(encoded(PIXELS, kind, **more)), PIXELS)
 
 
-def test_a_jpeg_is_turned_upright() -> None:
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_image_is_turned_upright(orientation: Any, kind: str) -> None:
     exif = Image.Exif()
-    exif[274] = 6  # turned by 90 degrees
-    data = encoded(PIXELS, "JPEG", exif=exif, quality=95)
-    assert decode(data).shape == (9, 6, 3)
-    plain = decode(encoded(PIXELS, "JPEG", quality=95))
-    assert np.array_equal(decode(data), np.rot90(plain, -1))
+    exif[274] = orientation
+    data = encoded(PIXELS, kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+        assert np.array_equal(decode(data), np.asarray(upright))
+    assert decode(data).shape == ((9, 6, 3) if orientation in {5, 6, 7, 8} else (6, 9, 3))
+
+
+def test_damaged_exif_data_says_nothing_of_the_pixels(recwarn: pytest.WarningsRecorder) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    exif[0x010E] = "a description that is longer than four bytes"
+    whole = exif.tobytes()
+    data = encoded(PIXELS, "JPEG", exif=whole[: len(whole) // 2])
+    assert decode(data).shape[2] == 3
+    assert len(recwarn) == 0
 
 
 def grey16() -> Any:
