@@ -20,6 +20,7 @@ from agent.tables import Table
 MOST_PIPELINES = 16
 MOST_SINKS = 8
 LONGEST_S = 86_400.0
+OUTBOX_MB = 64.0
 MOST_MB = 1 << 20
 MOST_LABELS = 1000
 LONGEST_URL = 2000
@@ -190,7 +191,7 @@ class PipelineConfig(msgspec.Struct, frozen=True):
     sinks: tuple[Sink, ...]
     every_s: float = 0.0
     only: Only = Only()
-    outbox_mb: float = 64.0
+    outbox_mb: float = OUTBOX_MB
 
 
 def read_pipelines(values: Any) -> tuple[PipelineConfig, ...]:
@@ -232,9 +233,11 @@ def _pipeline(number: int, values: Any) -> PipelineConfig:
         sinks=sinks,
         every_s=table.amount("every_s", 0.0, LONGEST_S),
         only=_only(Table(f"{table.name}.only", table.take("only", {}))),
-        outbox_mb=table.number("outbox_mb", PipelineConfig.outbox_mb, MOST_MB),
+        outbox_mb=table.number("outbox_mb", OUTBOX_MB, MOST_MB),
     )
     table.refuse_rest()
+    if found.every_s and isinstance(source, WavSource):
+        raise ConfigError(f"{table.name}.every_s: sound is taken window by window: set `hop` of its source")
     return found
 
 

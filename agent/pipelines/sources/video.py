@@ -91,7 +91,7 @@ class Video:
             why = self._stream.why
             self.close()
             if self.live or why:
-                raise SourceError(f"{self._config.input} ended{why or ''}; it is opened again")
+                raise SourceError(f"{self._config.input} ended{why}")
             self._ended = self._identity
         return self._item(*found) if found is not None else None
 
@@ -170,7 +170,7 @@ class _Stream:
                 return self._frames.get(timeout=min(max(until - time.monotonic(), 0.001), 0.2))
             now = time.monotonic()
             if self._newest and now - self._last > stall_s:
-                raise SourceError(f"no frame has come for {stall_s:.0f} s; it is opened again")
+                raise SourceError(f"no frame has come for {stall_s:.0f} s")
             if now >= until:
                 break
         return None
