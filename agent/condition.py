@@ -160,6 +160,16 @@ class Condition:
         log.warning(detail)
         self._note(STAND_IN, detail, subject=model)
 
+    # -- pipelines
+
+    def pipeline(self, code: str, subject: str, detail: str, *, count: int = 1, ongoing: bool) -> None:
+        """A pipeline does not go on, or something went wrong there; it has logged that itself."""
+        self._note(code, detail, subject=subject, count=count, ongoing=ongoing)
+
+    def pipeline_over(self, code: str, subject: str) -> None:
+        """What was ongoing there is no more."""
+        self._problems.over(code, subject=subject)
+
     # -- clock and link
 
     def link_up(self) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.identity import identity_folder, load_identity
+from agent.pipelines.config import PipelineConfig, read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import RUNTIME_NAME
@@ -41,6 +42,7 @@ KEYS = (
     "root_file",
     "expired_grace_s",
     *TABLES,
+    "pipelines",
     "disk_floor_mb",
     "store_keep_mb",
     "time_zone",
@@ -84,6 +86,7 @@ class Config:
             before it: to go back to without a download, and for deltas.
         hang_s: how long one inference may take, in seconds, before the process that runs models is taken to hang and is
             started again; 0: for ever.
+        pipelines: what the agent itself reads, asks its models about, and publishes.
     """
 
     device_id: str
@@ -108,6 +111,7 @@ class Config:
     link_metered: bool | None = None
     own_limits: OwnLimits = field(default_factory=OwnLimits)
     hang_s: float = 120.0
+    pipelines: tuple[PipelineConfig, ...] = ()
 
     @property
     def broker_is_local(self) -> bool:
@@ -175,8 +179,18 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         store_keep_mb=_megabytes(values, "store_keep_mb", Config.store_keep_mb),
         time_zone=_time_zone(_text(values, "time_zone", "")),
         hang_s=_hang(values.get("hang_s", Config.hang_s)),
+        pipelines=_pipelines(values),
         **_link(values.get("link", {})),
     )
+
+
+def _pipelines(values: Mapping[str, Any]) -> tuple[PipelineConfig, ...]:
+    found = read_pipelines(values.get("pipelines", []))
+    if found and not values.get("unix_socket") and str(values.get("listen", "")).endswith(":0"):
+        raise ConfigError(
+            "pipelines: with `listen` at port 0 they don't know where to ask: name a port, or unix_socket"
+        )
+    return found
 
 
 def kept_device_id(state_dir: Path) -> str:
@@ -222,6 +236,11 @@ def _from_text(key: str, text: str) -> Any:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{key}: {text[:80]!r} is no inline table, such as {{ serve = true }}: {error}") from None
+    if key == "pipelines":
+        try:
+            return tomllib.loads(f"pipelines = {text}")["pipelines"]
+        except tomllib.TOMLDecodeError:  # it is not repeated: it may hold passwords
+            raise ConfigError("pipelines: is no TOML array of inline tables: [{ name = … }]") from None
     if key == "link":
         try:
             return tomllib.loads(f"link = {text}")["link"]

@@ -53,7 +53,9 @@ class Database:
     unwritable: str = ""
 
 
-def open_database(path: Path, schema: str, *, synchronous: str = "FULL", copy: bool = True) -> Database:
+def open_database(
+    path: Path, schema: str, *, synchronous: str = "FULL", copy: bool = True, shared: bool = False
+) -> Database:
     """Open a file, whatever state it and its disk are in.
 
     Args:
@@ -61,19 +63,21 @@ def open_database(path: Path, schema: str, *, synchronous: str = "FULL", copy: b
         schema: statements that may be carried out again and again.
         synchronous: SQLite's pragma: FULL for what must survive a power cut, NORMAL where the last few may be lost.
         copy: where it can't be written, whether what can be read of it is in memory too.
+        shared: whether several threads use the connection, one at a time.
     """
     try:
-        return Database(_open(path, schema, synchronous))
+        return Database(_open(path, schema, synchronous, shared=shared))
     except sqlite3.Error as error:
         found = DatabaseError(path, error)
         if not found.damaged:
-            return _in_memory(path, schema, found.detail, copy=copy)
+            return _in_memory(path, schema, found.detail, copy=copy, shared=shared)
     try:
         where = set_aside(path)
         log.error("%s is damaged; it was set aside as %s", path, where)
-        return Database(_open(path, schema, synchronous), lost=f"{path} was damaged and was set aside as {where.name}")
+        fresh = _open(path, schema, synchronous, shared=shared)
+        return Database(fresh, lost=f"{path} was damaged and was set aside as {where.name}")
     except (OSError, sqlite3.Error) as error:
-        return _in_memory(path, schema, f"{path} is damaged and can't be replaced: {error}", copy=False)
+        return _in_memory(path, schema, f"{path} is damaged and can't be replaced: {error}", copy=False, shared=shared)
 
 
 @contextlib.contextmanager
@@ -89,8 +93,8 @@ def writing(path: Path) -> Iterator[None]:
         raise DatabaseError(path, error) from error
 
 
-def _open(path: Path, schema: str, synchronous: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None)
+def _open(path: Path, schema: str, synchronous: str, *, shared: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=not shared)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
@@ -110,9 +114,9 @@ def _damaged(verdict: str) -> sqlite3.DatabaseError:
     return error
 
 
-def _in_memory(path: Path, schema: str, why: str, *, copy: bool) -> Database:
+def _in_memory(path: Path, schema: str, why: str, *, copy: bool, shared: bool) -> Database:
     log.error("%s; going on in memory", why)
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=not shared)
     for option in ("mode=ro", "mode=ro&immutable=1") if copy else ():
         # Beside a -wal that can't be opened, `immutable` shows the file as it was before: better than nothing.
         with contextlib.suppress(sqlite3.Error):
@@ -123,6 +127,6 @@ def _in_memory(path: Path, schema: str, why: str, *, copy: bool) -> Database:
     with contextlib.suppress(sqlite3.Error):
         connection.executescript(schema)
         return Database(connection, unwritable=why)
-    empty = sqlite3.connect(":memory:", isolation_level=None)
+    empty = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=not shared)
     empty.executescript(schema)
     return Database(empty, unwritable=why)

@@ -23,7 +23,17 @@ def end_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
+def run_as_child() -> None:
+    """`python -m agent.parent PARENT PROGRAM …`: become another program that ends with its parent."""
+    end_with_parent(int(sys.argv[1]))
+    os.execv(sys.argv[2], sys.argv[2:])  # noqa: S606 (no shell is what is wanted)
+
+
 def end_first() -> None:
     """Let the kernel end this process before others when memory is short."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123 (pathlib is large)
         file.write("1000")
+
+
+if __name__ == "__main__":
+    run_as_child()

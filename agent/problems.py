@@ -22,6 +22,10 @@ WORKER_HUNG = "worker_hung"
 WORKER_NOT_STARTED = "worker_not_started"
 CLOCK_SET = "clock_set"
 OFFLINE = "offline"
+PIPELINE_FAILED = "pipeline_failed"
+PIPELINE_REFUSED = "pipeline_refused"
+PIPELINE_UNDELIVERED = "pipeline_undelivered"
+PIPELINE_DROPPED = "pipeline_dropped"
 
 
 class Problems:

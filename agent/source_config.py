@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
 from agent.protocol.topics import check_device_id
+from agent.tables import Table
 
-MOST_PLACES = 16
 LONGEST_DAYS = 3650.0
 TABLES = ("sources", "peers", "bundles")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -73,7 +73,7 @@ def read_sources(values: Mapping[str, Any]) -> SourceConfig:
     Raises:
         ConfigError: naming the key and the remedy.
     """
-    sources, peers, bundles = (_Table(name, values.get(name, {})) for name in TABLES)
+    sources, peers, bundles = (Table(name, values.get(name, {})) for name in TABLES)
     insecure = peers.flag("insecure_plain_http")
     found = SourceConfig(
         order=_order(sources.texts("order")),
@@ -109,44 +109,6 @@ def split_place(place: str) -> tuple[str, int]:
     """Host and port of `host:port`, with an IPv6 address in brackets."""
     host, _, port = place.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-class _Table:
-    """One table, whose keys are taken out as they are read."""
-
-    def __init__(self, name: str, values: Any) -> None:
-        if not isinstance(values, dict):
-            raise ConfigError(f"{name}: must be a table, such as [{name}]")
-        self._name = name
-        self._values = dict(values)
-
-    def flag(self, key: str) -> bool:
-        value = self._values.pop(key, False)
-        if not isinstance(value, bool):
-            raise ConfigError(f"{self._name}.{key}: must be true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        value = self._values.pop(key, default)
-        if not isinstance(value, str):
-            raise ConfigError(f"{self._name}.{key}: must be text in quotes")
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self._values.pop(key, [])
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value) or len(value) > MOST_PLACES:
-            raise ConfigError(f"{self._name}.{key}: must be a list of at most {MOST_PLACES} texts")
-        return value
-
-    def number(self, key: str, default: float, most: float) -> float:
-        value = self._values.pop(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise ConfigError(f"{self._name}.{key}: {value!r} is not a number above 0 and up to {most:g}")
-        return float(value)
-
-    def refuse_rest(self) -> None:
-        for key in self._values:
-            raise ConfigError(f"{self._name}.{key}: there is no such key; docs/operations.md lists them")
 
 
 def _order(given: list[str]) -> tuple[SourceKind, ...]:

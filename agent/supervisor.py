@@ -24,6 +24,7 @@ from agent.inference import Inference
 from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.peers.network import Lan
+from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
@@ -181,6 +182,7 @@ class Supervisor:
             window=self._window,
             hang_s=config.hang_s,
         )
+        self._pipelines = Pipelines(config, self._events.put, self._condition)
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
         self._report_at = 0.0
         self._collect_at = time.monotonic() + self._telemetry_interval_s
@@ -222,6 +224,7 @@ class Supervisor:
     def end(self) -> None:
         """Let go of everything."""
         self._link.stop()
+        self._pipelines.stop()
         self._trials.stop()
         self._deployments.stop()
         self._fetcher.stop()
@@ -255,14 +258,20 @@ class Supervisor:
                 self._report(force=True)
             case SourceChunk() | TransferEnded() | BundlesSeen() | BundleTrustSaid() | PeerFound():
                 self._other_source(event, time.monotonic())
-            case TrustSaid():
-                self._verifier.said(event, time.monotonic())
+            case TrustSaid() | PipelineSaid():
+                self._child_said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
                 self._inference.died()
             case (generation, message) if generation == self._worker.generation:
                 self._inference.said(message)
             case _:
                 pass
+
+    def _child_said(self, event: TrustSaid | PipelineSaid, now: float) -> None:
+        if isinstance(event, TrustSaid):
+            self._verifier.said(event, now)
+        else:
+            self._pipelines.said(event, now)
 
     # -- what the server says
 
@@ -395,6 +404,7 @@ class Supervisor:
             self._tick_condition,
             self._tick_telemetry,
             lambda: self._trials.tick(time.monotonic()),
+            lambda: self._pipelines.tick(time.monotonic()),
             self._tick_link,
             lambda: self._report(force=False),
         )

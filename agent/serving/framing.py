@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -52,6 +53,11 @@ class FrameChannel:
             return None if body is None else self._decoder.decode(body)
         except (OSError, msgspec.MsgspecError):
             return None
+
+    def shut(self) -> None:
+        """End the stream for both sides; a `receive` that waits in another thread ends too."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the stream."""

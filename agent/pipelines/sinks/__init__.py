@@ -1,0 +1,1 @@
+"""Where a pipeline's results go: one file a kind."""

@@ -1,0 +1,1 @@
+"""Where a pipeline's items come from: one file a kind."""
