@@ -176,7 +176,8 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
             "some, or let the version before go first, which answers nothing meanwhile (on_memory_short=replace)"
         )
         raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
-    runtime = open_runtime(message.manifest, Path(message.path), may_fall_back=message.may_fall_back)
+    compiled = Path(message.compiled) if message.compiled else None
+    runtime = open_runtime(message.manifest, Path(message.path), may_fall_back=message.may_fall_back, compiled=compiled)
     if not message.golden_path:
         return runtime, {}
     allowed: dict[str, float] = {}
