@@ -367,5 +367,6 @@ class Deployments:
             encoding=record.encoding,
             sources=record.sources,
             waiting=record.waiting,
+            loading_s=self._inference.loading_s(record.deployment_id) if self._inference is not None else 0.0,
             exposure=self._inference.exposure(record.deployment_id) if self._inference is not None else None,
         )

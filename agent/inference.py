@@ -54,6 +54,7 @@ from agent.worker_process import WorkerProcess
 log = logging.getLogger("agent")
 RESTART_S, RESTART_MAX_S = 0.5, 30.0
 STEADY_S = 10.0  # a worker that lived for so long is replaced at once
+LOADING_S = 10.0  # a load that takes longer is reported, and again each time so much more of it is over
 MEMORY_LEFT_MB = 16.0  # that a load must leave to others
 
 
@@ -99,6 +100,8 @@ class Inference:
         self._hung = False  # the worker was ended for it
         self._crashes = Crashes()
         self._loads: dict[int, str] = {}
+        self._load_since: dict[str, float] = {}
+        self._said_loading = 0.0
         self._loaded: dict[str, Loaded] = {}
         self._activations: dict[int, ServingReport] = {}
         self._exposures: dict[int, tuple[str, Exposure]] = {}
@@ -121,6 +124,13 @@ class Inference:
     def seen(self, deployment_id: str) -> ProbationReport | None:
         """What was seen so far of a version that is watched."""
         return self._probation.report(deployment_id)
+
+    def loading_s(self, deployment_id: str) -> float:
+        """How long a deployment's artifact is being loaded, in seconds, where that takes long; else 0."""
+        if deployment_id not in self._loads.values():
+            return 0.0
+        took = time.monotonic() - self._load_since[deployment_id]
+        return round(took, 1) if took >= LOADING_S else 0.0
 
     def exposure(self, deployment_id: str) -> Exposure | None:
         """How a version runs beside the one that serves, as the worker has confirmed."""
@@ -200,6 +210,7 @@ class Inference:
             self._stand_in_answered(message)
             return
         deployment_id = self._loads.pop(message.request_id, None)
+        self._load_since.pop(deployment_id or "", None)
         if deployment_id is None or deployment_id not in self._updater.records:
             return
         if message.code is None:
@@ -244,6 +255,7 @@ class Inference:
             return
         self._request_id += 1
         self._loads[self._request_id] = record.deployment_id
+        self._load_since[record.deployment_id] = time.monotonic()
         self._worker.send(
             Load(
                 self._request_id,
@@ -252,6 +264,7 @@ class Inference:
                 str(self._store.path(digest)),
                 golden_path=str(self._store.path(golden.digest)) if tried and golden is not None else "",
                 need_mb=_needed_mb(record) if tried else 0.0,
+                compiled=str(self._store.compiled(digest)),
                 may_fall_back=not tried or self._may_fall_back(record),
             )
         )
@@ -357,6 +370,9 @@ class Inference:
         busy = not self._is_ready or self._loads or self._stand_ins.loading
         if busy:
             self._watchdog.rest()
+        if now - self._said_loading >= LOADING_S and any(map(self.loading_s, self._loads.values())):
+            self._said_loading = now
+            self._changed()
         if self._probation.asks(now) or (not busy and self._watchdog.asks(now)):
             self._request_id += 1
             self._worker.send(Peek(self._request_id))
@@ -402,7 +418,8 @@ class Inference:
     def _load_stand_in(self, good: Good) -> int:
         self._request_id += 1
         path = str(self._store.path(good.manifest.digest))
-        self._worker.send(Load(self._request_id, good.deployment_id, good.manifest, path))
+        compiled = str(self._store.compiled(good.manifest.digest))
+        self._worker.send(Load(self._request_id, good.deployment_id, good.manifest, path, compiled=compiled))
         return self._request_id
 
     def _stand_in_answered(self, message: Loaded) -> None:

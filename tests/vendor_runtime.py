@@ -23,7 +23,7 @@ class AcmeRuntime:
     provider = "npu"
     fell_back = ""
 
-    def __init__(self, manifest, path):
+    def __init__(self, manifest, path, compiled):
         self._net = ReferenceEvaluator(str(path))
         self._names = [spec.name for spec in manifest.outputs]
 

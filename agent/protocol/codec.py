@@ -329,6 +329,7 @@ def _check_report(message: Reported) -> None:
         if report.waiting is not None:
             _check_waiting(report.waiting)
         _check_exposure(report.exposure)
+        _require(0 <= report.loading_s <= LIMITS.seconds, "loading_s is out of bounds")
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")

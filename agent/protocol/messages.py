@@ -209,6 +209,8 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         sources: bytes that each source brought, by its name (`mqtt`, `https`, `peer 10.0.0.7:8472`, …).
         waiting: what it waits for, when it stands still on purpose; None otherwise.
         exposure: how it runs beside the version before, as it is in force; None when it does not.
+        loading_s: how long the worker has been loading it, in seconds, where that takes long, as compiling it for an
+            accelerator does; else 0.
     """
 
     deployment_id: str
@@ -225,6 +227,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     sources: dict[str, int] = {}
     waiting: Waiting | None = None
     exposure: Exposure | None = None
+    loading_s: float = 0.0
 
 
 class ServingReport(msgspec.Struct, frozen=True):

@@ -13,20 +13,23 @@ from agent.runtimes.base import Runtime, RuntimeLoadError, check_file, reason, w
 log = logging.getLogger(__name__)
 
 
-def open_runtime(manifest: Manifest, path: Path, *, may_fall_back: bool = True) -> Runtime:
+def open_runtime(
+    manifest: Manifest, path: Path, *, may_fall_back: bool = True, compiled: Path | None = None
+) -> Runtime:
     """Load an artifact and prove it by one inference on zeros.
 
     Args:
         manifest: of the artifact.
         path: of its file.
         may_fall_back: whether another execution provider than the first wanted will do.
+        compiled: a folder of the file's own in which what a provider compiles may be kept; None for none.
 
     Raises:
         RuntimeLoadError: when the runtime is not installed, or the artifact does not load or run; and, where it may not
             fall back, when the first provider that its manifest wants can't run it.
     """
     check_file(path)
-    runtime = _made(manifest, path)
+    runtime = _made(manifest, path, compiled)
     try:
         runtime.run(warm_up_inputs(manifest))
     except Exception as error:
@@ -44,7 +47,7 @@ def open_runtime(manifest: Manifest, path: Path, *, may_fall_back: bool = True) 
     return runtime
 
 
-def _made(manifest: Manifest, path: Path) -> Runtime:
+def _made(manifest: Manifest, path: Path, compiled: Path | None) -> Runtime:
     name = manifest.runtime
     try:
         made = runtime_registry.load(name)
@@ -58,7 +61,7 @@ def _made(manifest: Manifest, path: Path) -> Runtime:
     except ImportError as error:
         raise _missing(name, error) from None
     try:
-        runtime: Runtime = made(manifest, path)
+        runtime: Runtime = made(manifest, path, compiled)
     except ImportError as error:
         raise _missing(name, error) from None
     except RuntimeLoadError:

@@ -48,8 +48,9 @@ class RuntimeLoadError(Exception):
 
 
 class Runtime(Protocol):
-    """A loaded artifact. Its class is called with the manifest and the path of the file, and loads it.
+    """A loaded artifact. Its class is called with the manifest, the path of the file, and a folder; it loads the file.
 
+    In the folder, which may not be there yet, it may keep what it compiles of the file; None says that it may not.
     It may raise `RuntimeLoadError`, or anything else, which is then `load_failed`. A class may have an attribute
     `providers`, the names of what it can run on: they become facts of the device.
 

@@ -36,7 +36,7 @@ def _library() -> tuple[Any, str]:
 class LiteRtRuntime:
     """A LiteRT artifact, loaded. An interpreter takes one inference at a time; a lock sees to it."""
 
-    def __init__(self, manifest: Manifest, path: Path) -> None:
+    def __init__(self, manifest: Manifest, path: Path, compiled: Path | None = None) -> None:  # noqa: ARG002
         library, self.version = _library()
         if self.version.startswith(OLD_LITERT) and manifest.precision not in OLD_LITERT_PRECISIONS:
             detail = (

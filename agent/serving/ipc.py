@@ -25,6 +25,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
         path: of its file.
         golden_path: of its golden inputs, which it must answer as it did where it was built; empty for none.
         need_mb: free memory without which it is not loaded, in MiB.
+        compiled: a folder in which what a provider compiles of it may be kept; empty for none.
         may_fall_back: whether another execution provider than the first that the manifest wants will do.
     """
 
@@ -35,6 +36,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     golden_path: str = ""
     need_mb: float = 0.0
     may_fall_back: bool = True
+    compiled: str = ""
 
 
 class Activate(msgspec.Struct, frozen=True, tag="activate"):

@@ -200,7 +200,8 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
         )
         raise RuntimeLoadError(WireErrorCode.MEMORY_SHORT, detail)
     pin(message.manifest.scheduling.cores)  # for the threads that the runtime starts
-    runtime = open_runtime(message.manifest, Path(message.path), may_fall_back=message.may_fall_back)
+    compiled = Path(message.compiled) if message.compiled else None
+    runtime = open_runtime(message.manifest, Path(message.path), may_fall_back=message.may_fall_back, compiled=compiled)
     if not message.golden_path:
         return runtime, {}
     allowed: dict[str, float] = {}

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -47,6 +48,10 @@ class ArtifactStore:
     def path(self, digest: str) -> Path:
         """Where a verified artifact lies, or would."""
         return self._folder / digest
+
+    def compiled(self, digest: str) -> Path:
+        """A folder for what is compiled of an artifact on this device; it goes with the artifact."""
+        return self._folder / f"{digest}.compiled"
 
     def has(self, digest: str) -> bool:
         """Whether an artifact is there, whole."""
@@ -101,6 +106,7 @@ class ArtifactStore:
         self._spare = []
         for digest in useful:
             size = 0 if digest in kept else self._size(digest)
+            size += self._compiled_size(digest) if size else 0
             if size and size <= room:
                 room -= size
                 self._spare.append(digest)
@@ -110,7 +116,7 @@ class ArtifactStore:
                 digest, _, kind = path.name.partition(".")
                 finished = kind == "have" and not self.path(f"{digest}.part").exists()
                 if digest and (digest not in kept or finished):
-                    path.unlink(missing_ok=True)
+                    _remove(path)
 
     def make_room(self, content: Content, reserved: int = 0) -> int:
         """Let what is only useful go, the least useful first, until a content can come.
@@ -138,12 +144,20 @@ class ArtifactStore:
                 log.warning("the disk is short: %s, which is only kept to go back to, is removed", path.name)
                 with contextlib.suppress(OSError):
                     path.unlink()
+                    _remove(self.compiled(path.name))
                     return True
         return False
 
     def _free(self) -> int:
         disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize
+
+    def _compiled_size(self, digest: str) -> int:
+        """Bytes that what was compiled of an artifact takes on the disk."""
+        found: list[Path] = []
+        with contextlib.suppress(OSError):  # the worker may remove it meanwhile
+            found += self.compiled(digest).rglob("*")
+        return sum(self._size(str(path.relative_to(self._folder))) for path in found)
 
     def _size(self, name: str) -> int:
         """Bytes that a file takes on the disk; 0 when it is not there."""
@@ -309,6 +323,14 @@ class Part:
                 os.close(self._data)
                 os.close(self._marks)
                 self._data = self._marks = -1
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder of what was compiled, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, data: Bytes, offset: int) -> None:

@@ -86,6 +86,7 @@ class Deployment(Base):
     desired: Mapped[bool] = mapped_column(default=False)
     failure: Mapped[dict[str, Any] | None]  # {"code", "detail"}
     probation: Mapped[dict[str, Any] | None]  # agent.protocol.messages.ProbationReport, as JSON
+    loading_s: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))  # how long it is being loaded
     fell_back: Mapped[str] = mapped_column(default="", server_default="")  # ServingReport.fell_back, as last reported
     fell_back_at: Mapped[dt.datetime | None]  # when it first said so
     is_waiting: Mapped[bool] = mapped_column(default=False, server_default=false())

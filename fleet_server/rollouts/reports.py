@@ -75,6 +75,7 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     if report.probation is not None:
         deployment.probation = msgspec.to_builtins(report.probation)
     deployment.sources = report.sources
+    deployment.loading_s = report.loading_s
     deployment.waiting = msgspec.to_builtins(report.waiting) if report.waiting else None
     deployment.is_waiting = report.waiting is not None
     if report.phase is Phase.EXPOSED and deployment.exposed_at is None:

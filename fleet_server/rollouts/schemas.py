@@ -308,6 +308,10 @@ class DeploymentView(Response):
     desired: bool
     failure: Failure | None
     probation: ProbationView | None
+    loading_s: float = Field(
+        description="How long its device has been loading it, in seconds, where that takes long: an accelerator's "
+        "compiler may take minutes, and what served goes on; else 0."
+    )
     fell_back: str = Field(
         description="Why another execution provider runs it than the profile wants first; empty when that one does."
     )

@@ -79,6 +79,7 @@ def deployment_view(row: repository.DeploymentRow) -> DeploymentView:
         desired=deployment.desired,
         failure=Failure.model_validate(deployment.failure) if deployment.failure else None,
         probation=ProbationView.model_validate(deployment.probation) if deployment.probation else None,
+        loading_s=deployment.loading_s,
         fell_back=deployment.fell_back,
         waiting=Waiting.model_validate(deployment.waiting) if deployment.waiting and not ended else None,
         artifact_bytes=variant.size or 0,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling
-from agent.runtimes.onnx import options_for
+from agent.runtimes.onnx import folder_for, options_for
 
 
 def manifest(**changed: Any) -> Manifest:
@@ -57,3 +58,34 @@ def test_a_manifest_of_an_older_server_has_none() -> None:
     fields = msgspec.to_builtins(manifest())
     del fields["provider_options"]
     assert msgspec.convert(fields, Manifest).provider_options == {}
+
+
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [
+        ("TensorrtExecutionProvider", "trt_engine_cache_path"),
+        ("TensorrtExecutionProvider", "trt_timing_cache_path"),
+        ("OpenVINOExecutionProvider", "cache_dir"),
+        ("CoreMLExecutionProvider", "ModelCacheDirectory"),
+    ],
+)
+def test_what_a_provider_compiles_is_kept_where_the_profile_says_no_other_place(
+    tmp_path: Path, provider: str, name: str
+) -> None:
+    folder = tmp_path / "{odd}"
+    assert options_for(provider, manifest(), folder)[name] == str(folder)
+    own = manifest(provider_options={provider: {name: "/elsewhere"}})
+    assert options_for(provider, own, folder)[name] == "/elsewhere"
+    assert name not in options_for(provider, manifest())
+    assert options_for("CPUExecutionProvider", manifest(), folder) == {}
+
+
+def test_a_folder_that_cant_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert folder_for("tensorrt", tmp_path / "file") is None
+    assert folder_for("cpu", tmp_path / "compiled") is None
+    assert not (tmp_path / "compiled").exists()
+    made = folder_for("tensorrt", tmp_path / "compiled")
+    assert made is not None
+    assert list(made.iterdir()) == []
+    assert made.parent.name.startswith("onnxruntime-")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from agent.runtimes import open_runtime
+from agent.runtimes import onnx, open_runtime
 from agent.runtimes.base import REASON_LENGTH, RuntimeLoadError
 from tests.fleet import write_classifier
 
@@ -52,3 +53,25 @@ def test_a_damaged_file_is_no_missing_provider(tmp_path: Path) -> None:
     with pytest.raises(RuntimeLoadError) as caught:
         open_runtime(made, path, may_fall_back=False)
     assert caught.value.code is WireErrorCode.LOAD_FAILED
+
+
+def test_what_was_compiled_and_does_not_load_any_more_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No provider that compiles runs here: the CPU is made to be one, and what it kept to be damaged."""
+    proven = onnx._proven
+    tried: list[Path | None] = []
+
+    def damaged(provider: str, manifest: Manifest, path: Path, compiled: Path | None) -> Any:
+        tried.append(compiled)
+        if compiled is not None:
+            raise RuntimeError("the engine is of another driver")
+        return proven(provider, manifest, path, compiled)
+
+    monkeypatch.setitem(onnx._KEEPING, "cpu", {})
+    monkeypatch.setattr(onnx, "_proven", damaged)
+    runtime = open_runtime(*classifier(tmp_path), compiled=tmp_path / "compiled")
+    assert (runtime.provider, runtime.fell_back) == ("cpu", "")
+    assert tried[0] is not None
+    assert not tried[0].exists()
+    assert tried[1:] == [None]

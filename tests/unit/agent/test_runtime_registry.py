@@ -61,7 +61,7 @@ def test_a_package_that_lacks_a_library_or_refuses_the_file_says_so(
     with pytest.raises(RuntimeLoadError, match="no_such_driver") as caught:
         open_runtime(wanted, path)
     assert caught.value.code is WireErrorCode.RUNTIME_MISSING
-    refusing = "class AcmeRuntime:\n    def __init__(self, manifest, path):\n        raise KeyError('opset')\n"
+    refusing = "class AcmeRuntime:\n    def __init__(self, *_):\n        raise KeyError('opset')\n"
     (target / "acme_runtime.py").write_text(refusing)
     with pytest.raises(RuntimeLoadError, match="opset") as caught:
         open_runtime(wanted, path)

@@ -98,6 +98,25 @@ def test_garbage_goes_and_what_is_kept_stays(tmp_path: Path) -> None:
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {kept.digest}
 
 
+def test_what_was_compiled_goes_with_its_artifact(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path, keep_bytes=1_000_000)
+    first, second = (manifest(body) for body in (b"first", b"second"))
+    for one, body in ((first, b"first"), (second, b"second")):
+        part = store.open_part(one)
+        write_all(part, body)
+        assert part.finish()
+        engine = store.compiled(one.digest) / "onnxruntime-1" / "tensorrt" / "engine"
+        engine.parent.mkdir(parents=True)
+        engine.write_bytes(b"engine")
+    assert store.held() == sorted([first.digest, second.digest])
+    store.collect_garbage([first.digest], [second.digest])
+    assert store.compiled(second.digest).is_dir(), "kept to go back to"
+    assert store.drop_spare()
+    assert not store.compiled(second.digest).exists()
+    store.collect_garbage([])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_process_loses_no_chunk_that_counted(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4
     wanted = manifest(content)
