@@ -164,7 +164,7 @@ class Condition:
 
     def pipeline(self, code: str, subject: str, detail: str, *, count: int = 1, ongoing: bool) -> None:
         """A pipeline does not go on, or something went wrong there; it has logged that itself."""
-        self._note(code, detail, subject=subject, count=count, ongoing=ongoing)
+        self._problems.note(code, detail, time.time(), subject=subject, count=count, ongoing=ongoing, retold=True)
 
     def pipeline_over(self, code: str, subject: str) -> None:
         """What was ongoing there is no more."""

@@ -50,7 +50,15 @@ class Problems:
             self._found[problem.code, subject] = msgspec.structs.replace(problem, ongoing=False)
 
     def note(
-        self, code: str, detail: str, at: float, *, subject: str = "", count: int = 1, ongoing: bool = False
+        self,
+        code: str,
+        detail: str,
+        at: float,
+        *,
+        subject: str = "",
+        count: int = 1,
+        ongoing: bool = False,
+        retold: bool = False,
     ) -> None:
         """Something went wrong.
 
@@ -61,6 +69,7 @@ class Problems:
             subject: of several of one kind, which.
             count: how often at once.
             ongoing: it holds until `over` is called.
+            retold: another detail of what goes on is news.
         """
         at = min(max(at, 0.0), LIMITS.unix_seconds)
         text = detail.replace("\0", "?")[: LIMITS.detail_chars]
@@ -70,7 +79,7 @@ class Problems:
         self._found[code, subject] = Problem(code, text, before.first_at, at, total, ongoing)
         while len(self._found) > LIMITS.problems:
             del self._found[next(iter(self._found))]
-        self.changed |= fresh
+        self.changed |= fresh or (retold and before.detail != text)
 
     def over(self, code: str, *, subject: str = "") -> None:
         """What was ongoing is no more."""

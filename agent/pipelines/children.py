@@ -47,6 +47,7 @@ class _Child:
         self.started = 0.0
         self.pause_s = PAUSE_S
         self.holds: set[tuple[str, str]] = set()
+        self.why = ""  # what it said last that does not go on
 
 
 class Pipelines:
@@ -77,6 +78,7 @@ class Pipelines:
             case Trouble(code=code, part=part, detail=detail, count=count, ongoing=ongoing):
                 if ongoing:
                     child.holds.add((code, part))
+                    child.why = detail
                 self._condition.pipeline(
                     code, _subject(child, part), f"{event.name}: {detail}", count=count, ongoing=ongoing
                 )
@@ -101,7 +103,7 @@ class Pipelines:
 
     def _start(self, child: _Child, now: float) -> None:
         child.generation += 1
-        child.started = now
+        child.started, child.why = now, ""
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "agent.pipelines.process"]
         command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
@@ -144,7 +146,8 @@ class Pipelines:
         child.holds.clear()
         if now - child.started >= STEADY_S:
             child.pause_s = PAUSE_S
-        self._later(child, now, f"its process ended with {status}; it is started again")
+        why = f" ({child.why})" if child.why else ""
+        self._later(child, now, f"its process ended with {status}{why}; it is started again")
 
     def _later(self, child: _Child, now: float, why: str) -> None:
         log.error("pipeline %s: %s", child.config.name, why)

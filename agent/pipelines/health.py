@@ -10,6 +10,7 @@ from collections.abc import Callable
 from agent.pipelines.ipc import Fine, FromPipeline, Trouble
 
 log = logging.getLogger("agent.pipelines")
+HOLD_S = 2.0
 SAY_S = 60.0
 
 
@@ -18,24 +19,30 @@ class Health:
 
     Args:
         say: tells the supervisor.
+        clock: seconds, of a clock that is never set.
     """
 
-    def __init__(self, say: Callable[[FromPipeline], object]) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[FromPipeline], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say, self._clock = say, clock
         self._lock = threading.Lock()
-        self._holds: dict[tuple[str, str], str] = {}
+        self._since: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, str], str] = {}
         self._counts: dict[tuple[str, str], int] = {}
         self._said_at: dict[tuple[str, str], float] = {}
 
     def trouble(self, code: str, part: str, detail: str, *, count: int = 1, ongoing: bool = True) -> None:
-        """Something does not go on, or went wrong: that is said once a minute, with how often."""
+        """Something does not go on, or went wrong.
+
+        What goes on is told when it has for a while: a model that is busy for a moment is no problem of the device.
+        What went wrong is told once a minute, with how often.
+        """
         with self._lock:
-            key, now = (code, part), time.monotonic()
-            fresh = self._holds.get(key) != detail
+            key, now = (code, part), self._clock()
             if ongoing:
-                if not fresh:
+                held = now - self._since.setdefault(key, now)
+                if held < HOLD_S or self._told.get(key) == detail:
                     return
-                self._holds[key] = detail
+                self._told[key] = detail
             else:
                 self._counts[key] = count = self._counts.get(key, 0) + count
                 if now - self._said_at.get(key, -SAY_S) < SAY_S:
@@ -53,7 +60,8 @@ class Health:
     def fine(self, code: str, part: str) -> None:
         """It is no more."""
         with self._lock:
-            if self._holds.pop((code, part), None) is None:
+            self._since.pop((code, part), None)
+            if self._told.pop((code, part), None) is None:
                 return
             self._say(Fine(code, part))
         log.info("%s of %s is over", code, part)

@@ -8,6 +8,7 @@ import socket
 import threading
 from pathlib import Path
 
+from agent.database import DatabaseError
 from agent.parent import end_with_parent
 from agent.pipelines.client import Client
 from agent.pipelines.config import (
@@ -22,7 +23,7 @@ from agent.pipelines.config import (
     Sink as SinkConfig,
 )
 from agent.pipelines.health import Health
-from agent.pipelines.ipc import Begin
+from agent.pipelines.ipc import Begin, Trouble
 from agent.pipelines.items import Source
 from agent.pipelines.outbox import Outbox
 from agent.pipelines.runner import Runner
@@ -55,12 +56,17 @@ def run(order: Begin, channel: FrameChannel) -> int:
     config = order.config
     health = Health(channel.send)
     path = Path(order.folder) / f"{config.name}.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    outbox = Outbox(path, [one.name for one in config.sinks], int(config.outbox_mb * 2**20))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        outbox = Outbox(path, [one.name for one in config.sinks], int(config.outbox_mb * 2**20))
+    except (OSError, DatabaseError) as error:
+        channel.send(Trouble(PIPELINE_FAILED, "disk", f"{path} can't be written: {error}"))
+        return 1
+    if outbox.unwritable:  # a file would be taken, and its result be lost with the power
+        channel.send(Trouble(PIPELINE_FAILED, "disk", outbox.unwritable))
+        return 1
     if outbox.lost:
         health.trouble(PIPELINE_DROPPED, "outbox", outbox.lost, ongoing=False)
-    if outbox.unwritable:
-        health.trouble(PIPELINE_FAILED, "disk", outbox.unwritable)
     client = Client(order.listen, order.unix_socket, config.model, order.hang_s)
     source = open_source(config, order.device_id, client, outbox, health)
     senders = [Sender(one.name, open_sink(one, config, order.device_id), outbox, health) for one in config.sinks]

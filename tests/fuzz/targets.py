@@ -25,6 +25,7 @@ from PIL import Image
 from agent.keys import new_key, signing_request
 from agent.peers.request import BadRequestError as PeerRefusal
 from agent.peers.request import parse as parse_peer_request
+from agent.pipelines.frames import FrameError, FrameReader
 from agent.processing.decode import decode as decode_image
 from agent.processing.image import ImageError, to_row
 from agent.protocol import processing_rules
@@ -385,6 +386,14 @@ def _http_answer(payload: bytes) -> None:
             assert set(found) <= set(range(4))
 
 
+def _frames(payload: bytes) -> None:
+    """Cut in two, as a pipe may."""
+    reader = FrameReader(1000)
+    with contextlib.suppress(FrameError):
+        for piece in (payload[: len(payload) // 2], payload[len(payload) // 2 :]):
+            assert all(0 < len(frame) <= 1000 for frame in reader.feed(piece))
+
+
 @cache
 def _desk() -> TicketDesk:
     folder = Path(tempfile.mkdtemp(prefix="shoal-fuzz-"))
@@ -507,6 +516,9 @@ TARGETS: dict[str, Target] = {
             b"HTTP/1.1 206 P\r\nContent-Range: bytes 16-47/64\r\nContent-Length: 32\r\n\r\n" + bytes(32),
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\n" + bytes(64) + b"\r\n0\r\n\r\n",
         ),
+    ),
+    "frames": Target(
+        _frames, (b"--ffmpeg\r\nContent-type: image/jpeg\r\nContent-length: 3\r\n\r\nabc\r\n--ffmpeg\r\n",)
     ),
     "ticket": Target(_ticket, (_desk().issue("camera-01", D, 5, 0.0).encode(),)),
     "chunks": Target(_chunks, (bytes(range(68)), b"\2" + b"x" * 16), share=0.2),

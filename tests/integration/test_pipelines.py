@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 import paho.mqtt.client as paho
+import psutil
 import pytest
 from onnx import TensorProto, helper
 from paho.mqtt.enums import CallbackAPIVersion
@@ -149,6 +150,8 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if len(body) < int(self.headers["Content-Length"]):
+                    return  # the sender was killed
                 if outer.status == 200:
                     outer.taken.append(({key.lower(): value for key, value in self.headers.items()}, body))
                 self.send_response(outer.status)
@@ -318,6 +321,14 @@ def test_a_model_that_is_not_there_yet_is_waited_for(tmp_path: Path, worker: Wor
         assert pipeline.fine("pipeline_failed")
 
 
+def test_a_state_folder_that_can_not_be_written_ends_it_with_the_reason(tmp_path: Path, worker: Worker) -> None:
+    (tmp_path / "state").write_text("a file in the place of the folder")
+    pipeline = Pipeline(tmp_path, colors(tmp_path, FolderSource(str(tmp_path))), address(worker))
+    assert pipeline.process.wait(30) == 1
+    pipeline.stop()
+    assert "can't be written" in pipeline.troubles("pipeline_failed")[0]
+
+
 # -- sinks
 
 
@@ -436,6 +447,13 @@ def write_video(path: Path, seconds: int) -> None:
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
+def readers(video: Path) -> list[str]:
+    """Processes that have it among their arguments."""
+    running = [one.info for one in psutil.process_iter(["cmdline", "status"])]
+    alive = [one["cmdline"] or [] for one in running if one["status"] != psutil.STATUS_ZOMBIE]
+    return [" ".join(one) for one in alive if f"file:{video}" in one]
+
+
 @pytest.mark.skipif(FFMPEG is None, reason="ffmpeg is not installed")
 @pytest.mark.parametrize("every_s", [0.0, 0.5])
 def test_a_video_is_answered_frame_by_frame_also_when_killed(tmp_path: Path, worker: Worker, every_s: float) -> None:
@@ -447,6 +465,7 @@ def test_a_video_is_answered_frame_by_frame_also_when_killed(tmp_path: Path, wor
     with running(tmp_path, config, address(worker)) as pipeline:
         wait_until("some frames", lambda: out.exists() and len(results(out)) >= 3)
         pipeline.kill()
+        wait_until("the end of its ffmpeg", lambda: not readers(video))
         pipeline.start()
         wait_until("all frames", lambda: len(results(out)) >= count)
         time.sleep(1)

@@ -91,13 +91,6 @@ class Mqtt:
     def close(self) -> None:
         """Nothing: the connection mends itself, and what waits stays."""
 
-    def stop(self) -> None:
-        """End the connection."""
-        if self._client is not None:
-            self._client.disconnect()
-            self._client.loop_stop()
-            self._client = None
-
     def _start(self) -> None:
         try:
             client = new_client(self._config.url, self._config.ca_file, self._identity, manual_ack=True)

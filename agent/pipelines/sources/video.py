@@ -10,6 +10,7 @@ import collections
 import contextlib
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ STALL_S = 30.0
 LOOK_S = 2.0
 PIECE = 1 << 18
 KEY = "video"
+ADDRESS = re.compile(r" @ 0x[0-9a-f]+\]")  # in memory: another one each time
 PROTOCOLS = {
     "rtsp": "rtsp,rtp,srtp,udp,tcp,crypto",
     "rtsps": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,crypto",
@@ -231,7 +233,7 @@ class _Stream:
         """What it says on standard error; the last lines stay."""
         assert process.stderr is not None
         while line := process.stderr.readline(1000):
-            self._said.append(line.decode(errors="replace").strip())
+            self._said.append(ADDRESS.sub("]", line.decode(errors="replace").strip()))
 
 
 def _identity(path: Path) -> str:

@@ -21,6 +21,7 @@ from agent.pipelines.windows import Array, Samples, ShapeError, Windows, constan
 
 KEY = "wav"
 LOOK_S = 2.0
+MOST_CHANNELS = 64
 PIECE_S = 0.1  # read at once
 
 
@@ -133,6 +134,8 @@ class Wav:
                 f"{self._path} has {file.getframerate()} samples a second, not {self._config.rate}: set `rate`, or "
                 "resample it (ffmpeg -ar)"
             )
+        if file.getnchannels() > MOST_CHANNELS:
+            raise SourceError(f"{self._path} has {file.getnchannels()} channels, and may have {MOST_CHANNELS}")
         if not 1 <= file.getsampwidth() <= 4:
             raise SourceError(f"{self._path} has samples of {8 * file.getsampwidth()} bits: write 16")
 

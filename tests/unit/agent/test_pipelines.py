@@ -33,7 +33,7 @@ from agent.pipelines.config import (
 from agent.pipelines.content import content_type, refusal
 from agent.pipelines.events import event, event_id, is_wanted
 from agent.pipelines.frames import LONGEST_HEAD, FrameError, FrameReader
-from agent.pipelines.health import Health
+from agent.pipelines.health import SAY_S, Health
 from agent.pipelines.ipc import Begin, Fine, Trouble
 from agent.pipelines.items import Answer, Item, Progress
 from agent.pipelines.outbox import Outbox
@@ -450,9 +450,15 @@ def test_files_are_rotated_and_a_folder_that_is_absent_is_said(tmp_path: Path) -
 
 def test_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
     said: list[object] = []
-    health = Health(said.append)
-    health.trouble("failed", "source", "no camera")
-    health.trouble("failed", "source", "no camera")
+    now = [0.0]
+    health = Health(said.append, lambda: now[0])
+    for _ in range(3):  # what is over at once is nobody's trouble
+        health.trouble("failed", "model", "busy")
+        health.fine("failed", "model")
+    assert said == []
+    for _ in range(9):
+        health.trouble("failed", "source", "no camera")
+        now[0] += 1
     health.fine("failed", "source")
     health.fine("failed", "source")
     assert said == [Trouble("failed", "source", "no camera"), Fine("failed", "source")]
@@ -460,6 +466,10 @@ def test_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
     for _ in range(3):  # the first at once, the others within the minute
         health.trouble("refused", "", "no image", ongoing=False)
     assert said == [Trouble("refused", "", "no image", 1, ongoing=False)]
+    now[0] += SAY_S
+    health.tick("refused", "", "no image")
+    health.tick("refused", "", "no image")
+    assert said[1:] == [Trouble("refused", "", "no image", 2, ongoing=False)]
 
 
 @pytest.mark.parametrize(

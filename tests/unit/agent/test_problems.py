@@ -14,6 +14,9 @@ def test_the_same_thing_again_is_counted_and_what_holds_is_one() -> None:
     problems.changed = False
     problems.note("disk_full", "still full", 40.0, ongoing=True)
     assert not problems.changed
+    problems.note("disk_full", "quite full", 40.0, ongoing=True, retold=True)
+    assert problems.changed
+    problems.changed = False
     died, full = problems.reports()
     assert (died.count, died.first_at, died.last_at) == (2, 10.0, 20.0)
     assert (full.count, full.first_at, full.last_at, full.ongoing) == (1, 30.0, 40.0, True)
