@@ -267,8 +267,9 @@ class Connection(asyncio.Protocol):
             answer = await self._application.answer(request)
         finally:
             self._application.clients.release(expanded)
-        wanted = chosen(request.headers.get("accept-encoding", ""))
-        if wanted is not None and len(answer.body) >= COMPRESS_FROM:
+        accepted = request.headers.get("accept-encoding")
+        wanted = chosen(accepted) if accepted and len(answer.body) >= COMPRESS_FROM else None
+        if wanted is not None:
             answer.body = await asyncio.to_thread(compress, answer.body, wanted)
             answer.headers["Content-Encoding"] = wanted
         return answer

@@ -19,6 +19,11 @@ NAMES = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters",
     "schedule_policy", "statistics", "system_shared_memory",
 )  # fmt: skip
+_ABSENT = {
+    "cudasharedmemory": "CUDA shared memory is not offered: use system shared memory",
+    "trace": "trace settings are not offered: /v2/models/stats has counts and times",
+    "logging": "log settings are not offered: the agent logs to its standard error",
+}
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
 
 
@@ -57,6 +62,8 @@ class Extensions:
             request: as it came.
             parts: of its path below /v2.
         """
+        if parts[:1] == ["models"] and parts[-1] not in {"stats", "setting"}:
+            return None  # inferences among them, which are many
         match [request.method, *parts]:
             case ["POST", "repository", "index"]:
                 return self._index(request)
@@ -66,12 +73,14 @@ class Extensions:
                 return _statistics(self._registry.all())
             case [_, "systemsharedmemory", *rest]:
                 return self._memory(request, rest)
-            case [_, "cudasharedmemory", *_]:
-                return error_answer(404, "CUDA shared memory is not offered: use system shared memory")
-            case [_, "trace", "setting"] | [_, "models", _, "trace", "setting"]:
-                return error_answer(404, "trace settings are not offered: /v2/models/stats has counts and times")
-            case [_, "logging"]:
-                return error_answer(404, "log settings are not offered: the agent logs to its standard error")
+            case [_, "cudasharedmemory" | "trace" | "logging" as absent, *_] | [
+                _,
+                "models",
+                _,
+                "trace" as absent,
+                "setting",
+            ]:
+                return error_answer(404, _ABSENT[absent])
             case _:
                 return None
 

@@ -34,7 +34,9 @@ class Api:
 
     async def answer(self, request: Request) -> Answer:
         """One request's answer."""
-        parts = [unquote(part) for part in request.path.partition("?")[0].split("/") if part]
+        parts = [part for part in request.path.partition("?")[0].split("/") if part]
+        if "%" in request.path:
+            parts = [unquote(part) for part in parts]
         if parts[:1] != ["v2"]:
             return error_answer(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
         match [request.method, *parts[1:]]:

@@ -121,7 +121,7 @@ class _Body(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Body)
-_NOTHING = _TensorParameters()
+_NOTHING, _NOTHING_SAID = _TensorParameters(), _Parameters()
 
 
 def decode_request(
@@ -182,7 +182,7 @@ def _inputs(
 
 def _urgency(header: _Body) -> tuple[int, float]:
     """Priority, and how long a request may wait in seconds, as Triton's scheduling parameters say them."""
-    said = header.parameters or _Parameters()
+    said = header.parameters or _NOTHING_SAID
     priority, timeout_us = said.priority or 0, said.timeout or 0
     if not 0 <= priority <= LOWEST:
         raise BadRequestError(
@@ -245,7 +245,7 @@ def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
 
 def _wanted(header: _Body, manifest: Manifest, memory: Memory | None) -> list[Wanted]:
     names = [spec.name for spec in manifest.outputs]
-    binary = bool((header.parameters or _Parameters()).binary_data_output)
+    binary = bool((header.parameters or _NOTHING_SAID).binary_data_output)
     if not header.outputs:
         return [Wanted(name, binary) for name in names]
     wanted: dict[str, Wanted] = {}
