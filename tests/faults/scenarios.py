@@ -54,7 +54,7 @@ def ended_twice(seed: int) -> Iterator[tuple[str, Case]]:
 
 
 def _ended_often(plans: list[Plan]) -> str | None:
-    """As any, but that a version is given up when so many ends come while it is tried: its own doing, for all one knows."""
+    """As any, but that a version is given up when so many ends come while it is tried: it may be to blame."""
     lost = harness.survives(plans)
     blamed = f"detail='the agent ended {INTERRUPTIONS} times while it loaded or watched the version')"
     given_up = lost is not None and all(one.endswith(blamed) for one in lost.split("; "))
