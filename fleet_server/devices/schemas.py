@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS, RUNTIME_NAME, Precision, RuntimeName
@@ -65,6 +65,15 @@ class SchedulingSpec(Request):
     )
 
 
+def _runtime_name(value: str) -> str:
+    if not RUNTIME_NAME.match(value):
+        raise ValueError(
+            f"{value[:80]!r} is no runtime's name: 'onnx', 'litert', or of a package's runtime its entry point, of "
+            "lower-case letters, digits, '.', '_' and '-'"
+        )
+    return value
+
+
 class ProfileSpec(Request):
     """A named kind of device: which devices, which runtime, which precisions, which budgets."""
 
@@ -77,8 +86,8 @@ class ProfileSpec(Request):
             '"runtimes.litert.version": "2.3.0", "accelerators.kind": "cuda"}.'
         ),
     )
-    runtime: str = Field(
-        pattern=RUNTIME_NAME.pattern.replace(r"\Z", "$"),
+    runtime: Annotated[str, AfterValidator(_runtime_name)] = Field(
+        json_schema_extra={"pattern": "^" + RUNTIME_NAME.pattern.replace(r"\Z", "$")},
         description="The runtime that loads the variant on the device: `onnx`, `litert`, or one that a package brings "
         "there, which gets the source form as it is.",
         examples=["onnx"],

@@ -55,7 +55,7 @@ def here(fleet: LocalFleet, *arguments: str) -> Result:
 def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
     assert shoal(fleet, "profile", "create", "a", "--runtime", "onnx", "--precision", "fp32").returncode == 0
 
-    invalid = shoal(fleet, "profile", "create", "b", "--runtime", "abacus")
+    invalid = shoal(fleet, "profile", "create", "b", "--runtime", "An Abacus")
     assert invalid.returncode == 1
     assert "runtime" in invalid.stderr
     nobody = here(fleet, "--url", f"http://127.0.0.1:{free_port()}", "device", "list")

@@ -22,7 +22,7 @@ import agent.database
 from agent.update.lastgood import LastGood
 LastGood.update = lambda self, records: None
 opened = agent.database._open
-agent.database._open = lambda path, schema, synchronous: opened(path, schema, "OFF")
+agent.database._open = lambda path, schema, synchronous, **options: opened(path, schema, "OFF", **options)
 """,
     "killed": """
 from agent.deployments import Deployments

@@ -238,7 +238,7 @@ def test_bodies_that_no_database_can_hold(api: TestClient, status: int, body: by
 
 
 def test_a_problem_names_the_field_and_the_remedy(api: TestClient) -> None:
-    wrong = refused(api.post("/profiles", json={"nmae": "p", "runtime": "abacus", "threads": 0}), 422, "invalid")
+    wrong = refused(api.post("/profiles", json={"nmae": "p", "runtime": "An abacus", "threads": 0}), 422, "invalid")
     said = {one["field"]: one["detail"] for one in wrong["problems"]}
     assert set(said) == {"name", "nmae", "runtime", "threads"}
     assert "no such field" in said["nmae"]
