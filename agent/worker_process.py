@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from agent.children import end_child
 from agent.config import Config
 from agent.listeners import Listeners
 from agent.serving.framing import FrameChannel
@@ -79,11 +79,7 @@ class WorkerProcess:
             return None
         if self._channel is not None:
             self._channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(2)
-        if self._process.poll() is None:
-            self._process.kill()
-        return self._process.wait()
+        return end_child(self._process, 2)
 
     def stop(self) -> None:
         """Let it answer what has begun, then end it."""
@@ -92,11 +88,7 @@ class WorkerProcess:
             self._listeners.close()
             return
         self._channel.send(Shutdown())
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S)
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        end_child(self._process, STOP_S)
         self._channel.close()
         self._listeners.close()
 

@@ -18,9 +18,9 @@ from agent.protocol.processing import (
     Processing,
     Resize,
 )
-from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Window
+from agent.serving.ipc import Collect, Window
 from tests.images import COLORS, SIDE, write_box_net, write_color_net
-from tests.serving_worker import start_worker
+from tests.serving_worker import serve, start_worker
 
 IMAGE = ImageStep(size=(SIDE, SIDE), resize=Resize.CENTER_CROP)
 COLOR = Processing(IMAGE, Classification(activation=Activation.SOFTMAX, top_k=2))
@@ -59,13 +59,7 @@ class Worker:
         write_box_net(folder / "boxes", boxes, [[0.9, 0, 0], [0.8, 0, 0], [0, 0, 0.7]])
 
     def load(self, one: Manifest, *, activate: bool = True) -> None:
-        self.channel.send(Load(1, "deployment", one, str(self.folder / one.model)))
-        loaded = self.channel.receive()
-        assert isinstance(loaded, Loaded)
-        assert loaded.code is None, loaded.detail
-        if activate:
-            self.channel.send(Activate(2, one.model, one.digest))
-            assert self.channel.receive() == Activated(2, ok=True)
+        serve(self.channel, one, self.folder / one.model, activate=activate)
 
     def post(self, model: str, data: bytes, kind: str = "image/jpeg", **headers: str) -> httpx.Response:
         return self.client.post(f"/{model}/infer", content=data, headers={"Content-Type": kind, **headers})

@@ -90,8 +90,8 @@ def running_worker(unix_socket: Path | None = None) -> Iterator[tuple[FrameChann
         assert started.process.wait(20) == 0
 
 
-def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True) -> None:
-    """Load an artifact and let it answer."""
+def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True) -> Loaded:
+    """Load an artifact and let it answer; what the worker said to the load."""
     channel.send(Load(1, "deployment", manifest, str(path)))
     loaded = channel.receive()
     assert isinstance(loaded, Loaded)
@@ -99,6 +99,7 @@ def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bo
     if activate:
         channel.send(Activate(2, manifest.model, manifest.digest))
         assert channel.receive() == Activated(2, ok=True)
+    return loaded
 
 
 def described(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], **more: object) -> Manifest:

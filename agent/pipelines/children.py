@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agent.children import end_child, start_child
 from agent.condition import Condition
 from agent.config import Config
 from agent.pipelines.config import PipelineConfig
@@ -96,26 +93,17 @@ class Pipelines:
             assert child.channel is not None
             child.channel.shut()
         for child in running:
-            assert child.process is not None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(STOP_S)
-            self._reap(child)
+            self._reap(child, STOP_S)
 
     def _start(self, child: _Child, now: float) -> None:
         child.generation += 1
         child.started, child.why = now, ""
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "agent.pipelines.process"]
-        command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         try:
-            child.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            child.process, sock = start_child("agent.pipelines.process")
         except OSError as error:
-            ours.close()
             self._later(child, now, f"its process can't be started: {error.strerror}; free memory or processes")
             return
-        finally:
-            theirs.close()
-        child.channel = FrameChannel(ours, FromPipeline)
+        child.channel = FrameChannel(sock, FromPipeline)
         config = self._config
         folder = str(config.state_dir / "pipelines")
         child.channel.send(
@@ -157,15 +145,11 @@ class Pipelines:
         child.start_at = now + child.pause_s
         child.pause_s = min(child.pause_s * 2, LONGEST_PAUSE_S)
 
-    def _reap(self, child: _Child) -> int | None:
+    def _reap(self, child: _Child, within_s: float = 1.0) -> int:
         assert child.process is not None
         if child.channel is not None:
             child.channel.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.process.wait(1)
-        if child.process.poll() is None:
-            child.process.kill()
-        status = child.process.wait()
+        status = end_child(child.process, within_s)
         child.process, child.channel = None, None
         return status
 

@@ -110,19 +110,16 @@ class Client:
             self._connection = None
 
     def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        kept = self._connection is not None
-        try:
-            return self._once(method, path, body, headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            # A connection that stood idle may have been closed by the other side: that is no failure.
-            if not kept or isinstance(error, TimeoutError):
-                raise AwayError(f"the inference API does not answer: {str(error) or type(error).__name__}") from None
-        try:
-            return self._once(method, path, body, headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise AwayError(f"the inference API does not answer: {str(error) or type(error).__name__}") from None
+        while True:
+            kept = self._connection is not None
+            try:
+                return self._once(method, path, body, headers)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                # A connection that stood idle may have been closed by the other side: that is no failure.
+                if not kept or isinstance(error, TimeoutError):
+                    said = f"the inference API does not answer: {str(error) or type(error).__name__}"
+                    raise AwayError(said) from None
 
     def _once(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         if self._connection is None:

@@ -1,8 +1,10 @@
-"""What bytes of unknown origin are, as far as the inference API takes them. Pure."""
+"""What files and bytes of unknown origin are, as far as the inference API takes them. Pure."""
 
 from __future__ import annotations
 
-from agent.pipelines.items import BODY_LIMIT
+import os
+
+from agent.serving.exchange import BODY_LIMIT
 
 JSON = "application/json"
 
@@ -18,6 +20,11 @@ def content_type(data: bytes) -> str:
     if data.startswith(b"BM"):
         return "image/bmp"
     return JSON if data[:64].lstrip().startswith(b"{") else ""
+
+
+def identity(found: os.stat_result) -> str:
+    """What a file is, as long as nobody writes it anew."""
+    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"
 
 
 def refusal(data: bytes) -> str:

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 from agent.protocol.secrets import hide_secrets
 
-BODY_LIMIT = 64 << 20  # what the inference API takes
-
 
 class SourceError(Exception):
     """A source can't go on now; the message says why, and what to do. It is asked again later."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import socket
 import threading
 from pathlib import Path
 
+from agent.children import inherited_socket
 from agent.database import DatabaseError
-from agent.parent import end_with_parent
 from agent.pipelines.client import Client
 from agent.pipelines.config import (
     FileSink,
@@ -37,12 +35,7 @@ STOP_S = 3.0
 
 def main() -> None:
     """Run until the stream ends."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, default=0)
-    options = parser.parse_args()
-    end_with_parent(options.parent)
-    channel = FrameChannel(socket.socket(fileno=options.fd), Begin)
+    channel = FrameChannel(inherited_socket(), Begin)
     order = channel.receive()
     if not isinstance(order, Begin):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,12 @@ def json_answer(value: Any, status: int = 200) -> Answer:
 def error_answer(status: int, message: str) -> Answer:
     """What went wrong, as the protocol has it said."""
     return json_answer({"error": message}, status)
+
+
+def absent_answer(wanted: str, running: Sequence[str]) -> Answer:
+    """A model is asked for that nobody serves here; those that are served."""
+    others = ", ".join(running) or "none"
+    return error_answer(404, f"model {wanted[:200]!r} does not run here; models that do: {others}")
 
 
 def again_answer(status: int, message: str, after_s: float = 1.0) -> Answer:

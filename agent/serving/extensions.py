@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from agent.serving.exchange import Answer, Request, error_answer, json_answer
+from agent.serving.exchange import Answer, Request, absent_answer, error_answer, json_answer
 from agent.serving.models import LoadedModel
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Region, RegionError, Regions
@@ -118,8 +118,7 @@ class Extensions:
                 403, f"parameters: {said}: what runs here is decided by the fleet server: push it there"
             )
         if self._registry.serving(name) is None:
-            running = ", ".join(self._registry.names()) or "none"
-            return error_answer(404, f"model {name[:200]!r} does not run here; models that do: {running}")
+            return absent_answer(name, self._registry.names())
         if change == "load":
             return Answer(200)
         return error_answer(403, f"model {name!r} runs because the fleet server wants it: roll it back there")

@@ -10,7 +10,7 @@ import msgspec
 from agent import __version__
 from agent.protocol.limits import LIMITS
 from agent.serving.clients import Clients
-from agent.serving.exchange import Answer, Request, again_answer, error_answer, json_answer
+from agent.serving.exchange import Answer, Request, absent_answer, again_answer, error_answer, json_answer
 from agent.serving.extensions import NAMES, Extensions
 from agent.serving.images import described
 from agent.serving.inferring import Inferring
@@ -63,9 +63,8 @@ class Api:
         if model is None and name in self.expected:
             return again_answer(503, f"model {name[:200]!r} is not loaded at the moment: come again")
         if model is None or (version is not None and version != model.manifest.version):
-            running = ", ".join(self._registry.names()) or "none"
             wanted = name if version is None else f"{name} in version {version}"
-            return error_answer(404, f"model {wanted[:200]!r} does not run here; models that do: {running}")
+            return absent_answer(wanted, self._registry.names())
         try:
             return await self._of(model, request, version, rest)
         except RetiredError:

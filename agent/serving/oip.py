@@ -17,8 +17,6 @@ from agent.serving.classification import CLASSES_LIMIT, top_classes
 from agent.serving.tensors import BadRequestError, datatype, from_binary, from_json, to_binary, to_json
 from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
-__all__ = ["BadRequestError", "InferRequest", "Memory", "datatype", "decode_request", "encode_response", "metadata"]
-
 LONGEST_US = 86_400_000_000
 JSON_LIMIT = 16 << 20  # bytes: what is made of JSON takes up to sixteen times as many
 ID_LIMIT = 256  # characters: ids are remembered until feedback comes

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 log = logging.getLogger("agent.worker")
@@ -72,11 +72,7 @@ def _may_return(usual: int) -> bool:
         else:
             allowed.append(True)
 
-    _in_thread(try_it)
-    return allowed == [True]
-
-
-def _in_thread(function: Callable[[], None]) -> None:
-    thread = threading.Thread(target=function, name="priority", daemon=True)
+    thread = threading.Thread(target=try_it, name="priority", daemon=True)
     thread.start()
     thread.join()
+    return allowed == [True]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import socket
 from pathlib import Path
 
-from agent.parent import end_with_parent
+from agent.children import inherited_socket
 from agent.protocol.messages import TrustPiece
 from agent.serving.framing import FrameChannel
 from agent.update.trust import PieceFetcher, TrustClient, TrustError, UnavailableError
@@ -16,16 +13,11 @@ from agent.update.trust_ipc import Ask, CheckTargets, Later, Piece, Target, ToTr
 
 def main() -> None:
     """Take one order on the inherited socket."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--parent", type=int, default=0)
-    options = parser.parse_args()
-    end_with_parent(options.parent)
-    channel = FrameChannel(socket.socket(fileno=options.fd), ToTrust)
+    channel = FrameChannel(inherited_socket(), ToTrust)
     order = channel.receive()
     if isinstance(order, CheckTargets):
         judge(order, channel)
-    os.close(options.fd)
+    channel.close()
 
 
 def judge(order: CheckTargets, channel: FrameChannel) -> None:

@@ -7,10 +7,7 @@ server does not answer, what waits goes on waiting; nothing fails by that.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from agent.children import end_child, start_child
 from agent.config import Config
 from agent.errors import IdentityError
 from agent.identity import identity_folder, load_identity
@@ -179,19 +177,13 @@ class Verifier:
         if first_use and not folder.exists():
             log.warning(FIRST_USE)
         self._generation += 1
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "agent.update.trust_process"]
-        command += ["--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         try:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process, sock = start_child("agent.update.trust_process")
         except OSError as error:
             log.error("no manifest can be judged, no process can be started: %s", error.strerror)  # noqa: TRY400
-            ours.close()
             self._wait(now)
             return
-        finally:
-            theirs.close()
-        self._channel = FrameChannel(ours, FromTrust)
+        self._channel = FrameChannel(sock, FromTrust)
         self._channel.send(CheckTargets(str(folder), root, first_use, self._config.expired_grace_s, dict(self._jobs)))
         self._until = now + LONGEST_S
         threading.Thread(target=self._read, args=(self._channel, self._generation), daemon=True).start()
@@ -239,11 +231,7 @@ class Verifier:
             return None
         self._generation += 1
         self._asking = None
-        try:
-            status: int | None = self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
+        status = end_child(self._process, 1)
         self._channel.close()
         self._process, self._channel = None, None
         return status

@@ -23,10 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Load, Loaded
 from fleet_server.gateway.broker import find_mosquitto
 from tests.fleet import free_port
-from tests.serving_worker import start_worker
+from tests.serving_worker import serve, start_worker
 
 Array = npt.NDArray[Any]
 
@@ -130,13 +129,8 @@ def told_worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple
     started = start_worker(str(unix_socket))
     channel = started.channel
     try:
-        for number, (path, net) in enumerate(nets.items()):
-            channel.send(Load(number, "deployment", net, str(path)))
-            loaded = channel.receive()
-            assert isinstance(loaded, Loaded)
-            assert loaded.code is None, loaded.detail
-            channel.send(Activate(100 + number, net.model, net.digest))
-            channel.receive()
+        for path, net in nets.items():
+            serve(channel, net, path)
         yield channel, started.address
     finally:
         channel.close()

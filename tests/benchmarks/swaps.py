@@ -28,7 +28,7 @@ import psutil
 
 from agent.protocol.manifest import Manifest
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Activated, Load, Loaded, Peek, Peeked, Unload
+from agent.serving.ipc import Peek, Peeked, Unload
 from tests.benchmarks.common import (
     Checks,
     ask_once,
@@ -40,6 +40,7 @@ from tests.benchmarks.common import (
     write_conv,
 )
 from tests.fleet import LocalFleet, wait_until, write_classifier
+from tests.serving_worker import serve
 
 SIDE = 112
 
@@ -54,29 +55,23 @@ class Swaps:
     def one(self) -> None:
         self._number += 1
         after = msgspec.structs.replace(self._now, digest=f"{self._number:064x}", version=str(self._number + 1))
-        self._channel.send(Load(1, "deployment", after, str(self._path)))
-        loaded = self._channel.receive()
-        assert isinstance(loaded, Loaded)
-        assert loaded.code is None, loaded.detail
-        self._channel.send(Activate(2, after.model, after.digest))
-        assert self._channel.receive() == Activated(2, ok=True)
+        serve(self._channel, after, self._path)
         self._channel.send(Unload(after.model, self._now.digest))
         self._now = after
 
     def memory_mb(self) -> float:
         """The worker's, when what was unloaded has gone."""
         until = time.monotonic() + 20
-        while True:
-            self._channel.send(Peek(3))
-            peeked = self._channel.receive()
-            assert isinstance(peeked, Peeked)
-            if len(peeked.models) == 1 or time.monotonic() > until:
-                time.sleep(0.5)
-                self._channel.send(Peek(4))
-                peeked = self._channel.receive()
-                assert isinstance(peeked, Peeked)
-                return peeked.rss_mb
+        while len(self._peek().models) > 1 and time.monotonic() < until:
             time.sleep(0.1)
+        time.sleep(0.5)
+        return self._peek().rss_mb
+
+    def _peek(self) -> Peeked:
+        self._channel.send(Peek(3))
+        peeked = self._channel.receive()
+        assert isinstance(peeked, Peeked)
+        return peeked
 
 
 def main() -> None:

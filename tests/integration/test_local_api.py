@@ -13,9 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Unload, Window
+from agent.serving.ipc import Collect, Unload, Window
 from tests.fleet import write_classifier
-from tests.serving_worker import start_worker
+from tests.serving_worker import serve, start_worker
 
 ROW = np.array([[0.1, 0.9, 0.2, 0, 0, 0, 0, 0]], np.float32)
 
@@ -42,13 +42,7 @@ def worker(tmp_path: Path) -> Iterator[tuple[FrameChannel, str, Path]]:
 
 
 def load(channel: FrameChannel, path: Path, digest: str, version: str) -> None:
-    channel.send(Load(1, "deployment", manifest(digest, version), str(path)))
-    loaded = channel.receive()
-    assert isinstance(loaded, Loaded)
-    assert loaded.code is None, loaded.detail
-    assert loaded.provider == "cpu"
-    channel.send(Activate(2, "tri", digest * 64))
-    assert channel.receive() == Activated(2, ok=True)
+    assert serve(channel, manifest(digest, version), path).provider == "cpu"
 
 
 def infer(client: triton.InferenceServerClient, *, binary: bool) -> triton.InferResult:

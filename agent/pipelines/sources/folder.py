@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.pipelines.config import FolderSource
-from agent.pipelines.content import content_type, refusal
-from agent.pipelines.items import BODY_LIMIT, Answer, Item, Progress, SourceError
+from agent.pipelines.content import content_type, identity, refusal
+from agent.pipelines.items import Answer, Item, Progress, SourceError
+from agent.serving.exchange import BODY_LIMIT
 
 LOOK_S = 0.5
 SETTLED_S = 2.0
@@ -30,11 +31,7 @@ class _Look:
 
     size: int
     changed_ns: int
-    inode: int
-
-    @property
-    def identity(self) -> str:
-        return f"{self.size}:{self.changed_ns}:{self.inode}"
+    identity: str
 
 
 class Folder:
@@ -122,8 +119,8 @@ class Folder:
         self._ready = sorted(ready, key=lambda pair: (pair[1].changed_ns if by_time else 0, pair[0]))
 
     def _is_done(self, name: str, look: _Look) -> bool:
-        identity, _, how = self._progress.get(name, "").partition(" ")
-        if identity != look.identity:
+        known, _, how = self._progress.get(name, "").partition(" ")
+        if known != look.identity:
             return False
         if how == DONE:
             self._then(name)  # for one that was killed, or could not, when it was done
@@ -181,7 +178,7 @@ def _look(entry: os.DirEntry[str]) -> _Look | None:
 
 
 def _as_look(found: os.stat_result) -> _Look:
-    return _Look(found.st_size, found.st_mtime_ns, found.st_ino)
+    return _Look(found.st_size, found.st_mtime_ns, identity(found))
 
 
 def _is_meant(name: str) -> bool:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from agent.pipelines.config import VideoSource
+from agent.pipelines.content import identity
 from agent.pipelines.frames import FrameError, FrameReader
 from agent.pipelines.items import Answer, Item, Progress, SourceError
 
@@ -67,8 +68,8 @@ class Video:
 
     def __init__(self, config: VideoSource, every_s: float, progress: str) -> None:
         self._config, self._every_s = config, every_s
-        identity, _, frames = progress.rpartition(" ")
-        self._done = (identity, int(frames) if frames.isdigit() else 0)
+        known, _, frames = progress.rpartition(" ")
+        self._done = (known, int(frames) if frames.isdigit() else 0)
         self._stream: _Stream | None = None
         self._identity = ""
         self._ended = ""  # the file that was read to its end
@@ -238,10 +239,9 @@ class _Stream:
 
 def _identity(path: Path) -> str:
     try:
-        found = path.stat()
+        return identity(path.stat())
     except OSError as error:
         raise SourceError(f"the video {path} can't be read: {error.strerror}; put it there, or name another") from None
-    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"
 
 
 def _without_user(url: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from agent.pipelines.client import ModelInfo, TensorInfo
 from agent.pipelines.config import WavSource
+from agent.pipelines.content import identity
 from agent.pipelines.items import Answer, Item, Progress, SourceError
 from agent.pipelines.windows import Array, Samples, ShapeError, Windows, constant, mono, request, window_shape, zeros
 
@@ -39,8 +40,8 @@ class Wav:
     def __init__(self, config: WavSource, describe: Callable[[], ModelInfo], progress: str) -> None:
         self._config, self._describe = config, describe
         self._path = Path(config.path)
-        identity, _, position = progress.rpartition(" ")
-        self._done = (identity, int(position) if position.isdigit() else 0)
+        known, _, position = progress.rpartition(" ")
+        self._done = (known, int(position) if position.isdigit() else 0)
         self._file: wave.Wave_read | None = None
         self._identity = ""
         self._ended = ""
@@ -103,7 +104,7 @@ class Wav:
         fifo = stat.S_ISFIFO(found.st_mode)
         if not fifo and not stat.S_ISREG(found.st_mode):
             raise SourceError(f"{self._path} is neither a file nor a FIFO (mkfifo)")
-        self._identity = "" if fifo else f"{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"
+        self._identity = "" if fifo else identity(found)
         if self._identity and self._identity == self._ended:
             time.sleep(min(wait_s, LOOK_S))
             return False

@@ -13,7 +13,8 @@ import pytest
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling, TensorSpec
 from agent.runtimes.base import Tensors
 from agent.serving.models import LoadedModel, RetiredError
-from agent.serving.oip import BadRequestError, decode_request, metadata
+from agent.serving.oip import decode_request, metadata
+from agent.serving.tensors import BadRequestError
 from agent.serving.waiting import DeadlineError, QueueFullError
 
 
