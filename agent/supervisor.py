@@ -74,8 +74,6 @@ from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 log = logging.getLogger("agent")
 TICK_S = 0.1
 REPORT_EVERY_S = 300.0
-TELEMETRY_RESEND_S = 15.0
-TELEMETRY_BATCHES = 20  # on their way together
 LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
@@ -250,6 +248,7 @@ class Supervisor:
                     DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
                 )
                 self._changed()
+                self._spool.pace.link_up()
                 self._condition.link_up()
                 self._fetcher.link_up(time.monotonic())
                 if self._renewal is not None:
@@ -443,8 +442,7 @@ class Supervisor:
 
     def _send_telemetry(self) -> None:
         if self._link.connected:
-            due = self._spool.due(time.monotonic(), resend_s=TELEMETRY_RESEND_S, limit=TELEMETRY_BATCHES)
-            for _, payload in due:
+            for _, payload in self._spool.due(time.monotonic()):
                 self._link.publish(DeviceTopic.TELEMETRY, payload)
 
     def _report(self, *, force: bool) -> None:

@@ -41,6 +41,7 @@ from fleet_server.openapi import PUBLIC, describe, operation_name
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
+from fleet_server.rollouts.reminder import Reminder
 from fleet_server.routes import known_parameters
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
@@ -171,6 +172,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         ConversionScheduler(database, artifacts, settings),
         DeltaMaker(database, artifacts, settings),
         RolloutEngine(database, settings),
+        Reminder(database, settings),
         GateKeeper(database, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),

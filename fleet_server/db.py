@@ -3,23 +3,32 @@
 `write()` takes SQLite's write lock when it begins (BEGIN IMMEDIATE), so that a transaction never fails half way
 because another one wrote; it commits once, at its end. `read()` never writes. Code in services gets a session and
 commits nothing.
+
+SQLite lets one transaction write and gives the lock to whoever happens to ask at the right moment: a thread that writes
+often can keep another from ever writing. So the threads of this process take turns before they ask for it.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import psycopg
 from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import JSON, TypeDecorator
 from uuid_utils import uuid7
 
+from fleet_server.turns import Turns
+
 BUSY_TIMEOUT_S = 30.0
 PIECE = 500  # values of one query
+# What is raised while the database does not work, whatever it was asked: the same may be asked again later.
+UNAVAILABLE = (OperationalError, InterfaceError, psycopg.OperationalError)
 ValueT = TypeVar("ValueT")
 
 NAMING = {
@@ -89,6 +98,7 @@ class Database:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=20)
         self._writing = self._engine.execution_options(shoal_write=True)
+        self._turns: AbstractContextManager[object] = Turns() if self.is_sqlite else nullcontext()
 
     @property
     def engine(self) -> Engine:
@@ -98,7 +108,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction: committed when the block ends, rolled back when it raises."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._turns, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from agent.database import open_database, writing
 from agent.protocol.codec import encode
 from agent.protocol.messages import TelemetryAck, TelemetryBatch
+from agent.telemetry.pace import SendPace
 
 LIMIT = 20_000
 LIMIT_BYTES = 64 << 20
@@ -28,18 +29,24 @@ CREATE UNIQUE INDEX IF NOT EXISTS kept_name ON kept (spool, sequence);
 class Spool:
     """One SQLite file; used by the supervisor's main thread only.
 
+    Args:
+        path: of the file.
+        pace: how fast batches are sent.
+
     Attributes:
+        pace: how fast batches are sent.
         spool_id: of the batches that are made from now on.
         dropped: how many batches were thrown away, or could not be kept, since the start.
         lost: why something is not there that was there before; empty when all is well.
         unwritable: why nothing lasts that is kept now; empty when it does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pace: SendPace | None = None) -> None:
         self._path = path
         found = open_database(path, SCHEMA, synchronous="NORMAL", copy=False)
         self._db, self.lost, self.unwritable = found.connection, found.lost, found.unwritable
         self.spool_id = uuid.uuid4().hex
+        self.pace = pace or SendPace()
         self.dropped = 0
         self._sequence = 0
         self._sent: dict[int, float] = {}  # batch numbers, and when they were sent; after a restart all are sent again
@@ -63,23 +70,22 @@ class Spool:
             self.dropped += 1
             raise
 
-    def due(self, now: float, *, resend_s: float, limit: int) -> list[tuple[int, bytes]]:
-        """The oldest batches that are not on their way; from now on they are, for `resend_s` seconds.
+    def due(self, now: float) -> list[tuple[int, bytes]]:
+        """The oldest batches that are not on their way, as many as the pace allows; from now on they are.
 
         Args:
             now: of a clock that is never set.
-            resend_s: seconds until one that was sent is sent again.
-            limit: how many may be on their way together: who sends more whenever some are acknowledged sends no
-                faster than they are stored.
         """
-        fresh = [number for number, at in self._sent.items() if now - at < resend_s]
-        marks = ",".join("?" * len(fresh))
+        if any(now - at >= self.pace.resend_s for at in self._sent.values()):
+            self.pace.late()
+            self._sent.clear()
+        marks = ",".join("?" * len(self._sent))
         with writing(self._path):
             rows = self._db.execute(
                 f"SELECT number, payload FROM kept WHERE number NOT IN ({marks}) ORDER BY number LIMIT ?",  # noqa: S608
-                (*fresh, max(0, limit - len(fresh))),
+                (*self._sent, max(0, self.pace.limit - len(self._sent))),
             ).fetchall()
-        self._sent = {number: self._sent[number] for number in fresh} | {row[0]: now for row in rows}
+        self._sent |= {row[0]: now for row in rows}
         return [(row[0], row[1]) for row in rows]
 
     def acknowledge(self, ack: TelemetryAck) -> None:
@@ -89,6 +95,7 @@ class Spool:
             DatabaseError: when it can't be forgotten: it is sent again.
         """
         names = [(ack.spool_id, number) for number in ack.sequences]
+        self.pace.stored()
         with writing(self._path), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for name in names:

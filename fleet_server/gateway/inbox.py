@@ -1,7 +1,8 @@
 """What came in and waits to be handled: a queue a device, served in turns, each device within its share.
 
 A device that floods loses its own messages (devices say again what matters) and delays nobody else's. MQTT has handed a
-message over when it comes here, so nothing below slows a flooding device down; the broker bounds what it may send.
+message over when it comes here, so nothing below slows a flooding device down; the broker bounds what it may send. When
+the server is behind it is telemetry that finds no room first: devices keep it until the server says that it has it.
 """
 
 from __future__ import annotations
@@ -48,9 +49,14 @@ class FairInbox:
     Args:
         flooded: told the device whose message was dropped; called from the link's thread, must only note it.
         whole: messages that each say all that the ones before on their topic said: only the newest of them waits.
+        kept: messages that their devices keep until they are answered: they get in while the inbox is half empty, and
+            the same one waits once.
         share: of one device.
         limit: messages of all devices that may wait.
         limit_bytes: bytes of all devices that may wait.
+
+    Attributes:
+        overflowed: messages that were dropped because too many of all devices waited.
     """
 
     def __init__(
@@ -59,14 +65,17 @@ class FairInbox:
         share: Share | None = None,
         *,
         whole: Callable[[Message], bool] = lambda _message: False,
+        kept: Callable[[Message], bool] = lambda _message: False,
         limit: int = 20_000,
         limit_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._flooded = flooded
         self._whole = whole
+        self._kept = kept
         self._share = share or Share()
         self._limit = limit
         self._limit_bytes = limit_bytes
+        self.overflowed = 0
         self._messages = KeyedBuckets(self._share.messages_s, self._share.messages)
         self._bytes = KeyedBuckets(self._share.bytes_s, self._share.bytes)
         self._queues: dict[str, deque[Message]] = {}
@@ -77,21 +86,25 @@ class FairInbox:
     def put(self, message: Message) -> None:
         """Keep a message, or drop it when its device is beyond its share or the inbox is full."""
         sender = sender_of(message.topic)
-        now = time.monotonic()
+        kept = self._kept(message)
         with self._changed:
-            if not self._fits(sender, len(message.payload), now):
+            waiting = self._queues.get(sender, deque())
+            if not self._within_share(sender, message, len(waiting)):
                 self._flooded(sender)
-                return
-            waiting = self._queues.get(sender)
-            if waiting is None:
-                waiting = self._queues[sender] = deque()
-                self._turns.append(sender)
-            elif self._whole(message):
-                self._drop_older(waiting, message.topic)
-            waiting.append(message)
-            self._count += 1
-            self._size += len(message.payload)
-            self._changed.notify()
+            elif kept and message in waiting:
+                pass  # sent again before the first was answered
+            elif (self._whole(message) and self._drop_older(waiting, message.topic)) or self._has_room(
+                message, kept=kept
+            ):
+                if sender not in self._queues:
+                    self._queues[sender] = waiting
+                    self._turns.append(sender)
+                waiting.append(message)
+                self._count += 1
+                self._size += len(message.payload)
+                self._changed.notify()
+            else:
+                self.overflowed += 1
 
     def get(self, timeout_s: float) -> Message | None:
         """The next message of the device whose turn it is; None when nothing came for that long."""
@@ -119,12 +132,13 @@ class FairInbox:
                 found.append(self._take())
         return found
 
-    def _drop_older(self, waiting: deque[Message], topic: str) -> None:
+    def _drop_older(self, waiting: deque[Message], topic: str) -> bool:
         older = next((one for one in waiting if one.topic == topic), None)
         if older is not None:
             waiting.remove(older)
             self._count -= 1
             self._size -= len(older.payload)
+        return older is not None
 
     def _take(self) -> Message:
         sender = self._turns.popleft()
@@ -138,11 +152,16 @@ class FairInbox:
         self._size -= len(message.payload)
         return message
 
-    def _fits(self, sender: str, size: int, now: float) -> bool:
+    def _within_share(self, sender: str, message: Message, waiting: int) -> bool:
+        now, size = time.monotonic(), len(message.payload)
         messages, content = self._messages.of(sender, now), self._bytes.of(sender, now)
         within = messages.take(1, now) and content.take(size, now)
-        room = self._count < self._limit and self._size + size <= self._limit_bytes
-        return within and room and len(self._queues.get(sender, ())) < self._share.waiting
+        return within and waiting < self._share.waiting
+
+    def _has_room(self, message: Message, *, kept: bool) -> bool:
+        part = 0.5 if kept else 1.0
+        size = self._size + len(message.payload)
+        return self._count < part * self._limit and size <= part * self._limit_bytes
 
 
 def sender_of(topic: str) -> str:

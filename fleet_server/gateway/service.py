@@ -11,7 +11,7 @@ from collections.abc import Callable
 from agent.protocol.topics import FROM_DEVICE, every_shard_filter
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
-from fleet_server.db import Database
+from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.broker import EmbeddedBroker
@@ -19,7 +19,7 @@ from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
-from fleet_server.gateway.inbox import FairInbox
+from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.settings import Settings
@@ -29,6 +29,9 @@ OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
 LOCKOUT_POLL_S = 1.0
 INBOX_WAIT_S = 0.5
+TRIES = 20
+LONGEST_PAUSE_S = 5.0
+COMPLAIN_EVERY_S = 60.0
 GROUP = 1000  # telemetry batches of one transaction
 GROUP_BYTES = 4 << 20
 
@@ -42,7 +45,8 @@ class Gateway:
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
         self._conduct = Conduct(database)
-        self._inbox = FairInbox(self._conduct.flooded, whole=is_report)
+        self._inbox = FairInbox(self._conduct.flooded, whole=is_report, kept=is_telemetry)
+        self._overflowed, self._complain_at = 0, 0.0
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,
@@ -112,12 +116,38 @@ class Gateway:
         if message is None:
             return
         if not is_telemetry(message):
-            self._handlers.handle(message)
+            self._handle(message)
             return
         more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
         self._handlers.handle_telemetry([message, *more])
 
+    def _handle(self, message: Message) -> None:
+        """One message, again and again while the database does not work: its device would say it again in minutes."""
+        for tries in range(TRIES):
+            try:
+                self._handlers.handle(message)
+            except UNAVAILABLE as error:
+                if tries == TRIES - 1:
+                    raise
+                log.warning("the database does not work; a message waits for it: %s", str(error)[:200])
+                if self._stopping.wait(min(0.5 * 2**tries, LONGEST_PAUSE_S)):
+                    return
+            else:
+                return
+
+    def _complain(self) -> None:
+        """Once a minute at most, when messages find no room."""
+        dropped, now = self._inbox.overflowed, time.monotonic()
+        if dropped > self._overflowed and now >= self._complain_at:
+            log.warning(
+                "this server is behind: %d messages of devices found no room and were dropped; devices say again what "
+                "matters. Send telemetry less often (SHOAL_TELEMETRY_INTERVAL_S), or give the server more processors",
+                dropped - self._overflowed,
+            )
+            self._overflowed, self._complain_at = dropped, now + COMPLAIN_EVERY_S
+
     def _keep_out(self) -> None:
+        self._complain()
         self._conduct.write()
         self._lockout.step()
         self._stopping.wait(LOCKOUT_POLL_S)

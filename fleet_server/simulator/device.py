@@ -127,6 +127,7 @@ class SimulatedDevice:
             self._put(Cut())
             return self._done()
         self.connected, self._pause_s = True, RETRY_S
+        self._spool.pace.link_up()
         self._put(Say(DeviceTopic.PRESENCE, Presence(online=True, boot_id=self._boot_id), retain=True))
         self._deployments.link_up()
         self._deployments.changed = True
@@ -153,6 +154,7 @@ class SimulatedDevice:
                 self._desired(decode(payload, DesiredState))
             elif leaf is DeviceTopic.TELEMETRY_ACK:
                 self.acknowledged += self._spool.acknowledge(decode(payload, TelemetryAck))
+                self._send_telemetry()
         except WireError:
             self.refused += 1
         return self._done()
@@ -219,10 +221,13 @@ class SimulatedDevice:
         self._spool.add(
             lambda spool, sequence: TelemetryBatch(SPOKEN, spool, sequence, began + ahead, now + ahead, models, host)
         )
-        if self.connected:
-            for payload in self._spool.due(now):
-                self._put(Say(DeviceTopic.TELEMETRY, payload))
+        self._send_telemetry()
         self._plan_window(now + self._interval_s)
+
+    def _send_telemetry(self) -> None:
+        if self.connected:
+            for payload in self._spool.due(self._now):
+                self._put(Say(DeviceTopic.TELEMETRY, payload))
 
     def _plan_report(self) -> None:
         self._agenda.at(self._now + REPORT_EVERY_S, self._report_again)

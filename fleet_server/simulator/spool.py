@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from agent.protocol.codec import encode
 from agent.protocol.messages import TelemetryAck, TelemetryBatch
+from agent.telemetry.pace import SendPace
 
-RESEND_S = 15.0  # as the agent's supervisor has it
-AT_ONCE = 20
 LIMIT = 500  # as the agent keeps in memory where its disk can't be written
 
 
@@ -23,14 +22,16 @@ class Spool:
     """Batches by the names that the server stores each once under; the oldest go when there are too many.
 
     Attributes:
+        pace: how fast they are sent.
         spool_id: of the batches that are made from now on; each start of the device has its own.
         dropped: how many were thrown away.
     """
 
-    __slots__ = ("_kept", "_sequence", "dropped", "spool_id")
+    __slots__ = ("_kept", "_sequence", "dropped", "pace", "spool_id")
 
     def __init__(self, spool_id: str) -> None:
         self.spool_id = spool_id
+        self.pace = SendPace()
         self.dropped = 0
         self._sequence = 0
         self._kept: dict[tuple[str, int], _Kept] = {}
@@ -47,14 +48,22 @@ class Spool:
             self.dropped += 1
 
     def due(self, now: float) -> list[bytes]:
-        """The oldest that were not sent lately; they count as sent now."""
-        found = [one for one in self._kept.values() if one.sent_at is None or now - one.sent_at >= RESEND_S][:AT_ONCE]
+        """The oldest that are not on their way, as many as the pace allows; from now on they are."""
+        underway = [one for one in self._kept.values() if one.sent_at is not None]
+        if any(now - (one.sent_at or 0.0) >= self.pace.resend_s for one in underway):
+            self.pace.late()
+            for one in underway:
+                one.sent_at = None
+            underway = []
+        free = max(0, self.pace.limit - len(underway))
+        found = [one for one in self._kept.values() if one.sent_at is None][:free]
         for one in found:
             one.sent_at = now
         return [one.payload for one in found]
 
     def acknowledge(self, ack: TelemetryAck) -> int:
         """Forget what the server has stored; how many that were."""
+        self.pace.stored()
         return sum(self._kept.pop((ack.spool_id, sequence), None) is not None for sequence in ack.sequences)
 
     def restarted(self, spool_id: str) -> None:

@@ -12,13 +12,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import psycopg
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from agent.protocol.messages import ModelWindow, TelemetryBatch
 from fleet_server.clock import utc_now
-from fleet_server.db import Database
+from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.models import HostWindowRow, ModelWindowRow
 from fleet_server.telemetry import repository
 from fleet_server.telemetry.bulk import BatchName, NamedBatch, insert_names, insert_rows
@@ -64,14 +62,14 @@ class Ingest:
         A group that the database refuses is halved, until the batch that it refuses is alone: that one is dropped.
 
         Raises:
-            OperationalError: when the database does not work; nothing is known of the batches, they will come again.
+            UNAVAILABLE: when the database does not work; nothing is known of the batches, they will come again.
         """
         if not sent:
             return []
         try:
             with self._database.write() as session:
                 return store_group(session, sent, utc_now(), self._series)
-        except (OperationalError, psycopg.OperationalError):
+        except UNAVAILABLE:
             self._series.clear()
             raise
         except Exception:

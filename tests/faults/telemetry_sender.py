@@ -20,6 +20,7 @@ from agent.protocol.facts import DeviceFacts
 from agent.protocol.messages import HostWindow, ModelWindow, Reported, TelemetryAck, TelemetryBatch
 from agent.protocol.topics import DeviceTopic
 from agent.protocol.version import SPOKEN
+from agent.telemetry.pace import SendPace
 from agent.telemetry.spool import Spool
 
 FACTS = DeviceFacts(
@@ -43,7 +44,7 @@ class Device:
         state = folder / name
         state.mkdir(parents=True, exist_ok=True)
         self._name, self._samples = name, samples
-        self._spool = Spool(state / "spool.db")
+        self._spool = Spool(state / "spool.db", SendPace(first_s=RESEND_S, most=UNDERWAY))
         self._events: queue.SimpleQueue[MqttMessage | LinkUp] = queue.SimpleQueue()
         self._link = MqttLink(Config(name, state, broker), name, self._events.put)
         self._chance = random.Random(name)
@@ -63,7 +64,7 @@ class Device:
             self.made += 1
             self._spool.add(self._batch)
         if self._link.connected:
-            for _, payload in self._spool.due(time.monotonic(), resend_s=RESEND_S, limit=UNDERWAY):
+            for _, payload in self._spool.due(time.monotonic()):
                 self._link.publish(DeviceTopic.TELEMETRY, payload)
 
     def stop(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
-from fleet_server import outbox
+from fleet_server import migrations, outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
@@ -37,8 +39,10 @@ from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
-from fleet_server.models import Device, ModelWindowRow
+from fleet_server.gateway.service import Gateway
+from fleet_server.models import Device, Fleet, ModelWindowRow
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.rollouts.reminder import Reminder
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from fleet_server.telemetry.signals import HOST, unpack_signals
@@ -222,3 +226,54 @@ def test_a_device_that_knows_a_later_revision_than_the_database_is_gone_past(
     with database.read() as session:
         (message,) = outbox.pending(session, limit=10)
     assert decode(message.payload, DesiredState).revision == 42
+
+
+def test_a_device_that_does_not_say_that_it_heard_is_told_again(handlers: Handlers, database: Database) -> None:
+    """The message to it, or its answer, was lost."""
+
+    def queued() -> list[DesiredState]:
+        with database.write() as session:
+            found = outbox.pending(session, limit=10)
+            outbox.acknowledge(session, [one.id for one in found])
+        return [decode(one.payload, DesiredState) for one in found if one.topic.endswith(f"/{DeviceTopic.DESIRED}")]
+
+    for device in ("behind", "current", "gone"):
+        say(handlers, DeviceTopic.REPORTED, HELLO, device)
+    with database.write() as session:
+        for device in ("behind", "gone"):
+            session.get_one(Device, device).desired_revision = 3
+        session.get_one(Device, "gone").online = False
+    reminder = Reminder(database, Settings())
+    assert [reminder.tick(now) for now in (0, 59, 60, 61, 179, 180)] == [0, 0, 1, 0, 0, 1]
+    assert [one.revision for one in queued()] == [3]
+    with database.read() as session:
+        assert session.get_one(Device, "behind").desired_revision == 3
+    say(handlers, DeviceTopic.REPORTED, msgspec.structs.replace(HELLO, sequence=2, revision=3), "behind")
+    assert reminder.tick(10_000) == 0
+    other = Reminder(database, Settings())
+    with database.write() as session:
+        session.get_one(Device, "behind").desired_revision = 4
+    assert [other.tick(0), other.tick(60)] == [0, 0], "another server has the lease"
+    reminder.stop()
+    assert [other.tick(60), other.tick(120)] == [0, 1]
+
+
+def test_a_message_waits_for_a_database_that_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_server.db.BUSY_TIMEOUT_S", 0.1)
+    settings = Settings(state_dir=tmp_path, broker_url="mqtt://127.0.0.1:1")
+    migrations.upgrade(settings.effective_database_url)
+    database = Database(settings.effective_database_url)
+    with database.write() as session:
+        session.add(Fleet(id=DEFAULT_FLEET))
+    authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
+    gateway = Gateway(settings, database, ArtifactStore.open(None, folder=tmp_path / "artifacts"), authority)
+    other = sqlite3.connect(tmp_path / "shoal.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")  # as another process does while it writes
+    thread = threading.Timer(1.0, other.rollback)
+    thread.start()
+    gateway._handle(Message(device_topic("dev-1", DeviceTopic.REPORTED), encode(HELLO)))
+    thread.join()
+    other.close()
+    with database.read() as session:
+        assert session.get_one(Device, "dev-1").online
+    database.dispose()

@@ -118,7 +118,7 @@ def test_a_damaged_spool_is_set_aside_and_one_in_memory_comes_to_the_disk(tmp_pa
     late.renew()
     assert not late.unwritable
     late.add(batch)
-    assert len(late.due(1.0, resend_s=10.0, limit=10)) == 4
+    assert len(late.due(1.0)) == 4
     late.close()
 
 
@@ -127,7 +127,8 @@ def test_batches_that_are_dropped_are_counted(tmp_path: Path, monkeypatch: pytes
     spool = Spool(tmp_path / "spool.db")
     for _ in range(50):
         spool.add(batch)
-    kept = len(spool.due(1.0, resend_s=10.0, limit=100))
+    spool.pace.limit = 100
+    kept = len(spool.due(1.0))
     assert 0 < kept < 50
     assert spool.dropped == 50 - kept
     spool.close()
@@ -137,10 +138,10 @@ def test_a_clock_that_is_set_back_does_not_hold_telemetry_up(tmp_path: Path) -> 
     """What was sent is remembered by the clock that is never set, and by nothing that outlives the agent."""
     spool = Spool(tmp_path / "spool.db")
     spool.add(batch)
-    assert spool.due(5000.0, resend_s=15.0, limit=10)
+    assert spool.due(5000.0)
     spool.close()
     again = Spool(tmp_path / "spool.db")
-    assert again.due(3.0, resend_s=15.0, limit=10)
+    assert again.due(3.0)
     again.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agent.protocol.topics import DeviceTopic, device_topic
-from fleet_server.gateway.handlers import is_report
+from fleet_server.gateway.handlers import is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox, Message, Share, sender_of
 from fleet_server.rates import KeyedBuckets, TokenBucket
 
@@ -57,15 +57,33 @@ def test_what_is_beyond_a_share_is_dropped_and_noted() -> None:
     assert dropped == ["big"]
 
 
-def test_all_devices_together_are_bounded() -> None:
-    dropped: list[str] = []
-    inbox = FairInbox(dropped.append, limit=50, limit_bytes=1000)
+def test_all_devices_together_are_bounded_and_none_is_blamed() -> None:
+    flooded: list[str] = []
+    inbox = FairInbox(flooded.append, limit=50, limit_bytes=1000)
     for number in range(60):
         inbox.put(message(f"d{number}"))
-    assert len(dropped) == 10
+    assert inbox.overflowed == 10
     assert len(emptied(inbox)) == 50
     inbox.put(message("a", b"x" * 1001))
-    assert len(dropped) == 11
+    assert inbox.overflowed == 11
+    assert flooded == []
+
+
+def test_telemetry_leaves_room_for_reports_and_waits_once() -> None:
+    """A server that is behind must still hear what its devices run; their telemetry they keep."""
+    inbox = FairInbox(lambda _: None, whole=is_report, kept=is_telemetry, limit=20)
+    for number in range(30):
+        for _ in range(3):
+            inbox.put(Message(device_topic(f"d{number}", DeviceTopic.TELEMETRY), b"batch 1"))
+    assert inbox.overflowed == 3 * 20
+    for number in range(30):
+        inbox.put(message(f"d{number}", b"report"))
+    assert inbox.overflowed == 3 * 20 + 20
+    inbox.put(message("d0", b"newer"))  # in the place of the one that waits
+    assert inbox.overflowed == 3 * 20 + 20
+    found = [one for _ in range(20) if (one := inbox.get(0)) is not None]
+    assert sum(is_telemetry(one) for one in found) == 10
+    assert message("d0", b"newer") in found
 
 
 def test_a_bucket_gains_what_time_gives_and_no_more() -> None:

@@ -214,8 +214,8 @@ def test_telemetry_is_sent_again_until_it_is_acknowledged() -> None:
     it.passes(60)
     names = [(one.spool_id, one.sequence) for one in it.batches]
     assert names.count(("run-1", 1)) > 1
-    assert len(set(names)) == it.device.windows == it.device.spooled
-    it.hears(DeviceTopic.TELEMETRY_ACK, TelemetryAck("run-1", tuple(sequence for _, sequence in names)))
+    assert len(names) < it.device.windows == it.device.spooled  # less and less often
+    it.hears(DeviceTopic.TELEMETRY_ACK, TelemetryAck("run-1", tuple(range(1, it.device.windows + 1))))
     assert (it.device.spooled, it.device.acknowledged) == (0, it.device.windows)
     it.outputs.clear()
     it.passes(30)
