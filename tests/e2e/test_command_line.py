@@ -274,7 +274,7 @@ def test_up_starts_a_whole_fleet_and_ctrl_c_stops_all_of_it(tmp_path: Path) -> N
             answer = httpx.get(url, headers=headers)
             return answer.is_success and len([one for one in answer.json()["items"] if one["online"]]) == 2
 
-        wait_until("two devices", online)
+        wait_until("two devices", online, 240)
         started = psutil.Process(process.pid).children(recursive=True)
         assert len(started) >= 4
         process.send_signal(signal.SIGINT)
