@@ -28,6 +28,14 @@ $(ONNX2TF)/.installed: deploy/dev/setup-onnx2tf.sh deploy/dev/constraints-onnx2t
 .PHONY: setup-onnx2tf
 setup-onnx2tf: $(ONNX2TF)/.installed ## the environment that lets the server make LiteRT variants of ONNX alone (1.9 GB)
 
+PEERS := .venv-serving-peers
+$(PEERS)/.installed: deploy/dev/setup-serving-peers.sh
+	@deploy/dev/setup-serving-peers.sh "$(PYTHON)" "$(PEERS)"
+	@touch $@
+
+.PHONY: setup-serving-peers
+setup-serving-peers: $(PEERS)/.installed ## LitServe, MLServer, BentoML, PyTriton and Ray Serve for bench-serving (2 GB)
+
 TOOLS := .venv-tools
 $(TOOLS)/.installed: deploy/dev/setup-tools.sh deploy/dev/constraints-tools.txt
 	@deploy/dev/setup-tools.sh "$(PYTHON)" "$(TOOLS)"
@@ -108,7 +116,7 @@ format: setup ## format and mend what ruff can mend
 bench-convert: setup ## sizes, accuracy and latency of every recipe on MNIST
 bench-optimize: setup ## what the planner picks for ResNet-18 and MobileNetV2, beside fp32 and library defaults (half an hour)
 bench-compress: setup ## prune, distil and quantize two nets with training data, beside fp32 (about an hour)
-bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI
+bench-serving: setup ## what the local API adds to a bare inference, and its throughput beside FastAPI, and others (setup-serving-peers)
 bench-delta: setup ## bytes of a new version over the air and memory to apply it, beside zstd and bsdiff (about 10 min)
 bench-footprint: setup ## memory, disk, cold start and idle processor time of an agent, beside a bare script
 bench-swaps: setup ## what clients notice of new versions and of a worker that dies (about 3 min)

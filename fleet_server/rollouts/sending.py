@@ -8,13 +8,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from agent.protocol.lifecycle import Phase
+from agent.protocol.lifecycle import SETTLED, Phase
 from fleet_server.clock import utc_now
 from fleet_server.deltas import service as deltas
 from fleet_server.domain.machine import Allowance, Candidate, Underway, choose, rate_now, refill
 from fleet_server.domain.strategy import ExposureSpec, RolloutStrategy
 from fleet_server.models import Deployment, Device, Rollout
-from fleet_server.rollouts import evidence, repository
+from fleet_server.rollouts import announcements, evidence, repository
 from fleet_server.rollouts.desired import queue_all
 from fleet_server.settings import Settings
 
@@ -114,11 +114,24 @@ def let_in(session: Session, settings: Settings, rollout: Rollout) -> None:
     queue_all(session, settings, list(devices.values()))
 
 
+def supersede_one(deployment: Deployment, detail: str, *, code: str = "superseded") -> None:
+    """Let a deployment have ended, whatever its device comes to say of it: the device is sent something else."""
+    deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
+    deployment.failure = {"code": code, "detail": detail}
+
+
 def take_back(session: Session, settings: Settings, deployments: Sequence[Deployment]) -> None:
-    """Send devices to what they ran before deployments of one model; where that was nothing, take the model off."""
+    """Send devices to what they ran before deployments of one model; where that was nothing, take the model off.
+
+    What was under way has ended by that: a device that never heard of it has nothing to say of it.
+    """
     before = repository.by_id(session, Deployment, {one.previous_id for one in deployments if one.previous_id})
     backs = []
     for one in deployments:
+        if Phase(one.phase) not in SETTLED:
+            before_that = one.phase
+            supersede_one(one, "the device was taken back before this had served to the end of its probation")
+            announcements.deployment_moved(one, before_that)
         previous = before.get(one.previous_id or "")
         if previous is None:
             one.desired = False

@@ -22,7 +22,7 @@ from fleet_server.rollouts.desired import manifest_of_variant, queue_desired
 from fleet_server.rollouts.planning import Survey, named, refuse_busy, refuse_gaps, survey
 from fleet_server.rollouts.repository import SCHEDULED
 from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, StageVerdict, Terms
-from fleet_server.rollouts.sending import desire, send_due, take_back, take_back_due
+from fleet_server.rollouts.sending import desire, send_due, supersede_one, take_back, take_back_due
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -133,8 +133,7 @@ def _settle_busy(session: Session, busy: Sequence[Deployment], *, supersede: boo
     if not supersede:
         refuse_busy(busy)
     for deployment in busy:
-        deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
-        deployment.failure = {"code": "superseded", "detail": "a newer rollout of the model took the device over"}
+        supersede_one(deployment, "a newer rollout of the model took the device over")
     session.flush()
     return busy
 
@@ -327,8 +326,7 @@ def forget_device(session: Session, settings: Settings, fleet_id: str, device_id
     """
     device_service.forget_device(session, fleet_id, device_id, actor=actor)
     for deployment in repository.unsettled_of_device(session, device_id):
-        deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
-        deployment.failure = {"code": "device_forgotten", "detail": "the device was forgotten"}
+        supersede_one(deployment, "the device was forgotten", code="device_forgotten")
     for deployment in repository.desired(session, device_id):
         deployment.desired = False
     session.flush()
@@ -338,8 +336,7 @@ def forget_device(session: Session, settings: Settings, fleet_id: str, device_id
 def _drop_scheduled(session: Session, rollout: Rollout, detail: str) -> None:
     for deployment in repository.deployments(session, rollout.id):
         if deployment.phase == SCHEDULED:
-            deployment.phase, deployment.settled_at = Phase.SUPERSEDED.value, utc_now()
-            deployment.failure = {"code": "superseded", "detail": detail}
+            supersede_one(deployment, detail)
     session.flush()
 
 

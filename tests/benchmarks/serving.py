@@ -1,19 +1,18 @@
-"""`make bench-serving`: what the local inference API adds to a bare `session.run`, and its throughput beside FastAPI.
+"""`make bench-serving`: what the local inference API adds to a bare `session.run`, and its throughput beside others.
 
-Every figure is measured in this run: the floor, the API and the peer take turns, and medians over the rounds count.
+Every figure is measured in this run: the floor, the API and each peer take turns, and medians over the rounds count.
+Peers are FastAPI, and those that `make setup-serving-peers` has made environments for; one runs at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Exposure, ExposureMode
 from agent.serving.ipc import Expose, Exposed, Load, Loaded
 from agent.telemetry.sketches import Sketches
+from tests.benchmarks import serving_peers
 from tests.benchmarks.common import (
     Checks,
-    await_port,
     closed_loop,
     manifest,
     oip_request,
@@ -40,23 +39,6 @@ from tests.benchmarks.common import (
     write_conv,
     write_mlp,
 )
-from tests.fleet import free_port
-
-PEER = """
-import sys
-import numpy as np, onnxruntime, uvicorn
-from fastapi import FastAPI, Request, Response
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-app = FastAPI()
-@app.post("/infer")
-async def infer(request: Request) -> Response:
-    row = np.frombuffer(await request.body(), np.float32).reshape(1, -1)
-    return Response(session.run(None, {"x": row})[0].tobytes())
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False)
-"""
 
 
 def main() -> None:
@@ -79,10 +61,10 @@ def main() -> None:
             folder / "alone": manifest("alone", small, max_batch=1),
         }
         unix = folder / "api.sock"
-        with worker(nets, unix) as address, peer(folder) as peer_address:
+        with worker(nets, unix) as address:
             added(checks, folder / "large", image, address, str(unix), rounds, seconds)
             batching(checks, row, address, rounds, seconds)
-            throughput(checks, folder / "small", row, address, peer_address, rounds, seconds)
+            throughput(checks, folder / "small", row, address, rounds, seconds)
         shadowing(checks, folder / "large", nets[folder / "large"], image, folder / "shadow.sock", rounds, seconds)
         sketching(checks, nets[folder / "large"], image, rounds)
     checks.print()
@@ -144,38 +126,43 @@ def sketching(checks: Checks, net: Manifest, image: Any, rounds: int) -> None:
     checks.report("sketches: the longest of 2,000 requests, µs", statistics.median(map(max, found)) * 1e6)
 
 
-def throughput(
-    checks: Checks,
+def throughput(checks: Checks, net: Path, row: Any, address: tuple[str, int], rounds: int, seconds: float) -> None:
+    """Answers a second of a small model, beside servers of others with the same model and the same clients."""
+    bare = session(net)
+    checks.report("small model: floor p50, ms", middle([bare_loop(bare, row, seconds)], 0.5))
+    for clients, goal in ((1, 1.0), (4, 1.0), (16, 4.0)):
+        rate, ratio = beside(serving_peers.FASTAPI, net, row, address, clients, rounds, seconds, Path(sys.executable))
+        checks.report(f"small model: answers a second at {clients} clients", rate)
+        checks.at_least(f"small model: answers a second ÷ FastAPI's, {clients} clients", ratio, goal)
+    missing = serving_peers.absent()
+    for peer in serving_peers.PEERS:
+        if peer.name not in missing:
+            _, ratio = beside(peer, net, row, address, 16, rounds, seconds)
+            checks.at_least(f"small model: answers a second ÷ {peer.name}'s, 16 clients", ratio, 5.0)
+
+
+def beside(
+    peer: serving_peers.Peer,
     net: Path,
     row: Any,
     address: tuple[str, int],
-    peer_address: tuple[str, int],
+    clients: int,
     rounds: int,
     seconds: float,
-) -> None:
-    """Answers a second of a small model, beside FastAPI with the same model and the same clients."""
-    blob = row.tobytes()
-    peer_request = (
-        f"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(blob)}\r\n"
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode() + blob
+    python: Path | None = None,
+) -> tuple[float, float]:
+    """Answers a second of ours, and how many times the peer's that is."""
     request = oip_request("small", row)
-    bare = session(net)
-    checks.report("small model: floor p50, ms", middle([bare_loop(bare, row, seconds)], 0.5))
-    for clients in (1, 4, 16):
+    with serving_peers.serving(peer, net, row, net.parent, python=python) as its_address:
         found = take_turns(
             {
-                "shoal": lambda n=clients: closed_loop(address, request, clients=n, seconds=seconds),  # type: ignore[misc]
-                "fastapi": lambda n=clients: closed_loop(peer_address, peer_request, clients=n, seconds=seconds),  # type: ignore[misc]
+                "shoal": lambda: closed_loop(address, request, clients=clients, seconds=seconds),
+                "peer": lambda: closed_loop(its_address, peer.request(row), clients=clients, seconds=seconds),
             },
             rounds,
         )
-        rate = {way: statistics.median(len(times) for times in runs) / seconds for way, runs in found.items()}
-        checks.report(f"small model: answers a second at {clients} clients", rate["shoal"])
-        goal = 4.0 if clients == 16 else 1.0
-        checks.at_least(
-            f"small model: answers a second ÷ FastAPI's, {clients} clients", rate["shoal"] / rate["fastapi"], goal
-        )
+    rate = {way: statistics.median(len(times) for times in runs) / seconds for way, runs in found.items()}
+    return rate["shoal"], rate["shoal"] / rate["peer"]
 
 
 def batching(checks: Checks, row: Any, address: tuple[str, int], rounds: int, seconds: float) -> None:
@@ -220,19 +207,6 @@ def bare_loop(bare: Any, row: Any, seconds: float) -> list[float]:
         bare.run(None, {"x": row})
         times.append(time.perf_counter() - started)
     return times
-
-
-@contextlib.contextmanager
-def peer(folder: Path) -> Iterator[tuple[str, int]]:
-    """FastAPI under uvicorn, raw bytes in and out, no thread hop: as fast as it is usually written."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", PEER, str(folder / "small"), str(port)])
-    try:
-        await_port(port, process)
-        yield "127.0.0.1", port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 if __name__ == "__main__":
