@@ -213,6 +213,11 @@ class Manifest(msgspec.Struct, frozen=True):
         return chunk_count(self)
 
     @property
+    def platform(self) -> str:
+        """What runs it, as the inference protocol has it said."""
+        return f"{self.runtime}_{self.precision.value}"
+
+    @property
     def row_by_row(self) -> bool:
         """Whether the file takes exactly one row at a time: more are run one after another and answered together."""
         return all(spec.shape[:1] == (1,) for spec in (*self.inputs, *self.outputs))
