@@ -16,6 +16,7 @@ class ModelFormat(StrEnum):
 
     ONNX = "onnx"
     TFLITE = "tflite"
+    PT2 = "pt2"  # a program of `torch.export`
 
 
 # What a runtime may be called, and an execution provider that a package's runtime says it has.
@@ -27,6 +28,7 @@ class RuntimeName(StrEnum):
 
     ONNX = "onnx"
     LITERT = "litert"
+    TORCH = "torch"
 
 
 class Precision(StrEnum):
