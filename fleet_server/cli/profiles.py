@@ -95,6 +95,9 @@ def create_profile(
         list[str],
         typer.Option(help="fp32, fp16, int8, dynamic-int8, int16, weight-int8 or weight-int4; repeat."),
     ] = [],  # noqa: B006
+    allow_unknown_runtime: Annotated[  # noqa: FBT002
+        bool, typer.Option("--allow-unknown-runtime", help="No device reports its runtime yet.")
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Create a profile from a file, from options, or from both (options win).
@@ -113,6 +116,8 @@ def create_profile(
         wanted["match"] = pairs(match, "--match")
     if precision:
         wanted["precisions"] = precision
+    if allow_unknown_runtime:
+        wanted["allow_unknown_runtime"] = True
     with client(context) as api:
         show_object(api.post("/profiles", wanted), output)
 

@@ -168,6 +168,11 @@ class ProfileCreate(ProfileSpec):
 
     name: Name
     delivery: Delivery | None = Field(None, description="How artifacts may come to its devices.")
+    allow_unknown_runtime: bool = Field(
+        False,
+        description="Take a runtime that comes with no agent, and that no device of the fleet has reported: one that a "
+        "package brings to devices that are yet to come. Else it is refused, for it may be misspelt.",
+    )
 
 
 class ProfileUpdate(Request):
