@@ -133,6 +133,9 @@ class Ensemble:
     def __init__(self, config: EnsembleConfig, registry: Registry) -> None:
         self.config = config
         self.statistics = Statistics()
+        self.idle = asyncio.Event()  # no request is on its way
+        self.idle.set()
+        self._running = 0
         self._registry = registry
         self._fits: dict[tuple[tuple[str, str, str], ...], Fitted | MisfitError] = {}
 
@@ -184,6 +187,16 @@ class Ensemble:
             UnservableError: when a model has gone, or versions change again and again.
             RetiredError: when versions changed meanwhile, and the new ones take something else: read the request anew.
         """
+        self._running += 1
+        self.idle.clear()
+        try:
+            return await self._answered(asked, read_by)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self.idle.set()
+
+    async def _answered(self, asked: Asked, read_by: Fitted) -> Answered:
         split = True
         for _ in range(MOST_BEGINNINGS):
             pinned = self.serving()
@@ -259,6 +272,11 @@ class Ensembles:
     def all(self) -> list[Ensemble]:
         """Those that a name leads to."""
         return [one for name, one in sorted(self._declared.items()) if not self._is_model(name)]
+
+    async def finished(self) -> None:
+        """Wait until no request is between two steps."""
+        for one in self._declared.values():
+            await one.idle.wait()
 
     def problems(self) -> dict[str, str]:
         """By name, what keeps one from being served; those that are served are not in it."""

@@ -104,6 +104,7 @@ class Worker:
         await asyncio.wait_for(self._drain(), DRAIN_S)
 
     async def _drain(self) -> None:
+        await self._api.ensembles.finished()
         for model in self._registry.all():
             await asyncio.to_thread(model.close)
 

@@ -33,6 +33,7 @@ from agent.serving.ipc import (
     FromWorker,
     Load,
     Loaded,
+    Shutdown,
     Unload,
     Unservable,
     Window,
@@ -360,6 +361,31 @@ def test_a_model_is_exchanged_under_load_and_no_request_fails_or_mixes_versions(
     assert {one.status_code for one in answers} == {200}
     roots = {float(np.sqrt(outputs(one)["out"][0])) for one in answers}
     assert roots == {float(factor) for factor in range(2, 15)}
+
+
+def test_what_has_begun_is_answered_before_the_worker_ends(tmp_path: Path) -> None:
+    """The worker is told to end while the first of two steps waits for company."""
+    chain = EnsembleConfig(
+        "chain",
+        ("in",),
+        ("out",),
+        (StepConfig("a", "double", {"x": "in"}, {"y": "mid"}), StepConfig("b", "triple", {"x": "mid"}, {"y": "out"})),
+    )
+    with running_worker() as (channel, address, process):
+        device = Device(channel, f"http://{address}", tmp_path)
+        device.scale("triple", 3)  # what was loaded first is let go first
+        device.scale("double", 2, scheduling=Scheduling(batch_wait_ms=1500))
+        device.declare(chain)
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(device.infer("chain", [[1, 2]])))
+        asking.start()
+        waits = f"{device.url}/v2/models/chain/stats"
+        threading.Event().wait(0.5)
+        assert httpx.get(waits).json()["model_stats"][0]["inference_count"] == 0, "it is on its way"
+        channel.send(Shutdown())
+        asking.join()
+        assert process.wait(20) == 0
+    assert outputs(answers[0])["out"] == [6.0, 12.0]
 
 
 def expose(device: Device, model: str, digest: str, mode: ExposureMode, share: float) -> None:
