@@ -66,6 +66,8 @@ def test_a_program_is_made_of_weights_and_answers_as_the_onnx_variant_does(fleet
 
     fleet.post("/models/net/versions", {**body, "name": "2"})
     assert [one["state"] for one in fleet.build("net@2", "torch", "onnx")] == ["ready", "ready"]
+    gate = fleet.post("/gate-runs", {"version": "net@2", "profile": "torch"})["id"]
+    wait_until("the gate run", lambda: fleet.get(f"/gate-runs/{gate}")["state"] == "passed", 120)
     rollout = fleet.rollout("net@2")
     wait_until("net@2", lambda: fleet.rollout_state(rollout) == "succeeded")
     (served,) = fleet.get("/devices/runs-torch")["serving"]
