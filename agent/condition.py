@@ -14,6 +14,7 @@ from agent.database import DatabaseError
 from agent.files import STORAGE_ERRORS, storage_code
 from agent.problems import (
     CLOCK_SET,
+    ENSEMBLE_UNSERVABLE,
     JOURNAL_LOST,
     OFFLINE,
     SPOOL_LOST,
@@ -159,6 +160,15 @@ class Condition:
         detail = f"{model}: what ought to serve can't yet; {version}, which served before, does"
         log.warning(detail)
         self._note(STAND_IN, detail, subject=model)
+
+    def ensemble(self, name: str, why: str | None) -> None:
+        """What keeps an ensemble from being served; None when nothing does any more."""
+        if why is None:
+            self._problems.over(ENSEMBLE_UNSERVABLE, subject=name)
+            return
+        detail = f"ensemble {name}: {why}"
+        log.warning(detail)
+        self._problems.note(ENSEMBLE_UNSERVABLE, detail, time.time(), subject=name, ongoing=True, retold=True)
 
     # -- pipelines
 

@@ -21,6 +21,7 @@ from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import RUNTIME_NAME
 from agent.protocol.topics import check_device_id
+from agent.serving.ensemble_config import EnsembleConfig, read_ensembles
 from agent.source_config import TABLES, SourceConfig, read_sources
 from agent.update.pace import OwnLimits
 from agent.update.zones import zone_of
@@ -43,6 +44,7 @@ KEYS = (
     "expired_grace_s",
     *TABLES,
     "pipelines",
+    "ensembles",
     "disk_floor_mb",
     "store_keep_mb",
     "time_zone",
@@ -87,6 +89,7 @@ class Config:
         hang_s: how long one inference may take, in seconds, before the process that runs models is taken to hang and is
             started again; 0: for ever.
         pipelines: what the agent itself reads, asks its models about, and publishes.
+        ensembles: graphs of models that are asked as one.
     """
 
     device_id: str
@@ -112,6 +115,7 @@ class Config:
     own_limits: OwnLimits = field(default_factory=OwnLimits)
     hang_s: float = 120.0
     pipelines: tuple[PipelineConfig, ...] = ()
+    ensembles: tuple[EnsembleConfig, ...] = ()
 
     @property
     def broker_is_local(self) -> bool:
@@ -180,6 +184,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         time_zone=_time_zone(_text(values, "time_zone", "")),
         hang_s=_hang(values.get("hang_s", Config.hang_s)),
         pipelines=_pipelines(values),
+        ensembles=read_ensembles(values.get("ensembles", [])),
         **_link(values.get("link", {})),
     )
 
@@ -236,11 +241,11 @@ def _from_text(key: str, text: str) -> Any:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{key}: {text[:80]!r} is no inline table, such as {{ serve = true }}: {error}") from None
-    if key == "pipelines":
+    if key in {"pipelines", "ensembles"}:
         try:
-            return tomllib.loads(f"pipelines = {text}")["pipelines"]
+            return tomllib.loads(f"tables = {text}")["tables"]
         except tomllib.TOMLDecodeError:  # it is not repeated: it may hold passwords
-            raise ConfigError("pipelines: is no TOML array of inline tables: [{ name = … }]") from None
+            raise ConfigError(f"{key}: is no TOML array of inline tables: [{{ name = … }}]") from None
     if key == "link":
         try:
             return tomllib.loads(f"link = {text}")["link"]

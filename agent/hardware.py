@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -136,6 +137,8 @@ def _runtimes(only: tuple[str, ...]) -> tuple[RuntimeFacts, ...]:
                 providers = _onnx_providers() or None
             case "litert":
                 providers = ("xnnpack",)
+            case "torch":
+                providers = _torch_providers() or None
             case _:
                 providers = runtime_registry.asked_providers(one)
         if providers is not None:
@@ -153,6 +156,15 @@ def _onnx_providers() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(name.removesuffix("ExecutionProvider").lower() for name in done.stdout.split())
+
+
+def _torch_providers() -> tuple[str, ...]:
+    """What the installed build may run on: to import it, in whatever process, takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    folders = (spec.submodule_search_locations or ()) if spec is not None else ()
+    for folder in folders:
+        return ("cpu", "cuda") if (Path(folder) / "lib" / "libtorch_cuda.so").exists() else ("cpu",)
+    return ()
 
 
 def _read(path: str) -> str:

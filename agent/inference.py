@@ -25,10 +25,13 @@ from agent.protocol.messages import (
     ProbationReport,
     ServingReport,
 )
+from agent.serving.ensemble_config import EnsembleConfig
+from agent.serving.ensemble_health import EnsembleHealth
 from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Declare,
     Expect,
     Expose,
     Exposed,
@@ -39,6 +42,7 @@ from agent.serving.ipc import (
     Peeked,
     Ready,
     Unload,
+    Unservable,
     Window,
 )
 from agent.telemetry.crashes import Crashes
@@ -71,6 +75,7 @@ class Inference:
         changed: something is to be reported.
         window: takes what models did, and when that began in Unix seconds.
         hang_s: how long one inference may take, in seconds; 0: for ever.
+        ensembles: that the worker answers for.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Inference:
         changed: Callable[[], None],
         window: Callable[[Window, float], None],
         hang_s: float,
+        ensembles: tuple[EnsembleConfig, ...] = (),
     ) -> None:
         self._worker = worker
         self._store = store
@@ -94,6 +100,8 @@ class Inference:
         self._carry_out = carry_out
         self._changed = changed
         self._window = window
+        self._ensembles = ensembles
+        self._ensemble_health = EnsembleHealth(condition.ensemble)
         self._stand_ins = StandIns(good, store, updater, self._load_stand_in, self.unload)
         self._probation = Probation()
         self._watchdog = Watchdog(hang_s)
@@ -190,6 +198,8 @@ class Inference:
                 self._ready_at = time.monotonic()
                 self._is_ready = True
                 self._expected = None
+                if self._ensembles:
+                    self._worker.send(Declare(self._ensembles))
                 self._expect()
                 self._carry_out(self._updater.worker_ready())
             case Loaded():
@@ -204,6 +214,8 @@ class Inference:
                 self._activated(message)
             case Exposed():
                 self._exposed(message)
+            case Unservable():
+                self._ensemble_health.said(message.ensembles, time.monotonic())
 
     def _load_answered(self, message: Loaded) -> None:
         if self._stand_ins.asked(message.request_id):
@@ -364,6 +376,7 @@ class Inference:
         """Start a worker that is due; judge what is watched; let earlier versions stand in where nothing serves."""
         now = time.monotonic()
         self._expect()
+        self._ensemble_health.tick(now)
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self.start()

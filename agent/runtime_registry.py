@@ -20,11 +20,13 @@ GROUP = "shoal.runtimes"
 PACKAGES = {
     RuntimeName.ONNX: ("onnxruntime", "onnxruntime-gpu"),
     RuntimeName.LITERT: ("ai-edge-litert", "tflite-runtime"),
+    RuntimeName.TORCH: ("torch",),
 }
-EXTRAS: dict[str, str] = {RuntimeName.ONNX: "cpu", RuntimeName.LITERT: "tflite"}
+EXTRAS: dict[str, str] = {RuntimeName.ONNX: "cpu", RuntimeName.LITERT: "tflite", RuntimeName.TORCH: "torch"}
 _CLASSES = {
     RuntimeName.ONNX: "agent.runtimes.onnx:OnnxRuntime",
     RuntimeName.LITERT: "agent.runtimes.litert:LiteRtRuntime",
+    RuntimeName.TORCH: "agent.runtimes.torch_export:TorchRuntime",
 }
 _PROBE_S = 60.0
 _MOST = 16  # of other packages, that are looked at

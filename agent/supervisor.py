@@ -179,6 +179,7 @@ class Supervisor:
             changed=self._changed,
             window=self._window,
             hang_s=config.hang_s,
+            ensembles=config.ensembles,
         )
         self._pipelines = Pipelines(config, self._events.put, self._condition)
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)

@@ -51,6 +51,11 @@ class Weights(msgspec.Struct, frozen=True):
     digest: str
     path: str
 
+    @property
+    def format(self) -> str:
+        """As lineages name it."""
+        return "safetensors"
+
 
 class InspectJob(msgspec.Struct, frozen=True, tag="inspect"):
     """Check an uploaded version: its files load, agree with each other, and fit its data.
@@ -230,6 +235,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
         training: passes to make first, whose nets are tried like those in `derived`.
         cache: of earlier conversions; None converts everything.
         processing: how images of the data sets become inputs; None where they hold none.
+        weights: of which programs of torch are made; None where there are none, or none is wanted.
     """
 
     sources: tuple[SourceFile, ...]
@@ -242,6 +248,7 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     training: TrainingOrder | None = None
     cache: CacheFolder | None = None
     processing: Processing | None = None
+    weights: Weights | None = None
 
 
 class ClassScore(msgspec.Struct, frozen=True):
@@ -310,7 +317,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
     Attributes:
         source_digest: of the source form that was converted.
-        source_format: its format.
+        source_format: its format, or `safetensors`, where what was converted was made of weights for that.
         calibration_digest: of the calibration set, when it was used.
         evaluation_digest: of the evaluation set, when there is one.
         passes: in the order they ran.
@@ -318,7 +325,7 @@ class Lineage(msgspec.Struct, frozen=True):
     """
 
     source_digest: str
-    source_format: ModelFormat
+    source_format: str
     calibration_digest: str | None
     evaluation_digest: str | None
     passes: tuple[PassRecord, ...]

@@ -18,6 +18,11 @@ _ONNX_DTYPES = {
     11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
 
+RUNTIMES = {
+    ModelFormat.ONNX: RuntimeName.ONNX,
+    ModelFormat.TFLITE: RuntimeName.LITERT,
+    ModelFormat.PT2: RuntimeName.TORCH,
+}
 Specs = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _STRUCTURES = {
     "sequence_type": "is a sequence: stack it to one tensor (of skl2onnx by options={'zipmap': False})",
@@ -159,7 +164,6 @@ def manifest_for(
     path: Path, specs: Specs, file_format: ModelFormat, target: Target, *, precision: Precision = Precision.FP32
 ) -> Manifest:
     """A manifest to open a file with here, as a device would."""
-    runtime = RuntimeName.ONNX if file_format is ModelFormat.ONNX else RuntimeName.LITERT
     return Manifest(
         digest="0" * 64,
         size=path.stat().st_size,
@@ -169,7 +173,7 @@ def manifest_for(
         variant_id="",
         profile=target.profile,
         format=file_format,
-        runtime=runtime,
+        runtime=RUNTIMES[file_format],
         precision=precision,
         inputs=specs[0],
         outputs=specs[1],

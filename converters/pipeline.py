@@ -32,7 +32,7 @@ from converters.job import (
 from converters.package import as_seen, manifest_for, with_examples
 from converters.planner import choose, fates, forms, plan, repairs
 from converters.sample import sample_rows, without_mixing
-from converters.starts import Start, litert_start, of_derived
+from converters.starts import Start, litert_start, of_derived, program_start
 from converters.step import Context, Recipe
 
 TIMED_AGAIN = 4
@@ -72,9 +72,14 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     starts: dict[ModelFormat, Start | str] = {
         one.format: Start(one, Path(one.path), specs[one.format]) for one in job.sources
     }
-    if any(recipe.source not in starts for recipe in recipes):
+    missing = {recipe.source for recipe in recipes} - starts.keys()
+    if ModelFormat.TFLITE in missing:
         progress(0.05, "convert to LiteRT")
         starts[ModelFormat.TFLITE] = litert_start(job, starts.get(ModelFormat.ONNX), data, source_run, folder)
+    if ModelFormat.PT2 in missing:
+        progress(0.05, "export for torch")
+        specs[ModelFormat.PT2] = specs[main.format]
+        starts[ModelFormat.PT2] = program_start(job, specs[main.format], data, source_run, folder)
     context = Context(folder, calibration, job.target.accuracy_drop_points)
     trained, problems = _trained(job, folder, progress)
     job = msgspec.structs.replace(job, derived=(*job.derived, *trained))
@@ -119,7 +124,7 @@ def _trained(job: BuildJob, folder: Path, progress: ProgressCall) -> tuple[tuple
         evaluation,
         folder,
         lambda text: progress(0.08, text),
-        tflite=ModelFormat.TFLITE in forms(job.target),
+        forms=forms(job.target),
     )
 
 

@@ -145,6 +145,15 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     _onnx("onnx-weights-int8", Precision.WEIGHT_INT8, _blocks(8)),
     _onnx("onnx-weights-int4", Precision.WEIGHT_INT4, _blocks(4)),
+    Recipe(
+        "torch-fp32",
+        RuntimeName.TORCH,
+        Precision.FP32,
+        ModelFormat.PT2,
+        needs_calibration=False,
+        steps=(Planned("keep", keep.keep),),
+        tools=("torch",),
+    ),
     _litert("litert-fp32", Precision.FP32, Planned("keep", keep.keep)),
     _litert("litert-static-int8", Precision.INT8, *_edge(litert_quantize.static, "static_wi8_ai8"), needs=True),
     Recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,21 +11,24 @@ import numpy as np
 
 from agent.protocol.manifest import ModelFormat
 from agent.trial.dataset import Dataset
+from converters.architectures import load_weights
 from converters.errors import ConversionError
 from converters.evaluate import Run, run_file
 from converters.forms import DisagreeError, largest_difference
-from converters.job import BuildJob, Candidate, DerivedSource, PassRecord, SourceFile
+from converters.job import BuildJob, Candidate, DerivedSource, PassRecord, SourceFile, Weights
 from converters.package import Specs, manifest_for, tflite_specs
 from converters.sample import ANY, SAMPLE_ROWS
-from converters.step import Recipe
+from converters.step import Recipe, tool_versions
 from converters.steps import onnx_to_litert
+from converters.steps.export import quiet
+from converters.steps.torch_export import NO_WEIGHTS, export_program
 
 
 @dataclass(frozen=True)
 class Start:
     """Where recipes of a format begin: a file, what it takes and gives, and how it came to be."""
 
-    source: SourceFile
+    source: SourceFile | Weights
     path: Path
     specs: Specs
     passes: tuple[PassRecord, ...] = ()
@@ -69,6 +73,38 @@ def litert_start(job: BuildJob, onnx: Start | str | None, data: Dataset, source_
         said = f"{type(error).__name__}: {str(error)[:300]}"
         return f"what onnx2tf made could not be checked ({said}): {onnx_to_litert.REMEDY}"
     return Start(onnx.source, made.path, specs, made.passes, made.tools)
+
+
+def program_start(job: BuildJob, specs: Specs, data: Dataset, source_run: Run, folder: Path) -> Start | str:
+    """A program of torch made of the version's weights and compared with its source on real rows; or why there is none.
+
+    Args:
+        job: the build.
+        specs: of the source, in the order of the net's parameters: it was exported of the same weights.
+        data: rows to export and to compare on.
+        source_run: the source's answers to them.
+        folder: gets the file.
+    """
+    if job.weights is None:
+        return NO_WEIGHTS
+    path = folder / "exported.pt2"
+    started = time.monotonic()
+    sample = data.part(0, min(data.rows, SAMPLE_ROWS))
+    try:
+        net = load_weights(job.weights)
+        with quiet():
+            export_program(net, [sample.inputs[spec.name] for spec in specs[0]], path)
+        run = run_file(manifest_for(path, specs, ModelFormat.PT2, ANY), path, sample)
+        largest_difference(run.outputs, {name: value[: sample.rows] for name, value in source_run.outputs.items()})
+    except ConversionError as error:
+        return error.detail
+    except DisagreeError as error:
+        return f"what torch.export made {error}: report this net"
+    except Exception as error:  # noqa: BLE001 (an operator's code and torch may raise anything; other forms go on)
+        return f"torch.export can't follow the net ({type(error).__name__}: {str(error)[:300]})"
+    seconds = round(time.monotonic() - started, 3)
+    made = PassRecord("torch-export", {}, seconds, Path(job.weights.path).stat().st_size, path.stat().st_size)
+    return Start(job.weights, path, specs, (made,), tool_versions(("torch",)))
 
 
 def _checked_litert(path: Path, source: Specs, sample: Dataset, source_run: Run) -> Specs:

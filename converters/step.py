@@ -18,6 +18,11 @@ from agent.protocol.manifest import ModelFormat, Precision, RuntimeName
 from agent.trial.dataset import Dataset
 from converters.job import PassRecord
 
+FORMATS = {
+    RuntimeName.ONNX: ModelFormat.ONNX,
+    RuntimeName.LITERT: ModelFormat.TFLITE,
+    RuntimeName.TORCH: ModelFormat.PT2,
+}
 Parameter = str | int | float | bool | None
 
 
@@ -85,7 +90,7 @@ class Recipe:
         """Format of its result."""
         if self.elsewhere:
             return self.source
-        return ModelFormat.ONNX if self.runtime == RuntimeName.ONNX else ModelFormat.TFLITE
+        return FORMATS[RuntimeName(self.runtime)]
 
 
 def run_recipe(

@@ -146,6 +146,7 @@ _BY_STATUS: dict[int, dict[str, str]] = {
         "timeout": "sources: the check took longer than SHOAL_INSPECT_TIMEOUT_S",
         "too_many_webhooks": "the fleet has 100 webhooks: delete one first",
         "unknown_architecture": "architecture: none is registered under this name",
+        "unknown_runtime": "runtime: no agent comes with 'onnxruntme' and no device of the fleet reports it",
         "unknown_parameter": "stat: there is no such parameter; there are: cursor, limit, sort, state",
         "upload_damaged": "sha256: the bytes that came have another digest: send again",
         "upload_empty": "the body is empty: send the file's bytes",

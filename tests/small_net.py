@@ -49,3 +49,12 @@ def write_rows(path: Path, rows: int, seed: int, *, labels: bool = True, name: s
 def train(code: Path, rows: Path, weights: Path) -> None:
     """Write the weights of the net in a folder's `net.py` after a short training."""
     subprocess.run([sys.executable, "-c", _TRAINING, str(code), str(rows), str(weights)], check=True)
+
+
+def register(site: Path, code: str, entry_points: str) -> None:
+    """Lay out a package that registers architectures: `net.py`, and the entry points of its group."""
+    metadata = site / "fleet_nets-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "net.py").write_text(code)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fleet-nets\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[shoal.architectures]\n{entry_points}")

@@ -16,6 +16,7 @@ class ModelFormat(StrEnum):
 
     ONNX = "onnx"
     TFLITE = "tflite"
+    PT2 = "pt2"  # a program of `torch.export`
 
 
 # What a runtime may be called, and an execution provider that a package's runtime says it has.
@@ -27,6 +28,7 @@ class RuntimeName(StrEnum):
 
     ONNX = "onnx"
     LITERT = "litert"
+    TORCH = "torch"
 
 
 class Precision(StrEnum):
@@ -211,6 +213,11 @@ class Manifest(msgspec.Struct, frozen=True):
     def chunks(self) -> int:
         """How many chunks the artifact has: the last may be short."""
         return chunk_count(self)
+
+    @property
+    def platform(self) -> str:
+        """What runs it, as the inference protocol has it said."""
+        return f"{self.runtime}_{self.precision.value}"
 
     @property
     def row_by_row(self) -> bool:

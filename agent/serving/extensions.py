@@ -6,10 +6,12 @@ well when the model serves, and whatever would change what runs is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from agent.serving.ensemble_routes import EnsembleRoutes
 from agent.serving.exchange import Answer, Request, absent_answer, error_answer, json_answer
 from agent.serving.models import LoadedModel
 from agent.serving.registry import Registry
@@ -49,10 +51,12 @@ class Extensions:
     Args:
         registry: what is loaded.
         regions: what shared memory is registered.
+        ensembles: of models that are loaded.
     """
 
-    def __init__(self, registry: Registry, regions: Regions) -> None:
+    def __init__(self, registry: Registry, regions: Regions, ensembles: EnsembleRoutes) -> None:
         self._registry = registry
+        self._ensembles = ensembles
         self._regions = regions
 
     def answer(self, request: Request, parts: list[str]) -> Answer | None:
@@ -70,7 +74,7 @@ class Extensions:
             case ["POST", "repository", "models", name, "load" | "unload" as change]:
                 return self._change(request, name, change)
             case ["GET", "models", "stats"]:
-                return _statistics(self._registry.all())
+                return _statistics(self._registry.all(), self._ensembles.statistics())
             case [_, "systemsharedmemory", *rest]:
                 return self._memory(request, rest)
             case [_, "cudasharedmemory" | "trace" | "logging" as absent, *_] | [
@@ -94,7 +98,7 @@ class Extensions:
             asked = msgspec.json.decode(request.body, type=_Index) if request.body else _Index()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return error_answer(400, f"repository index: {error}")
-        entries = [self._entry(model) for model in self._registry.all()]
+        entries = [self._entry(model) for model in self._registry.all()] + self._ensembles.entries()
         entries.sort(key=lambda entry: (entry["name"], entry["state"] != "READY", entry["version"]))
         return json_answer([entry for entry in entries if not asked.ready or entry["state"] == "READY"])
 
@@ -117,6 +121,9 @@ class Extensions:
             return error_answer(
                 403, f"parameters: {said}: what runs here is decided by the fleet server: push it there"
             )
+        of_ensemble = self._ensembles.changed(name, change)
+        if of_ensemble is not None:
+            return of_ensemble
         if self._registry.serving(name) is None:
             return absent_answer(name, self._registry.names())
         if change == "load":
@@ -157,8 +164,8 @@ def _unknown(name: str) -> Answer:
     return error_answer(404, f"region {name[:100]!r} is not registered")
 
 
-def _statistics(models: list[LoadedModel]) -> Answer:
-    said = [one.statistics.said(one.manifest.model, one.manifest.version) for one in models]
+def _statistics(models: list[LoadedModel], of_ensembles: Sequence[dict[str, Any]] = ()) -> Answer:
+    said = [one.statistics.said(one.manifest.model, one.manifest.version) for one in models] + list(of_ensembles)
     return json_answer({"model_stats": said})
 
 

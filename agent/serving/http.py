@@ -10,6 +10,8 @@ import msgspec
 from agent import __version__
 from agent.protocol.limits import LIMITS
 from agent.serving.clients import Clients
+from agent.serving.ensemble_routes import EnsembleRoutes
+from agent.serving.ensembles import Ensembles
 from agent.serving.exchange import Answer, Request, absent_answer, again_answer, error_answer, json_answer
 from agent.serving.extensions import NAMES, Extensions
 from agent.serving.images import described
@@ -26,10 +28,12 @@ class Api:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._regions = Regions()
-        self._extensions = Extensions(registry, self._regions)
+        self.expected: frozenset[str] = frozenset()  # models that ought to be served
+        self.ensembles = Ensembles(registry, lambda: self.expected)
+        self._ensemble_routes = EnsembleRoutes(self.ensembles, self._regions)
+        self._extensions = Extensions(registry, self._regions, self._ensemble_routes)
         self._inferring = Inferring(registry, self._regions)
         self.draining = False
-        self.expected: frozenset[str] = frozenset()  # models that ought to be served
         self.clients = Clients()
 
     async def answer(self, request: Request) -> Answer:
@@ -59,12 +63,18 @@ class Api:
                 return error_answer(404, f"there is no {request.method} {request.path[:200]!r}")
 
     async def _model(self, request: Request, name: str, version: str | None, rest: list[str]) -> Answer:
-        model = self._registry.serving(name)
+        model, ensemble = self._registry.serving(name), self.ensembles.get(name)
+        if ensemble is not None:
+            try:
+                return await self._ensemble_routes.answer(request, ensemble, version, rest)
+            except RetiredError:
+                return await self.answer(request)  # read by what its models take now
         if model is None and name in self.expected:
             return again_answer(503, f"model {name[:200]!r} is not loaded at the moment: come again")
         if model is None or (version is not None and version != model.manifest.version):
             wanted = name if version is None else f"{name} in version {version}"
-            return absent_answer(wanted, self._registry.names())
+            others = [*self._registry.names(), *(one.config.name for one in self.ensembles.all())]
+            return absent_answer(wanted, others)
         try:
             return await self._of(model, request, version, rest)
         except RetiredError:

@@ -11,7 +11,7 @@ from agent.serving.exchange import Answer, Request, again_answer, error_answer
 from agent.serving.exposure import Beside
 from agent.serving.images import ImageRequest, Images, is_image
 from agent.serving.models import LoadedModel, RetiredError, rows_of
-from agent.serving.oip import InferRequest, decode_request, encode_response
+from agent.serving.oip import Described, InferRequest, decode_request, encode_response
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
 from agent.serving.tensors import BadRequestError
@@ -64,7 +64,7 @@ class Inferring:
         except RetiredError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
-            return _failed(error, wanted)
+            return failed_answer(error, wanted.timeout_s)
         if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
             answer.then = partial(self._copy, beside, request, wanted, outputs, model.manifest)
         return answer
@@ -75,21 +75,13 @@ class Inferring:
         if is_image(content_type):
             request_id = request.headers.get("x-request-id", "")
             return await self._images.read(bytes(request.body), content_type, request_id, manifest)
-        length = request.headers.get("inference-header-content-length", "")
-        if length and not (length.isascii() and length.isdigit()):
-            raise BadRequestError("Inference-Header-Content-Length is no number of bytes")
-        header_bytes = int(length[:DIGITS]) if length else None
-        return decode_request(request.body, header_bytes, manifest, self._regions if request.local else None)
+        return read_tensors(request, manifest, self._regions)
 
     async def _encode(self, wanted: InferRequest | ImageRequest, outputs: Tensors, manifest: Manifest) -> Answer:
         if isinstance(wanted, ImageRequest):
             body = await self._images.answer(wanted, outputs, manifest)
             return Answer(200, body, {"Content-Type": "application/json"})
-        body, header_length = encode_response(wanted, outputs, manifest, self._regions)
-        if header_length is None:
-            return Answer(200, body, {"Content-Type": "application/json"})
-        headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(header_length)}
-        return Answer(200, body, headers)
+        return tensors_answer(wanted, outputs, manifest, self._regions)
 
     async def _answered_by(
         self, model: LoadedModel, request: Request, wanted: InferRequest | ImageRequest, served: Manifest
@@ -139,18 +131,52 @@ async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tenso
     return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
 
 
-def _failed(error: Exception, wanted: InferRequest | ImageRequest) -> Answer:
+def read_tensors(request: Request, described: Described, regions: Regions) -> InferRequest:
+    """What a request's body asks, in tensors.
+
+    Raises:
+        BadRequestError: saying what does not fit.
+    """
+    length = request.headers.get("inference-header-content-length", "")
+    if length and not (length.isascii() and length.isdigit()):
+        raise BadRequestError("Inference-Header-Content-Length is no number of bytes")
+    header_bytes = int(length[:DIGITS]) if length else None
+    return decode_request(request.body, header_bytes, described, regions if request.local else None)
+
+
+def tensors_answer(wanted: InferRequest, outputs: Tensors, described: Described, regions: Regions) -> Answer:
+    """Tensors as they were asked for.
+
+    Raises:
+        BadRequestError: when one has no room where it was to go, or no classes.
+    """
+    body, header_length = encode_response(wanted, outputs, described, regions)
+    if header_length is None:
+        return Answer(200, body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(header_length)}
+    return Answer(200, body, headers)
+
+
+def failed_answer(error: Exception, timeout_s: float, where: str = "") -> Answer:
+    """Why a request has no answer.
+
+    Args:
+        error: that a model raised, or what was done with its outputs.
+        timeout_s: how long the client would wait, in seconds.
+        where: which of several models it was, before the reason; empty for the only one.
+    """
+    place = f"{where}: " if where else ""
     match error:
         case BadRequestError():  # its output has no room where it was to go
-            return error_answer(error.status, str(error))
+            return error_answer(error.status, f"{place}{error}")
         case QueueFullError():
-            busy = "too many requests wait for this model: send fewer, or later"
+            busy = f"{place}too many requests wait for this model: send fewer, or later"
             return again_answer(429, busy, error.retry_after_s)
         case DeadlineError():
-            late = f"its turn did not come within the {wanted.timeout_s:g} s that it may wait (timeout)"
+            late = f"{place}its turn did not come within the {timeout_s:g} s that it may wait (timeout)"
             return error_answer(504, late)
         case _:
-            return error_answer(500, f"the model failed: {str(error)[:500]}")
+            return error_answer(500, f"{place}the model failed: {str(error)[:500]}")
 
 
 def _understood_alike(one: Manifest, other: Manifest) -> bool:

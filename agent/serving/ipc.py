@@ -11,6 +11,7 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Exposure, ModelWindow
+from agent.serving.ensemble_config import EnsembleConfig
 
 FRAME_LIMIT = 16 * 1024 * 1024
 
@@ -94,6 +95,12 @@ class Expect(msgspec.Struct, frozen=True, tag="expect"):
     models: tuple[str, ...]
 
 
+class Declare(msgspec.Struct, frozen=True, tag="declare"):
+    """Answer for these ensembles, and no others. Answered by `Unservable`."""
+
+    ensembles: tuple[EnsembleConfig, ...]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Answer what has begun, then end."""
 
@@ -148,6 +155,12 @@ class Exposed(msgspec.Struct, frozen=True, tag="exposed"):
     ok: bool
 
 
+class Unservable(msgspec.Struct, frozen=True, tag="unservable"):
+    """What keeps declared ensembles from being served, by name; told again whenever that changes."""
+
+    ensembles: dict[str, str]
+
+
 class Window(msgspec.Struct, frozen=True, tag="window"):
     """What each artifact did since the last `Collect`, and the worker's resident memory in MiB."""
 
@@ -188,5 +201,5 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
     rss_mb: float
 
 
-ToWorker = Expect | Load | Activate | Expose | Unload | Collect | Peek | Shutdown
-FromWorker = Ready | Loaded | Activated | Exposed | Window | Peeked
+ToWorker = Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | Shutdown
+FromWorker = Ready | Loaded | Activated | Exposed | Unservable | Window | Peeked

@@ -85,6 +85,7 @@ class LoadedModel:
             QueueFullError: when too many wait, now or before its turn came.
             DeadlineError: when its turn did not come in time.
             RetiredError: when the artifact was taken out meanwhile.
+            CancelledError: when the caller is cancelled; where its turn has not come, it is not run.
             Exception: whatever the runtime raises.
         """
         loop = asyncio.get_running_loop()
@@ -107,6 +108,9 @@ class LoadedModel:
         expiry = loop.call_later(timeout_s, self._expire, request) if timeout_s > 0 else None
         try:
             return await future
+        except asyncio.CancelledError:
+            self._queue.give_up(request)  # nobody waits for it any more
+            raise
         finally:
             if expiry is not None:
                 expiry.cancel()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 import numpy as np
 
-from agent.protocol.manifest import Manifest, TensorSpec
+from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import Array, Tensors
 from agent.serving.classification import CLASSES_LIMIT, top_classes
 from agent.serving.tensors import BadRequestError, datatype, from_binary, from_json, to_binary, to_json
@@ -20,6 +20,55 @@ from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 LONGEST_US = 86_400_000_000
 JSON_LIMIT = 16 << 20  # bytes: what is made of JSON takes up to sixteen times as many
 ID_LIMIT = 256  # characters: ids are remembered until feedback comes
+
+
+class Described(Protocol):
+    """What requests are read and answers written by: a `Manifest`, or an ensemble that fits together."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """In the order it takes them."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """In the order it gives them."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names by index."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch that is made of waiting requests."""
+        ...
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether its first dimensions of 1 take any number of rows."""
+        ...
+
+    @property
+    def platform(self) -> str:
+        """What runs it."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """That loads it."""
+        ...
 
 
 class Memory(Protocol):
@@ -123,7 +172,7 @@ _NOTHING, _NOTHING_SAID = _TensorParameters(), _Parameters()
 
 
 def decode_request(
-    body: bytes | bytearray, header_length: int | None, manifest: Manifest, memory: Memory | None = None
+    body: bytes | bytearray, header_length: int | None, manifest: Described, memory: Memory | None = None
 ) -> InferRequest:
     """Read an infer request.
 
@@ -153,7 +202,7 @@ def decode_request(
 
 
 def _inputs(
-    header: _Body, body: memoryview, position: int, manifest: Manifest, memory: Memory | None
+    header: _Body, body: memoryview, position: int, manifest: Described, memory: Memory | None
 ) -> tuple[Tensors, int]:
     """The input tensors, and where their bytes in the body end, which begin at `position`."""
     specs = {spec.name: spec for spec in manifest.inputs}
@@ -241,7 +290,7 @@ def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
     return [-1, *spec.shape[1:]] if any_rows else list(spec.shape)
 
 
-def _wanted(header: _Body, manifest: Manifest, memory: Memory | None) -> list[Wanted]:
+def _wanted(header: _Body, manifest: Described, memory: Memory | None) -> list[Wanted]:
     names = [spec.name for spec in manifest.outputs]
     binary = bool((header.parameters or _NOTHING_SAID).binary_data_output)
     if not header.outputs:
@@ -265,7 +314,7 @@ def _wanted(header: _Body, manifest: Manifest, memory: Memory | None) -> list[Wa
 
 
 def encode_response(
-    request: InferRequest, outputs: Tensors, manifest: Manifest, memory: Memory | None = None
+    request: InferRequest, outputs: Tensors, manifest: Described, memory: Memory | None = None
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON part when binary tensors follow it.
 
@@ -310,13 +359,13 @@ def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any
     return said | ({"shared_memory_offset": span.offset} if span.offset else {})
 
 
-def _classes(wanted: Wanted, array: Array, manifest: Manifest) -> Array:
+def _classes(wanted: Wanted, array: Array, manifest: Described) -> Array:
     if array.dtype.kind not in "fiu" or not array.size:
         raise BadRequestError(f"output {wanted.name!r}: classification needs numbers, and it has none")
     return top_classes(array, wanted.classes, manifest.labels)
 
 
-def metadata(manifest: Manifest) -> dict[str, Any]:
+def metadata(manifest: Described) -> dict[str, Any]:
     """A model's description."""
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
@@ -329,13 +378,13 @@ def metadata(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.model,
         "versions": [manifest.version],
-        "platform": f"{manifest.runtime}_{manifest.precision.value}",
+        "platform": manifest.platform,
         "inputs": [tensor(spec) for spec in manifest.inputs],
         "outputs": [tensor(spec) for spec in manifest.outputs],
     }
 
 
-def configuration(manifest: Manifest) -> dict[str, Any]:
+def configuration(manifest: Described) -> dict[str, Any]:
     """A model's configuration as Triton's clients read it: its dims have no batch axis where there are batches."""
     batched = manifest.max_batch > 1
 
@@ -346,7 +395,7 @@ def configuration(manifest: Manifest) -> dict[str, Any]:
 
     return {
         "name": manifest.model,
-        "platform": f"{manifest.runtime}_{manifest.precision.value}",
+        "platform": manifest.platform,
         "backend": manifest.runtime,
         "max_batch_size": manifest.max_batch if batched else 0,
         "input": [tensor(spec) for spec in manifest.inputs],

@@ -29,6 +29,7 @@ from agent.serving.ipc import (
     Activate,
     Activated,
     Collect,
+    Declare,
     Expect,
     Expose,
     Exposed,
@@ -41,6 +42,7 @@ from agent.serving.ipc import (
     Shutdown,
     ToWorker,
     Unload,
+    Unservable,
     Window,
 )
 from agent.serving.models import LoadedModel
@@ -81,6 +83,7 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._stop = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
+        self._unservable: dict[str, str] | None = {}  # as was said; None: to be said in any case
 
     async def run(self, sock: socket.socket) -> None:
         """Serve until told to stop or left alone."""
@@ -101,6 +104,7 @@ class Worker:
         await asyncio.wait_for(self._drain(), DRAIN_S)
 
     async def _drain(self) -> None:
+        await self._api.ensembles.finished()
         for model in self._registry.all():
             await asyncio.to_thread(model.close)
 
@@ -108,6 +112,9 @@ class Worker:
         decoder = msgspec.msgpack.Decoder(ToWorker)
         while (message := await read_frame(reader, decoder)) is not None:
             match message:
+                case Declare():
+                    self._api.ensembles.declare(message.ensembles)
+                    self._unservable = None
                 case Expect():
                     self._api.expected = frozenset(message.models)
                     for server in self._servers:
@@ -122,7 +129,14 @@ class Worker:
                     break
                 case _:
                     self._change(message)
+            self._say_unservable()
         self._stop.set()
+
+    def _say_unservable(self) -> None:
+        problems = self._api.ensembles.problems()
+        if problems != self._unservable:
+            self._unservable = problems
+            self._send(Unservable(problems))
 
     def _change(self, message: Load | Activate | Expose | Unload) -> None:
         """Change what is loaded, and what answers."""
@@ -158,6 +172,7 @@ class Worker:
             return
         # Made here, not in the loading thread: its thread would inherit that one's niceness.
         self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime, allowed))
+        self._say_unservable()
         took = time.monotonic() - started
         self._send(
             Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb, fell_back=runtime.fell_back)

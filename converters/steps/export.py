@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from agent.protocol.manifest import ModelFormat
 from converters.errors import ConversionError
+from converters.steps.torch_export import export_program
 from converters.training.refit import is_marked, refit
 
 TOLERANCE = 1e-4
@@ -154,7 +155,13 @@ def export_onnx(net: Any, examples: list[npt.NDArray[Any]], path: Path, names: l
 
 
 def export_forms(
-    net: Any, inputs: dict[str, npt.NDArray[Any]], folder: Path, stem: str, *, tflite: bool = True
+    net: Any,
+    inputs: dict[str, npt.NDArray[Any]],
+    folder: Path,
+    stem: str,
+    *,
+    tflite: bool = True,
+    program: bool = False,
 ) -> dict[ModelFormat, Path]:
     """Write a net in the forms that can be made here: ONNX, and TFLite where litert-torch is installed.
 
@@ -164,6 +171,7 @@ def export_forms(
         folder: where to.
         stem: the files' name without its end.
         tflite: whether anybody wants that form, which takes longest.
+        program: whether a program of torch is wanted too.
 
     Raises:
         ConversionError: when a form can't be made, or answers otherwise than the net.
@@ -176,6 +184,9 @@ def export_forms(
             if tflite and can_export_tflite():
                 forms[ModelFormat.TFLITE] = folder / f"{stem}.tflite"
                 export_tflite(net, examples, forms[ModelFormat.TFLITE])
+            if program:
+                forms[ModelFormat.PT2] = folder / f"{stem}.pt2"
+                export_program(net, examples, forms[ModelFormat.PT2])
     except ConversionError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.protocol.manifest import ModelFormat
 from converters.architectures import build_net, load_weights
 from converters.digest import source_files
 from converters.errors import ConversionError
@@ -16,7 +17,7 @@ from converters.training.fit import Fitting, Say
 
 
 def train(
-    order: TrainingOrder, evaluation: Path | None, folder: Path, say: Say, *, tflite: bool
+    order: TrainingOrder, evaluation: Path | None, folder: Path, say: Say, *, forms: frozenset[ModelFormat]
 ) -> tuple[tuple[DerivedSource, ...], list[str]]:
     """Carry out what was ordered of a net of a registered architecture.
 
@@ -25,7 +26,7 @@ def train(
         evaluation: labelled rows that decide how far passes go, as they decide between recipes; None for none.
         folder: gets the files.
         say: told how far it is.
-        tflite: whether nets are wanted in that form too.
+        forms: in which nets are wanted beside ONNX.
 
     Returns:
         The sources, and why a pass could not be done, a sentence each.
@@ -49,17 +50,24 @@ def train(
     for one in nets:
         say(f"export {one.name}")
         try:
-            made.append(derived_source(one, rows, folder, tflite=tflite))
+            made.append(derived_source(one, rows, folder, forms=forms))
         except ConversionError as problem:
             problems.append(f"{one.name}: {problem.detail}")
     return tuple(made), problems
 
 
-def derived_source(one: Compressed, rows: Rows, folder: Path, *, tflite: bool) -> DerivedSource:
-    """A trained net as files: ONNX, and TFLite where it is wanted.
+def derived_source(one: Compressed, rows: Rows, folder: Path, *, forms: frozenset[ModelFormat]) -> DerivedSource:
+    """A trained net as files: ONNX, and the other forms that are wanted.
 
     Raises:
         ConversionError: when it can't be exported.
     """
-    forms = export_forms(one.net, rows.first(2).inputs, folder, one.name, tflite=tflite)
-    return DerivedSource(one.name, source_files(forms), one.passes, tool_versions(TOOLS))
+    made = export_forms(
+        one.net,
+        rows.first(2).inputs,
+        folder,
+        one.name,
+        tflite=ModelFormat.TFLITE in forms,
+        program=ModelFormat.PT2 in forms,
+    )
+    return DerivedSource(one.name, source_files(made), one.passes, tool_versions(TOOLS))

@@ -112,11 +112,12 @@ def pruned_share(text: str | None) -> str | float | None:
 
 def _exported(one: Any, rows: Any, folder: Path, out: Path, *, tflite: bool) -> Any:
     """Files of a net as source forms; its weights stay with the user."""
+    from agent.protocol.manifest import ModelFormat
     from converters.training.derive import derived_source
     from converters.training.refit import save_weights
 
     errors.print(f"exporting {one.name} …")
-    made = derived_source(one, rows, folder, tflite=tflite)
+    made = derived_source(one, rows, folder, forms=frozenset({ModelFormat.TFLITE}) if tflite else frozenset())
     out.mkdir(parents=True, exist_ok=True)
     save_weights(one.net, out / f"{one.name}.safetensors")
     return made

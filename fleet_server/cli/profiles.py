@@ -89,12 +89,15 @@ def create_profile(
         str | None, typer.Option("-f", "--file", help="YAML or JSON of a profile; - reads it from input.")
     ] = None,
     come: Annotated[str | None, typer.Option("--shipped", help="Begin with this shipped profile.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="onnx, litert, or one that a package brings.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="onnx, litert, torch, or one that a package brings.")] = None,
     match: Annotated[list[str], typer.Option(help="fact=value that must hold; repeat.")] = [],  # noqa: B006
     precision: Annotated[
         list[str],
         typer.Option(help="fp32, fp16, int8, dynamic-int8, int16, weight-int8 or weight-int4; repeat."),
     ] = [],  # noqa: B006
+    allow_unknown_runtime: Annotated[  # noqa: FBT002
+        bool, typer.Option("--allow-unknown-runtime", help="No device reports its runtime yet.")
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Create a profile from a file, from options, or from both (options win).
@@ -113,6 +116,8 @@ def create_profile(
         wanted["match"] = pairs(match, "--match")
     if precision:
         wanted["precisions"] = precision
+    if allow_unknown_runtime:
+        wanted["allow_unknown_runtime"] = True
     with client(context) as api:
         show_object(api.post("/profiles", wanted), output)
 
@@ -191,7 +196,7 @@ def detected(facts: dict[str, Any]) -> dict[str, Any]:
     from agent.protocol.manifest import OLD_LITERT, OLD_LITERT_PRECISIONS
 
     runtimes = {one["name"]: one for one in facts["runtimes"]}
-    runtime = "onnx" if "onnx" in runtimes else "litert"
+    runtime = next((one for one in ("onnx", "litert", "torch") if one in runtimes), "litert")
     telling = next((one for one in TELLING if one in facts["cpu_features"]), None)
     match: dict[str, Any] = {"arch": facts["arch"]}
     if telling:

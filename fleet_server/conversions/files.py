@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from converters.job import BuildJob, DataFile
+from converters.job import BuildJob, DataFile, Weights
 from fleet_server.catalog.artifacts import ArtifactStore
 
 LOCK_FILE = "lock"
@@ -63,16 +63,19 @@ def localized(job: BuildJob, folder: WorkFolder, onnx2tf_python: Path | None) ->
     def data(file: DataFile | None) -> DataFile | None:
         return None if file is None else msgspec.structs.replace(file, path=folder.bring(file.path))
 
+    def weights_here(weights: Weights) -> Weights:
+        return msgspec.structs.replace(weights, path=folder.bring(weights.path))
+
     baseline, training = job.baseline, job.training
     if training is not None:
-        weights = msgspec.structs.replace(training.weights, path=folder.bring(training.weights.path))
-        training = msgspec.structs.replace(training, weights=weights, data=data(training.data))
+        training = msgspec.structs.replace(training, weights=weights_here(training.weights), data=data(training.data))
     return msgspec.structs.replace(
         job,
         sources=tuple(msgspec.structs.replace(one, path=folder.bring(one.path)) for one in job.sources),
         calibration=data(job.calibration),
         evaluation=data(job.evaluation),
         training=training,
+        weights=None if job.weights is None else weights_here(job.weights),
         baseline=None if baseline is None else msgspec.structs.replace(baseline, path=folder.bring(baseline.path)),
         onnx2tf_python=str(onnx2tf_python) if onnx2tf_python else None,
     )

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from agent.protocol.manifest import ModelFormat
+from agent.protocol.manifest import ModelFormat, RuntimeName
 from converters.job import BaselineArtifact, BuildJob, BuildResult, JobError, Progress, SourceFile
 from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -173,6 +173,7 @@ class ConversionScheduler:
                 if form is not weights
             ),
             training=training,
+            weights=service.weights_name(version, weights) if weights and spec.runtime == RuntimeName.TORCH else None,
             target=service.build_target(profile.name, spec),
             calibration=data_name(version.calibration_digest),
             evaluation=data_name(version.evaluation_digest),

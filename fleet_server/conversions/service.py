@@ -339,12 +339,17 @@ def training_order(version: Version, plan: TrainingPlan, weights: SourceForm) ->
     """What a build is to train first; its paths are names, as those of every order."""
     data = data_name(version.training_digest)
     assert data is not None
-    assert version.architecture is not None
     return TrainingOrder(
-        weights=Weights(version.architecture, weights.digest, file_name(weights.digest, f".{weights.format}")),
+        weights=weights_name(version, weights),
         data=data,
         **plan.model_dump(),
     )
+
+
+def weights_name(version: Version, weights: SourceForm) -> Weights:
+    """Weights of the store, by name."""
+    assert version.architecture is not None
+    return Weights(version.architecture, weights.digest, file_name(weights.digest, f".{weights.format}"))
 
 
 def _finish(session: Session, claimed: ClaimedJob, state: str, now: dt.datetime) -> None:

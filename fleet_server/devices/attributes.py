@@ -33,7 +33,7 @@ NAMES = {
     "accelerator.name": "as the driver names it",
     "accelerator.memory_mb": "MiB of its own",
     "compute_capability": "of a CUDA device, a number such as 8.7",
-    "runtime": "name of one: onnx, litert",
+    "runtime": "name of one: onnx, litert, torch",
     "runtime.package": "such as onnxruntime-gpu",
     "provider": "execution provider that a runtime says it has",
     "model": "one that answers requests there",

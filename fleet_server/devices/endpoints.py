@@ -92,7 +92,7 @@ def list_profiles(session: ReadSession, fleet_id: FleetId, paging: ProfilePaging
     tags=["profiles"],
     summary="Create a profile",
     status_code=status.HTTP_201_CREATED,
-    responses=problems("profile_exists"),
+    responses=problems("profile_exists", "unknown_runtime"),
 )
 def create_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, wanted: ProfileCreate) -> ProfileView:
     """Devices that are not pinned match again at once: the profile with most conditions that hold wins."""

@@ -115,6 +115,12 @@ def attribute_names(session: Session, fleet_id: str, names: Iterable[str]) -> se
     return set(session.scalars(select(DeviceAttribute.name).where(*rows).distinct()))
 
 
+def attribute_texts(session: Session, fleet_id: str, name: str) -> set[str]:
+    """The values that devices of the fleet have of an attribute."""
+    rows = (DeviceAttribute.fleet_id == fleet_id, DeviceAttribute.name == name)
+    return set(session.scalars(select(DeviceAttribute.text).where(*rows).distinct()))
+
+
 def profile(session: Session, fleet_id: str, name: str) -> Profile | None:
     """One profile by name."""
     return session.scalar(select(Profile).where(Profile.fleet_id == fleet_id, Profile.name == name))

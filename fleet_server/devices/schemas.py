@@ -68,8 +68,8 @@ class SchedulingSpec(Request):
 def _runtime_name(value: str) -> str:
     if not RUNTIME_NAME.match(value):
         raise ValueError(
-            f"{value[:80]!r} is no runtime's name: 'onnx', 'litert', or of a package's runtime its entry point, of "
-            "lower-case letters, digits, '.', '_' and '-'"
+            f"{value[:80]!r} is no runtime's name: 'onnx', 'litert', 'torch', or of a package's runtime its entry "
+            "point, of lower-case letters, digits, '.', '_' and '-'"
         )
     return value
 
@@ -88,8 +88,8 @@ class ProfileSpec(Request):
     )
     runtime: Annotated[str, AfterValidator(_runtime_name)] = Field(
         json_schema_extra={"pattern": "^" + RUNTIME_NAME.pattern.replace(r"\Z", "$")},
-        description="The runtime that loads the variant on the device: `onnx`, `litert`, or one that a package brings "
-        "there, which gets the source form as it is.",
+        description="The runtime that loads the variant on the device: `onnx`, `litert`, `torch`, or one that a "
+        "package brings there, which gets the source form as it is.",
         examples=["onnx"],
     )
     providers: list[str] = Field(
@@ -137,8 +137,12 @@ class ProfileSpec(Request):
 
     @model_validator(mode="after")
     def _another_runtime_gets_what_there_is(self) -> Self:
-        if self.runtime not in set(RuntimeName) and Precision.FP32 not in self.precisions:
+        if Precision.FP32 in self.precisions:
+            return self
+        if self.runtime not in set(RuntimeName):
             raise ValueError(f"precisions: {self.runtime} comes from a package, and gets the source form: add fp32")
+        if self.runtime == RuntimeName.TORCH:
+            raise ValueError("precisions: torch gets programs in the precision of their weights: add fp32")
         return self
 
     @model_validator(mode="after")
@@ -164,6 +168,11 @@ class ProfileCreate(ProfileSpec):
 
     name: Name
     delivery: Delivery | None = Field(None, description="How artifacts may come to its devices.")
+    allow_unknown_runtime: bool = Field(
+        False,
+        description="Take a runtime that comes with no agent, and that no device of the fleet has reported: one that a "
+        "package brings to devices that are yet to come. Else it is refused, for it may be misspelt.",
+    )
 
 
 class ProfileUpdate(Request):

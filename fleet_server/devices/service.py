@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
+from agent.protocol.manifest import RuntimeName
 from agent.protocol.messages import Presence, Reported
 from agent.protocol.topics import check_device_id
 from fleet_server import audit
@@ -278,13 +280,30 @@ def get_profile(session: Session, fleet_id: str, name: str) -> Profile:
     return profile
 
 
+def _check_runtime(session: Session, fleet_id: str, name: str) -> None:
+    """Refuse a runtime that comes with no agent and that no device of the fleet reports: nothing would match."""
+    if name in set(RuntimeName):
+        return
+    known = sorted({*RuntimeName, *repository.attribute_texts(session, fleet_id, "runtime")})
+    if name in known:
+        return
+    near = get_close_matches(name, known, n=1)
+    meant = f", did you mean '{near[0]}'?" if near else ""
+    detail = (
+        f"runtime: no agent comes with {name!r} and no device of the fleet reports it{meant} (known: "
+        f"{', '.join(known)}); where a package brings it to devices that are yet to come, set allow_unknown_runtime"
+    )
+    raise InvalidError("unknown_runtime", detail, field="runtime")
+
+
 def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, actor: Who) -> Profile:
     """Add a profile, and let every device that is not pinned match again.
 
     Raises:
         ConflictError: when the name is taken by another specification.
+        InvalidError: when nobody knows its runtime, and that is not allowed.
     """
-    spec = wanted.model_dump(mode="json", exclude={"name", "delivery"})
+    spec = wanted.model_dump(mode="json", exclude={"name", "delivery", "allow_unknown_runtime"})
     delivery = wanted.delivery.model_dump(mode="json") if wanted.delivery else None
     existing = repository.profile(session, fleet_id, wanted.name)
     if existing is not None:
@@ -293,6 +312,8 @@ def create_profile(session: Session, fleet_id: str, wanted: ProfileCreate, *, ac
         if same and policy_of(existing.delivery) == policy_of(delivery):
             return existing
         raise ConflictError("profile_exists", f"profile {wanted.name!r} is there already, with another specification")
+    if not wanted.allow_unknown_runtime:
+        _check_runtime(session, fleet_id, wanted.runtime)
     profile = Profile(fleet_id=fleet_id, name=wanted.name, spec=spec, delivery=delivery)
     session.add(profile)
     session.flush()

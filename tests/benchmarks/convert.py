@@ -32,7 +32,11 @@ def main() -> None:
             export.export_tflite(net, examples, folder / "m.tflite")
         np.savez(folder / "c.npz", x=to_images(data["train_x"][:512]))
         np.savez(folder / "e.npz", x=to_images(data["test_x"][:4000]), y=data["test_y"][:4000])
-        found = {one.recipe: one for runtime in RuntimeName for one in candidates(folder, runtime).candidates}
+        found = {
+            one.recipe: one
+            for runtime in (RuntimeName.ONNX, RuntimeName.LITERT)
+            for one in candidates(folder, runtime).candidates
+        }
     checks = Checks("convert")
     report(checks, found)
     checks.print()

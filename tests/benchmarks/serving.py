@@ -25,7 +25,8 @@ import onnxruntime
 
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Exposure, ExposureMode
-from agent.serving.ipc import Expose, Exposed, Load, Loaded
+from agent.serving.ensemble_config import EnsembleConfig, StepConfig
+from agent.serving.ipc import Declare, Expose, Exposed, Load, Loaded, Unservable
 from agent.telemetry.sketches import Sketches
 from tests.benchmarks import serving_peers
 from tests.benchmarks.common import (
@@ -67,6 +68,7 @@ def main() -> None:
             throughput(checks, folder / "small", row, address, rounds, seconds)
         shadowing(checks, folder / "large", nets[folder / "large"], image, folder / "shadow.sock", rounds, seconds)
         sketching(checks, nets[folder / "large"], image, rounds)
+        chained(checks, folder, nets, {"image": image, "row": row}, rounds, seconds)
     checks.print()
 
 
@@ -107,6 +109,41 @@ def shadowing(checks: Checks, path: Path, net: Manifest, image: Any, unix: Path,
         for share, name in ((0.5, "p50"), (0.99, "p99")):
             ratio = middle(found[way], share) / middle(found["alone"], share)
             checks.report(f"shadow of {words}: {name} ÷ without", ratio)
+
+
+def chained(
+    checks: Checks, folder: Path, nets: dict[Path, Manifest], given: dict[str, Any], rounds: int, seconds: float
+) -> None:
+    """Two models asked as one, beside two requests one after the other: in a row, and at once."""
+    shutil.copyfile(folder / "large", folder / "twin")
+    twin = msgspec.structs.replace(nets[folder / "large"], model="twin")
+    row = EnsembleConfig(
+        "in-a-row",
+        ("x",),
+        ("y",),
+        (StepConfig("1", "small", {"x": "x"}, {"y": "m"}), StepConfig("2", "alone", {"x": "m"}, {"y": "y"})),
+    )
+    beside = EnsembleConfig(
+        "at-once",
+        ("x",),
+        ("a", "b"),
+        (StepConfig("1", "large", {"x": "x"}, {"y": "a"}), StepConfig("2", "twin", {"x": "x"}, {"y": "b"})),
+    )
+    with told_worker({**nets, folder / "twin": twin}, folder / "chained.sock") as (channel, address):
+        channel.send(Declare((row, beside)))
+        assert channel.receive() == Unservable({})
+
+        def ask(model: str, value: Any) -> Callable[[], list[float]]:
+            return lambda: closed_loop(address, oip_request(model, value), clients=1, seconds=seconds)
+
+        for ensemble, models, value in (
+            ("in-a-row", ("small", "alone"), given["row"]),
+            ("at-once", ("large", "twin"), given["image"]),
+        ):
+            found = take_turns({name: ask(name, value) for name in (ensemble, *models)}, rounds)
+            together = middle(found[ensemble], 0.5)
+            ratio = together / sum(middle(found[name], 0.5) for name in models)
+            checks.at_most(f"ensemble {ensemble}: p50 ÷ that of two requests", ratio, 1.0)
 
 
 def sketching(checks: Checks, net: Manifest, image: Any, rounds: int) -> None:

@@ -14,25 +14,20 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.fleet import BIN, LocalFleet, write_classifier
-from tests.small_net import NET, train, write_rows
+from tests.small_net import NET, register, train, write_rows
 
 BROKEN = """
 def broken():
     raise RuntimeError("no such layer")
 """
-ENTRY_POINTS = "[shoal.architectures]\ntiny = net:build\ntinier = net:student\nbroken = net:broken\n"
+ENTRY_POINTS = "tiny = net:build\ntinier = net:student\nbroken = net:broken\n"
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     folder = tmp_path_factory.mktemp("fleet")
     site = folder / "site"
-    (site / "fleet_nets-1.0.dist-info").mkdir(parents=True)
-    (site / "net.py").write_text(NET + BROKEN)
-    (site / "fleet_nets-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: fleet-nets\nVersion: 1.0\n"
-    )
-    (site / "fleet_nets-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
+    register(site, NET + BROKEN, ENTRY_POINTS)
     write_rows(folder / "t.npz", 500, 1)
     write_rows(folder / "e.npz", 200, 2)
     write_rows(folder / "c.npz", 64, 3, labels=False)

@@ -20,6 +20,7 @@ def test_a_vendors_runtime_serves_the_source_as_it_is(tmp_path: Path, monkeypatc
         fleet.start_agent("dev-1")
         match = {"runtimes.acme-npu.package": "acme-runtime", "runtimes.acme-npu.providers": "npu"}
         profile = {"name": "acme", "match": match, "runtime": "acme-npu", "providers": ["npu"], "precisions": ["fp32"]}
+        wait_until("the device", lambda: fleet.get("/devices")["items"])
         fleet.post("/profiles", profile)
         wait_until("the device", lambda: [d for d in fleet.get("/devices")["items"] if d["profile"] == "acme"])
         path, data = fleet.folder / "m.onnx", fleet.folder / "data.npz"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi import FastAPI
 from httpx2 import Response
@@ -377,6 +378,26 @@ def test_devices_find_their_profiles(api: TestClient, database: Database) -> Non
     assert [one["id"] for one in api.get("/devices", params={"profile": "p1"}).json()["items"]] == ["a", "b"]
     refused(api.patch("/devices/b", json={"profile": "nowhere"}), 404, "profile_not_found")
     refused(api.patch("/devices/nobody", json={"tags": {}}), 404, "device_not_found")
+
+
+def test_a_runtime_that_nobody_knows_is_refused_until_a_device_has_it(api: TestClient, database: Database) -> None:
+    refused(api.post("/profiles", json=profile("p", runtime="onnxruntme")), 422, "unknown_runtime")
+    answer = refused(api.post("/profiles", json=profile("p", runtime="ligert")), 422, "unknown_runtime")
+    assert "did you mean 'litert'?" in answer["detail"]
+    assert "allow_unknown_runtime" in answer["detail"]
+    assert [one["field"] for one in answer["problems"]] == ["runtime"]
+    assert api.get("/profiles/p").status_code == 404
+    taken = api.post("/profiles", json=profile("p", runtime="acme-npu", allow_unknown_runtime=True))
+    assert taken.status_code == 201
+    assert "allow_unknown_runtime" not in taken.json()["spec"]
+    again = api.post("/profiles", json=profile("p", runtime="acme-npu"))
+    assert again.json()["id"] == taken.json()["id"], "what is there already is no longer asked for"
+    refused(api.post("/profiles", json=profile("q", runtime="acme-npu")), 422, "unknown_runtime")
+    brought = msgspec.structs.replace(facts(), runtimes=(RuntimeFacts("acme-npu", "acme-runtime", "3.1", ("npu",)),))
+    with database.write() as session:
+        reported = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=brought)
+        devices.record_report(session, "has-it", reported, utc_now())
+    assert api.post("/profiles", json=profile("q", runtime="acme-npu")).status_code == 201
 
 
 def test_a_profile_that_is_used_stays_and_names_are_taken_once(api: TestClient) -> None:

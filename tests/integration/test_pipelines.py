@@ -44,7 +44,9 @@ from agent.pipelines.config import (
 )
 from agent.pipelines.ipc import Begin, Fine, FromPipeline, Trouble
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.serving.ensemble_config import EnsembleConfig, StepConfig
 from agent.serving.framing import FrameChannel
+from agent.serving.ipc import Declare, Unservable
 from fleet_server.gateway.broker import find_mosquitto
 from tests.fleet import free_port, wait_until
 from tests.image_worker import COLOR, Worker, manifest
@@ -561,13 +563,21 @@ def sound(path: Path, **more: Any) -> WavSource:
     return WavSource(str(path), "input", 4, 4, 8000, {"state": "stateN"}, {"factor": 2.0}, **more)
 
 
-@pytest.mark.parametrize("fifo", [False, True], ids=["file", "fifo"])
-def test_windows_of_sound_with_a_state_that_is_carried_on(tmp_path: Path, worker: Worker, fifo: bool) -> None:
+@pytest.mark.parametrize(
+    ("fifo", "model"), [(False, "level"), (True, "level"), (False, "heard")], ids=["file", "fifo", "ensemble"]
+)
+def test_windows_of_sound_with_a_state_that_is_carried_on(
+    tmp_path: Path, worker: Worker, fifo: bool, model: str
+) -> None:
     write_level_net(worker.folder / "level")
     worker.load(level_manifest())
+    inputs, gives = ("input", "state", "factor"), ("level", "stateN")
+    step = StepConfig("level", "level", {one: one for one in inputs}, {one: one for one in gives})
+    worker.channel.send(Declare((EnsembleConfig("heard", inputs, gives, (step,)),)))
+    assert worker.channel.receive() == Unservable({})
     samples = np.random.default_rng(0).integers(-20_000, 20_000, 403)
     path, out = tmp_path / "mic", tmp_path / "out.jsonl"
-    config = PipelineConfig("ear", "level", sound(path), (FileSink("file", str(out)),))
+    config = PipelineConfig("ear", model, sound(path), (FileSink("file", str(out)),))
     if fifo:
         os.mkfifo(path)
     else:
