@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event
+from sqlalchemy import ColumnElement, DateTime, Dialect, Engine, MetaData, and_, create_engine, event, tuple_
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.types import JSON, TypeDecorator
 from uuid_utils import uuid7
 
@@ -47,6 +47,16 @@ def new_id() -> str:
 def pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
     """Values in the order given, as many at a time as a query takes well."""
     return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def rows_in(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Sequence[Any]]) -> ColumnElement[bool]:
+    """Whether columns together are one of these tuples.
+
+    The first column is asked for by itself too: by that SQLite finds rows in an index that begins with it. For tuples
+    alone it reads the whole table.
+    """
+    firsts = sorted({one[0] for one in values})
+    return and_(columns[0].in_(firsts), tuple_(*columns).in_(values))
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):

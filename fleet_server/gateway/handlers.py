@@ -32,7 +32,7 @@ from agent.protocol.messages import (
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
 from fleet_server.clock import utc_now
-from fleet_server.db import Database
+from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
 from fleet_server.enrolment import service as enrolment
@@ -102,6 +102,9 @@ class Handlers:
         if is_telemetry(message):
             self.handle_telemetry([message])
             return
+        if is_report(message):
+            self.handle_reports([message])
+            return
         try:
             topic = parse_device_topic(message.topic)
             if topic.leaf is DeviceTopic.NEED:
@@ -131,6 +134,29 @@ class Handlers:
             if self._send(device_topic(device_id, DeviceTopic.TELEMETRY_ACK), encode(ack)) is False:
                 break  # no connection: nor would the others go out
 
+    def handle_reports(self, messages: Sequence[Message]) -> None:
+        """Take in reports, in one transaction: of all who write, each waits for its turn once for many.
+
+        One that fails is undone alone.
+        """
+        said = []
+        for message in messages:
+            try:
+                said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Reported)))
+            except WireError as error:
+                self._refuse(message, error)
+        if not said:
+            return
+        with self._database.write() as session:
+            for device_id, reported in said:
+                try:
+                    with session.begin_nested():
+                        self._reported(session, device_id, reported)
+                except UNAVAILABLE:
+                    raise
+                except Exception:
+                    log.exception("a report of device %s could not be taken in", device_id)
+
     def _refuse(self, message: Message, error: WireError) -> None:
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
         self._complain(message.topic, error)
@@ -140,8 +166,6 @@ class Handlers:
             if enrolment.is_locked_out(session, topic.device_id):
                 return
         match topic.leaf:
-            case DeviceTopic.REPORTED:
-                self._reported(topic.device_id, decode(payload, Reported))
             case DeviceTopic.PRESENCE:
                 if payload:
                     self._presence(topic.device_id, decode(payload, Presence))
@@ -154,20 +178,21 @@ class Handlers:
             case _:
                 pass
 
-    def _reported(self, device_id: str, reported: Reported) -> None:
+    def _reported(self, session: Session, device_id: str, reported: Reported) -> None:
+        if enrolment.is_locked_out(session, device_id):
+            return
         now = utc_now()
-        with self._database.write() as session:
-            outcome = devices.record_report(session, device_id, reported, now)
-            if not outcome.accepted:
-                return
-            reports.apply_report(session, self._settings, outcome.device, reported, now)
-            gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
-            if reported.revision < outcome.device.desired_revision:
-                desired.queue_desired(session, self._settings, outcome.device, resend=True)
-            elif reported.revision > outcome.device.desired_revision:
-                # The server's database is older than what the device has seen: go past it, or it would not listen.
-                outcome.device.desired_revision = reported.revision
-                desired.queue_desired(session, self._settings, outcome.device)
+        outcome = devices.record_report(session, device_id, reported, now)
+        if not outcome.accepted:
+            return
+        reports.apply_report(session, self._settings, outcome.device, reported, now)
+        gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
+        if reported.revision < outcome.device.desired_revision:
+            desired.queue_desired(session, self._settings, outcome.device, resend=True)
+        elif reported.revision > outcome.device.desired_revision:
+            # The server's database is older than what the device has seen: go past it, or it would not listen.
+            outcome.device.desired_revision = reported.revision
+            desired.queue_desired(session, self._settings, outcome.device)
 
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:

@@ -19,7 +19,7 @@ from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
-from fleet_server.gateway.inbox import FairInbox, Message
+from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.settings import Settings
@@ -34,6 +34,7 @@ LONGEST_PAUSE_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 GROUP = 1000  # telemetry batches of one transaction
 GROUP_BYTES = 4 << 20
+REPORTS = 50  # of one transaction: some take milliseconds, and others wait
 
 
 class Gateway:
@@ -108,24 +109,27 @@ class Gateway:
                 self._stopping.wait(1.0)
 
     def _handle_next(self) -> None:
-        """One message; of telemetry as many as wait, since a transaction of many costs little more than one of one.
+        """One message; of telemetry and reports more, since a transaction of many costs little more than one of one.
 
         Nothing is waited for: while a group is being stored, the next one gathers.
         """
         message = self._inbox.get(INBOX_WAIT_S)
         if message is None:
             return
-        if not is_telemetry(message):
-            self._handle(message)
-            return
-        more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
-        self._handlers.handle_telemetry([message, *more])
+        if is_telemetry(message):
+            more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
+            self._handlers.handle_telemetry([message, *more])
+        elif is_report(message):
+            more = self._inbox.get_more(is_report, limit=REPORTS - 1, limit_bytes=GROUP_BYTES)
+            self._insist(lambda: self._handlers.handle_reports([message, *more]))
+        else:
+            self._insist(lambda: self._handlers.handle(message))
 
-    def _handle(self, message: Message) -> None:
-        """One message, again and again while the database does not work: its device would say it again in minutes."""
+    def _insist(self, handle: Callable[[], None]) -> None:
+        """Again and again while the database does not work: devices would say the same again only in minutes."""
         for tries in range(TRIES):
             try:
-                self._handlers.handle(message)
+                handle()
             except UNAVAILABLE as error:
                 if tries == TRIES - 1:
                     raise

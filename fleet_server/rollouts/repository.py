@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, and_, func, select, tuple_, update
+from sqlalchemy import Select, and_, func, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.db import pieces
@@ -305,14 +305,9 @@ def windows_of(
 
 def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:
     """Let no rule see these windows again."""
-    for piece in pieces(windows):
-        part = [(one.group_id, one.number) for one in piece]
-        session.execute(
-            update(ModelWindowRow)
-            .where(tuple_(ModelWindowRow.group_id, ModelWindowRow.number).in_(part))
-            .values(judged=True)
-            .execution_options(synchronize_session=False)
-        )
+    if windows:
+        judged = [{"group_id": one.group_id, "number": one.number, "judged": True} for one in windows]
+        session.execute(update(ModelWindowRow), judged)
 
 
 def deployments_of(session: Session, rollout_id: str, ids: Sequence[str]) -> list[Deployment]:

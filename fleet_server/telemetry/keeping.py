@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import PIECE, pieces
+from fleet_server.db import PIECE, pieces, rows_in
 from fleet_server.models import (
     HostWindowRow,
     ModelWindowRow,
@@ -110,7 +110,7 @@ def rollups_of(session: Session, periods: Sequence[Period]) -> list[tuple[Period
     """The roll-ups that are there of some periods, held until the transaction ends."""
     found: list[tuple[Period, Part]] = []
     for piece in pieces(periods):
-        found += _held_rollups(session, _period().in_(piece))
+        found += _held_rollups(session, rows_in(_PERIOD, piece))
     return found
 
 
@@ -122,8 +122,7 @@ def rollups_before(session: Session, step_s: int, before: dt.datetime, *, limit:
     )
 
 
-def _period() -> Any:
-    return tuple_(TelemetryRollup.series_id, TelemetryRollup.step_s, TelemetryRollup.period_at)
+_PERIOD = (TelemetryRollup.series_id, TelemetryRollup.step_s, TelemetryRollup.period_at)
 
 
 def _held_rollups(
@@ -169,7 +168,7 @@ def remove_rollups(session: Session, periods: Sequence[Period]) -> None:
     """Remove roll-ups."""
     for piece in pieces(periods):
         session.execute(
-            delete(TelemetryRollup).where(_period().in_(piece)).execution_options(synchronize_session=False)
+            delete(TelemetryRollup).where(rows_in(_PERIOD, piece)).execution_options(synchronize_session=False)
         )
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    tuple_,
     union_all,
     update,
 )
@@ -24,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Double
 
-from fleet_server.db import pieces
+from fleet_server.db import pieces, rows_in
 from fleet_server.models import (
     Device,
     DeviceIdentity,
@@ -101,8 +100,8 @@ def remove_groups(session: Session, ids: Sequence[int]) -> None:
 def remove_names(session: Session, names: Collection[BatchName]) -> None:
     """Remove names of batches."""
     for piece in pieces(sorted(names)):
-        row = tuple_(TelemetryBatchRow.device_id, TelemetryBatchRow.spool_id, TelemetryBatchRow.sequence)
-        session.execute(delete(TelemetryBatchRow).where(row.in_(piece)).execution_options(synchronize_session=False))
+        these = rows_in((TelemetryBatchRow.device_id, TelemetryBatchRow.spool_id, TelemetryBatchRow.sequence), piece)
+        session.execute(delete(TelemetryBatchRow).where(these).execution_options(synchronize_session=False))
 
 
 def stored_sequences(
@@ -112,7 +111,7 @@ def stored_sequences(
     found: dict[tuple[str, str], bytes] = {}
     for piece in pieces(sorted(spools)):
         columns = (TelemetrySpool.device_id, TelemetrySpool.spool_id, TelemetrySpool.stored)
-        query = select(*columns).where(tuple_(TelemetrySpool.device_id, TelemetrySpool.spool_id).in_(piece))
+        query = select(*columns).where(rows_in(columns[:2], piece))
         if lock:
             query = query.order_by(TelemetrySpool.device_id, TelemetrySpool.spool_id).with_for_update()
         found |= {(row[0], row[1]): row[2] for row in session.execute(query)}
@@ -140,7 +139,7 @@ def _known_series(session: Session, keys: Sequence[SeriesKey]) -> dict[SeriesKey
     columns = [getattr(TelemetrySeries, name) for name in SeriesKey._fields]
     found: dict[SeriesKey, int] = {}
     for piece in pieces(keys):
-        rows = session.execute(select(TelemetrySeries.id, *columns).where(tuple_(*columns).in_(piece)))
+        rows = session.execute(select(TelemetrySeries.id, *columns).where(rows_in(columns, piece)))
         found |= {SeriesKey(*row[1:]): row[0] for row in rows}
     return found
 

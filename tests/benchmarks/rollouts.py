@@ -38,7 +38,7 @@ Json = dict[str, Any]
 GOOD = 20
 WAIT_S = 900.0
 WAIT_INTERVALS = 60  # more: what is watched lasts for so many of them
-WINDOWS_PER_S = 600  # that one server on two cores takes beside all else; more devices speak less often
+WINDOWS_PER_S = 1000  # that one server on two cores takes beside all else; more devices speak less often
 ENDS = {"succeeded", "stopped", "reverted", "paused"}
 BEHAVIOURS = """
 classes:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
+from sqlalchemy import select
 
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.histogram import bucket_of
@@ -16,14 +17,23 @@ from converters.job import JobError
 from fleet_server import outbox
 from fleet_server.clock import utc_now
 from fleet_server.conversions import service as conversions
-from fleet_server.db import Database
+from fleet_server.db import Database, rows_in
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
-from fleet_server.models import ConversionJob, Model, Variant, Version
+from fleet_server.models import (
+    ConversionJob,
+    Model,
+    TelemetryRollup,
+    TelemetrySeries,
+    TelemetrySpool,
+    Variant,
+    Version,
+)
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from fleet_server.telemetry.repository import SeriesKey
 
 SPEC = ProfileCreate(name="p", runtime="onnx")
 
@@ -203,3 +213,22 @@ def test_one_engine_holds_the_lease_until_it_stops(database: Database) -> None:
     assert one._lease.hold()
     one.stop()
     assert other._lease.hold()
+
+
+def test_rows_of_many_columns_are_found_in_an_index(database: Database) -> None:
+    """For tuples alone SQLite reads the whole table: a million windows for each batch of telemetry."""
+    if not database.is_sqlite:
+        return
+    spool, period = TelemetrySpool, TelemetryRollup
+    conditions = (
+        rows_in((spool.device_id, spool.spool_id), [("a", "b"), ("c", "d")]),
+        rows_in((period.series_id, period.step_s, period.period_at), [(1, 3600, utc_now()), (2, 3600, utc_now())]),
+        rows_in([getattr(TelemetrySeries, name) for name in SeriesKey._fields], [SeriesKey(*"abcdef")]),
+    )
+    for condition, table in zip(conditions, (spool, period, TelemetrySeries), strict=True):
+        query = select(table).where(condition)
+        text = query.compile(database.engine, compile_kwargs={"render_postcompile": True})
+        with database.read() as session:
+            explain = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", (1,) * len(text.params))
+            plan = [row[3] for row in explain]
+        assert plan[0].startswith(f"SEARCH {table.__tablename__} USING"), plan

@@ -35,6 +35,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.enrolment.service import Authority
+from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
@@ -271,9 +272,29 @@ def test_a_message_waits_for_a_database_that_does_not_work(tmp_path: Path, monke
     other.execute("BEGIN IMMEDIATE")  # as another process does while it writes
     thread = threading.Timer(1.0, other.rollback)
     thread.start()
-    gateway._handle(Message(device_topic("dev-1", DeviceTopic.REPORTED), encode(HELLO)))
+    gateway._inbox.put(Message(device_topic("dev-1", DeviceTopic.REPORTED), encode(HELLO)))
+    gateway._handle_next()
     thread.join()
     other.close()
     with database.read() as session:
         assert session.get_one(Device, "dev-1").online
     database.dispose()
+
+
+def test_of_reports_that_are_taken_in_together_one_that_fails_is_undone_alone(
+    handlers: Handlers, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = gates.apply_report
+
+    def failing(session: Any, settings: Any, device: Device, *rest: Any) -> None:
+        usual(session, settings, device, *rest)
+        if device.id == "dev-1":
+            session.flush()
+            raise RuntimeError("it can't be taken in")
+
+    monkeypatch.setattr("fleet_server.gateway.handlers.gates.apply_report", failing)
+    whole = [Message(device_topic(f"dev-{number}", DeviceTopic.REPORTED), encode(HELLO)) for number in range(3)]
+    rubbish = Message(device_topic("dev-3", DeviceTopic.REPORTED), b"rubbish")
+    handlers.handle_reports([whole[0], rubbish, *whole[1:]])
+    with database.read() as session:
+        assert [session.get(Device, f"dev-{number}") is not None for number in range(4)] == [True, False, True, False]
