@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import http.client
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from agent.client.connection import Connection, Reply
 from agent.pipelines.items import Answer, Item
 
-CONNECT_S = 5.0
 BESIDE_S = 30.0  # for the way there and back, beside the inference itself
-ANSWER_LIMIT = 64 << 20
 REFUSALS = (400, 413)  # what is wrong with one item; the rest is about the model, and may end
 DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
           "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "BOOL": "?"}  # fmt: skip
@@ -65,10 +63,9 @@ class Client:
     """
 
     def __init__(self, listen: str, unix_socket: str, model: str, hang_s: float) -> None:
-        self._listen, self._unix_socket = listen, unix_socket
         self._path = f"/v2/models/{model}"
         self._wait_s = hang_s + BESIDE_S if hang_s else None
-        self._connection: http.client.HTTPConnection | None = None
+        self._connection = Connection(listen, unix_socket)
 
     def describe(self) -> ModelInfo:
         """What the model says of itself.
@@ -76,11 +73,11 @@ class Client:
         Raises:
             AwayError: when it does not answer.
         """
-        status, _, body = self._ask("GET", self._path, b"", {})
-        if status != 200:
-            raise AwayError(_said(status, body))
+        reply = self._ask("GET", self._path, b"", {})
+        if reply.status != 200:
+            raise AwayError(reply.said)
         try:
-            told = msgspec.json.decode(body, type=_Metadata)
+            told = msgspec.json.decode(reply.body, type=_Metadata)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise AwayError("the inference API describes the model in an unknown way") from None
         inputs = {one.name: TensorInfo(one.datatype, one.shape) for one in told.inputs}
@@ -94,68 +91,22 @@ class Client:
             RefusedError: when there never will be.
         """
         headers = {"Content-Type": item.content_type, **item.headers}
-        status, answered, body = self._ask("POST", f"{self._path}/infer", item.body, headers)
-        if status in REFUSALS:
-            raise RefusedError(_said(status, body))
-        if status != 200:
-            wait = answered.get("retry-after", "")
-            after = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else 0.0
-            raise AwayError(_said(status, body), after_s=after, item=status == 500)
-        return _answer(body, answered.get("inference-header-content-length", ""))
+        reply = self._ask("POST", f"{self._path}/infer", item.body, headers)
+        if reply.status in REFUSALS:
+            raise RefusedError(reply.said)
+        if reply.status != 200:
+            raise AwayError(reply.said, after_s=reply.again_after_s, item=reply.status == 500)
+        return _answer(reply.body, reply.headers.get("inference-header-content-length", ""))
 
     def close(self) -> None:
         """End the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection.close()
 
-    def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        while True:
-            kept = self._connection is not None
-            try:
-                return self._once(method, path, body, headers)
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                # A connection that stood idle may have been closed by the other side: that is no failure.
-                if not kept or isinstance(error, TimeoutError):
-                    said = f"the inference API does not answer: {str(error) or type(error).__name__}"
-                    raise AwayError(said) from None
-
-    def _once(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        if self._connection is None:
-            self._connection = self._connect()
-        self._connection.request(method, path, body=body or None, headers=headers)
-        response = self._connection.getresponse()
-        content = response.read(ANSWER_LIMIT + 1)
-        if len(content) > ANSWER_LIMIT:
-            raise OSError(f"an answer has more than {ANSWER_LIMIT} bytes")
-        if response.will_close:
-            self.close()
-        return response.status, {name.lower(): value for name, value in response.getheaders()}, content
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._unix_socket:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(CONNECT_S)
-            try:
-                sock.connect(self._unix_socket)
-            except OSError:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection(own_address(self._listen), timeout=CONNECT_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.settimeout(self._wait_s)
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = sock
-        return connection
-
-
-def own_address(listen: str) -> tuple[str, int]:
-    """Where a server that listens at `host:port` is reached from its own machine."""
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host), int(port)  # noqa: S104
+    def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
+        try:
+            return self._connection.ask(method, path, body, headers, self._wait_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise AwayError(f"the inference API does not answer: {str(error) or type(error).__name__}") from None
 
 
 class _Tensor(msgspec.Struct):
@@ -167,15 +118,6 @@ class _Tensor(msgspec.Struct):
 class _Metadata(msgspec.Struct):
     versions: list[str]
     inputs: list[_Tensor]
-
-
-def _said(status: int, body: bytes) -> str:
-    try:
-        told = msgspec.json.decode(body[:65536])
-        text = str(told["error"]) if isinstance(told, dict) and "error" in told else ""
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        text = ""
-    return f"the inference API answered {status}{': ' if text else ''}{text[:500]}"
 
 
 def _answer(body: bytes, header_length: str) -> Answer:

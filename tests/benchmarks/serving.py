@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import onnxruntime
 
+from agent.client import Client
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Exposure, ExposureMode
 from agent.serving.ensemble_config import EnsembleConfig, StepConfig
@@ -82,11 +83,14 @@ def added(
         "floor": lambda: bare_loop(bare, image, seconds),
         "HTTP": lambda: closed_loop(address, request, clients=1, seconds=seconds),
         "Unix socket": lambda: closed_loop(unix, request, clients=1, seconds=seconds),
+        "Python client, shared memory": lambda: client_loop(unix, image, seconds, shared=True),
+        "Python client, body": lambda: client_loop(unix, image, seconds, shared=False),
     }
     found = take_turns(ways, rounds)
     floor50, floor99 = middle(found["floor"], 0.5), middle(found["floor"], 0.99)
     checks.report("floor p50, ms (bare session.run, 150 KB input)", floor50)
-    for way, bound50 in (("HTTP", 0.5), ("Unix socket", 0.25)):
+    checks.report("Python client, body: p50 added, ms", middle(found["Python client, body"], 0.5) - floor50)
+    for way, bound50 in (("HTTP", 0.5), ("Unix socket", 0.25), ("Python client, shared memory", 0.25)):
         checks.at_most(f"{way}: p50 added, ms", middle(found[way], 0.5) - floor50, bound50)
         checks.at_most(f"{way}: p99 added, ms", middle(found[way], 0.99) - floor99, 1.0)
 
@@ -234,6 +238,19 @@ def session(path: Path) -> Any:
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def client_loop(unix: str, image: Any, seconds: float, *, shared: bool) -> list[float]:
+    """Seconds of each answer that a program has from `agent.client`."""
+    times: list[float] = []
+    with Client(f"unix:{unix}", shared_memory=shared) as client:
+        client.infer("large", {"x": image})
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            client.infer("large", {"x": image})
+            times.append(time.perf_counter() - started)
+    return times
 
 
 def bare_loop(bare: Any, row: Any, seconds: float) -> list[float]:

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.client.connection import own_address
 from agent.config import load_config
 from agent.errors import ConfigError
-from agent.pipelines.client import TensorInfo, own_address
+from agent.pipelines.client import TensorInfo
 from agent.pipelines.config import (
     FileSink,
     FolderSource,

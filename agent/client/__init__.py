@@ -1,0 +1,24 @@
+"""What a program on a device asks the device's models with: `Client`, and `AsyncClient` for asyncio."""
+
+from agent.client.client import AsyncClient, Client
+from agent.client.errors import (
+    BadRequestError,
+    BusyError,
+    InferenceError,
+    ModelFailedError,
+    NotReadyError,
+    TimedOutError,
+    UnknownModelError,
+)
+
+__all__ = [
+    "AsyncClient",
+    "BadRequestError",
+    "BusyError",
+    "Client",
+    "InferenceError",
+    "ModelFailedError",
+    "NotReadyError",
+    "TimedOutError",
+    "UnknownModelError",
+]
