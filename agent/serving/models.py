@@ -19,6 +19,7 @@ import numpy as np
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Runtime, Tensors
+from agent.samples.offering import Sampler
 from agent.serving.batch_times import BatchTimes
 from agent.serving.ipc import Counts
 from agent.serving.processors import pin
@@ -43,6 +44,9 @@ class LoadedModel:
         deployment_id: that brought it.
         runtime: that has it loaded.
         allowed: by output, how far an answer may be from another version's that counts as the same.
+
+    Attributes:
+        sampler: chooses rows that may be kept; None where none are.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class LoadedModel:
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
         self.statistics = Statistics()
+        self.sampler: Sampler | None = None
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
         self._times = BatchTimes()
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
@@ -224,7 +229,7 @@ class LoadedModel:
         for one in batch:
             self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
             start += one.rows
-        self.recorder.observed(stacked, outputs, rows, time.perf_counter())
+        self._observed(stacked, outputs, rows)
 
     def _answer_one(self, one: Request) -> None:
         try:
@@ -234,7 +239,13 @@ class LoadedModel:
             one.done(error)
             return
         self._finish(one, outputs)
-        self.recorder.observed(one.inputs, outputs, one.rows, time.perf_counter())
+        self._observed(one.inputs, outputs, one.rows)
+
+    def _observed(self, inputs: Tensors, outputs: Tensors, rows: int) -> None:
+        """Rows were answered, and those who asked have their answers."""
+        self.recorder.observed(inputs, outputs, rows, time.perf_counter())
+        if self.sampler is not None:
+            self.sampler.offer(inputs, outputs, rows)
 
     def _run(self, one: Request) -> Tensors:
         if one.rows == 1 or not self.manifest.row_by_row:
