@@ -112,8 +112,8 @@ def test_the_least_sure_are_kept_survive_the_worker_and_go_when_turned_off(
 
 
 def workers() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [one for one in children if "agent.serving.worker" in " ".join(one.cmdline())]
+    living = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in living if "agent.serving.worker" in " ".join(one.cmdline())]
 
 
 def answers(device: RealDevice) -> bool:
