@@ -13,6 +13,7 @@ from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.limits import MIB
 
 FEATURE = "samples"  # of agents that know them
+LISTING = "samples.json"  # in a file of samples
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -103,6 +104,36 @@ class SamplesReport(msgspec.Struct, frozen=True):
     kept: int = 0
     bytes: int = 0
     uploads: tuple[UploadReport, ...] = ()
+
+
+class TensorLine(msgspec.Struct, frozen=True):
+    """One tensor in the listing of a file of samples."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class SampleLine(msgspec.Struct, frozen=True):
+    """One sample in the listing. Its tensors are `{n}/in/{name}.npy` and `{n}/out/{name}.npy`, it being the n-th.
+
+    Attributes:
+        model: its name.
+        version: its version.
+        digest: of the artifact that answered.
+        at: when, in Unix seconds by the device's clock.
+        confidence: of the answer, 0 to 1.
+        inputs: what was asked.
+        outputs: what was answered.
+    """
+
+    model: str
+    version: str
+    digest: str
+    at: float
+    confidence: float
+    inputs: tuple[TensorLine, ...]
+    outputs: tuple[TensorLine, ...]
 
 
 class SamplePiece(msgspec.Struct, frozen=True):

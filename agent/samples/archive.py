@@ -17,35 +17,15 @@ from pathlib import Path
 import msgspec
 
 from agent.files import rename_durably
+from agent.protocol.samples import LISTING, SampleLine, TensorLine
 from agent.samples.keeping import Kept
 from agent.samples.sample import SampleTensor, read_sample
 
-LISTING = "samples.json"
 DTYPES = {
     "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "|i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 OVERHEAD = 1024  # bytes of the file that a sample, and each of its tensors, may take beside its numbers
-
-
-class TensorLine(msgspec.Struct, frozen=True):
-    """One tensor in the listing."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class SampleLine(msgspec.Struct, frozen=True):
-    """One sample in the listing: `agent.samples.sample.Sample` without its numbers."""
-
-    model: str
-    version: str
-    digest: str
-    at: float
-    confidence: float
-    inputs: tuple[TensorLine, ...]
-    outputs: tuple[TensorLine, ...]
 
 
 class Packed(msgspec.Struct, frozen=True):

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from agent.protocol.samples import Sampling
-from agent.samples.archive import LISTING, Bounds, pack
+from agent.protocol.samples import LISTING, Sampling
+from agent.samples.archive import Bounds, pack
 from agent.samples.keeping import KeptSamples
 from agent.samples.offering import Sampler
 from agent.samples.reservoir import Reservoir, key_of
