@@ -26,6 +26,7 @@ from agent.serving.processors import pin
 from agent.serving.statistics import Statistics
 from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
+from agent.trial.scoring import answering
 
 log = logging.getLogger(__name__)
 REMEMBERED_ROWS = 65_536
@@ -283,9 +284,9 @@ class LoadedModel:
         self.statistics.answered(waited, now - one.came_at - waited, one.rows, failed=failed)
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
-        """Keep the winning class of each row, where the first output holds a score for each class."""
-        scores = outputs[self.manifest.outputs[0].name]
-        if scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
+        """Keep the winning class of each row, where an output holds a score for each class."""
+        scores = outputs[answering(self.manifest.outputs, outputs)]
+        if scores.dtype.kind in "OU" or scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
             return
         answers = [int(index) for index in scores.argmax(axis=1)]
         with self._lock:

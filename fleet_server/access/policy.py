@@ -31,6 +31,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("model_telemetry", "telemetry_series", "host_telemetry", "list_enrolments"),
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
         *("list_sampling_rules", "show_sampling_rule", "list_sample_requests", "show_sample_request"),
+        *("list_sample_sets", "show_sample_set"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -38,7 +39,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("create_gate_run", "cancel_gate_run"),
         # Samples hold what a model was asked: a viewer sees that there are some, and not what is in them.
         *("create_sample_request", "cancel_sample_request", "delete_sampling_rule"),
-        *("list_sample_sets", "show_sample_set", "download_sample_set", "delete_sample_set"),
+        *("download_sample_set", "delete_sample_set"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),
