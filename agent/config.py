@@ -21,6 +21,7 @@ from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import RUNTIME_NAME
 from agent.protocol.topics import check_device_id
+from agent.samples.collecting import SampleConfig
 from agent.serving.ensemble_config import EnsembleConfig, read_ensembles
 from agent.source_config import TABLES, SourceConfig, read_sources
 from agent.update.pace import OwnLimits
@@ -50,7 +51,9 @@ KEYS = (
     "time_zone",
     "link",
     "hang_s",
+    "samples",
 )
+SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
 LONGEST_GRACE_S = 30 * 86_400.0
 LONGEST_HANG_S = 86_400.0
@@ -90,6 +93,7 @@ class Config:
             started again; 0: for ever.
         pipelines: what the agent itself reads, asks its models about, and publishes.
         ensembles: graphs of models that are asked as one.
+        samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
     """
 
     device_id: str
@@ -116,6 +120,7 @@ class Config:
     hang_s: float = 120.0
     pipelines: tuple[PipelineConfig, ...] = ()
     ensembles: tuple[EnsembleConfig, ...] = ()
+    samples: SampleConfig = field(default_factory=SampleConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -185,6 +190,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         hang_s=_hang(values.get("hang_s", Config.hang_s)),
         pipelines=_pipelines(values),
         ensembles=read_ensembles(values.get("ensembles", [])),
+        samples=_samples(values.get("samples", {})),
         **_link(values.get("link", {})),
     )
 
@@ -236,7 +242,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in TABLES:
+    if key in {*TABLES, "samples"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
@@ -367,6 +373,16 @@ def _link(value: Any) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"link: {error}") from None
     return {"link_type": kind, "link_metered": metered, "own_limits": own}
+
+
+def _samples(value: Any) -> SampleConfig:
+    if not isinstance(value, dict) or not set(value) <= set(SAMPLES_KEYS):
+        raise ConfigError(f"samples: must be a table with {', '.join(SAMPLES_KEYS)}, such as {{ allow = true }}")
+    allow = value.get("allow", SampleConfig.allow)
+    if not isinstance(allow, bool):
+        raise ConfigError("samples.allow: must be true or false")
+    named = {f"samples.{key}": one for key, one in value.items()}
+    return SampleConfig(allow, _megabytes(named, "samples.max_mb", SampleConfig.max_mb))
 
 
 def _tags(value: Any) -> dict[str, str]:

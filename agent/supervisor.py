@@ -42,12 +42,12 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.samples import SampleAck, SamplePiece, Sampling
 from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
-from agent.serving.ipc import (
-    Window,
-)
+from agent.samples.collecting import Collecting
+from agent.serving.ipc import ChooseSamples, FromWorker, Ready, Sampled, Window
 from agent.telemetry.batch import fitting
 from agent.telemetry.host import measure_host
 from agent.telemetry.spool import Spool
@@ -111,6 +111,7 @@ class Supervisor:
             config.state_dir / "artifacts",
             floor_bytes=int(config.disk_floor_mb * 2**20),
             keep_bytes=int(config.store_keep_mb * 2**20),
+            drop_other=self._drop_sample,
         )
         self._journal = Journal(config.state_dir / "journal.db")
         self._spool = Spool(config.state_dir / "spool.db")
@@ -126,6 +127,15 @@ class Supervisor:
         zone = zone_of(config.time_zone)
         self._pacer = Pacer(
             Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
+        )
+        self._samples = Collecting(
+            config.state_dir,
+            config.samples,
+            floor_bytes=int(config.disk_floor_mb * 2**20),
+            pacer=self._pacer,
+            send=self._say_samples,
+            tell_worker=self._choose_samples,
+            changed=self._changed,
         )
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), others=self._others, pacer=self._pacer)
         self._link.keep_by(self._keep)
@@ -252,6 +262,7 @@ class Supervisor:
                 self._spool.pace.link_up()
                 self._condition.link_up()
                 self._fetcher.link_up(time.monotonic())
+                self._samples.link_up()
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
                 self._verifier.link_up()
@@ -263,7 +274,7 @@ class Supervisor:
             case WorkerDied() if event.generation == self._worker.generation:
                 self._inference.died()
             case (generation, message) if generation == self._worker.generation:
-                self._inference.said(message)
+                self._worker_said(message)
             case _:
                 pass
 
@@ -272,6 +283,14 @@ class Supervisor:
             self._verifier.said(event, now)
         else:
             self._pipelines.said(event, now)
+
+    def _worker_said(self, message: FromWorker) -> None:
+        if isinstance(message, Sampled):
+            self._samples.sampled(message.samples)
+            return
+        self._inference.said(message)
+        if isinstance(message, Ready):
+            self._samples.worker_ready()
 
     # -- what the server says
 
@@ -308,6 +327,8 @@ class Supervisor:
                 self._verifier.piece(decode(message.payload, TrustPiece))
             elif leaf is DeviceTopic.SOURCE:
                 self._others.offered(decode(message.payload, SourceOffer), time.monotonic())
+            elif leaf is DeviceTopic.SAMPLES_ACK:
+                self._samples.acknowledged(decode(message.payload, SampleAck), time.monotonic())
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
 
@@ -315,6 +336,7 @@ class Supervisor:
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
         if self._deployments.desired(state):
             self._trials.desired(state.trials)
+            self._condition.guard(lambda: self._samples.desired(state))
         self._deployments.write_revision()
         if self._telemetry_interval_s != state.telemetry_interval_s:
             self._telemetry_interval_s = state.telemetry_interval_s
@@ -370,6 +392,15 @@ class Supervisor:
     def _found_peer(self, name: str, place: str | None) -> None:
         self._events.put(PeerFound(name, place))
 
+    def _drop_sample(self) -> bool:
+        return self._samples.drop_lowest()
+
+    def _say_samples(self, piece: SamplePiece) -> None:
+        self._link.publish(DeviceTopic.SAMPLES, encode(piece))
+
+    def _choose_samples(self, sampling: tuple[Sampling, ...]) -> None:
+        self._worker.send(ChooseSamples(sampling))
+
     # -- what happens here
 
     def _window(self, message: Window, started: float) -> None:
@@ -405,6 +436,7 @@ class Supervisor:
             self._tick_telemetry,
             lambda: self._trials.tick(time.monotonic()),
             lambda: self._pipelines.tick(time.monotonic()),
+            lambda: self._samples.tick(time.monotonic(), connected=self._link.connected),
             self._tick_link,
             lambda: self._report(force=False),
         )
@@ -466,5 +498,6 @@ class Supervisor:
             trials=self._trials.reports(),
             held=tuple(self._store.held()[: LIMITS.held]),
             problems=self._condition.reports(),
+            samples=self._samples.report,
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))

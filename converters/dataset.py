@@ -16,7 +16,8 @@ from agent.processing.image import ImageError
 from agent.processing.rows import ARRAYS
 from agent.protocol.manifest import TensorSpec
 from agent.protocol.processing import Processing
-from agent.trial.dataset import LABELS, Array, Dataset, array_name, with_images
+from agent.runtimes.base import STRING
+from agent.trial.dataset import LABELS, Array, Dataset, array_name, as_dtype, with_images
 from converters.errors import ConversionError
 
 BYTES_LIMIT = 4 << 30
@@ -111,6 +112,12 @@ def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
             f"{field}: {spec.name!r} has shape {list(array.shape)}, but the model takes [{', '.join(['rows', *sizes])}]"
         )
         raise ConversionError("bad_data", detail, field)
+    if spec.dtype == STRING:
+        try:
+            return as_dtype(array, STRING)
+        except ValueError as error:
+            detail = f"{field}: {spec.name!r}: {error}; make it an array of str (numpy's U), not of objects"
+            raise ConversionError("bad_data", detail, field) from None
     dtype = np.dtype(spec.dtype)
     if array.dtype != dtype:
         if not np.can_cast(array.dtype, dtype, casting="same_kind"):

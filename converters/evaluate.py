@@ -18,7 +18,7 @@ from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError, Tensors, reason
 from agent.trial.dataset import Array, Dataset
 from agent.trial.golden import Answer, answer_rows
-from agent.trial.scoring import answers, time_rows
+from agent.trial.scoring import answering, answers, time_rows
 from agent.trial.scoring import time_in_turns as turns
 from converters.errors import ConversionError
 from converters.job import ClassScore, Measurements
@@ -29,6 +29,7 @@ SLICE_ELEMENTS = 1 << 21
 MIXED_ROWS = 4
 MIXED_SHARE = 1e-2
 _REMEDIES = (
+    ("construct locale", ": give its StringNormalizer locale='C', or install that locale here and on the devices"),
     ("IR version", ": save it with an older one (model.ir_version), or update ONNX Runtime here and on the devices"),
     ("released onnx opset", ": export it with an older opset, or update ONNX Runtime here and on the devices"),
 )
@@ -39,7 +40,7 @@ class Run:
     """A file's answers on a data set, and its measurements without what needs another run to compare with.
 
     Attributes:
-        first_output: of every row.
+        first_output: of every row: the output that choices are read from (`agent.trial.scoring.answering`).
         outputs: of every row, by name; large ones lie in files that are gone with them.
         shapes: of one inference's outputs, by name, with -1 where they were not all of one size.
         provider: that ran it.
@@ -91,7 +92,7 @@ def run_file(manifest: Manifest, path: Path, data: Dataset, golden: Sequence[Ten
     finally:
         runtime.close()
     shapes = {name: answered.shape for name, answered in kept.items()}
-    first = outputs[manifest.outputs[0].name]
+    first = outputs[answering(manifest.outputs, outputs)]
     return Run(first, outputs, shapes, runtime.provider, p50, p95, max(memory, 0.0), kept_answers)
 
 
@@ -178,7 +179,7 @@ class Answers:
         self._count += 1
         self._pieces.append(np.ascontiguousarray(value))
         self._waiting += value.nbytes
-        if self._waiting > SPILL_BYTES:
+        if self._waiting > SPILL_BYTES and value.dtype.kind != "O":  # a file holds no references to texts
             self._spill()
 
     def whole(self, rows: int) -> Array:
@@ -237,7 +238,7 @@ def measure(run: Run, source: Run, data: Dataset, size: int) -> Measurements:
     differences = [
         _largest(value, source.outputs[name])
         for name, value in run.outputs.items()
-        if name in source.outputs and value.shape == source.outputs[name].shape
+        if name in source.outputs and value.shape == source.outputs[name].shape and value.dtype.kind not in "OU"
     ]
     classes: tuple[ClassScore, ...] = ()
     accuracy = None

@@ -90,6 +90,14 @@ def _check_labels(first: Run, evaluation: Dataset | None) -> None:
             f"to {min(evaluation.rows, SAMPLE_ROWS)} rows: leave `y` out, and closeness to the source is measured"
         )
         raise ConversionError("bad_data", detail, "evaluation")
+    if first.first_output.dtype.kind in "OU":
+        detail = (
+            "evaluation: `y` has class indices, but the model answers texts and no scores: leave `y` out, and "
+            "closeness to the source is measured"
+        )
+        raise ConversionError("bad_data", detail, "evaluation")
+    if first.first_output.dtype.kind in "iu" and first.first_output[0].size == 1:
+        return  # it names classes itself, whatever their number
     classes = max(2, first.first_output.reshape(len(first.first_output), -1).shape[1])
     highest = int(evaluation.labels.max())
     if highest >= classes:

@@ -9,13 +9,14 @@ import msgspec
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
+from agent.runtimes.base import STRING
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.job import Target
 
 _ONNX_DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-    11: "float64", 12: "uint32", 13: "uint64",
+    11: "float64", 12: "uint32", 13: "uint64", 8: STRING,
 }  # fmt: skip
 
 RUNTIMES = {
@@ -56,8 +57,6 @@ def _onnx_spec(value: Any) -> TensorSpec:
     if kind != "tensor_type":
         raise _unserved(value, _STRUCTURES.get(kind or "", "has no type: export it again"))
     tensor = value.type.tensor_type
-    if tensor.elem_type == onnx.TensorProto.STRING:
-        raise _unserved(value, "holds strings: leave that step (a tokenizer, names of classes) out of the net")
     if tensor.elem_type not in _ONNX_DTYPES:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         raise _unserved(value, f"is of {dtype}: put a Cast from or to a dtype that numpy has there")
@@ -66,7 +65,7 @@ def _onnx_spec(value: Any) -> TensorSpec:
 
 
 def _unserved(value: Any, said: str) -> ConversionError:
-    detail = f"sources: only plain tensors of numbers can be served, but {value.name[:80]!r} {said}"
+    detail = f"sources: only plain tensors of numbers and texts can be served, but {value.name[:80]!r} {said}"
     return ConversionError("bad_model", detail, "sources")
 
 
@@ -136,7 +135,7 @@ def with_examples(specs: Specs, data: Dataset) -> Specs:
     inputs = []
     for spec in specs[0]:
         if spec.name in data.inputs:
-            value = float(data.inputs[spec.name][0]) if not spec.shape else None
+            value = float(data.inputs[spec.name][0]) if not spec.shape and spec.dtype != STRING else None
             spec = msgspec.structs.replace(spec, example_shape=data.row_shape(spec.name), example_value=value)  # noqa: PLW2901
         inputs.append(spec)
     return tuple(inputs), specs[1]

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from agent.protocol.manifest import RuntimeName, TensorSpec
+from agent.runtimes.base import STRING, numpy_dtype
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.evaluate import rows_mix, takes
@@ -16,6 +17,7 @@ from converters.job import SourceFile, Target
 from converters.package import Specs, manifest_for, with_examples
 
 SAMPLE_ROWS = 16
+GUESSED_TEXT = "a text"
 GUESSED_SIZES = (64, 256, 640, 16, 1)
 ANY = Target("inspection", RuntimeName.ONNX, ("cpu",), ())  # where nothing is built for a device yet
 
@@ -44,6 +46,7 @@ def guesses(specs: Specs) -> Iterator[Dataset]:
     """Random rows for a net of which no real ones are there, with one size after another for its free dimensions.
 
     Integers and truths are one, then zero: one is a token that most vocabularies have, and a mask that hides nothing.
+    Texts are some words, then empty.
     """
     inputs = specs[0]
     batched = all(spec.shape and spec.shape[0] in {-1, 1} for spec in inputs)
@@ -62,7 +65,10 @@ def _guess(inputs: tuple[TensorSpec, ...], *, batched: bool, first: int, size: i
     for spec in inputs:
         sizes = [(first if axis == 0 else size) if given < 0 else given for axis, given in enumerate(spec.shape)]
         shape = (rows, *sizes[1:]) if batched else (rows, *sizes)
-        dtype = np.dtype(spec.dtype)
+        dtype = numpy_dtype(spec.dtype)
+        if spec.dtype == STRING:
+            arrays[spec.name] = np.full(shape, GUESSED_TEXT if value else "", dtype)
+            continue
         arrays[spec.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, value, dtype)
     return Dataset(arrays, None, rows, frozenset() if batched else frozenset(arrays))
 

@@ -43,6 +43,8 @@ from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.rollouts.reminder import Reminder
 from fleet_server.routes import known_parameters
+from fleet_server.samples import endpoints as samples
+from fleet_server.samples.keeper import SampleKeeper
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
 from fleet_server.telemetry import endpoints as telemetry
@@ -84,6 +86,7 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
     {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
     {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
@@ -115,7 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
         max_body_size=settings.request_max_mb << 20,
     )
-    for subject in (devices, catalog, conversions, gates, rollouts, telemetry, enrolment, trust, webhooks, access):
+    subjects = (devices, catalog, conversions, gates, rollouts, telemetry, samples, enrolment, trust, webhooks, access)
+    for subject in subjects:
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
     api.include_router(rollouts.profile_router)
@@ -174,6 +178,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         RolloutEngine(database, settings),
         Reminder(database, settings),
         GateKeeper(database, settings),
+        SampleKeeper(database, artifacts, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
     )

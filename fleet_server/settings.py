@@ -240,6 +240,9 @@ class Settings(BaseSettings):
     telemetry_hosts_days: float = Field(
         7.0, gt=0, le=3650, description="How long what devices say of themselves is kept, in days."
     )
+    samples_days: float = Field(
+        30.0, gt=0, le=3650, description="How long samples that devices sent are kept, in days."
+    )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )

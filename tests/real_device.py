@@ -30,6 +30,7 @@ from agent.protocol.messages import (
     TelemetryAck,
     TelemetryBatch,
 )
+from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
 from agent.supervisor import Supervisor
@@ -63,6 +64,7 @@ class Link:
         self.put, self._contents = put, contents
         self.reports: list[Reported] = []
         self.windows: list[ModelWindow] = []
+        self.pieces: list[SamplePiece] = []
 
     def start(self) -> None:
         self.put(LinkUp(0))
@@ -81,6 +83,9 @@ class Link:
             self.windows += batch.models
             acknowledged = encode(TelemetryAck(batch.spool_id, (batch.sequence,)))
             self.put(MqttMessage(device_topic(NAME, DeviceTopic.TELEMETRY_ACK), acknowledged))
+
+        elif leaf is DeviceTopic.SAMPLES:
+            self.pieces.append(decode(payload, SamplePiece))
 
     def listen_to_broadcast(self, digest: str) -> None:
         pass
@@ -147,11 +152,11 @@ class RealDevice:
             deployment_id, msgspec.Raw(msgspec.json.encode(one)), **{"probation": POLICY, **fields}
         )
 
-    def desire(self, *deployments: DesiredDeployment) -> None:
+    def desire(self, *deployments: DesiredDeployment, **fields: Any) -> None:
         """Say what it ought to run."""
         assert self.link is not None
         self._revision += 1
-        state = DesiredState(SPOKEN, "default", self._revision, deployments, telemetry_interval_s=INTERVAL_S)
+        state = DesiredState(SPOKEN, "default", self._revision, deployments, telemetry_interval_s=INTERVAL_S, **fields)
         self.link.put(MqttMessage(device_topic(NAME, DeviceTopic.DESIRED), encode(state)))
 
     def report(self, deployment_id: str) -> DeploymentReport | None:

@@ -29,6 +29,9 @@ from fleet_server.models import (
     ModelWindowRow,
     Profile,
     Rollout,
+    SampleRequestRow,
+    SampleUpload,
+    SamplingRule,
     TelemetryGroup,
     TelemetrySeries,
     User,
@@ -41,6 +44,7 @@ from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.settings import Settings
 
 TOKEN = "the-admin-of-tests"
+SAMPLING = {"samples": 1, "megabytes": 1.0, "sample_megabytes": 1.0, "days": 1.0, "below": 0.5}
 SPEC = {"match": {}, "runtime": "onnx"}
 
 
@@ -103,6 +107,12 @@ def fill(database: Database, count: int) -> dict[str, str]:
             add(Deployment(**fleet, rollout_id=first.id, device_id=device.id, model_id=model.id, stage=0,
                            version_id=version.id, variant_id=variant.id,
                            phase="active" if number % 3 else "failed"))  # fmt: skip
+            add(SamplingRule(**fleet, model_id=model.id, profile_id=profile.id, created_by="", spec=SAMPLING))
+            due = utc_now() + dt.timedelta(days=1 + number // 2)
+            asked = add(SampleRequestRow(**fleet, model=model.name, state="running" if number % 2 else "done",
+                                         samples=1, size=1, created_by="", deadline_at=due))  # fmt: skip
+            add(SampleUpload(**fleet, request_id=asked.id, device_id=device.id, phase="stored", told=False, size=1,
+                             digest="a" * 64, stored_at=utc_now(), listing=[]))  # fmt: skip
             hook = add(Webhook(**fleet, url=f"https://hooks.invalid/{number // 2}", types=["shoal.*"], active=False,
                                secret=f"whsec_{number}", created_by=""))  # fmt: skip
             add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",

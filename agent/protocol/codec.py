@@ -1,4 +1,6 @@
-"""Encoding and decoding of messages: JSON, but MessagePack for telemetry and trust. Bounds are checked before decoding.
+"""Encoding and decoding of messages: JSON, but MessagePack for telemetry, trust and samples.
+
+Bounds are checked before decoding.
 
 Unknown fields are ignored, so that a newer peer can say more; a wrong type, a missing field, too many bytes, too many
 entries or too deep a nesting is refused with a `WireError`, and nothing else escapes from here.
@@ -37,6 +39,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.samples import SampleAck, SamplePiece, SamplesReport
 from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
 from agent.protocol.version import ProtocolRange, check_peer
@@ -54,6 +57,8 @@ Message = (
     | TrustPiece
     | SourceNeed
     | SourceOffer
+    | SamplePiece
+    | SampleAck
 )
 MessageT = TypeVar(
     "MessageT",
@@ -69,10 +74,12 @@ MessageT = TypeVar(
     TrustPiece,
     SourceNeed,
     SourceOffer,
+    SamplePiece,
+    SampleAck,
 )
 
 _PLAIN = (DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer)
-_PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece)
+_PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece, SamplePiece, SampleAck)
 _DECODERS: dict[type, Any] = {
     **{kind: msgspec.json.Decoder(kind) for kind in _PLAIN},
     **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
@@ -125,8 +132,15 @@ def _check(message: Message) -> None:
             _check_renewal(message)
         case TrustNeed() | TrustPiece():
             _check_trust(message)
-        case SourceNeed() | SourceOffer():
-            _check_source(message)
+        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck():
+            _check_transfer(message)
+
+
+def _check_transfer(message: SourceNeed | SourceOffer | SamplePiece | SampleAck) -> None:
+    if isinstance(message, SourceNeed | SourceOffer):
+        _check_source(message)
+    else:
+        _check_upload(message)
 
 
 def _check_renewal(message: Renew | Certificate) -> None:
@@ -171,6 +185,53 @@ def _check_source(message: SourceNeed | SourceOffer) -> None:
     _require(0 <= message.expires_in_s <= LIMITS.seconds, "expires_in_s is out of bounds")
 
 
+def _check_upload(message: SamplePiece | SampleAck) -> None:
+    _require(DEVICE_ID.match(message.upload_id) is not None, "upload_id is not an id")
+    _require(DIGEST.match(message.digest) is not None, "digest is not a SHA-256 digest")
+    if isinstance(message, SampleAck):
+        _require(0 <= message.received <= LIMITS.sample_file_bytes, "received is out of bounds")
+        _bound(message.refused, LIMITS.detail_chars, "refused")
+        return
+    _bound(message.data, LIMITS.sample_piece_bytes, "data")
+    _require(0 < message.size <= LIMITS.sample_file_bytes, "size is out of bounds")
+    _require(message.data != b"" and 0 <= message.offset <= message.size - len(message.data), "data is out of bounds")
+
+
+def _check_sampling(message: DesiredState) -> None:
+    _bound(message.sampling, LIMITS.sampling, "sampling")
+    for one in message.sampling:
+        _names(**{"sampling.model": one.model})
+        _require(0 < one.samples <= LIMITS.samples, "sampling.samples is out of bounds")
+        _require(0 < one.bytes <= LIMITS.sampled_bytes, "sampling.bytes is out of bounds")
+        _require(0 < one.sample_bytes <= LIMITS.sample_bytes, "sampling.sample_bytes is out of bounds")
+        _require(0 < one.days <= LIMITS.sample_days, "sampling.days is out of bounds")
+        _require(0 < one.below <= 1, "sampling.below is not between 0 and 1")
+    models = {one.model for one in message.sampling}
+    _require(len(models) == len(message.sampling), "sampling holds a model twice")
+    _bound(message.sample_requests, LIMITS.sample_requests, "sample_requests")
+    for request in message.sample_requests:
+        _require(DEVICE_ID.match(request.upload_id) is not None, "upload_id is not an id")
+        _names(**{"sample_requests.model": request.model})
+        _require(0 < request.samples <= LIMITS.samples, "sample_requests.samples is out of bounds")
+        _require(0 < request.bytes <= LIMITS.sample_file_bytes, "sample_requests.bytes is out of bounds")
+        _check_delivery(request.delivery)
+
+
+def _check_samples(report: SamplesReport) -> None:
+    _bound(report.models, LIMITS.sampling, "samples.models")
+    for model in report.models:
+        _names(**{"samples.models": model})
+    _counts(LIMITS.total, kept=report.kept, bytes=report.bytes)
+    _bound(report.uploads, LIMITS.sample_requests, "samples.uploads")
+    for one in report.uploads:
+        _names(upload_id=one.upload_id, reason=one.reason)
+        _counts(LIMITS.total, samples=one.samples, bytes=one.bytes, sent_bytes=one.sent_bytes)
+        _bound(one.detail, LIMITS.detail_chars, "samples.uploads.detail")
+        _require("\0" not in one.detail, "samples.uploads.detail holds a NUL character")
+        if one.waiting is not None:
+            _check_waiting(one.waiting)
+
+
 def _visible(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text
 
@@ -191,6 +252,7 @@ def _check_desired(message: DesiredState) -> None:
         _bound(deployment.encodings, LIMITS.encodings, "encodings")
         for encoding in deployment.encodings:
             _check_encoding(encoding)
+    _check_sampling(message)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
@@ -338,6 +400,8 @@ def _check_report(message: Reported) -> None:
     _bound(message.problems, LIMITS.problems, "problems")
     for problem in message.problems:
         _check_problem(problem)
+    if message.samples is not None:
+        _check_samples(message.samples)
     _check_facts(message.facts)
 
 

@@ -53,7 +53,7 @@ class LinkFacts(msgspec.Struct, frozen=True):
     interface: str = ""
 
 
-FEATURES = ("exposure",)  # of this agent
+FEATURES = ("exposure", "samples")  # of this agent
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         runtimes: inference runtimes.
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
         link: its way to the server, as it is now.
-        features: what the agent can do that not every one could: `exposure`.
+        features: what the agent can do that not every one could: `exposure`, `samples`.
     """
 
     agent_version: str

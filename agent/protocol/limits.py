@@ -22,6 +22,14 @@ class WireLimits:
     encodings: int = 16  # of a deployment
     held: int = 256  # artifacts that a device says it has
     trials: int = 8
+    sampling: int = 64  # models of which a device keeps samples
+    sample_requests: int = 8
+    samples: int = 1000  # that are kept of a model, and that an upload holds
+    sampled_bytes: int = 256 * MIB  # of them together
+    sample_bytes: int = 4 * MIB  # of one
+    sample_days: float = 90.0
+    sample_file_bytes: int = 64 * MIB  # of an upload
+    sample_piece_bytes: int = 128 * KIB
     trial_candidates: int = 16
     models_per_batch: int = 64
     histogram_buckets: int = 512

@@ -11,6 +11,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import DataFile, Encoding, Manifest
+from agent.protocol.samples import SampleRequest, SamplesReport, Sampling
 from agent.protocol.version import ProtocolRange
 
 
@@ -146,6 +147,8 @@ class DesiredState(msgspec.Struct, frozen=True):
         deployments: one a model. A model that is not listed is to be taken off the device.
         telemetry_interval_s: how often a batch is to be made, in seconds.
         trials: what is to be measured for the gate. A trial that is not listed is to be forgotten.
+        sampling: what is to be kept of requests, where the device allows it. What is not listed is to be forgotten.
+        sample_requests: what of it is to be sent.
     """
 
     protocol: ProtocolRange
@@ -154,6 +157,8 @@ class DesiredState(msgspec.Struct, frozen=True):
     deployments: tuple[DesiredDeployment, ...] = ()
     telemetry_interval_s: float = 10.0
     trials: tuple[Trial, ...] = ()
+    sampling: tuple[Sampling, ...] = ()
+    sample_requests: tuple[SampleRequest, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -356,6 +361,7 @@ class Reported(msgspec.Struct, frozen=True):
     trials: tuple[TrialReport, ...] = ()
     held: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    samples: SamplesReport | None = None
 
 
 class Presence(msgspec.Struct, frozen=True):

@@ -39,6 +39,8 @@ class DeviceTopic(StrEnum):
     TRUST = "trust"
     SOURCE_NEED = "source-need"
     SOURCE = "source"
+    SAMPLES = "samples"
+    SAMPLES_ACK = "samples-ack"
 
 
 FROM_DEVICE = frozenset(
@@ -50,6 +52,7 @@ FROM_DEVICE = frozenset(
         DeviceTopic.RENEW,
         DeviceTopic.TRUST_NEED,
         DeviceTopic.SOURCE_NEED,
+        DeviceTopic.SAMPLES,
     },
 )
 TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE

@@ -11,6 +11,8 @@ import msgspec
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Exposure, ModelWindow
+from agent.protocol.samples import Sampling
+from agent.samples.sample import Sample
 from agent.serving.ensemble_config import EnsembleConfig
 
 FRAME_LIMIT = 16 * 1024 * 1024
@@ -101,6 +103,12 @@ class Declare(msgspec.Struct, frozen=True, tag="declare"):
     ensembles: tuple[EnsembleConfig, ...]
 
 
+class ChooseSamples(msgspec.Struct, frozen=True, tag="choose-samples"):
+    """Which rows may be kept, of these models alone: none of others, and none at first."""
+
+    models: tuple[Sampling, ...]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Answer what has begun, then end."""
 
@@ -169,6 +177,12 @@ class Window(msgspec.Struct, frozen=True, tag="window"):
     rss_mb: float
 
 
+class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
+    """Rows of one artifact that were chosen since the last `Collect`; said before its `Window`, where there are any."""
+
+    samples: tuple[Sample, ...]
+
+
 class Counts(msgspec.Struct, frozen=True):
     """What one artifact did since it was loaded.
 
@@ -201,5 +215,5 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
     rss_mb: float
 
 
-ToWorker = Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | Shutdown
-FromWorker = Ready | Loaded | Activated | Exposed | Unservable | Window | Peeked
+ToWorker = Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | Shutdown
+FromWorker = Ready | Loaded | Activated | Exposed | Unservable | Window | Peeked | Sampled

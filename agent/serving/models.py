@@ -19,12 +19,14 @@ import numpy as np
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Runtime, Tensors
+from agent.samples.offering import Sampler
 from agent.serving.batch_times import BatchTimes
 from agent.serving.ipc import Counts
 from agent.serving.processors import pin
 from agent.serving.statistics import Statistics
 from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
+from agent.trial.scoring import answering
 
 log = logging.getLogger(__name__)
 REMEMBERED_ROWS = 65_536
@@ -43,6 +45,9 @@ class LoadedModel:
         deployment_id: that brought it.
         runtime: that has it loaded.
         allowed: by output, how far an answer may be from another version's that counts as the same.
+
+    Attributes:
+        sampler: chooses rows that may be kept; None where none are.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class LoadedModel:
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
         self.statistics = Statistics()
+        self.sampler: Sampler | None = None
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
         self._times = BatchTimes()
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
@@ -228,7 +234,7 @@ class LoadedModel:
         for one in batch:
             self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
             start += one.rows
-        self.recorder.observed(stacked, outputs, rows, time.perf_counter())
+        self._observed(stacked, outputs, rows)
 
     def _answer_one(self, one: Request) -> None:
         try:
@@ -238,7 +244,13 @@ class LoadedModel:
             one.done(error)
             return
         self._finish(one, outputs)
-        self.recorder.observed(one.inputs, outputs, one.rows, time.perf_counter())
+        self._observed(one.inputs, outputs, one.rows)
+
+    def _observed(self, inputs: Tensors, outputs: Tensors, rows: int) -> None:
+        """Rows were answered, and those who asked have their answers."""
+        self.recorder.observed(inputs, outputs, rows, time.perf_counter())
+        if self.sampler is not None:
+            self.sampler.offer(inputs, outputs, rows)
 
     def _run(self, one: Request) -> Tensors:
         if one.rows == 1 or not self.manifest.row_by_row:
@@ -276,9 +288,9 @@ class LoadedModel:
         self.statistics.answered(waited, now - one.came_at - waited, one.rows, failed=failed)
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
-        """Keep the winning class of each row, where the first output holds a score for each class."""
-        scores = outputs[self.manifest.outputs[0].name]
-        if scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
+        """Keep the winning class of each row, where an output holds a score for each class."""
+        scores = outputs[answering(self.manifest.outputs, outputs)]
+        if scores.dtype.kind in "OU" or scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
             return
         answers = [int(index) for index in scores.argmax(axis=1)]
         with self._lock:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from agent.protocol.messages import Exposure, ModelWindow
+from agent.protocol.samples import Sampling
+from agent.samples.offering import Sampler
+from agent.samples.sample import Sample
 from agent.serving.exposure import Beside
 from agent.serving.models import LoadedModel
 
@@ -16,6 +20,7 @@ class Registry:
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         self._serving: dict[str, LoadedModel] = {}
         self._beside: dict[str, Beside] = {}
+        self._sampling: dict[str, Sampling] = {}
         self._leaving: list[LoadedModel] = []  # taken out, with counts that nobody has collected
 
     def add(self, model: LoadedModel) -> None:
@@ -23,6 +28,7 @@ class Registry:
         key = (model.manifest.model, model.manifest.digest)
         old = self._loaded.get(key)
         self._loaded[key] = model
+        self._choose_of(model)
         if old is not None:
             if self._serving.get(key[0]) is old:
                 self._serving[key[0]] = model
@@ -88,6 +94,21 @@ class Registry:
         windows = [loaded.recorder.collect() for loaded in (*self._loaded.values(), *self._leaving)]
         self._leaving = [loaded for loaded in self._leaving if loaded not in closed]
         return windows
+
+    def choose_samples(self, wanted: Iterable[Sampling]) -> None:
+        """Which rows may be kept from now on; what was chosen before and not taken is forgotten."""
+        self._sampling = {one.model: one for one in wanted}
+        for loaded in self._loaded.values():
+            self._choose_of(loaded)
+
+    def _choose_of(self, loaded: LoadedModel) -> None:
+        sampling = self._sampling.get(loaded.manifest.model)
+        loaded.sampler = None if sampling is None else Sampler(loaded.manifest, sampling)
+
+    def take_samples(self) -> list[tuple[Sample, ...]]:
+        """What was chosen since the last time, an artifact at a time."""
+        samplers = [one.sampler for one in (*self._loaded.values(), *self._leaving) if one.sampler is not None]
+        return [taken for sampler in samplers if (taken := sampler.take())]
 
     def versions_of(self, model: str) -> list[LoadedModel]:
         """Everything loaded of a model, what serves first: feedback may name a request the old one answered."""

@@ -28,6 +28,7 @@ from agent.serving.http import Api
 from agent.serving.ipc import (
     Activate,
     Activated,
+    ChooseSamples,
     Collect,
     Declare,
     Expect,
@@ -39,6 +40,7 @@ from agent.serving.ipc import (
     Peek,
     Peeked,
     Ready,
+    Sampled,
     Shutdown,
     ToWorker,
     Unload,
@@ -119,7 +121,11 @@ class Worker:
                     self._api.expected = frozenset(message.models)
                     for server in self._servers:
                         await server.start_serving()
+                case ChooseSamples():
+                    self._registry.choose_samples(message.models)
                 case Collect():
+                    for samples in self._registry.take_samples():
+                        self._send(Sampled(samples))
                     windows = tuple(self._registry.collect())
                     self._send(Window(message.request_id, windows, own_memory_mb()))
                 case Peek():

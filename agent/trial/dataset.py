@@ -3,6 +3,9 @@
 An array's first axis counts rows. Where it has as many axes as the model's input, that is the input's first axis too.
 Where it has one more, each row is a whole input: for recurrent states, whose rows lie on another axis, and for scalars.
 
+Texts are an array of `str` (numpy's `U`), or of `bytes` in UTF-8 (`S`): both are read without pickle. numpy drops NUL
+characters at their ends.
+
 Where a version declares how images become its input, a data set may hold images in that array's place
 (`agent.processing.rows`): the rows are then made of them here, as they would be of images that are posted.
 """
@@ -26,6 +29,7 @@ from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import TensorSpec
 from agent.protocol.processing import Processing
 from agent.protocol.processing_rules import image_input
+from agent.runtimes.base import STRING
 
 Array = npt.NDArray[Any]
 LABELS = "y"
@@ -68,6 +72,21 @@ class Dataset:
         """The shape in which the model gets one row of an input."""
         rest: tuple[int, ...] = self.inputs[name].shape[1:]
         return rest if name in self.whole else (1, *rest)
+
+
+def as_dtype(array: Array, dtype: str) -> Array:
+    """An array of a data set as a model takes it.
+
+    Raises:
+        ValueError: when texts are wanted and it holds none, or bytes that are not UTF-8.
+    """
+    if dtype != STRING:
+        return array.astype(dtype, copy=False)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    if array.dtype.kind != "U":
+        raise ValueError(f"it holds {array.dtype} where texts are taken")
+    return array.astype(object)
 
 
 def array_name(spec: TensorSpec, names: list[str], *, inputs: int) -> str:
@@ -131,8 +150,7 @@ def _read(path: Path, specs: tuple[TensorSpec, ...], processing: Processing | No
         raise ValueError("it holds files that are no arrays")
     arrays = with_images(arrays, specs, processing, UNPACKED_BYTES)
     inputs = {
-        spec.name: arrays[array_name(spec, list(arrays), inputs=len(specs))].astype(spec.dtype, copy=False)
-        for spec in specs
+        spec.name: as_dtype(arrays[array_name(spec, list(arrays), inputs=len(specs))], spec.dtype) for spec in specs
     }
     labels = arrays[LABELS].astype(np.int64) if LABELS in arrays else None
     if not all(array.ndim for array in inputs.values()):

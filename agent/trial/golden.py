@@ -6,6 +6,8 @@ it; this knows neither.
 How far answers may be from those of the build is not guessed: a variant's own distance from its source, on the same
 rows, is what its arithmetic costs, and another processor's rounding costs no more than a few times that
 (docs/decisions/010-golden-inputs.md). What goes beyond is another net, or arithmetic that overflows.
+
+Texts are written as arrays of `str` (numpy's `U`), which need no pickle; NUL characters at their ends do not count.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def pick_rows(data: Dataset) -> tuple[Tensors, ...]:
     total = 0
     for index in np.unique(np.linspace(0, data.rows - 1, ROWS).astype(int)):
         row = next(data.part(int(index), int(index) + 1).batches(1))
-        size = sum(array.nbytes for array in row.values())
+        size = sum(_plain(array).nbytes for array in row.values())
         if size > LIMITS.golden_bytes // 2 or (picked and total + size > BYTES):
             break
         picked.append(row)
@@ -116,12 +118,22 @@ def write(golden: Golden, path: Path) -> None:
     arrays: dict[str, Array] = {"tolerances": np.array(list(golden.tolerances.values()), np.float64)}
     for number, (row, answers) in enumerate(zip(golden.rows, golden.answers, strict=True)):
         for name, value in row.items():
-            arrays[f"{number}/in/{name}"] = value
+            arrays[f"{number}/in/{name}"] = _plain(value)
         for name, answer in answers.items():
-            arrays[f"{number}/out/{name}"] = answer.values
+            arrays[f"{number}/out/{name}"] = _plain(answer.values)
             arrays[f"{number}/shape/{name}"] = np.array(answer.shape, np.int64)
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes a flag for an array
+
+
+def _plain(array: Array) -> Array:
+    """An array that a file may hold: texts as `str` of one length."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
+
+
+def _texts(array: Array) -> Array:
+    """Of `_plain`, what it was made of."""
+    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def read(path: Path, manifest: Manifest) -> Golden:
@@ -146,6 +158,7 @@ def read(path: Path, manifest: Manifest) -> Golden:
 def _read(arrays: dict[str, Array], manifest: Manifest) -> Golden:
     outputs = [spec.name for spec in manifest.outputs]
     count = sum(f"{number}/in/{manifest.inputs[0].name}" in arrays for number in range(ROWS))
+    arrays = {name: _texts(array) for name, array in arrays.items()}
     rows = tuple({spec.name: arrays[f"{number}/in/{spec.name}"] for spec in manifest.inputs} for number in range(count))
     answers = tuple(
         {
@@ -191,8 +204,8 @@ def compare(golden: Golden, number: int, name: str, got: Answer) -> str | None:
     """Why an answer to a golden row is not the one that is wanted; None when it is.
 
     The distance of numbers is the root of their mean squared difference, in units of the output's spread over all
-    golden rows; of integers and truths it is the share that differs. Where an output holds scores of classes, the
-    largest has to be the same one too, unless the two are nearer to each other than the tolerance.
+    golden rows; of integers, truths and texts it is the share that differs. Where an output holds scores of classes,
+    the largest has to be the same one too, unless the two are nearer to each other than the tolerance.
     """
     want, tolerance = golden.answers[number][name], golden.tolerances[name]
     if tolerance == UNCOMPARED:
@@ -218,7 +231,9 @@ def compare(golden: Golden, number: int, name: str, got: Answer) -> str | None:
 
 
 def _spread(answers: Sequence[Answer]) -> float:
-    """The standard deviation of all finite numbers of an output; where they are all one, its size."""
+    """The standard deviation of all finite numbers of an output; where they are all one, its size; of texts 1."""
+    if any(one.values.dtype.kind in "OU" for one in answers):
+        return 1.0
     values = np.concatenate([one.values.astype(np.float64) for one in answers])
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -230,6 +245,8 @@ def _distance(got: Array, want: Array, spread: float) -> float:
     """See `compare`; infinite where one is a number and the other is none."""
     if not want.size:
         return 0.0
+    if want.dtype.kind in "OU":
+        return float((_bare(got) != _bare(want)).mean())
     if want.dtype.kind != "f":
         return float((got != want).mean())
     mine, theirs = got.astype(np.float64), want.astype(np.float64)
@@ -239,3 +256,8 @@ def _distance(got: Array, want: Array, spread: float) -> float:
     if not np.isfinite(mine[finite]).all():
         return float("inf")
     return float(np.sqrt(np.mean(((mine - theirs)[finite] / spread) ** 2))) if finite.any() else 0.0
+
+
+def _bare(array: Array) -> Array:
+    """Texts without the NUL characters at their ends, which a file of numpy's does not keep."""
+    return np.array([str(text).rstrip("\0") for text in array], object)

@@ -28,7 +28,7 @@ from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.trial.dataset import Dataset, DataSetError, read_checked
 from agent.trial.job import ANSWERS_FILE, JOB_FILE, RESULT_FILE, MeasureJob
-from agent.trial.scoring import answers, time_in_turns, time_rows
+from agent.trial.scoring import answering, answers, time_in_turns, time_rows
 
 LATENCY_SECONDS = 10.0
 NICE = 19
@@ -118,10 +118,10 @@ def _against(runtime: Runtime, job: MeasureJob, data: Dataset) -> float | None:
 
 
 def _answer_all(runtime: Any, data: Dataset, manifest: Manifest) -> Any:
-    first = manifest.outputs[0].name
     pieces = []
     for batch in data.batches(manifest.max_batch):
-        value = runtime.run(batch)[first]
+        outputs = runtime.run(batch)
+        value = outputs[answering(manifest.outputs, outputs)]
         pieces.append(answers(value if value.ndim else value[None]))
     return np.concatenate(pieces)
 

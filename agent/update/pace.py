@@ -1,7 +1,7 @@
 """How fast downloads may go on, and when: rates, budgets and windows of the device and of each download. Pure.
 
-All bytes of artifacts are counted here, by whatever way they come. The stricter of what the device's configuration and
-what the server's policy say holds.
+All bytes of artifacts are counted here, by whatever way they come, and those of samples that are sent. The stricter of
+what the device's configuration and what the server's policy say holds.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Pacer:
         self._link = link
 
     def received(self, size: int, now: float) -> None:
-        """Bytes of artifacts came, wanted or not."""
+        """Bytes of artifacts came, wanted or not, or samples went: both cost the link the same."""
         for rate, bucket in self._buckets.items():
             self._fill(rate, bucket, now)
             bucket.level -= size

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from agent.files import boot_id, remove_durably, remove_leftovers, rename_durably, sync_folder
@@ -35,13 +35,23 @@ class ArtifactStore:
         folder: made where it is not there.
         floor_bytes: what a download must leave free on the disk.
         keep_bytes: how much of what is not needed may stay, if it is of use.
+        drop_other: removes something that others keep on the same disk and that is worth less than any artifact;
+            false when there is nothing.
     """
 
-    def __init__(self, folder: Path, *, floor_bytes: int = 0, keep_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        floor_bytes: int = 0,
+        keep_bytes: int = 0,
+        drop_other: Callable[[], bool] = lambda: False,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._floor_bytes = floor_bytes
         self._keep_bytes = keep_bytes
+        self._drop_other = drop_other
         self._spare: list[str] = []
         remove_leftovers(folder)
 
@@ -137,7 +147,9 @@ class ArtifactStore:
         return max(lacking, 0)
 
     def drop_spare(self) -> bool:
-        """Remove the least useful artifact of those that are not needed; false when there is none."""
+        """Remove the least useful of what is not needed: others' first, then artifacts; false when there is none."""
+        if self._drop_other():
+            return True
         while self._spare:
             path = self.path(self._spare.pop())
             if path.is_file():

@@ -30,11 +30,16 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("explain_rollout", "compare_rollout", "rollout_schema", "processing_schema"),
         *("model_telemetry", "telemetry_series", "host_telemetry", "list_enrolments"),
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
+        *("list_sampling_rules", "show_sampling_rule", "list_sample_requests", "show_sample_request"),
+        *("list_sample_sets", "show_sample_set"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
         *("upload", "create_version", "delete_version", "build_variants", "cancel_build"),
         *("create_gate_run", "cancel_gate_run"),
+        # Samples hold what a model was asked: a viewer sees that there are some, and not what is in them.
+        *("create_sample_request", "cancel_sample_request", "delete_sampling_rule"),
+        *("download_sample_set", "delete_sample_set"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),
@@ -46,6 +51,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
     Role.ADMIN: (
         *("list_users", "show_user", "create_user", "change_user", "delete_user"),
         *("list_tokens", "show_token", "create_token", "revoke_token", "create_fleet", "change_fleet"),
+        "set_sampling_rule",  # whether devices keep what they are asked
         *("create_server_certificate", "make_key", "add_signatures"),
         # A receiver's address may hold a secret of its own.
         *("list_webhooks", "show_webhook", "create_webhook", "change_webhook", "delete_webhook", "test_webhook"),

@@ -36,10 +36,16 @@ def file_digest(path: Path) -> tuple[str, int]:
 
 
 class ArtifactStore:
-    """Content-addressed bytes. Thread-safe."""
+    """Content-addressed bytes. Thread-safe.
 
-    def __init__(self, store: Any) -> None:
+    Args:
+        store: obstore's.
+        below: a path of it; empty for its top.
+    """
+
+    def __init__(self, store: Any, below: str = "") -> None:
         self._store = store
+        self._below = below
 
     @classmethod
     def open(cls, url: str | None, *, folder: Path, must_exist: bool = False) -> ArtifactStore:
@@ -61,7 +67,7 @@ class ArtifactStore:
         """Store a file's bytes; what is there already stays. Returns digest and size."""
         digest, size = file_digest(path)
         if not self.exists(digest):
-            self._store_call(obstore.put, _key(digest), path)
+            self._store_call(obstore.put, self._key(digest), path)
         return digest, size
 
     def fetch_to(self, digest: str, path: Path) -> None:
@@ -72,7 +78,7 @@ class ArtifactStore:
         """
         seen = hashlib.sha256()
         with path.open("wb") as file:
-            for piece in self._store_call(obstore.get, _key(digest)).stream(PIECE):
+            for piece in self._store_call(obstore.get, self._key(digest)).stream(PIECE):
                 seen.update(piece)
                 file.write(piece)
         if seen.hexdigest() != digest:
@@ -81,21 +87,21 @@ class ArtifactStore:
 
     def stream(self, digest: str) -> Any:
         """An iterator of the object's bytes."""
-        return self._store_call(obstore.get, _key(digest)).stream(PIECE)
+        return self._store_call(obstore.get, self._key(digest)).stream(PIECE)
 
     def stream_range(self, digest: str, start: int, length: int) -> Any:
         """An iterator of `length` bytes from `start`."""
         options = {"range": (start, start + length)}
-        return self._store_call(obstore.get, _key(digest), options=options).stream(PIECE)
+        return self._store_call(obstore.get, self._key(digest), options=options).stream(PIECE)
 
     def read_range(self, digest: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer at the end of the object."""
-        return bytes(self._store_call(obstore.get_range, _key(digest), start=start, length=length))
+        return bytes(self._store_call(obstore.get_range, self._key(digest), start=start, length=length))
 
     def exists(self, digest: str) -> bool:
         """Whether the object is there."""
         try:
-            obstore.head(self._store, _key(digest))
+            obstore.head(self._store, self._key(digest))
         except FileNotFoundError:
             return False
         return True
@@ -103,17 +109,24 @@ class ArtifactStore:
     def delete(self, digest: str) -> None:
         """Remove an object and what was derived of it; one that is not there is fine."""
         if self.exists(digest):
-            self._store_call(obstore.delete, _key(digest))
+            self._store_call(obstore.delete, self._key(digest))
         derived = self.derived(digest)
         derived.delete(derived.entries())
 
     def derived(self, digest: str) -> StoreFolder:
         """Files that can be made again of an object: they go with it."""
-        return self.folder(f"{DERIVED}/{check_digest(digest)}")
+        return self.folder(f"{self._below}{DERIVED}/{check_digest(digest)}")
 
     def folder(self, path: str) -> StoreFolder:
         """Files by name below a path of the store, beside the content-addressed ones."""
         return StoreFolder(self._store, path)
+
+    def below(self, path: str) -> ArtifactStore:
+        """Content-addressed bytes that share nothing with these: what is deleted here stays there."""
+        return ArtifactStore(self._store, f"{path}/")
+
+    def _key(self, digest: str) -> str:
+        return f"{self._below}{check_digest(digest)[:2]}/{digest}"
 
     def check(self) -> None:
         """Prove that the store answers."""
@@ -184,7 +197,3 @@ def _call(store: Any, function: Any, *arguments: Any, **options: Any) -> Any:
         log.error("the artifact store failed: %s", error)  # noqa: TRY400 (its message says it all)
         detail = "the artifact store does not answer: try again soon; the server's log says more"
         raise UnavailableError("artifact_store", detail) from error
-
-
-def _key(digest: str) -> str:
-    return f"{check_digest(digest)[:2]}/{digest}"

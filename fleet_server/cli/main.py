@@ -16,6 +16,7 @@ from fleet_server.cli.gates import gate
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout
+from fleet_server.cli.samples import sample
 from fleet_server.cli.simulate import simulate
 from fleet_server.cli.telemetry import telemetry
 from fleet_server.cli.trust import trust
@@ -44,6 +45,7 @@ for name, group in (
     ("rollout", rollout),
     ("bundle", bundle),
     ("telemetry", telemetry),
+    ("sample", sample),
     ("fleet", fleet),
     ("user", user),
     ("token", token),

@@ -29,6 +29,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox
 from fleet_server.clock import utc_now
@@ -45,6 +46,8 @@ from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
+from fleet_server.samples import reports as sample_reports
+from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.telemetry.ingest import Ingest, Sent
 from fleet_server.trust import service as trust
@@ -74,6 +77,7 @@ class Handlers:
         delivery: takes devices' needs of what they are entitled to.
         authority: renews certificates.
         conduct: notes devices that send what can't be read.
+        receiving: takes the files of samples.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
     """
 
@@ -84,11 +88,13 @@ class Handlers:
         delivery: Delivery,
         authority: Authority,
         conduct: Conduct,
+        receiving: Receiving,
         send: Callable[[str, bytes], object],
     ) -> None:
         self._database = database
         self._authority = authority
         self._conduct = conduct
+        self._receiving = receiving
         self._settings = settings
         self._delivery = delivery
         self._entitled: dict[tuple[str, str], _Entitled] = {}
@@ -173,6 +179,8 @@ class Handlers:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
                 self._trust_need(topic.device_id, decode(payload, TrustNeed))
+            case DeviceTopic.SAMPLES:
+                self._samples(topic.device_id, decode(payload, SamplePiece))
             case DeviceTopic.SOURCE_NEED:
                 self._source_need(topic.device_id, decode(payload, SourceNeed))
             case _:
@@ -187,6 +195,7 @@ class Handlers:
             return
         reports.apply_report(session, self._settings, outcome.device, reported, now)
         gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
+        sample_reports.apply_report(session, self._settings, outcome.device, reported, now)
         if reported.revision < outcome.device.desired_revision:
             desired.queue_desired(session, self._settings, outcome.device, resend=True)
         elif reported.revision > outcome.device.desired_revision:
@@ -281,6 +290,11 @@ class Handlers:
             data = body[need.offset : need.offset + LIMITS.trust_piece_bytes]
             piece = TrustPiece(need.file, min(need.offset, len(body)), len(body), data)
         self._send(device_topic(device_id, DeviceTopic.TRUST), encode(piece))
+
+    def _samples(self, device_id: str, piece: SamplePiece) -> None:
+        """What is lost of this is sent again, so it needs no row in the outbox."""
+        ack = self._receiving.take(device_id, piece, utc_now())
+        self._send(device_topic(device_id, DeviceTopic.SAMPLES_ACK), encode(ack))
 
     def _complain(self, topic: str, error: WireError) -> None:
         """Once a minute a topic: a device that is out of order must not fill the log."""

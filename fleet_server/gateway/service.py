@@ -22,6 +22,8 @@ from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
+from fleet_server.samples.receiving import Receiving
+from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,10 @@ class Gateway:
             self._lockout.context,
         )
         self._delivery = Delivery(artifacts, self._link.publish, settings.delivery_rate)
-        self._handlers = Handlers(database, settings, self._delivery, authority, self._conduct, self._link.publish)
+        receiving = Receiving(database, artifacts.below(SAMPLES_FOLDER), settings.state_dir)
+        self._handlers = Handlers(
+            database, settings, self._delivery, authority, self._conduct, receiving, self._link.publish
+        )
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []

@@ -15,6 +15,7 @@ from fleet_server.models.enrolment import (
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.rollouts import Deployment, Rollout
+from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.models.telemetry import (
     HostWindowRow,
     ModelWindowRow,
@@ -56,6 +57,10 @@ __all__ = [
     "OutboxMessage",
     "Profile",
     "Rollout",
+    "SamplePieceRow",
+    "SampleRequestRow",
+    "SampleUpload",
+    "SamplingRule",
     "SourceForm",
     "TelemetryBatchRow",
     "TelemetryGroup",

@@ -24,6 +24,7 @@ from fleet_server.domain.strategy import ProbationSpec, RolloutStrategy
 from fleet_server.models import Deployment, Device, Profile, Rollout, Variant
 from fleet_server.principals import Who
 from fleet_server.rollouts import repository
+from fleet_server.rollouts.sampling import SampleOrders
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -67,6 +68,7 @@ class _States:
         profiles = repository.by_id(session, Profile, {one.profile_id for one in devices if one.profile_id})
         self._general = {key: policy_of(one.delivery) for key, one in profiles.items()}
         self._trials = open_trials(session, ids)
+        self._samples = SampleOrders(session, devices)
         # Of what is there already, it need not be said how it may travel.
         coming = {self._manifest(one).digest for one in found if Phase(one.phase) not in SETTLED}
         fleet_id = devices[0].fleet_id
@@ -83,6 +85,8 @@ class _States:
             revision=device.desired_revision,
             deployments=tuple(self._deployment(one, general) for one in self._deployments.get(device.id, ())),
             telemetry_interval_s=self._settings.telemetry_interval_s,
+            sampling=self._samples.sampling(device),
+            sample_requests=self._samples.requests(device, without_windows(general)),
             trials=tuple(
                 Trial(
                     trial.id,

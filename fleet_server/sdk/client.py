@@ -157,6 +157,11 @@ class Client:
                     raise
                 time.sleep(1.0)
 
+    def put(self, path: str, body: Any, *, if_match: str | None = None) -> Json:
+        """Say what something is to be; with `if_match` only where it still is what that ETag stands for."""
+        found: Json = self._call("PUT", path, json=body, headers=_condition(if_match))
+        return found
+
     def patch(self, path: str, body: Any, *, if_match: str | None = None) -> Json:
         """Change something; with `if_match` only where it still is what that ETag stands for."""
         changed: Json = self._call("PATCH", path, json=body, headers=_condition(if_match))

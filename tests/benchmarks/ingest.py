@@ -51,6 +51,7 @@ from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.gateway.service import GROUP, GROUP_BYTES
 from fleet_server.models import Fleet, HostWindowRow, ModelWindowRow
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.trust.ca import FleetCa
 from tests.benchmarks.common import Checks, broker
@@ -148,12 +149,15 @@ class Server:
 
     def __init__(self, database: Database, folder: Path) -> None:
         authority = Authority(FleetCa.open(folder / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
-        delivery = Delivery(ArtifactStore.open(None, folder=folder), lambda *_: False, None)
+        store = ArtifactStore.open(None, folder=folder)
+        delivery = Delivery(store, lambda *_: False, None)
+        receiving = Receiving(database, store.below("samples"), folder)
         self.dropped, self.acknowledged, self.stored, self.groups = 0, 0, 0, 0
         self._inbox = FairInbox(self._drop)
         self.put = self._inbox.put
         self.publish: Callable[[str, bytes], bool] = lambda *_: False
-        self._handlers = Handlers(database, Settings(), delivery, authority, Conduct(database), self._answer)
+        conduct = Conduct(database)
+        self._handlers = Handlers(database, Settings(), delivery, authority, conduct, receiving, self._answer)
 
     def _drop(self, _device: str) -> None:
         self.dropped += 1

@@ -40,6 +40,7 @@ from agent.serving.ipc import Load, Loaded
 from agent.supervisor import Supervisor
 from agent.worker_process import WorkerDied
 from fleet_server import migrations, outbox
+from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import ProfileCreate
@@ -53,6 +54,7 @@ from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.rollouts import desired, repository, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate
+from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from fleet_server.trust.ca import FleetCa
@@ -214,7 +216,13 @@ class World:
         self.settings = Settings(state_dir=server / "server", probation_s=3.0)
         authority = Authority(FleetCa.open(server / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
         self.handlers = Handlers(
-            self.database, self.settings, Needs(self), authority, Conduct(self.database), lambda *_: None
+            self.database,
+            self.settings,
+            Needs(self),
+            authority,
+            Conduct(self.database),
+            Receiving(self.database, ArtifactStore.open(None, folder=self.folder / "samples"), self.folder),
+            lambda *_: None,
         )
         self.clock = Clock()
         self.up = False

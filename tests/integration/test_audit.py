@@ -38,6 +38,8 @@ from fleet_server.models import (
     Fleet,
     GateRun,
     Rollout,
+    SampleRequestRow,
+    SampleUpload,
     Variant,
     Version,
     WebhookDelivery,
@@ -275,6 +277,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     enrolment_operations(walk)
     trust_operations(walk, application.state.settings)
     webhook_operations(walk, database)
+    sample_operations(walk, application)
     with database.write() as session:
         session.get_one(Device, "d").online = False
     walk("forget_device", "device.forget", "delete", "devices/d")
@@ -322,6 +325,27 @@ def webhook_operations(walk: Walk, database: Database) -> None:
         session.get_one(WebhookDelivery, delivery, with_for_update=True).state = "dead"
     walk("redeliver", "webhook.redeliver", "post", f"webhook-deliveries/{delivery}/redeliver")
     walk("delete_webhook", "webhook.delete", "delete", f"webhooks/{webhook}")
+
+
+def sample_operations(walk: Walk, application: FastAPI) -> None:
+    walk("set_sampling_rule", "sampling.set", "put", "models/m/sampling-rules/p", json={"samples": 7})
+    walk("delete_sampling_rule", "sampling.delete", "delete", "models/m/sampling-rules/p")
+    with application.state.database.write() as session:
+        request = SampleRequestRow(
+            fleet_id=DEFAULT_FLEET, model="m", state="running", samples=1, size=1, created_by="",
+            deadline_at=utc_now() + dt.timedelta(hours=1),
+        )  # fmt: skip
+        session.add(request)
+        session.flush()
+        stored = SampleUpload(
+            fleet_id=DEFAULT_FLEET, request_id=request.id, device_id="d", phase="stored", told=False, digest="a" * 64,
+            size=1, stored_at=utc_now(), listing=[],
+        )  # fmt: skip
+        session.add(stored)
+    body = {"model": "m", "devices": ["d"]}
+    walk("create_sample_request", "samples.request", "post", "sample-requests", json=body)
+    walk("cancel_sample_request", "samples.cancel", "post", f"sample-requests/{request.id}/cancel")
+    walk("delete_sample_set", "samples.delete", "delete", f"sample-sets/{stored.id}")
 
 
 def trust_operations(walk: Walk, settings: Settings) -> None:

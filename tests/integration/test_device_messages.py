@@ -44,6 +44,7 @@ from fleet_server.gateway.service import Gateway
 from fleet_server.models import Device, Fleet, ModelWindowRow
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.rollouts.reminder import Reminder
+from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from fleet_server.telemetry.signals import HOST, unpack_signals
@@ -74,8 +75,11 @@ def said() -> list[tuple[str, bytes]]:
 @pytest.fixture
 def handlers(database: Database, tmp_path: Path, said: list[tuple[str, bytes]]) -> Handlers:
     authority = Authority(FleetCa.open(tmp_path / "ca", DEFAULT_FLEET), dt.timedelta(days=1), 10)
-    delivery = Delivery(ArtifactStore.open(None, folder=tmp_path), lambda *_: False, None)
-    return Handlers(database, Settings(), delivery, authority, Conduct(database), lambda *one: said.append(one))
+    store = ArtifactStore.open(None, folder=tmp_path)
+    delivery = Delivery(store, lambda *_: False, None)
+    receiving = Receiving(database, store.below("samples"), tmp_path)
+    answer: Any = lambda *one: said.append(one)  # noqa: E731
+    return Handlers(database, Settings(), delivery, authority, Conduct(database), receiving, answer)
 
 
 def say(handlers: Handlers, leaf: DeviceTopic, message: Any, device: str = "dev-1") -> None:

@@ -23,6 +23,8 @@ from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Deployment, DeviceIdentity, Variant
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.samples.receiving import Receiving
+from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings
 from tests.integration.test_api import facts
 from tests.integration.test_audit import make_ready, rollout_body
@@ -30,6 +32,10 @@ from tests.integration.test_tenants import ADMIN, Inspector, client, created
 
 CONTENT = bytes(range(256)) * 40
 BASE = "https://fleet.example:7470"
+
+
+def receiving(app: FastAPI) -> Receiving:
+    return Receiving(app.state.database, app.state.artifacts.below(SAMPLES_FOLDER), app.state.settings.state_dir)
 
 
 class Fleet:
@@ -41,7 +47,7 @@ class Fleet:
         self.sent: list[tuple[str, bytes]] = []
         self.handlers = Handlers(
             app.state.database, app.state.settings, lambda *_: None, app.state.authority,
-            Conduct(app.state.database), lambda topic, payload: self.sent.append((topic, payload)),
+            Conduct(app.state.database), receiving(app), lambda topic, payload: self.sent.append((topic, payload)),
         )  # fmt: skip
         self.digest: str = created(self.api.post("/api/v1/uploads", content=CONTENT))["digest"]
         version = {"name": "1", "sources": [{"format": "onnx", "digest": self.digest}], "evaluation": self.digest}
@@ -155,7 +161,7 @@ def test_without_a_setting_nothing_is_offered(fleet: Fleet, tmp_path: Path) -> N
     state = fleet.app.state
     silent = Handlers(
         state.database, Settings(state_dir=tmp_path), lambda *_: None, state.authority, Conduct(state.database),
-        lambda topic, payload: fleet.sent.append((topic, payload)),
+        receiving(fleet.app), lambda topic, payload: fleet.sent.append((topic, payload)),
     )  # fmt: skip
     fleet.sent.clear()
     silent.handle(Message(device_topic("d", DeviceTopic.SOURCE_NEED), encode(SourceNeed(fleet.digest))))

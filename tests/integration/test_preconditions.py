@@ -89,6 +89,12 @@ CHANGES = [
     ("webhooks/{webhook}", "post", "webhooks/{webhook}/test", None),
     ("webhooks/{webhook}", "post", "webhooks/{webhook}/rotate-secret", {}),
     ("webhook-deliveries/{delivery}", "post", "webhook-deliveries/{delivery}/redeliver", None),
+    *(
+        ("models/model-1/sampling-rules/profile-1", method, "models/model-1/sampling-rules/profile-1", body)
+        for method, body in (("put", {"samples": 7}), ("delete", None))
+    ),
+    ("sample-requests/{asked}", "post", "sample-requests/{asked}/cancel", None),
+    ("sample-sets/{set}", "delete", "sample-sets/{set}", None),
     ("enrolment-tokens/{token}", "delete", "enrolment-tokens/{token}", None),
     *(
         ("enrolments/{enrolment}", "post", f"enrolments/{{enrolment}}/{end}", None)
@@ -110,6 +116,8 @@ def test_a_change_is_made_on_condition(
         "token": api.get("/enrolment-tokens").json()["items"][0]["id"],
         "webhook": api.get("/webhooks").json()["items"][0]["id"],
         "delivery": api.get("/webhook-deliveries?state=dead").json()["items"][0]["id"],
+        "asked": api.get("/sample-requests?state=running").json()["items"][0]["id"],
+        "set": api.get("/sample-sets").json()["items"][0]["id"],
         "enrolment": api.get("/enrolments?state=pending").json()["items"][0]["id"],
     }
     read, change = read.format(**named), change.format(**named)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ from fleet_server.models import (
     GateRun,
     GateTrial,
     Rollout,
+    SampleRequestRow,
+    SampleUpload,
+    SamplingRule,
     Variant,
     Version,
     WebhookDelivery,
 )
 from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.samples.schemas import SAMPLES_FOLDER, SamplingSpec
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 
@@ -45,6 +51,7 @@ OPERATIONS = {
 }
 TENSOR = {"name": "x", "dtype": "float32", "shape": [-1, 8]}
 SECRET = b"alpha's weights"
+SAMPLES = hashlib.sha256(SECRET).hexdigest()
 
 
 class Inspector:
@@ -77,7 +84,7 @@ def created(answer: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alpha(application: FastAPI) -> dict[str, str]:
+def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Something of everything in the default fleet, all of it called alpha; by the name of its path parameter."""
     api = client(application, ADMIN)
     digest = created(api.post("/api/v1/uploads", content=SECRET))["digest"]
@@ -101,6 +108,9 @@ def alpha(application: FastAPI) -> dict[str, str]:
     hook = {"url": "https://alpha.example/hook", "types": ["shoal.*"], "active": False}
     webhook_id = created(api.post("/api/v1/webhooks", json=hook))["id"]
     enrolment_token_id = created(api.post("/api/v1/enrolment-tokens", json={"tags": {"of": "alpha"}}))["id"]
+    file = tmp_path_factory.mktemp("samples") / "samples.npz"
+    file.write_bytes(SECRET)
+    application.state.artifacts.below(SAMPLES_FOLDER).put_file(file)
     with application.state.database.write() as session:
         variant = session.get_one(Variant, variant_id)
         version_row = session.get_one(Version, variant.version_id)
@@ -132,6 +142,25 @@ def alpha(application: FastAPI) -> dict[str, str]:
         )
         session.add_all([rollout, run, asked, identity, letter])
         session.flush()
+        rule = SamplingRule(
+            **of_fleet,
+            model_id=version_row.model_id,
+            profile_id=variant.profile_id,
+            spec=SamplingSpec().model_dump(),
+            created_by="alpha-user",
+        )
+        wanted_samples = SampleRequestRow(
+            **of_fleet, model="alpha-model", state="running", samples=1, size=1, created_by="alpha-user",
+            deadline_at=utc_now() + dt.timedelta(days=1),
+        )  # fmt: skip
+        session.add_all([rule, wanted_samples])
+        session.flush()
+        samples = SampleUpload(
+            **of_fleet, request_id=wanted_samples.id, device_id="alpha-device", phase="stored", told=False,
+            digest=SAMPLES, size=len(SECRET), stored_at=utc_now(), listing=[],
+        )  # fmt: skip
+        session.add(samples)
+        session.flush()
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
             Deployment(
@@ -144,6 +173,7 @@ def alpha(application: FastAPI) -> dict[str, str]:
             "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
             "webhook_id": webhook_id, "delivery_id": letter.id,
+            "sample_request_id": wanted_samples.id, "set_id": samples.id,
             "enrolment_id": asked.id, "enrolment_token_id": enrolment_token_id,
         }  # fmt: skip
 
@@ -206,6 +236,12 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         ],
         "create_token": [({"name": "wide", "role": "admin", "server_wide": True}, 403)],
         "create_fleet": [({"id": "gamma"}, 403)],
+        "set_sampling_rule": [({"samples": 1}, 404)],
+        "create_sample_request": [
+            ({"model": "alpha-model", "devices": ["alpha-device"]}, 404),
+            ({"model": "own", "devices": ["alpha-device"]}, 404),
+            ({"model": "own", "query": "id==alpha-*"}, 422),
+        ],
         "change_webhook": [({"active": True}, 404)],
         "rotate_webhook_secret": [({}, 404)],
         "create_server_certificate": [({"csr": "", "names": ["broker"]}, 403)],

@@ -344,7 +344,6 @@ def sequence() -> Any:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (lambda: linear(inputs=[value("t", TensorProto.STRING, ["n"])]), "'t' holds strings: leave that step"),
         (lambda: linear(inputs=[value("t", TensorProto.BFLOAT16, ["n"])]), "'t' is of bfloat16: put a Cast"),
         (sequence, "'s' is a sequence: stack it"),
         (lambda: linear(shape_in=None), "'x' does not say how many axes it has: declare its shape"),

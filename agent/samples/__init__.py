@@ -1,0 +1,1 @@
+"""Samples: a bounded choice of the rows that models were least sure of, kept where that is allowed and asked for."""

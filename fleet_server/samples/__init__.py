@@ -1,0 +1,1 @@
+"""Samples of what devices were asked: which are kept there, who asks for them, and what came of it."""
