@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from fleet_server.rates import KeyedBuckets
 
+LOOKED_AT = 4  # devices for each message that is taken in one go
+
 
 @dataclass(frozen=True)
 class Share:
@@ -93,9 +95,9 @@ class FairInbox:
                 self._flooded(sender)
             elif kept and message in waiting:
                 pass  # sent again before the first was answered
-            elif (self._whole(message) and self._drop_older(waiting, message.topic)) or self._has_room(
-                message, kept=kept
-            ):
+            elif self._whole(message) and self._replace(waiting, message):
+                pass
+            elif self._has_room(message, kept=kept):
                 if sender not in self._queues:
                     self._queues[sender] = waiting
                     self._turns.append(sender)
@@ -114,31 +116,37 @@ class FairInbox:
             return self._take()
 
     def get_more(self, like: Callable[[Message], bool], *, limit: int, limit_bytes: int) -> list[Message]:
-        """What follows in turn and waits already, up to the first message that is not like that.
+        """What waits already and is alike, of each device as far as nothing else comes before it; the rest stays.
 
         Args:
             like: which messages are taken.
-            limit: how many at most.
+            limit: how many at most; of so many devices, and some more, it is looked for.
             limit_bytes: how many bytes at most.
         """
         found: list[Message] = []
+        others: list[str] = []
         size = 0
         with self._changed:
-            while self._count and len(found) < limit:
+            while self._turns and len(found) < limit and len(others) < LOOKED_AT * limit:
                 following = self._queues[self._turns[0]][0]
+                if not like(following):
+                    others.append(self._turns.popleft())
+                    continue
                 size += len(following.payload)
-                if size > limit_bytes or not like(following):
+                if size > limit_bytes:
                     break
                 found.append(self._take())
+            self._turns.extendleft(reversed(others))
         return found
 
-    def _drop_older(self, waiting: deque[Message], topic: str) -> bool:
-        older = next((one for one in waiting if one.topic == topic), None)
-        if older is not None:
-            waiting.remove(older)
-            self._count -= 1
-            self._size -= len(older.payload)
-        return older is not None
+    def _replace(self, waiting: deque[Message], message: Message) -> bool:
+        """Put it where the one before waits, or it would be put off again and again; whether there was one."""
+        for place, older in enumerate(waiting):
+            if older.topic == message.topic:
+                waiting[place] = message
+                self._size += len(message.payload) - len(older.payload)
+                return True
+        return False
 
     def _take(self) -> Message:
         sender = self._turns.popleft()

@@ -36,7 +36,7 @@ LONGEST_PAUSE_S = 5.0
 COMPLAIN_EVERY_S = 60.0
 GROUP = 1000  # telemetry batches of one transaction
 GROUP_BYTES = 4 << 20
-REPORTS = 50  # of one transaction: some take milliseconds, and others wait
+REPORTS = 100  # of one transaction: some take milliseconds, and others wait
 
 
 class Gateway:

@@ -37,10 +37,35 @@ def test_of_what_says_all_only_the_newest_waits() -> None:
     inbox.put(message("a", b"report 30"))
     inbox.put(presence)
     found = [inbox.get(0) for _ in range(4)]
-    assert found == [presence, message("b", b"report 29"), message("a", b"report 30"), presence]
+    assert found == [message("a", b"report 30"), message("b", b"report 29"), presence, presence]
     assert inbox.get(0) is None
     inbox.put(message("a", b"x" * 100))
     assert inbox.get(0) == message("a", b"x" * 100), "what was dropped takes no room"
+
+
+def test_a_report_is_not_put_off_by_the_next_one() -> None:
+    """Or a device that reports more often than its turn comes would never be heard."""
+    inbox = FairInbox(lambda _: None, whole=is_report, kept=is_telemetry)
+    for number in range(9):
+        inbox.put(message("a", b"report %d" % number))
+        inbox.put(Message(device_topic("a", DeviceTopic.TELEMETRY), b"batch %d" % number))
+    assert inbox.get(0) == message("a", b"report 8")
+
+
+def test_what_is_alike_is_taken_together_and_the_rest_keeps_its_turn() -> None:
+    inbox = FairInbox(lambda _: None)
+    batch = {name: Message(device_topic(name, DeviceTopic.TELEMETRY), b"batch") for name in "abcd"}
+    inbox.put(message("a", b"report"))
+    for name in "abcd":
+        inbox.put(batch[name])
+        inbox.put(Message(batch[name].topic, b"next"))
+    inbox.put(message("b", b"report"))
+    taken = inbox.get_more(is_telemetry, limit=5, limit_bytes=1000)
+    assert taken == [batch["b"], batch["c"], batch["d"], *(Message(batch[name].topic, b"next") for name in "bc")]
+    assert inbox.get(0) == message("a", b"report")
+    assert inbox.get_more(is_telemetry, limit=5, limit_bytes=9) == [Message(batch["d"].topic, b"next"), batch["a"]]
+    assert [inbox.get(0) for _ in range(2)] == [message("b", b"report"), Message(batch["a"].topic, b"next")]
+    assert inbox.get(0) is None
 
 
 def test_what_is_beyond_a_share_is_dropped_and_noted() -> None:
