@@ -142,7 +142,7 @@ def test_the_least_sure_are_kept_where_the_owner_allows_it_and_come_once_when_as
 def test_an_upload_comes_once_though_everything_is_killed(fleet: LocalFleet) -> None:
     wide(fleet, 8)
     before = {one["id"] for one in fleet.get("/sample-sets")["items"]}
-    limited = {"rate": "500 kB/s"}
+    limited = {"rate": "150 kB/s"}
     assert fleet.api.patch("/profiles/edge", json={"delivery": limited}).status_code == 200
     asked = request(fleet, model=WIDE, devices=["open-1"])
     for name, start in (
