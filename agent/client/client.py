@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import os
 import queue
 import threading
@@ -18,7 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from agent.client.connection import Body, Connection, Reply
+from agent.client.connection import Body, Connection, CutOffError, Reply
 from agent.client.encoding import Part, Wish, header, outputs_of, parts_of
 from agent.client.errors import (
     BadRequestError,
@@ -39,6 +38,7 @@ CONNECTIONS = 8
 TIMEOUT_S = 30.0
 AGAIN_S = 0.05  # before it is asked again, where the API does not say
 AGAIN_MOST_S = 1.0
+CUT_OFF_MOST = 3  # connections that end under one request, before it is taken to be the reason
 # Below, a copy through the socket costs no more than the words about a region: measured, 1 client, Unix socket.
 SHARED_FROM = 64 << 10
 IMAGES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"BM": "image/bmp"}
@@ -67,7 +67,11 @@ class _Lane:
         except OSError:
             self._without()
             return None
-        return offsets if self.memory.registered or self._register(wait_s) else None
+        if self.memory.registered or self._register(wait_s):
+            return offsets
+        if self.memory is not None:
+            self.memory.forgotten()
+        return None
 
     def _register(self, wait_s: float) -> bool:
         assert self.memory is not None
@@ -75,7 +79,7 @@ class _Lane:
         body = msgspec.json.encode({"key": f"/{self.memory.name}", "offset": 0, "byte_size": self.memory.size})
         reply = self._tell("register", body, wait_s)
         if reply is not None and reply.status == 200:
-            self.memory.registered = True
+            self.memory.opened()
         elif reply is not None:
             self._without()  # the agent's user may not read it, the API is not of this machine, or has no room
             return False
@@ -86,7 +90,7 @@ class _Lane:
         path = f"/v2/systemsharedmemory/region/{self.memory.name}/{what}"
         try:
             return self.connection.ask("POST", path, body, {"Content-Type": "application/json"}, wait_s)
-        except (OSError, http.client.HTTPException):
+        except OSError:
             return None
 
     def _without(self) -> None:
@@ -198,7 +202,7 @@ class Client:
                 }
                 reply = _ask(lane, "POST", path, body, headers, again)
                 if reply is not None and offsets is not None and _forgot(reply) and lane.memory is not None:
-                    lane.memory.registered = False  # the worker started again
+                    lane.memory.forgotten()  # the worker started again
                     continue
             if reply is not None and reply.status == 200:
                 return outputs_of(reply.body, reply.headers.get("inference-header-content-length", ""))
@@ -367,6 +371,7 @@ class _Again:
     def __init__(self, until: float) -> None:
         self._until = until
         self._pause_s = AGAIN_S
+        self._cut_off = 0
         self.trouble = ""
 
     def left_s(self) -> float:
@@ -379,6 +384,17 @@ class _Again:
         if left <= 0:
             raise TimedOutError(self.trouble or "the time for it was over before it was asked")
         return left
+
+    def failed(self, error: OSError) -> None:
+        """Nobody answered.
+
+        Raises:
+            ModelFailedError: when the worker ended again and again while it had this request: it may be why.
+        """
+        self.trouble = f"the inference API does not answer: {str(error) or type(error).__name__}"
+        self._cut_off += isinstance(error, CutOffError)
+        if self._cut_off >= CUT_OFF_MOST:
+            raise ModelFailedError(f"the connection ended {CUT_OFF_MOST} times while this request was under way")
 
     def wait(self, reply: Reply | None) -> None:
         """Wait, or give up.
@@ -406,10 +422,8 @@ def _ask(lane: _Lane, method: str, path: str, body: Body, headers: dict[str, str
         return lane.connection.ask(method, path, body, headers, again.left_s())
     except TimeoutError:
         raise TimedOutError("the answer did not come in time") from None
-    except (OSError, http.client.HTTPException) as error:
-        again.trouble = f"the inference API does not answer: {str(error) or type(error).__name__}"
-        if lane.memory is not None:
-            lane.memory.registered = False
+    except OSError as error:
+        again.failed(error)
         return None
 
 

@@ -14,6 +14,10 @@ ANSWER_LIMIT = 64 << 20
 Body = bytes | list[bytes | memoryview]
 
 
+class CutOffError(OSError):
+    """The connection ended while a request was under way: the request itself may be why."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What the API answered.
@@ -68,17 +72,26 @@ class Connection:
             wait_s: how long nothing may come; None for ever.
 
         Raises:
-            OSError: when there is none (`http.client.HTTPException` where it makes no sense).
+            CutOffError: when the connection ends, or nothing that makes sense comes.
+            TimeoutError: when nothing comes for so long.
+            OSError: when nobody is there.
         """
         while True:
             kept = self._connection is not None
             try:
-                return self._once(method, path, body, headers, wait_s)
+                connection = self._connection = self._connection or self._connect()
+                return self._once(connection, method, path, body, headers, wait_s)
+            except TimeoutError:
+                self.close()
+                raise
             except (OSError, http.client.HTTPException) as error:
+                connected = self._connection is not None
                 self.close()
                 # A connection that stood idle may have been closed by the other side: that is no failure.
-                if not kept or isinstance(error, TimeoutError):
-                    raise
+                if not kept:
+                    if not connected:
+                        raise
+                    raise CutOffError(str(error) or type(error).__name__) from error
 
     def close(self) -> None:
         """End it; the next request makes another."""
@@ -86,8 +99,15 @@ class Connection:
             self._connection.close()
             self._connection = None
 
-    def _once(self, method: str, path: str, body: Body, headers: Mapping[str, str], wait_s: float | None) -> Reply:
-        connection = self._connection = self._connection or self._connect()
+    def _once(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Body,
+        headers: Mapping[str, str],
+        wait_s: float | None,
+    ) -> Reply:
         connection.sock.settimeout(wait_s)
         if isinstance(body, list):
             length = sum(len(part) for part in body)

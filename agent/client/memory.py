@@ -1,8 +1,7 @@
 """Shared memory of one connection, in which large inputs lie: an object of /dev/shm that grows when it must.
 
-The object has no owner but this program, so it is removed at its end, also when nobody closes it. One that is killed
-leaves it behind, and the next program of the same user that uses this removes it. The worker forgets regions whose
-objects are gone.
+Its name is removed as soon as the worker has opened it, so that nothing stays of a program that is killed. One that is
+killed before leaves an object, which the next program of the same user that uses this removes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class SharedMemory:
     Attributes:
         name: of the object, and of the region that the API is told of.
         size: bytes that it has.
-        registered: whether the API was told of it as it is.
+        registered: whether the API was told of it as it is; set it by `opened` and `forgotten`.
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
@@ -59,20 +58,26 @@ class SharedMemory:
             self._map[offset : offset + part.nbytes] = part
         return offsets
 
-    def close(self) -> None:
-        """Remove the object."""
+    def opened(self) -> None:
+        """The worker has it: nobody else needs its name."""
+        self.registered = True
+        self._path.unlink(missing_ok=True)
+
+    def forgotten(self) -> None:
+        """The worker has it no more: it takes a new object to be opened."""
         if self._map is not None:
             self._map.close()
-            self._map = None
-        self.size, self.registered = 0, False
+        self._map, self.size, self.registered = None, 0, False
+
+    def close(self) -> None:
+        """Remove the object."""
+        self.forgotten()
         self._finalizer()
 
     def _grow(self, size: int) -> None:
         """A new object of the same name: what the API has open of the old one goes when it is told of this one."""
         wanted = max(PAGE, 1 << (size - 1).bit_length())
-        if self._map is not None:
-            self._map.close()
-        self._map, self.size, self.registered = None, 0, False
+        self.forgotten()
         self._path.unlink(missing_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +104,7 @@ class Client:
     def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> Reply:
         try:
             return self._connection.ask(method, path, body, headers, self._wait_s)
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise AwayError(f"the inference API does not answer: {str(error) or type(error).__name__}") from None
 
 
