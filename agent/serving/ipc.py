@@ -148,6 +148,18 @@ class Exposed(msgspec.Struct, frozen=True, tag="exposed"):
     ok: bool
 
 
+class GrpcServed(msgspec.Struct, frozen=True, tag="grpc"):
+    """The gRPC form of the local inference API listens, or why it can't; said once, after the first `Expect`.
+
+    Attributes:
+        address: where it listens; empty when it does not.
+        problem: a sentence with the remedy; empty when it does.
+    """
+
+    address: str = ""
+    problem: str = ""
+
+
 class Window(msgspec.Struct, frozen=True, tag="window"):
     """What each artifact did since the last `Collect`, and the worker's resident memory in MiB."""
 
@@ -189,4 +201,4 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
 
 
 ToWorker = Expect | Load | Activate | Expose | Unload | Collect | Peek | Shutdown
-FromWorker = Ready | Loaded | Activated | Exposed | Window | Peeked
+FromWorker = Ready | Loaded | Activated | Exposed | GrpcServed | Window | Peeked
