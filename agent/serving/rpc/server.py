@@ -42,6 +42,7 @@ OPTIONS = (
     ("grpc.so_reuseport", 0),  # two agents at one port would share its clients, unnoticed
     ("grpc.max_receive_message_length", BODY_LIMIT),
     ("grpc.max_allowed_incoming_connections", CLIENTS_LIMIT),
+    ("grpc.max_connection_idle_ms", 300_000),  # a connection without calls gives its place to others
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what a message expands to is not bounded
 )
 ABSENT = {

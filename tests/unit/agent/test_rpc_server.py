@@ -84,6 +84,32 @@ def test_calls_at_a_time_are_bounded() -> None:
     run(test)
 
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
+def test_connections_are_bounded() -> None:
+    async def greeted(port: int) -> tuple[bool, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREFACE)
+        try:
+            return bool(await reader.read(9)), writer
+        except ConnectionError:
+            return False, writer
+
+    async def test() -> None:
+        server = rpc.GrpcServer(Api(Registry()), ["127.0.0.1:0"])
+        port = int((await server.start()).rpartition(":")[2])
+        try:
+            clients = [await greeted(port) for _ in range(CLIENTS_LIMIT + 8)]
+            assert [kept for kept, _ in clients] == [True] * CLIENTS_LIMIT + [False] * 8
+        finally:
+            for _, writer in clients:
+                writer.close()
+            await server.stop(0)
+
+    run(test)
+
+
 def test_all_messages_together_are_bounded() -> None:
     async def test() -> None:
         async with serving(bytes_allowed=1000) as channel:
