@@ -25,8 +25,9 @@ from agent.grpc_config import GrpcConfig
 from agent.problems import GRPC_NOT_SERVED
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import Manifest, Scheduling, TensorSpec
+from agent.protocol.messages import Exposure, ExposureMode
 from agent.serving.exchange import BODY_LIMIT
-from agent.serving.ipc import Collect, Expect, Unload, Window
+from agent.serving.ipc import Collect, Expect, Expose, Exposed, Unload, Window
 from tests.fleet import free_port, wait_until, write_classifier
 from tests.real_device import RealDevice
 from tests.serving_worker import ServingWorker, described, serve, start_worker, write_echo, write_sums
@@ -402,6 +403,30 @@ def test_no_request_is_lost_over_swaps(tmp_path: Path) -> None:
         window = worker.channel.receive()
         assert isinstance(window, Window)
         assert all(model.errors == 0 for model in window.models)
+
+
+def test_a_version_beside_is_given_copies(tmp_path: Path) -> None:
+    write_classifier(tmp_path / "model")
+    with running() as worker, contextlib.closing(triton.InferenceServerClient(at(worker))) as client:
+        for number, letter in enumerate("ab"):
+            manifest = described("tri", *SPECS, version=str(number), digest=letter * 64)
+            serve(worker.channel, manifest, tmp_path / "model", activate=number == 0)
+        worker.channel.send(Expose(3, "tri", "b" * 64, Exposure(ExposureMode.SHADOW, 1.0)))
+        assert worker.channel.receive() == Exposed(3, ok=True)
+        for _ in range(5):
+            assert client.infer("tri", [tensor("x", ROW, "FP32")]).get_response().model_version == "0"
+        counted: dict[str, int] = {"0": 0, "1": 0}
+
+        def copied() -> bool:
+            worker.channel.send(Collect(4))
+            window = worker.channel.receive()
+            assert isinstance(window, Window)
+            for one in window.models:
+                counted[one.version] += one.requests
+            return counted["1"] > 0
+
+        wait_until("copies", copied)
+        assert counted["0"] == 5
 
 
 def test_a_unix_socket_too_and_memory_for_the_device_alone(tmp_path: Path) -> None:
