@@ -15,6 +15,7 @@ from agent.files import STORAGE_ERRORS, storage_code
 from agent.problems import (
     CLOCK_SET,
     ENSEMBLE_UNSERVABLE,
+    GRPC_NOT_SERVED,
     JOURNAL_LOST,
     OFFLINE,
     SPOOL_LOST,
@@ -154,6 +155,15 @@ class Condition:
         detail = f"the inference worker can't be started: {error.strerror}; free memory or processes"
         log.error(detail)
         self._note(WORKER_NOT_STARTED, detail, ongoing=True)
+
+    def grpc_served(self, address: str, problem: str) -> None:
+        """The worker serves gRPC at an address, or says why it can't."""
+        if not problem:
+            log.info("the local inference API is at %s by gRPC too", address)
+            self._problems.over(GRPC_NOT_SERVED)
+            return
+        log.error(problem)
+        self._note(GRPC_NOT_SERVED, problem, ongoing=True)
 
     def stands_in(self, model: str, version: str) -> None:
         """An earlier version serves in the place of what ought to."""

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from agent.addresses import check_place, check_unix_path
 from agent.errors import ConfigError
 from agent.files import write_durably
+from agent.grpc_config import GrpcConfig, read_grpc
 from agent.identity import identity_folder, load_identity
 from agent.pipelines.config import PipelineConfig, read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
@@ -52,13 +54,13 @@ KEYS = (
     "link",
     "hang_s",
     "samples",
+    "grpc",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
 LONGEST_GRACE_S = 30 * 86_400.0
 LONGEST_HANG_S = 86_400.0
 MOST_MB = 1 << 30
-UNIX_PATH_BYTES = 107  # what the kernel takes
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Config:
             before it: to go back to without a download, and for deltas.
         hang_s: how long one inference may take, in seconds, before the process that runs models is taken to hang and is
             started again; 0: for ever.
+        grpc: whether and where the local inference API is served by gRPC too.
         pipelines: what the agent itself reads, asks its models about, and publishes.
         ensembles: graphs of models that are asked as one.
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
@@ -118,6 +121,7 @@ class Config:
     link_metered: bool | None = None
     own_limits: OwnLimits = field(default_factory=OwnLimits)
     hang_s: float = 120.0
+    grpc: GrpcConfig = field(default_factory=GrpcConfig)
     pipelines: tuple[PipelineConfig, ...] = ()
     ensembles: tuple[EnsembleConfig, ...] = ()
     samples: SampleConfig = field(default_factory=SampleConfig)
@@ -172,8 +176,8 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         device_id=device_id,
         state_dir=state_dir,
         broker=_url(_text(values, "broker", default_broker)),
-        listen=_address(_text(values, "listen", Config.listen)),
-        unix_socket=_unix_socket(_text(values, "unix_socket", "")),
+        listen=check_place("listen", _text(values, "listen", Config.listen)),
+        unix_socket=check_unix_path("unix_socket", _text(values, "unix_socket", "")),
         tags=_tags(values.get("tags", {})),
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
@@ -188,6 +192,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         store_keep_mb=_megabytes(values, "store_keep_mb", Config.store_keep_mb),
         time_zone=_time_zone(_text(values, "time_zone", "")),
         hang_s=_hang(values.get("hang_s", Config.hang_s)),
+        grpc=read_grpc(values.get("grpc", {})),
         pipelines=_pipelines(values),
         ensembles=read_ensembles(values.get("ensembles", [])),
         samples=_samples(values.get("samples", {})),
@@ -242,7 +247,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples"}:
+    if key in {*TABLES, "samples", "grpc"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
@@ -276,22 +281,6 @@ def _url(value: str) -> str:
         fits = False
     if not fits:
         raise ConfigError("broker: this is not mqtt://host:port or mqtts://host:port, such as mqtt://10.0.0.5:1883")
-    return value
-
-
-def _address(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    bare = not host.startswith("[") or host.endswith("]")
-    if not host or not bare or not (port.isascii() and port.isdigit()) or int(port[:9]) > 65535:
-        raise ConfigError(f"listen: {value!r} is not host:port, such as 127.0.0.1:8470")
-    return value
-
-
-def _unix_socket(value: str) -> str:
-    if len(value.encode()) > UNIX_PATH_BYTES:
-        raise ConfigError(f"unix_socket: the path has more than {UNIX_PATH_BYTES} bytes: name a shorter one")
-    if value and not Path(value).parent.is_dir():
-        raise ConfigError(f"unix_socket: there is no folder {str(Path(value).parent)!r}: make it, or name another")
     return value
 
 

@@ -36,6 +36,7 @@ from agent.serving.ipc import (
     Expose,
     Exposed,
     FromWorker,
+    GrpcServed,
     Load,
     Loaded,
     Peek,
@@ -204,6 +205,8 @@ class Inference:
                 self._carry_out(self._updater.worker_ready())
             case Loaded():
                 self._load_answered(message)
+            case GrpcServed():
+                self._condition.grpc_served(message.address, message.problem)
             case Window():
                 counted = msgspec.structs.replace(message, models=self._crashes.added_to(message.models))
                 self._window(counted, self._collects.pop(message.request_id, time.time()))

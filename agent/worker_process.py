@@ -22,6 +22,7 @@ MEMORY_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_MMAP_THRESHOLD_": "65536",
 }
+GRPC_SETTINGS = {"GRPC_VERBOSITY": "NONE"}  # else whatever clients do wrong is a line in the log
 STOP_S = 12.0
 
 
@@ -38,6 +39,7 @@ class WorkerProcess:
     def __init__(self, config: Config, put: Callable[[Any], None]) -> None:
         self._put = put
         self._listeners = Listeners(config.listen, config.unix_socket)
+        self._grpc_addresses = config.grpc.addresses
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrameChannel | None = None
         self.generation = 0
@@ -52,8 +54,9 @@ class WorkerProcess:
         listeners = [str(one.fileno()) for one in self._listeners.open()]
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *listeners]
+        command += ["--grpc", *self._grpc_addresses] if self._grpc_addresses else []
         descriptors = [theirs.fileno(), *map(int, listeners)]
-        environment = {**MEMORY_SETTINGS, **os.environ}
+        environment = {**MEMORY_SETTINGS, **GRPC_SETTINGS, **os.environ}
         try:
             self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
         except OSError:

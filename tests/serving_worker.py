@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from agent.listeners import Listeners
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Activated, Expect, FromWorker, Load, Loaded, Ready
-from agent.worker_process import MEMORY_SETTINGS
+from agent.serving.ipc import Activate, Activated, Expect, FromWorker, GrpcServed, Load, Loaded, Ready
+from agent.worker_process import GRPC_SETTINGS, MEMORY_SETTINGS
 
 KINDS = {
     "float32": TensorProto.FLOAT,
@@ -37,6 +37,7 @@ class ServingWorker:
     process: subprocess.Popen[bytes]
     channel: FrameChannel
     url: str
+    grpc: GrpcServed | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -50,6 +51,7 @@ def start_worker(
     *,
     python: Path | None = None,
     folder: Path | None = None,
+    grpc: Sequence[str] = (),
 ) -> ServingWorker:
     """Start one on a port of its own; its streams end when the channel is closed, and so does it.
 
@@ -58,16 +60,18 @@ def start_worker(
         environment: added to this process's.
         python: interpreter; None for this one.
         folder: that it works in; None for this one.
+        grpc: addresses to serve gRPC at.
     """
     ours, theirs = socket.socketpair()
     listeners = Listeners("127.0.0.1:0", unix_socket).open()
     lent = [str(one.fileno()) for one in listeners]
     command = [str(python or sys.executable), "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
     command += ["--listen", *lent]
+    command += ["--grpc", *grpc] if grpc else []
     process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno(), *map(int, lent)],
-        env={**MEMORY_SETTINGS, **os.environ, **(environment or {})},
+        env={**MEMORY_SETTINGS, **GRPC_SETTINGS, **os.environ, **(environment or {})},
         cwd=folder,
     )
     for one in (theirs, *listeners):
@@ -76,7 +80,9 @@ def start_worker(
     ready = channel.receive()
     assert isinstance(ready, Ready)
     channel.send(Expect(()))
-    return ServingWorker(process, channel, ready.url)
+    served = channel.receive() if grpc else None
+    assert served is None or isinstance(served, GrpcServed)
+    return ServingWorker(process, channel, ready.url, served)
 
 
 @contextmanager

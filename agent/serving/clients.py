@@ -29,11 +29,15 @@ def bytes_limit() -> int:
 
 
 class Clients:
-    """All that are connected. Used by one event loop alone."""
+    """All that are connected. Used by one event loop alone.
+
+    Attributes:
+        bytes_allowed: that all requests together may hold.
+    """
 
     def __init__(self, limit: int = CLIENTS_LIMIT, bytes_allowed: int | None = None) -> None:
         self._limit = limit
-        self._bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
+        self.bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
         self._held = 0
         self._all: set[Client] = set()
         self._idle: dict[Client, None] = {}  # who has been idle for longest comes first
@@ -69,7 +73,7 @@ class Clients:
 
     def hold(self, size: int) -> bool:
         """Some more bytes of a request have come; false when there is no room for them."""
-        if self._held + size > self._bytes_allowed:
+        if self._held + size > self.bytes_allowed:
             return False
         self._held += size
         return True

@@ -169,6 +169,18 @@ class Unservable(msgspec.Struct, frozen=True, tag="unservable"):
     ensembles: dict[str, str]
 
 
+class GrpcServed(msgspec.Struct, frozen=True, tag="grpc"):
+    """The gRPC form of the local inference API listens, or why it can't; said once, after the first `Expect`.
+
+    Attributes:
+        address: where it listens; empty when it does not.
+        problem: a sentence with the remedy; empty when it does.
+    """
+
+    address: str = ""
+    problem: str = ""
+
+
 class Window(msgspec.Struct, frozen=True, tag="window"):
     """What each artifact did since the last `Collect`, and the worker's resident memory in MiB."""
 
@@ -216,4 +228,4 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
 
 
 ToWorker = Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | Shutdown
-FromWorker = Ready | Loaded | Activated | Exposed | Unservable | Window | Peeked | Sampled
+FromWorker = Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | Sampled

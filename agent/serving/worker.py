@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ from agent.serving.ipc import (
     Expose,
     Exposed,
     FromWorker,
+    GrpcServed,
     Load,
     Loaded,
     Peek,
@@ -53,6 +54,9 @@ from agent.serving.registry import Registry
 from agent.telemetry.host import free_memory_mb, own_memory_mb
 from agent.trial import golden
 
+if TYPE_CHECKING:  # at run time only where gRPC is configured
+    from agent.serving.rpc.server import GrpcServer
+
 log = logging.getLogger("agent.worker")
 ResultT = TypeVar("ResultT")
 DRAIN_S = 10.0
@@ -64,10 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="agent.serving.worker", description="Started by shoal-agent, not by people.")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--listen", type=int, nargs="+", required=True)
+    parser.add_argument("--grpc", nargs="+", default=[])
     options = parser.parse_args()
     log_to_stderr("INFO")
     listeners = [socket.socket(fileno=one) for one in options.listen]
-    asyncio.run(Worker(listeners).run(socket.socket(fileno=options.fd)))
+    asyncio.run(Worker(listeners, options.grpc).run(socket.socket(fileno=options.fd)))
 
 
 class Worker:
@@ -75,10 +80,13 @@ class Worker:
 
     Args:
         listeners: sockets that listen; they stay open when this process ends, for the supervisor has them too.
+        grpc_addresses: where gRPC is to be served; empty for nowhere.
     """
 
-    def __init__(self, listeners: list[socket.socket]) -> None:
+    def __init__(self, listeners: list[socket.socket], grpc_addresses: list[str]) -> None:
         self._listeners = listeners
+        self._grpc_addresses = grpc_addresses
+        self._grpc: GrpcServer | None = None
         self._servers: list[asyncio.Server] = []
         self._registry = Registry()
         self._api = Api(self._registry)
@@ -106,6 +114,8 @@ class Worker:
         await asyncio.wait_for(self._drain(), DRAIN_S)
 
     async def _drain(self) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(DRAIN_S / 2)
         await self._api.ensembles.finished()
         for model in self._registry.all():
             await asyncio.to_thread(model.close)
@@ -121,6 +131,7 @@ class Worker:
                     self._api.expected = frozenset(message.models)
                     for server in self._servers:
                         await server.start_serving()
+                    await self._serve_grpc()
                 case ChooseSamples():
                     self._registry.choose_samples(message.models)
                 case Collect():
@@ -143,6 +154,26 @@ class Worker:
         if problems != self._unservable:
             self._unservable = problems
             self._send(Unservable(problems))
+
+    async def _serve_grpc(self) -> None:
+        """Listen for gRPC too, where that is wanted and not done yet. Without it HTTP is served all the same."""
+        addresses, self._grpc_addresses = self._grpc_addresses, []
+        if not addresses:
+            return
+        try:
+            from agent.serving.rpc.server import GrpcServer
+
+            server = GrpcServer(self._api, addresses)
+            listens_at = await server.start()
+        except ImportError as error:
+            detail = f"its libraries can't be imported ({error}): pip install 'shoal[grpc]'"
+        except (RuntimeError, OSError) as error:
+            detail = f"{' or '.join(addresses)} can't be had ({error}): end what listens there, or change grpc.listen"
+        else:
+            self._grpc = server
+            self._send(GrpcServed(listens_at))
+            return
+        self._send(GrpcServed(problem=f"gRPC is not served, HTTP is: {detail}"))
 
     def _change(self, message: Load | Activate | Expose | Unload) -> None:
         """Change what is loaded, and what answers."""

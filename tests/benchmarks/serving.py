@@ -22,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 import msgspec
 import numpy as np
 import onnxruntime
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
 
 from agent.client import Client
 from agent.protocol.manifest import Manifest
@@ -41,6 +43,7 @@ from tests.benchmarks.common import (
     write_conv,
     write_mlp,
 )
+from tests.serving_worker import serve, start_worker
 
 
 def main() -> None:
@@ -67,6 +70,7 @@ def main() -> None:
             added(checks, folder / "large", image, address, str(unix), rounds, seconds)
             batching(checks, row, address, rounds, seconds)
             throughput(checks, folder / "small", row, address, rounds, seconds)
+        by_grpc(checks, folder / "large", nets[folder / "large"], image, folder / "grpc.sock", rounds, seconds)
         shadowing(checks, folder / "large", nets[folder / "large"], image, folder / "shadow.sock", rounds, seconds)
         sketching(checks, nets[folder / "large"], image, rounds)
         chained(checks, folder, nets, {"image": image, "row": row}, rounds, seconds)
@@ -93,6 +97,39 @@ def added(
     for way, bound50 in (("HTTP", 0.5), ("Unix socket", 0.25), ("Python client, shared memory", 0.25)):
         checks.at_most(f"{way}: p50 added, ms", middle(found[way], 0.5) - floor50, bound50)
         checks.at_most(f"{way}: p99 added, ms", middle(found[way], 0.99) - floor99, 1.0)
+
+
+def by_grpc(checks: Checks, path: Path, net: Manifest, image: Any, unix: Path, rounds: int, seconds: float) -> None:
+    """A call of tritonclient by gRPC beside the same by HTTP, at one client and one worker."""
+    started = start_worker(str(unix), grpc=["127.0.0.1:0"])
+    assert started.grpc is not None
+    serve(started.channel, net, path)
+
+    def loop(module: Any, address: str) -> Callable[[], list[float]]:
+        client, tensor = module.InferenceServerClient(address), module.InferInput("x", list(image.shape), "FP32")
+        tensor.set_data_from_numpy(image)
+
+        def ask() -> list[float]:
+            times, until = [], time.perf_counter() + seconds
+            while (began := time.perf_counter()) < until:
+                client.infer("large", [tensor])
+                times.append(time.perf_counter() - began)
+            return times
+
+        return ask
+
+    try:
+        ways = {
+            "HTTP": loop(triton_http, started.url.removeprefix("http://")),
+            "gRPC": loop(triton_grpc, started.grpc.address),
+        }
+        found = take_turns(ways, rounds)
+    finally:
+        started.channel.close()
+        started.process.wait(30)
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        ratio = middle(found["gRPC"], share) / middle(found["HTTP"], share)
+        checks.report(f"tritonclient: {name} by gRPC ÷ by HTTP, 150 KB input", ratio)
 
 
 def shadowing(checks: Checks, path: Path, net: Manifest, image: Any, unix: Path, rounds: int, seconds: float) -> None:

@@ -21,6 +21,8 @@ HEAVY = (
     "typer",
     "httpx",
     "onnx",
+    "grpc",
+    "google.protobuf",
 )
 CODE = """
 import sys

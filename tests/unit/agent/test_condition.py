@@ -101,3 +101,14 @@ def test_what_is_known_outlives_the_agent(condition: Condition, tmp_path: Path) 
     assert codes(Condition(journal, spool, "serving.json can't be read", "state")) == ["stand_in", "journal_lost"]
     journal.close()
     spool.close()
+
+
+def test_grpc_that_is_not_served_is_told_of_until_it_is(condition: Condition) -> None:
+    condition.grpc_served("127.0.0.1:8471", "")
+    assert condition.reports() == ()
+    for _ in range(2):  # by each worker that is started
+        condition.grpc_served("", "gRPC is not served, HTTP is: …")
+    (told,) = condition.reports()
+    assert (told.code, told.count, told.ongoing) == ("grpc_not_served", 1, True)
+    condition.grpc_served("127.0.0.1:8471", "")
+    assert [one.ongoing for one in condition.reports()] == [False]

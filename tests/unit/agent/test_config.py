@@ -55,6 +55,15 @@ def test_bounds_of_the_disk(tmp_path: Path) -> None:
             load_config(written(tmp_path, FILE + f"store_keep_mb = {wrong}\n"), {})
 
 
+def test_grpc_is_off_and_on_loopback_unless_said(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, FILE), {}).grpc.addresses == []
+    on = load_config(written(tmp_path, FILE), {"SHOAL_AGENT_GRPC": "{ serve = true }"})
+    assert on.grpc.addresses == ["127.0.0.1:8471"]
+    path = tmp_path / "grpc.sock"
+    table = f'[grpc]\nserve = true\nlisten = "[::1]:9"\nunix_socket = "{path}"\n'
+    assert load_config(written(tmp_path, FILE + table), {}).grpc.addresses == ["[::1]:9", f"unix:{path}"]
+
+
 def test_how_long_an_inference_may_take(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, FILE), {}).hang_s == 120.0
     assert load_config(written(tmp_path, FILE + "hang_s = 0\n"), {"SHOAL_AGENT_HANG_S": "7.5"}).hang_s == 7.5
@@ -88,6 +97,11 @@ def test_a_device_without_an_id_keeps_the_one_it_gave_itself(tmp_path: Path) -> 
         ('ca_file = "/nowhere/ca.pem"', "ca_file"),
         ('unix_socket = "/nowhere/agent.sock"', "unix_socket"),
         (f'unix_socket = "/tmp/{"s" * 120}"', "unix_socket"),
+        ('grpc = "127.0.0.1:8471"', "grpc"),
+        ('grpc = { serve = "yes" }', "grpc.serve"),
+        ('grpc = { listen = "8471" }', "grpc.listen"),
+        ('grpc = { unix_socket = "/nowhere/grpc.sock" }', "grpc.unix_socket"),
+        ("grpc = { port = 8471 }", "grpc.port"),
         (f'tags = {{ site = "{"x" * 129}" }}', "tags"),
         ("state_dir = 3", "state_dir"),
         ('device_id = "camera\\n"', "device_id"),
