@@ -29,6 +29,7 @@ from agent.client.errors import (
     UnknownModelError,
 )
 from agent.client.memory import SharedMemory
+from agent.pipelines.content import content_type
 from agent.runtimes.base import Array
 
 ValueT = TypeVar("ValueT")
@@ -41,7 +42,7 @@ AGAIN_MOST_S = 1.0
 CUT_OFF_MOST = 3  # connections that end under one request, before it is taken to be the reason
 # Below, a copy through the socket costs no more than the words about a region: measured, 1 client, Unix socket.
 SHARED_FROM = 64 << 10
-IMAGES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"BM": "image/bmp"}
+UNKNOWN_IMAGE = "image/unknown"  # the API says which it takes
 
 
 class _Lane:
@@ -78,12 +79,13 @@ class _Lane:
         self._tell("unregister", b"", wait_s)  # what it knows by this name is another object, or nothing
         body = msgspec.json.encode({"key": f"/{self.memory.name}", "offset": 0, "byte_size": self.memory.size})
         reply = self._tell("register", body, wait_s)
-        if reply is not None and reply.status == 200:
-            self.memory.opened()
-        elif reply is not None:
+        if reply is None:
+            return False
+        if reply.status != 200:
             self._without()  # the agent's user may not read it, the API is not of this machine, or has no room
             return False
-        return self.memory.registered
+        self.memory.opened()
+        return True
 
     def _tell(self, what: str, body: bytes, wait_s: float) -> Reply | None:
         assert self.memory is not None
@@ -232,7 +234,8 @@ class Client:
         Raises:
             InferenceError: as `infer` does.
         """
-        kind = next((name for magic, name in IMAGES.items() if image.startswith(magic)), "image/unknown")
+        kind = content_type(image)
+        kind = kind if kind.startswith("image/") else UNKNOWN_IMAGE
         headers = {"Content-Type": kind} | ({"X-Request-ID": request_id} if request_id else {})
         reply = self._insist("POST", _path(model, version) + "/infer", image, headers, timeout_s)
         return outputs_of(reply.body, reply.headers.get("inference-header-content-length", ""))
