@@ -112,8 +112,15 @@ def test_the_least_sure_are_kept_survive_the_worker_and_go_when_turned_off(
 
 
 def workers() -> list[psutil.Process]:
-    living = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in living if "agent.serving.worker" in " ".join(one.cmdline())]
+    return [one for one in psutil.Process().children(recursive=True) if "agent.serving.worker" in words(one)]
+
+
+def words(process: psutil.Process) -> str:
+    """Its command line; nothing of one that has ended, also between being listed and being asked."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def answers(device: RealDevice) -> bool:
