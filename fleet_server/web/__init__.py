@@ -1,6 +1,7 @@
-"""Pages for people. For now: the API's own page, from files that lie here, so that it works without the internet.
+"""Pages for people: the dashboard below `/ui`, and the API's own page, from files that lie here: no internet is needed.
 
-`static/swagger-ui` holds swagger-ui-dist 5.35.0 as published, under its licence (Apache-2.0), without source maps.
+`static/swagger-ui` holds swagger-ui-dist 5.35.0 as published, under its licence (Apache-2.0), without source maps;
+`static/vendor` holds htmx.org, htmx-ext-sse and uPlot as published, each with its licence and its version in its name.
 """
 
 from __future__ import annotations
@@ -10,18 +11,28 @@ import hashlib
 import re
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
+
+from fleet_server.web import live
+from fleet_server.web.api import ApiError, segment
+from fleet_server.web.cookies import CookieSessions
+from fleet_server.web.pages import access, audit, devices, models, rollouts, sign_in
+from fleet_server.web.templating import render
 
 STATIC = Path(__file__).parent / "static"
 _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_pages(app: FastAPI) -> None:
-    """Serve `/docs` and what it needs."""
+    """Serve the dashboard, `/docs` and what they need."""
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    for part in (sign_in, devices, models, rollouts, audit, access, live):
+        app.include_router(part.router)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_middleware(CookieSessions)
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
@@ -35,6 +46,20 @@ def add_pages(app: FastAPI) -> None:
         )
         page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode())
         return page
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What a page says when the API refuses what it needs: who is not signed in, signs in."""
+    assert isinstance(error, ApiError)
+    if error.status != 401:
+        headings = {403: "Not yours to see", 404: "Not found"}
+        heading = headings.get(error.status, "That did not work")
+        return render(request, "problem.html", error.status, heading=heading, said=error.problem)
+    target = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+    wanted = f"/ui/sign-in?next={segment(target)}" if request.method == "GET" else "/ui/sign-in"
+    if "hx-request" in request.headers:
+        return Response(status_code=204, headers={"HX-Redirect": "/ui/sign-in"})
+    return RedirectResponse(wanted, 303)
 
 
 def _policy(html: str) -> str:

@@ -1,0 +1,51 @@
+"""Server-sent events that tell a page that what it shows has changed: it then fetches the part anew.
+
+What has changed is known by the ETags of the API: they are asked for here, so that a page that is open costs one
+connection and sends nothing while nothing happens, whichever server the change was made by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from fleet_server.web.api import Api
+
+LOOK_S = 2.0
+KEEP_S = 20.0  # after so long without a word, proxies think that nobody is there
+LONGEST_S = 3600.0  # then the browser connects anew, and is asked who it is
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/ui/live")
+async def live(
+    request: Request, watch: Annotated[list[str], Query(max_length=8, description="Paths below /api/v1.")]
+) -> StreamingResponse:
+    """An event `changed` each time that one of some paths says something else."""
+    events = _events(request, [path if path.startswith("/") else f"/{path}" for path in watch])
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _events(request: Request, paths: list[str]) -> AsyncIterator[bytes]:
+    api = Api(request)
+    known = await _tags(api, paths)
+    yield b": watching\n\n"
+    silent = elapsed = 0.0
+    while elapsed < LONGEST_S and not await request.is_disconnected():
+        await asyncio.sleep(LOOK_S)
+        silent, elapsed = silent + LOOK_S, elapsed + LOOK_S
+        tags = await _tags(api, paths)
+        if tags != known:
+            known, silent = tags, 0.0
+            yield b"event: changed\ndata: \n\n"
+        elif silent >= KEEP_S:
+            silent = 0.0
+            yield b": still here\n\n"
+
+
+async def _tags(api: Api, paths: list[str]) -> list[str]:
+    return list(await asyncio.gather(*(api.tag(path) for path in paths)))
