@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from fleet_server.app import create_app
 from fleet_server.settings import Settings
 from tests.fleet import LocalFleet
-
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +24,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 def test_the_page_lists_every_operation_without_the_internet(
-    fleet: LocalFleet, browser: Browser, tmp_path_factory: pytest.TempPathFactory
+    fleet: LocalFleet, browser: Browser, pictures: Path
 ) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 1600})
     requests: list[str] = []
@@ -51,7 +39,7 @@ def test_the_page_lists_every_operation_without_the_internet(
     page.locator("#operations-rollouts-create_rollout .opblock-summary-control").click()
     page.wait_for_selector("#operations-rollouts-create_rollout .opblock-body")
     assert "latency_p95_ratio" in page.locator("#operations-rollouts-create_rollout .opblock-body").inner_text()
-    page.screenshot(path=str(tmp_path_factory.getbasetemp() / "api-page.png"), full_page=True)
+    page.screenshot(path=pictures / "api-page.png", full_page=True)
     assert problems == []
     assert [url for url in requests if not url.startswith((fleet.url, "data:"))] == []
     page.close()

@@ -1,0 +1,272 @@
+"""A new user in a real browser: signs in, pushes a model, sees variants appear, rolls out, watches, and takes it back.
+
+Every page is looked at in light, dark and on a phone: pictures are kept, and axe finds nothing serious.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.fleet import LocalFleet, wait_until, write_classifier, write_data
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "has_touch": True},
+}
+PASSWORD = "seven grey herrings"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A server with three devices of one profile, and a user who may roll out."""
+    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
+    try:
+        fleet.start_server()
+        for name in ("cam-1", "cam-2", "cam-3"):
+            fleet.start_agent(name, site="plant7")
+        profile = {
+            "name": "cameras",
+            "match": {"tags.site": "plant7"},
+            "runtime": "onnx",
+            "precisions": ["fp32", "int8"],
+        }
+        fleet.post("/profiles", profile | {"budgets": {"accuracy_drop_points": 5}})
+        fleet.post("/users", {"name": "ada", "password": PASSWORD, "role": "admin"})
+        write_classifier(fleet.folder / "tri.onnx")
+        write_data(fleet.folder / "evaluation.npz", rows=200, seed=1)
+        write_data(fleet.folder / "calibration.npz", rows=100, seed=2, labelled=False)
+        wait_until("three devices", lambda: len([d for d in fleet.get("/devices")["items"] if d["profile"]]) == 3)
+        yield fleet
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What a page's console complains of."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def signed_in(fleet: LocalFleet, browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(base_url=fleet.url, **LOOKS["light"])
+    page = context.new_page()
+    page.goto("/")
+    expect(page).to_have_url(re.compile("/ui/sign-in"))
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("wrong")
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    page.close()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(signed_in: BrowserContext, problems: list[str]) -> Iterator[Page]:
+    page = signed_in.new_page()
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    page.close()
+    assert problems == []
+
+
+def test_from_a_file_to_a_rollout_that_is_taken_back(fleet: LocalFleet, page: Page) -> None:
+    push(fleet, page, "1")
+    expect(page.get_by_role("heading", level=1)).to_have_text("tri@1")
+    page.get_by_role("button", name="Build").click()
+    expect(page.locator(".badge.ready")).to_be_visible(timeout=120_000)  # told by the server: nobody reloads the page
+    page.get_by_role("link", name="cameras").click()
+    expect(page.get_by_role("heading", name="Candidates")).to_be_visible()
+    expect(page.locator("tbody")).to_contain_text(["picked"])
+
+    fleet.rollout("tri@1")
+    wait_until("tri@1 everywhere", lambda: fleet.get("/rollouts")["items"][0]["state"] == "succeeded")
+    push(fleet, page, "2")
+    fleet.build("tri@2", "cameras")
+    page.reload()
+    page.get_by_role("link", name="Roll out").click()
+    sizes = page.get_by_label("Size of the stage")
+    for at, size in enumerate(("1", "100")):
+        sizes.nth(at).fill(size)
+    page.get_by_label("Unit").first.select_option("count")
+    page.get_by_label("Seconds to watch").nth(0).fill("1")
+    page.get_by_label("Seconds to watch").nth(1).fill("600")
+    page.get_by_label("Remove the stage").nth(2).click()
+    page.get_by_label("also variants that no device has measured yet").check()
+    page.get_by_role("button", name="Dry run").click()
+    expect(page.locator("#preview")).to_contain_text("would start")
+    page.get_by_role("button", name="Start").click()
+
+    expect(page.get_by_role("heading", name="Stop rules")).to_be_visible()
+    expect(page.locator(".stages .open")).to_contain_text("Stage 2", timeout=60_000)
+    expect(page.locator(".stat", has_text="active").first).to_contain_text("3", timeout=60_000)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Abort and revert").click()
+    expect(page.locator(".badge.reverted")).to_be_visible(timeout=60_000)
+    serving = [one["version"] for device in fleet.get("/devices")["items"] for one in device["serving"]]
+    assert serving == ["1", "1", "1"]
+
+
+def push(fleet: LocalFleet, page: Page, version: str) -> None:
+    page.goto("/ui/models/new")
+    page.get_by_label("Model", exact=True).fill("tri")
+    page.get_by_label("Version").fill(version)
+    for label, file in (
+        ("Model file", "tri.onnx"),
+        ("Evaluation rows", "evaluation.npz"),
+        ("Calibration", "calibration.npz"),
+    ):
+        drop = page.locator(".drop", has_text=label)
+        drop.locator("input[type=file]").set_input_files(fleet.folder / file)
+        expect(drop.get_by_role("status")).to_contain_text("uploaded")
+    page.get_by_role("button", name="Push").click()
+    expect(page).to_have_url(re.compile(f"/ui/models/tri/{version}$"))
+
+
+def test_bad_input_is_answered_where_it_was_typed(page: Page, problems: list[str]) -> None:
+    page.goto("/ui/devices")
+    page.get_by_label("Query").fill("site=")
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("alert")).to_contain_text("query")
+    expect(page.get_by_label("Query")).to_have_value("site=")
+    page.goto("/ui/rollouts/new?version=nothing@1")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_contain_text("nothing")
+    problems.clear()  # that a page was answered with 4xx, Chromium says too
+
+
+def test_devices_are_found_and_tagged_together(fleet: LocalFleet, page: Page) -> None:
+    page.goto("/ui/devices")
+    page.get_by_label("Query").fill("id==cam-*")
+    page.get_by_role("button", name="Find").click()
+    page.get_by_label("Tick cam-1").check()
+    page.get_by_label("Tick cam-3").check()
+    page.get_by_label("Tag", exact=True).fill("line")
+    page.get_by_label("Value").fill("4")
+    page.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("status")).to_contain_text("2 devices changed")
+    assert [one["id"] for one in fleet.get("/devices", query="line==4")["items"]] == ["cam-1", "cam-3"]
+    page.get_by_label("all that the query holds for").check()
+    page.get_by_label("Tag", exact=True).fill("floor")
+    page.get_by_label("Value").fill("1")
+    page.get_by_role("button", name="Set").click()
+    expect(page.get_by_role("status")).to_contain_text("3 devices changed")
+    page.get_by_role("link", name="cam-2").click()
+    expect(page.locator("main")).to_contain_text("floor=1")
+
+
+def test_a_device_is_held_with_the_keyboard_alone(fleet: LocalFleet, page: Page) -> None:
+    page.goto("/ui/devices/cam-1")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.get_by_label("Why no rollout may touch it").focus()
+    page.keyboard.type("being moved")
+    page.keyboard.press("Enter")
+    expect(page.locator(".note", has_text="being moved")).to_be_visible()
+    assert fleet.get("/devices/cam-1")["hold"]["by"] == "ada"
+    page.get_by_role("button", name="Release").click()
+    expect(page.locator(".note", has_text="being moved")).to_have_count(0)
+
+
+def test_a_token_is_shown_once(page: Page) -> None:
+    page.goto("/ui/access")
+    section = page.locator("#enrolment")
+    section.get_by_role("button", name="Make").click()
+    expect(page.get_by_role("status")).to_contain_text("not shown again")
+    page.goto("/ui/access")
+    expect(page.get_by_role("status")).to_have_count(0)
+    expect(page.locator("#enrolment")).to_contain_text("1 left")
+
+
+def test_the_audit_log_tells_who_did_it_and_is_whole(page: Page) -> None:
+    page.goto("/ui/audit?actor=ada")
+    expect(page.locator("tbody")).to_contain_text("ada")
+    page.get_by_role("button", name="Check that it is whole").click()
+    expect(page.get_by_role("status")).to_contain_text("Whole")
+
+
+def test_another_site_can_not_act_for_who_is_signed_in(fleet: LocalFleet, signed_in: BrowserContext) -> None:
+    cookies = {one["name"]: one["value"] for one in signed_in.cookies()}
+    headers = {"Cookie": f"shoal_session={cookies['shoal_session']}"}
+    path = f"{fleet.url}/api/v1/devices/cam-1/hold"
+    import httpx
+
+    body = {"reason": "by another site"}
+    for more in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://elsewhere.invalid"}, {}):
+        assert httpx.post(path, json=body, headers=headers | more).status_code == 401
+    assert httpx.get(f"{fleet.url}/api/v1/me", headers=headers).status_code == 200
+    assert httpx.post(path, json=body, headers=headers | {"Sec-Fetch-Site": "same-origin"}).status_code == 200
+    assert httpx.post(f"{fleet.url}/api/v1/devices/cam-1/release", headers=fleet.authorization).status_code == 200
+
+
+def pages(fleet: LocalFleet) -> dict[str, str]:
+    """Every page there is, by the name of its picture."""
+    rollout = fleet.get("/rollouts")["items"][0]["id"]
+    variant = fleet.get("/variants")["items"][0]["id"]
+    return {
+        "sign-in": "/ui/sign-in",
+        "devices": "/ui/devices",
+        "device": "/ui/devices/cam-1",
+        "models": "/ui/models",
+        "model": "/ui/models/tri",
+        "model-new": "/ui/models/new",
+        "version": "/ui/models/tri/1",
+        "variant": f"/ui/variants/{variant}",
+        "rollouts": "/ui/rollouts",
+        "rollout-new": "/ui/rollouts/new?version=tri@1",
+        "rollout": f"/ui/rollouts/{rollout}",
+        "audit": "/ui/audit",
+        "access": "/ui/access",
+        "not-found": "/ui/devices/nobody",
+    }
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_page_can_be_read_by_everyone(
+    fleet: LocalFleet, browser: Browser, signed_in: BrowserContext, pictures: Path, look: str
+) -> None:
+    context = browser.new_context(base_url=fleet.url, **LOOKS[look])
+    context.add_cookies([{**one, "url": fleet.url} for one in without_places(signed_in)])
+    page, axe = context.new_page(), Axe()
+    found: dict[str, list[str]] = {}
+    elsewhere: list[str] = []
+    page.on("request", lambda request: elsewhere.append(request.url) if not inside(fleet, request.url) else None)
+    for name, path in pages(fleet).items():
+        page.goto(path)
+        page.screenshot(path=pictures / f"{name}-{look}.png", full_page=True)
+        serious = [
+            f"{one['id']}: {one['nodes'][0]['html'][:160]}"
+            for one in axe.run(page).response["violations"]
+            if one["impact"] in {"serious", "critical"}
+        ]
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        if wide > 0:
+            serious.append(f"it is {wide} pixels wider than the window")
+        if serious:
+            found[name] = serious
+    context.close()
+    assert found == {}
+    assert elsewhere == []
+
+
+def without_places(context: BrowserContext) -> list[dict[str, Any]]:
+    """Cookies of a context, for another of the same address."""
+    return [{"name": one["name"], "value": one["value"], "httpOnly": True} for one in context.cookies()]
+
+
+def inside(fleet: LocalFleet, url: str) -> bool:
+    return url.startswith((fleet.url, "data:"))
