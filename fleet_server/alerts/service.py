@@ -42,7 +42,7 @@ SpecT = TypeVar("SpecT", RuleSpec, RouteSpec)
 MOST_RULES = 200  # of a fleet: each is a query over it, again and again
 MOST_ROUTES = 50
 LONGEST_SILENCE = dt.timedelta(days=366)
-RESELECTS = ("query", "model", "below", "window_s")  # changed, other subjects may be meant: what was open is over
+RESELECTS = ("query", "model", "low", "seconds")  # changed, other subjects may be meant: what was open is over
 
 
 # -- rules
@@ -92,9 +92,10 @@ def change_rule(session: Session, rule: AlertRule, change: RuleUpdate, *, actor:
     if "query" in given:
         _check_query(session, rule.fleet_id, spec.query)
     rule.spec = spec.model_dump(mode="json")
-    if any(rule.spec[name] != before.get(name) for name in RESELECTS):
+    old = RuleSpec.model_validate(before)
+    if any(getattr(spec, name) != getattr(old, name) for name in RESELECTS):
         repository.close_alerts(session, rule.id, max(utc_now(), rule.clock_at), "its rule was changed")
-    elif spec.severity.value != before["severity"]:
+    elif spec.severity is not old.severity:
         open_ones = repository.open_alerts(session, rule.id)
         repository.change_alerts(session, [{"id": one.id, "severity": spec.severity.value} for one in open_ones])
     session.flush()

@@ -13,9 +13,10 @@ from enum import StrEnum
 from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, device_topic
-from fleet_server.enrolment.ids import SERVER_NAME
+from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic, device_topic
+from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
 from fleet_server.gateway import mosquitto
+from fleet_server.models.access import DEFAULT_FLEET
 
 SUBJECTS = ROOT.replace("/", ".")
 VERNEMQ = """\
@@ -123,7 +124,8 @@ def files(kind: BrokerKind, place: Place, devices: Sequence[tuple[str, str]]) ->
 
 
 def _nats(place: Place, devices: Sequence[tuple[str, str]]) -> str:
-    users = [_nats_user(f"CN={SERVER_NAME},O=default", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])]
+    users = [_nats_user(f"CN={SERVER_NAME},O={DEFAULT_FLEET}", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])]
+    users.append(_nats_user(f"CN={LISTENER_NAME},O={DEFAULT_FLEET}", {"deny": [">"]}, [subject(alerts_topic("*"))]))
     for device_id, fleet in devices:
         own = device_topic(device_id, next(iter(FROM_DEVICE))).rpartition("/")[0]
         speaks = [subject(f"{own}/{leaf}") for leaf in sorted(FROM_DEVICE)]
@@ -150,7 +152,7 @@ def subject(topic: str) -> str:
     return ".".join(level.replace(".", "//") for level in topic.split("/"))
 
 
-def _nats_user(name: str, publish: list[str], subscribe: list[str]) -> str:
+def _nats_user(name: str, publish: list[str] | dict[str, list[str]], subscribe: list[str]) -> str:
     """`$MQTT.sub` is how NATS delivers QoS 1 to a client."""
     permissions = {"publish": publish, "subscribe": [*subscribe, "$MQTT.sub.>"]}
     kinds = ["MQTT"]
