@@ -23,6 +23,7 @@ VERNEMQ = """\
 # Written by Shoal: shoal broker config --kind vernemq
 # VerneMQ takes whatever client id a client names: a device may end another's session (not read or write its topics).
 accept_eula = no
+# Who may listen to alerts (shoal broker listener) may listen to artifacts that are broadcast too.
 # The only listener wants a certificate of the fleet's CA; its name is the user that the access list knows.
 allow_anonymous = on
 allow_register_during_netsplit = on
@@ -118,7 +119,7 @@ def files(kind: BrokerKind, place: Place, devices: Sequence[tuple[str, str]]) ->
                 message=LIMITS.message_bytes,
                 connections=mosquitto.CONNECTIONS,
             )
-            return {"vernemq.conf": text, "acl": mosquitto.access_list()}
+            return {"vernemq.conf": text, "acl": mosquitto.access_list(denies=False)}
         case BrokerKind.NATS:
             return {"nats.conf": _nats(place, devices)}
 

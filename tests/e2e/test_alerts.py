@@ -111,3 +111,49 @@ def test_a_device_that_goes_and_comes_back_is_told_by_every_way(
     wait_until("the second e-mail", lambda: len(sink.got) == 2)
     found = fleet.get(f"/alerts/{alert['id']}")
     assert (found["state"], found["comment"]) == ("resolved", "on my way")
+
+
+def test_the_command_line(fleet: LocalFleet, tmp_path: Path) -> None:
+    environment = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": fleet.token, "COLUMNS": "250"}
+    fleet.start_agent("cam-1")
+    wait_until("the device", lambda: fleet.get("/devices")["items"])
+    wait_until("what is shipped", lambda: fleet.get("/alert-routes")["items"])
+
+    def shoal(*words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, list(words), env=environment)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    def shown(*words: str) -> Any:
+        return json.loads(shoal(*words, "-o", "json"))
+
+    of_rule = ("--above", "50", "--clear", "40", "--for", "5m", "--query", "id==cam-*", "--window", "10m")
+    made = shown("alert", "rule", "create", "slow", "--metric", "latency_p95_ms", *of_rule)
+    assert (made["threshold"], made["clear"], made["for_s"], made["window_s"]) == (50, 40, 300, 600)
+    assert shown("alert", "rule", "change", "slow", "--disable", "--severity", "critical")["enabled"] is False
+    shoal("alert", "rule", "change", "slow", code=2)
+    shoal("alert", "rule", "change", "slow", "--for", "soon", code=2)
+    shoal("alert", "rule", "create", "both", "--metric", "cpu_percent", "--above", "1", "--below", "2", code=2)
+    assert "latency_p95_ms > 50 ms" in shoal("alert", "rule", "ls")
+    assert shown("alert", "rule", "show", "slow")["severity"] == "critical"
+    shoal("alert", "rule", "delete", "slow", "--yes")
+    shoal("alert", "rule", "show", "slow", code=4)
+
+    route = shown("alert", "route", "create", "bus", "--kind", "mqtt", "--rule", "offline", "--repeat", "1d")
+    assert (route["rules"], route["repeat_s"]) == (["offline"], 86_400)
+    assert shown("alert", "route", "change", "bus", "--disable", "--severity", "warning")["enabled"] is False
+    assert "bus" in shoal("alert", "route", "ls")
+    assert "shoal/v1/alerts/default" in shoal("alert", "route", "test", "bus")
+    assert shown("alert", "route", "show", "bus")["least_severity"] == "warning"
+    shoal("alert", "route", "delete", "bus", "--yes")
+
+    silence = shown("alert", "silence", "create", "--rule", "offline", "--for", "3h", "--comment", "power works")
+    assert "power works" in shoal("alert", "silence", "ls")
+    assert shown("alert", "silence", "show", silence["id"])["active"]
+    shoal("alert", "silence", "end", silence["id"])
+    assert "nothing is silenced" in shoal("alert", "silence", "ls")
+    assert "nothing" in shoal("alert", "ls")
+    assert "nothing" in shoal("alert", "counts")
+
+    shoal("broker", "listener", "--out", str(tmp_path / "listener"))
+    assert {one.name for one in (tmp_path / "listener").iterdir()} == {"alerts.key", "alerts.pem", "ca.pem"}
