@@ -20,7 +20,7 @@ from fleet_server.ticker import Ticker
 
 log = logging.getLogger(__name__)
 LEASE = "alert-keeper"
-LEASE_S = 60.0
+LEASE_S = 15.0  # at least, and three turns: who takes over too early looks at what was looked at, and finds nothing new
 SWEEP_TICKS = 360
 
 
@@ -30,7 +30,7 @@ class AlertKeeper:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._lease = DatabaseLease(database, LEASE, LEASE_S)
+        self._lease = DatabaseLease(database, LEASE, max(LEASE_S, 3 * settings.alert_tick_s))
         self._ticker = Ticker(LEASE, lambda: self.tick(utc_now()), settings.alert_tick_s)
         self._turn = 0
         self._looked: dict[str, int] = {}  # turn of the last look at each rule

@@ -22,10 +22,10 @@ from fleet_server.webhooks.schedule import Outcome, next_try
 
 log = logging.getLogger(__name__)
 LEASE = "alert-mailer"
-LEASE_S = 120.0  # longer than what is sent in one turn without holding it anew
+LEASE_S = 40.0  # longer than a conversation takes that goes well; who takes over meanwhile sends it again
 EVERY_S = 2.0
 AT_ONCE = 20
-TIMEOUT_S = 20.0  # of each step of a conversation
+TIMEOUT_S = 10.0  # of each step of a conversation
 LIFETIME = dt.timedelta(hours=24)
 PERMANENT = 500  # replies from here on mean that trying again is of no use (RFC 5321)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import func, select
@@ -15,6 +15,7 @@ from fleet_server.domain.alerting import Metric
 from fleet_server.models import DeviceAttribute, ModelWindowRow, TelemetrySeries
 from fleet_server.telemetry.sketches import unpack_cells, unpack_latency
 
+ROWS = 5_000  # at a time
 QUANTILES = {Metric.LATENCY_P50_MS: 0.5, Metric.LATENCY_P95_MS: 0.95, Metric.LATENCY_P99_MS: 0.99}
 
 
@@ -102,5 +103,7 @@ def find_accuracy(scope: Scope) -> Findings:
     }
 
 
-def _rows(scope: Scope, column: Any) -> Sequence[Any]:
-    return scope.session.execute(windows(scope, column)).all()
+def _rows(scope: Scope, column: Any) -> Iterator[tuple[str, str, bytes]]:
+    """Of many windows a part at a time is in memory."""
+    for row in scope.session.execute(windows(scope, column).execution_options(yield_per=ROWS)):
+        yield row[0], row[1], row[2]
