@@ -20,6 +20,9 @@ from fleet_server.access.authorization import RequestLimits, authorize
 from fleet_server.access.bootstrap import bootstrap_token
 from fleet_server.access.oidc import OidcVerifier
 from fleet_server.addresses import is_loopback
+from fleet_server.alerts import endpoints as alerts
+from fleet_server.alerts.keeper import AlertKeeper
+from fleet_server.alerts.mail import AlertMailer
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.conversions import endpoints as conversions
@@ -87,6 +90,7 @@ TAGS = [
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
+    {"name": "alerts", "description": "Rules over what the fleet says, what came of them, and who is told."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
     {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
     {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
@@ -118,7 +122,9 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
         max_body_size=settings.request_max_mb << 20,
     )
-    subjects = (devices, catalog, conversions, gates, rollouts, telemetry, samples, enrolment, trust, webhooks, access)
+    subjects = (
+        devices, catalog, conversions, gates, rollouts, telemetry, samples, alerts, enrolment, trust, webhooks, access,
+    )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
@@ -179,6 +185,8 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         Reminder(database, settings),
         GateKeeper(database, settings),
         SampleKeeper(database, artifacts, settings),
+        AlertKeeper(database, settings),
+        AlertMailer(database, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
+from fleet_server.cli.alerts import alert
 from fleet_server.cli.broker import broker
 from fleet_server.cli.bundles import bundle
 from fleet_server.cli.convert import convert
@@ -50,6 +51,7 @@ for name, group in (
     ("user", user),
     ("token", token),
     ("trust", trust),
+    ("alert", alert),
     ("webhook", webhook),
     ("audit", audit),
     ("server", server),
