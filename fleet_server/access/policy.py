@@ -32,6 +32,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
         *("list_sampling_rules", "show_sampling_rule", "list_sample_requests", "show_sample_request"),
         *("list_sample_sets", "show_sample_set"),
+        *("list_commands", "show_command"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -40,6 +41,8 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         # Samples hold what a model was asked: a viewer sees that there are some, and not what is in them.
         *("create_sample_request", "cancel_sample_request", "delete_sampling_rule"),
         *("download_sample_set", "delete_sample_set"),
+        # A log may say what an owner would not tell everybody.
+        *("command_device", "command_devices", "cancel_command", "list_command_lines", "follow_command_log"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),

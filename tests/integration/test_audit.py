@@ -278,6 +278,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     trust_operations(walk, application.state.settings)
     webhook_operations(walk, database)
     sample_operations(walk, application)
+    command_operations(walk, database)
     with database.write() as session:
         session.get_one(Device, "d").online = False
     walk("forget_device", "device.forget", "delete", "devices/d")
@@ -346,6 +347,16 @@ def sample_operations(walk: Walk, application: FastAPI) -> None:
     walk("create_sample_request", "samples.request", "post", "sample-requests", json=body)
     walk("cancel_sample_request", "samples.cancel", "post", f"sample-requests/{request.id}/cancel")
     walk("delete_sample_set", "samples.delete", "delete", f"sample-sets/{stored.id}")
+
+
+def command_operations(walk: Walk, database: Database) -> None:
+    with database.write() as session:
+        device = session.get_one(Device, "d")
+        device.facts = {**device.facts, "features": ["commands"], "commands": {"facts": True}}
+        device.online = False
+    command = walk("command_device", "command.create", "post", "devices/d/commands", json={"kind": "facts"})
+    walk("cancel_command", "command.cancel", "post", f"commands/{command['id']}/cancel")
+    walk("command_devices", "command.create", "post", "commands", json={"kind": "facts", "devices": ["d"]})
 
 
 def trust_operations(walk: Walk, settings: Settings) -> None:

@@ -21,7 +21,9 @@ from fleet_server.catalog.service import InspectionRecord, discard_uploads
 from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
 from fleet_server.models import (
+    CommandLogLine,
     Deployment,
+    DeviceCommand,
     DeviceIdentity,
     Enrolment,
     GateRun,
@@ -161,6 +163,17 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
         )  # fmt: skip
         session.add(samples)
         session.flush()
+        command = DeviceCommand(
+            **of_fleet, device_id="alpha-device", kind="logs", arguments={}, state="succeeded", created_by="alpha-user",
+            deadline_at=utc_now(),
+        )  # fmt: skip
+        session.add(command)
+        session.flush()
+        session.add(
+            CommandLogLine(
+                command_id=command.id, sequence=1, at=0.0, level="INFO", source="agent", logger="agent", text="alpha"
+            )
+        )
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
             Deployment(
@@ -173,7 +186,7 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
             "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
             "webhook_id": webhook_id, "delivery_id": letter.id,
-            "sample_request_id": wanted_samples.id, "set_id": samples.id,
+            "command_id": command.id, "sample_request_id": wanted_samples.id, "set_id": samples.id,
             "enrolment_id": asked.id, "enrolment_token_id": enrolment_token_id,
         }  # fmt: skip
 
@@ -241,6 +254,11 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"model": "alpha-model", "devices": ["alpha-device"]}, 404),
             ({"model": "own", "devices": ["alpha-device"]}, 404),
             ({"model": "own", "query": "id==alpha-*"}, 422),
+        ],
+        "command_device": [({"kind": "facts"}, 404)],
+        "command_devices": [
+            ({"kind": "facts", "devices": ["alpha-device"]}, 404),
+            ({"kind": "facts", "query": "id==alpha-*"}, 422),
         ],
         "change_webhook": [({"active": True}, 404)],
         "rotate_webhook_secret": [({}, 404)],
