@@ -138,6 +138,15 @@ class Inference:
         """Manifests of what answers requests."""
         return [self._manifests[one.deployment_id] for one in self._serving.values()]
 
+    @property
+    def _models(self) -> frozenset[str]:
+        return frozenset(self._serving)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the worker is there and loads nothing: what does not serve now will not in a moment."""
+        return self._is_ready and not (self._loads or self._activations or self._stand_ins.loading)
+
     def replace(self) -> str:
         """Replace the worker by a new one that serves the same; `replacement` says how far that is.
 
@@ -146,10 +155,10 @@ class Inference:
         """
         if not self._is_ready or (self.replacement is not None and not self.replacement.over):
             return "the inference worker is just being started: send it again in a minute"
-        if self._loads or self._activations or self._probation.watched or self._stand_ins.loading:
+        if not self.settled or self._probation.watched:
             return "a version is being loaded or watched, and would be taken back: wait until that is over"
         log.warning("the inference worker is replaced because somebody asked for it")
-        self.replacement = Replacement(frozenset(self._serving), time.monotonic())
+        self.replacement = Replacement(self._models, time.monotonic())
         self._is_ready = False
         self._updater.worker_leaves()
         self.collect()
@@ -214,10 +223,9 @@ class Inference:
 
     def _expect(self) -> None:
         """Tell the worker which models ought to be served, where that has changed; then it takes requests."""
-        if self._is_ready and self.replacement is not None and not self.replacement.over:
-            loading = bool(self._loads or self._activations or self._stand_ins.loading)
-            if not self.replacement.looked(frozenset(self._serving), time.monotonic(), loading=loading):
-                return
+        new = self.replacement
+        if self._is_ready and new and not new.looked(self._models, time.monotonic(), loading=not self.settled):
+            return
         records = self._updater.records.values()
         expected = frozenset(
             {*self._good.models, *(one.manifest.model for one in records if one.phase is Phase.ACTIVE)}

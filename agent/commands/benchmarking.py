@@ -9,45 +9,61 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from agent.commands.benchmark_job import JOB_FILE, RESULT_FILE, BenchmarkJob
-from agent.commands.execution import Outcome, RefusedError
+from agent.commands.execution import Outcome
 from agent.protocol.commands import CommandPhase, CommandResult, ModelBenchmark
 from agent.protocol.manifest import Manifest
 from agent.update.store import ArtifactStore
 
+WAITS_S = 60.0
 LONGEST_LOAD_S = 300.0  # beside the seconds that it is run for
 TAIL_BYTES = 500
+
+
+class Serving(Protocol):
+    """What serves."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being loaded."""
+        ...
+
+    def served(self) -> list[Manifest]:
+        """Manifests of what answers requests."""
+        ...
 
 
 class Benchmarking:
     """Benchmarks some models.
 
     Args:
-        manifests: of what serves.
+        runtime: what serves.
+        models: only these; empty for all.
         store: where the artifacts are.
         folder: for what the processes read and write; made, and removed at the end.
         seconds: how long each is run.
         environment: of the processes.
-
-    Raises:
-        RefusedError: when nothing serves.
+        now: of a clock that is never set, in seconds.
     """
 
     def __init__(
         self,
-        manifests: Sequence[Manifest],
+        runtime: Serving,
+        models: Sequence[str],
         store: ArtifactStore,
         folder: Path,
         *,
         seconds: float,
         environment: Mapping[str, str],
+        now: float,
     ) -> None:
-        if not manifests:
-            raise RefusedError("nothing_serves", "no such model serves on this device: see `shoal device show`")
-        self._waiting = deque(manifests)
+        self._runtime, self._models = runtime, frozenset(models)
+        self._waits_until = now + WAITS_S
+        self._waiting: deque[Manifest] | None = None  # until what ought to serve does
         self._store, self._folder = store, folder
         self._seconds, self._environment = seconds, dict(environment)
         self._done: list[ModelBenchmark] = []
@@ -57,6 +73,8 @@ class Benchmarking:
 
     def step(self, now: float) -> Outcome | None:
         """Look at the one that is run, or begin the next."""
+        if self._waiting is None:
+            return self._look(now)
         if self._process is not None:
             self._watch(self._process, now)
         elif self._waiting:
@@ -64,6 +82,17 @@ class Benchmarking:
         else:
             return self._outcome()
         return None
+
+    def _look(self, now: float) -> Outcome | None:
+        """Wait until what ought to serve does, as it does not yet when an agent starts."""
+        if not self._runtime.settled and now < self._waits_until:
+            return None
+        served = self._runtime.served()
+        self._waiting = deque(one for one in served if not self._models or one.model in self._models)
+        if self._waiting:
+            return None
+        detail = "no such model serves on this device: see `shoal device show`"
+        return Outcome(CommandPhase.FAILED, "nothing_serves", detail)
 
     def end(self) -> Outcome | None:
         """End the process; what was measured by then is told where some of it was."""

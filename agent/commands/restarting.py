@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from agent.commands.execution import Outcome, RefusedError
+from agent.commands.execution import Outcome
 from agent.protocol.commands import CommandPhase, CommandResult
 from agent.replacement import Replacement
+
+WAITS_S = 60.0
 
 
 class Runtime(Protocol):
@@ -25,22 +27,22 @@ class Runtime(Protocol):
 class Restarting:
     """One replacement.
 
+    It waits a while for its moment: a command that comes when an agent starts finds a worker that does so too.
+
     Args:
         runtime: to replace.
-
-    Raises:
-        RefusedError: when it is no moment for it.
+        now: of a clock that is never set, in seconds.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        why = runtime.replace()
-        if why:
-            raise RefusedError("busy", why)
-        assert runtime.replacement is not None
-        self._replacement = runtime.replacement
+    def __init__(self, runtime: Runtime, now: float) -> None:
+        self._runtime = runtime
+        self._until = now + WAITS_S
+        self._replacement: Replacement | None = None
 
-    def step(self, now: float) -> Outcome | None:  # noqa: ARG002
-        """Whether the new one serves what the old one did."""
+    def step(self, now: float) -> Outcome | None:
+        """Begin, or look whether the new one serves what the old one did."""
+        if self._replacement is None:
+            return self._try(now)
         done = self._replacement
         if not done.over:
             return None
@@ -51,6 +53,13 @@ class Restarting:
             return Outcome(CommandPhase.FAILED, "not_serving", detail[:1000], result)
         return Outcome(CommandPhase.SUCCEEDED, result=result)
 
+    def _try(self, now: float) -> Outcome | None:
+        why = self._runtime.replace()
+        if not why:
+            self._replacement = self._runtime.replacement
+            return None
+        return Outcome(CommandPhase.FAILED, "busy", why) if now >= self._until else None
+
     def end(self) -> Outcome | None:
-        """It goes on: a half of it is worse than the whole."""
+        """What has begun goes on: a half of it is worse than the whole."""
         return None

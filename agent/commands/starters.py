@@ -54,15 +54,15 @@ def open_desk(
         DatabaseError: when the journal can't be read.
     """
 
-    def benchmark(command: Command, now: float) -> Execution:  # noqa: ARG001
-        wanted = command.arguments.models
-        manifests = [one for one in inference.served() if not wanted or one.model in wanted]
+    def benchmark(command: Command, now: float) -> Execution:
         return Benchmarking(
-            manifests,
+            inference,
+            command.arguments.models,
             store,
             config.state_dir / FOLDER,
             seconds=command.arguments.seconds,
             environment=MEMORY_SETTINGS,
+            now=now,
         )
 
     def identify(command: Command, now: float) -> Execution:
@@ -73,7 +73,7 @@ def open_desk(
     shutil.rmtree(config.state_dir / FOLDER, ignore_errors=True)  # of an agent that was killed
     book = CommandBook(journal)
     starters: dict[CommandKind, Callable[[Command, float], Execution]] = {
-        CommandKind.RESTART_RUNTIME: lambda _command, _now: Restarting(inference),
+        CommandKind.RESTART_RUNTIME: lambda _command, now: Restarting(inference, now),
         CommandKind.LOGS: lambda command, _now: Following(command.command_id, command.arguments, ring, say),
         CommandKind.BENCHMARK: benchmark,
         CommandKind.FACTS: lambda _command, _now: MeasuringFacts(measure, take_facts),

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from agent.protocol.commands import CommandArguments, CommandKind
+from agent.protocol.commands import CommandKind
 from agent.protocol.limits import LIMITS
 from fleet_server.domain.commands import CommandState
 from fleet_server.schemas import Name, Request, Response, example
@@ -62,9 +62,9 @@ class CommandSpec(Request):
         return self
 
     @property
-    def arguments(self) -> CommandArguments:
-        """What the device is given."""
-        return CommandArguments(self.lines, self.follow, self.level.value, tuple(self.models), self.seconds)
+    def arguments(self) -> dict[str, Any]:
+        """What was given, as `agent.protocol.commands.CommandArguments` has it."""
+        return self.model_dump(mode="json", include=self.model_fields_set & _OPTIONS)
 
 
 class CommandCreate(CommandSpec):
@@ -86,7 +86,7 @@ class CommandView(Response):
     id: str
     device_id: str
     kind: str
-    arguments: dict[str, Any] = Field(description="What was given that is not the default.")
+    arguments: dict[str, Any] = Field(description="What was given; all else has its default.")
     state: CommandState
     code: str = Field(description="Why it failed, or was refused: not_allowed, busy, expired, interrupted, timeout, …")
     detail: str = Field(description="The same for people.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-import msgspec
 from sqlalchemy.orm import Session
 
 from agent.protocol.commands import FEATURE, CommandKind
@@ -105,7 +104,7 @@ def _create(
         fleet_id=device.fleet_id,
         device_id=device.id,
         kind=wanted.kind.value,
-        arguments=msgspec.to_builtins(wanted.arguments),
+        arguments=wanted.arguments,
         state=CommandState.QUEUED.value,
         created_by=str(actor),
         created_at=now,
