@@ -25,6 +25,9 @@ from fleet_server.alerts.keeper import AlertKeeper
 from fleet_server.alerts.mail import AlertMailer
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.commands import endpoints as commands
+from fleet_server.commands.keeper import CommandKeeper
+from fleet_server.commands.streaming import Streams
 from fleet_server.conversions import endpoints as conversions
 from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
@@ -39,8 +42,8 @@ from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.models import Fleet
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -89,6 +92,7 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "commands", "description": "What devices are asked to do at once: restart, logs, benchmark and more."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
     {"name": "alerts", "description": "Rules over what the fleet says, what came of them, and who is told."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
@@ -123,7 +127,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.request_max_mb << 20,
     )
     subjects = (
-        devices, catalog, conversions, gates, rollouts, telemetry, samples, alerts, enrolment, trust, webhooks, access,
+        devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts, enrolment, trust,
+        webhooks, access,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
@@ -187,11 +192,14 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         SampleKeeper(database, artifacts, settings),
         AlertKeeper(database, settings),
         AlertMailer(database, settings),
+        CommandKeeper(database, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)
+    app.state.log_streams = Streams(database)
+    stack.callback(app.state.log_streams.stop)
     for part in parts:
         stack.callback(part.stop)
         part.start()

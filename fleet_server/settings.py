@@ -243,6 +243,9 @@ class Settings(BaseSettings):
     samples_days: float = Field(
         30.0, gt=0, le=3650, description="How long samples that devices sent are kept, in days."
     )
+    commands_days: float = Field(
+        14.0, gt=0, le=3650, description="How long commands to devices are kept when they are over, in days."
+    )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )

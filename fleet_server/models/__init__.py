@@ -11,6 +11,7 @@ from fleet_server.models.alerts import (
     DriftReference,
 )
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
+from fleet_server.models.commands import CommandLogLine, DeviceCommand
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.deltas import ArtifactEncoding, DeviceHolding
 from fleet_server.models.devices import Device, DeviceAttribute, Profile
@@ -50,11 +51,13 @@ __all__ = [
     "AuditHead",
     "Blob",
     "CandidateArtifact",
+    "CommandLogLine",
     "ConversionJob",
     "Deployment",
     "Device",
     "DeviceAttribute",
     "DeviceCertificate",
+    "DeviceCommand",
     "DeviceConduct",
     "DeviceHolding",
     "DeviceIdentity",
