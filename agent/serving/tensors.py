@@ -14,14 +14,12 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from agent.protocol.datatypes import ARRAY_TYPES, BYTES
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING, Array, numpy_dtype
 
-DATATYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
-    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
-    "BYTES": STRING,
-}  # fmt: skip
+# A manifest's dtype, by the protocol's name of it.
+DATATYPES = {name: np.dtype(kind).name for name, kind in ARRAY_TYPES.items()} | {BYTES: STRING}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 STRINGS_LIMIT = 1 << 20  # of one tensor: each takes ten times the memory that it takes on the way
 _LENGTH = struct.Struct("<I")
@@ -40,7 +38,7 @@ class BadRequestError(Exception):
 
 def datatype(dtype: str) -> str:
     """The protocol's name of a manifest's dtype, or of an array's."""
-    return _NAMES.get(dtype) or ("BYTES" if dtype.startswith(("object", "str")) else dtype.upper())
+    return _NAMES.get(dtype) or (BYTES if dtype.startswith(("object", "str")) else dtype.upper())
 
 
 def from_binary(spec: TensorSpec, raw: bytes, shape: list[int]) -> Array:
