@@ -12,8 +12,8 @@ import numpy as np
 from agent.client.errors import BadRequestError, ModelFailedError
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING, Array
+from agent.serving.bad_request import BadRequestError as TensorError
 from agent.serving.tensors import DATATYPES, datatype, from_binary, from_json, to_binary
-from agent.serving.tensors import BadRequestError as TensorError
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorError, ValueError)
 

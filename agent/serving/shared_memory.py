@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.serving.tensors import BadRequestError
+from agent.serving.bad_request import BadRequestError
 
 FOLDER = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory is)
 REGIONS_LIMIT = 64

@@ -11,11 +11,11 @@ import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.exchange import Answer, Request
 from agent.serving.rpc import wire
 from agent.serving.rpc.inference import request_body, response_message
 from agent.serving.rpc.schema import methods
-from agent.serving.tensors import BadRequestError
 
 NAME_LIMIT = 255  # characters of a model, a version or a region
 KEY_LIMIT = 4096

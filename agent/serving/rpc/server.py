@@ -18,12 +18,12 @@ import grpc
 import grpc.aio
 import msgspec
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.clients import CLIENTS_LIMIT
 from agent.serving.exchange import BODY_LIMIT, Answer, again_answer, error_answer
 from agent.serving.http import Api
 from agent.serving.rpc.calls import METHODS, Caller, Method
 from agent.serving.rpc.schema import SERVICE
-from agent.serving.tensors import BadRequestError
 
 log = logging.getLogger(__name__)
 ARRIVE_S = 20.0
