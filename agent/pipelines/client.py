@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from agent.client.connection import Connection, Reply
+from agent.client.connection import Connection
+from agent.client.http1 import Reply
 from agent.pipelines.items import Answer, Item
 from agent.protocol.datatypes import ARRAY_TYPES
 
@@ -118,7 +119,7 @@ class _Metadata(msgspec.Struct):
     inputs: list[_Tensor]
 
 
-def _answer(body: bytes, header_length: str) -> Answer:
+def _answer(body: bytes | bytearray, header_length: str) -> Answer:
     """Read an answer of JSON, or of JSON with binary tensors behind it.
 
     Raises:

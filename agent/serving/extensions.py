@@ -152,12 +152,12 @@ class Extensions:
     def _register(self, request: Request, name: str) -> Answer:
         try:
             asked = msgspec.json.decode(request.body, type=_Register)
-            self._regions.register(name, asked.key, asked.offset, asked.byte_size)
+            region = self._regions.register(name, asked.key, asked.offset, asked.byte_size)
         except RegionError as error:
             return error_answer(error.status, str(error))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return unreadable_answer("register", error)
-        return Answer(200)
+        return json_answer({"writable": region.writable})
 
 
 def _unknown(name: str) -> Answer:

@@ -32,7 +32,7 @@ def datatype(dtype: str) -> str:
     return _NAMES.get(dtype) or (BYTES if dtype.startswith(("object", "str")) else dtype.upper())
 
 
-def from_binary(spec: TensorSpec, raw: bytes, shape: list[int]) -> Array:
+def from_binary(spec: TensorSpec, raw: bytes | bytearray | memoryview, shape: list[int]) -> Array:
     """Bytes of a request as an array.
 
     Raises:
@@ -40,7 +40,7 @@ def from_binary(spec: TensorSpec, raw: bytes, shape: list[int]) -> Array:
     """
     count = math.prod(shape)
     if spec.dtype == STRING:
-        return _strings(spec, raw, count).reshape(shape)
+        return _strings(spec, bytes(raw), count).reshape(shape)
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     if len(raw) != count * dtype.itemsize:
         said = f"does not fill shape {shape}: it has {len(raw)} bytes, and {count * dtype.itemsize} are taken"
