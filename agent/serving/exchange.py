@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import msgspec
 
 from agent.serving.bad_request import json_field
 
+log = logging.getLogger(__name__)
 FIELD_LIMIT = 256  # characters of a part of a field that is named
 BODY_LIMIT = 64 << 20  # bytes, as they come and when they are expanded
 REASONS = {
@@ -50,6 +52,13 @@ class Answer:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     then: Callable[[], None] = lambda: None
+
+    def follow(self) -> None:
+        """Do that; what fails in it is no matter of the client's."""
+        try:
+            self.then()
+        except Exception:
+            log.exception("what follows on an answer failed")
 
 
 def json_answer(value: Any, status: int = 200) -> Answer:

@@ -105,7 +105,8 @@ def _path(*parts: str) -> str:
 def _infer(message: Any, caller: Caller) -> Request:
     path = _model(message.model_name, message.model_version, "infer", field="model_name")
     body, length = request_body(message, caller.remaining_s)
-    return Request("POST", path, {"inference-header-content-length": str(length)}, body)
+    headers = {"inference-header-content-length": str(length), "x-request-id": message.id}
+    return Request("POST", path, headers, body)
 
 
 def _statistics(message: Any, _caller: Caller) -> Request:
