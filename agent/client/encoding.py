@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,7 @@ def header(parts: Sequence[Part], wish: Wish, placed: Placed | None = None, outp
     if wish.priority is not None:
         parameters["priority"] = wish.priority
     if wish.wait_s is not None:
-        parameters["timeout"] = max(1, int(wish.wait_s * 1e6))
+        parameters["timeout"] = 1000 * max(1, math.ceil(wish.wait_s * 1e3))  # the same for the same call again
     body: dict[str, Any] = {"inputs": told, "parameters": parameters}
     if wish.request_id:
         body["id"] = wish.request_id
@@ -198,9 +199,9 @@ def answer_of(
                 offset, most = rooms.get(one.name, (-1, 0))
                 if read is None or offset != said.shared_memory_offset or not 0 <= said.shared_memory_byte_size <= most:
                     raise ValueError(f"output {one.name[:100]!r} lies where it was not to go")
-                found[one.name] = _array(spec, read(offset, said.shared_memory_byte_size), one.shape)
+                found[one.name] = from_binary(spec, read(offset, said.shared_memory_byte_size), one.shape)
             elif said.binary_data_size is not None:
-                found[one.name] = _array(spec, whole[length : length + said.binary_data_size], one.shape)
+                found[one.name] = from_binary(spec, whole[length : length + said.binary_data_size], one.shape)
                 length += said.binary_data_size
             else:
                 found[one.name] = from_json(spec, bytes(one.data), one.shape)
@@ -208,9 +209,3 @@ def answer_of(
         raise ModelFailedError(f"the inference API gave an answer that can't be read: {error}") from None
     found.version, found.request_id = told.model_version, told.id
     return found
-
-
-def _array(spec: TensorSpec, raw: Content, shape: list[int]) -> Array:
-    """Bytes as an array, which has them for itself where they do not begin as its numbers must."""
-    array = from_binary(spec, raw, shape)
-    return array if array.flags.aligned else array.copy()

@@ -18,7 +18,7 @@ from agent.runtimes.base import Array, Tensors
 from agent.serving.bad_request import BadRequestError, json_field
 from agent.serving.classification import CLASSES_LIMIT, top_classes
 from agent.serving.descriptions import Described, shape_of
-from agent.serving.tensors import datatype, from_binary, from_json, to_binary, to_json
+from agent.serving.tensors import Bytes, datatype, from_binary, from_json, name_of, to_binary, to_json
 from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
 LONGEST_US = 86_400_000_000
@@ -30,7 +30,7 @@ ID_LIMIT = 256  # characters: ids are remembered until feedback comes
 class Memory(Protocol):
     """Shared memory that tensors may lie in; see `agent.serving.shared_memory`."""
 
-    def read(self, region: str, offset: int, size: int) -> bytes:
+    def read(self, region: str, offset: int, size: int) -> Bytes:
         """Some bytes of a region."""
         ...
 
@@ -131,7 +131,7 @@ _CLASSES = ("parameters", "classification")
 
 
 def decode_request(
-    body: bytes | bytearray, header_length: int | None, manifest: Described, memory: Memory | None = None
+    body: Bytes, header_length: int | None, manifest: Described, memory: Memory | None = None
 ) -> InferRequest:
     """Read an infer request.
 
@@ -175,7 +175,7 @@ def _inputs(
             raise BadRequestError(f"inputs: {tensor.name!r} is there twice", "inputs", tensor.name)
         try:
             size = _binary_size(tensor)
-            raw = None if size is None else bytes(body[position : position + size])
+            raw = None if size is None else body[position : position + size]
             position += size or 0
             inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
         except BadRequestError as error:
@@ -212,7 +212,7 @@ def _binary_size(tensor: _Input) -> int | None:
     return size
 
 
-def _tensor(spec: TensorSpec, tensor: _Input, raw: bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
+def _tensor(spec: TensorSpec, tensor: _Input, raw: Bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
     if tensor.datatype != datatype(spec.dtype):
         raise BadRequestError(
             f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}",
@@ -315,7 +315,7 @@ def encode_response(
             array = _classes(wanted, array, manifest)
         tensor: dict[str, Any] = {
             "name": wanted.name,
-            "datatype": datatype(array.dtype.name),
+            "datatype": datatype(name_of(array.dtype)),
             "shape": list(array.shape),
         }
         if wanted.span is not None:
