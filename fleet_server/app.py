@@ -22,6 +22,7 @@ from fleet_server.access.oidc import OidcVerifier
 from fleet_server.addresses import is_loopback
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.clock import utc_now
 from fleet_server.conversions import endpoints as conversions
 from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
@@ -35,6 +36,10 @@ from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.idempotency import add_idempotency, claim_key
+from fleet_server.instruments import Instruments
+from fleet_server.metrics import endpoints as metrics
+from fleet_server.metrics.figures import FigureCollector, Figures
+from fleet_server.metrics.observing import RequestTimer, time_statements
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name
@@ -126,10 +131,13 @@ def create_app(settings: Settings) -> FastAPI:
     api.include_router(enrolment.public)
     app.include_router(api)
     app.include_router(_health)
+    app.include_router(metrics.router)
     add_pages(app)
     describe(app)
     add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
+    app.state.instruments = Instruments()
+    app.add_middleware(RequestTimer, instruments=app.state.instruments)
     return app
 
 
@@ -161,6 +169,12 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     app.state.admin_token = given.get_secret_value() if given else bootstrap_token(settings.state_dir)
     database = Database(settings.effective_database_url)
     stack.callback(database.dispose)
+    instruments: Instruments = app.state.instruments
+    time_statements(database.engine, instruments)
+    app.state.figures = Figures(database)
+    counted = FigureCollector(app.state.figures, utc_now)
+    instruments.registry.register(counted)
+    stack.callback(instruments.registry.unregister, counted)
     with database.write() as session:
         if session.get(Fleet, DEFAULT_FLEET) is None:
             session.add(Fleet(id=DEFAULT_FLEET))
@@ -169,7 +183,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
     app.state.tickets = TicketDesk(ca)
-    gateway = Gateway(settings, database, artifacts, authority)
+    gateway = Gateway(settings, database, artifacts, authority, instruments)
     parts = (
         TrustKeeper(database, settings),
         gateway,

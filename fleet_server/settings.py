@@ -20,6 +20,7 @@ DEFAULT_API_PORT = 7470
 DEFAULT_BROKER_PORT = 7471
 DASK_JOBS = 16
 EVERY_FLEET = "*"  # in SHOAL_OIDC_ROLES
+MetricsAccess = Literal["loopback", "token", "open", "off"]
 
 
 def find_onnx2tf_python(told: Path | None) -> Path | None:
@@ -264,6 +265,11 @@ class Settings(BaseSettings):
         False,
         description="Webhooks may be http://, and at loopback, private and link-local addresses: for receivers within "
         "the server's own network. Whoever may create webhooks reaches all that the server reaches then.",
+    )
+    metrics: MetricsAccess = Field(
+        "loopback",
+        description="Who may read GET /metrics: loopback for processes on this machine, and tokens; token for those "
+        "alone; open for whoever reaches the API; off for nobody. A fleet's token gets that fleet's figures.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."

@@ -43,6 +43,7 @@ from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
+from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
@@ -79,6 +80,7 @@ class Handlers:
         conduct: notes devices that send what can't be read.
         receiving: takes the files of samples.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
+        instruments: count what is handled.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class Handlers:
         conduct: Conduct,
         receiving: Receiving,
         send: Callable[[str, bytes], object],
+        instruments: Instruments | None = None,
     ) -> None:
+        self._instruments = instruments or Instruments()
         self._database = database
         self._authority = authority
         self._conduct = conduct
@@ -113,10 +117,11 @@ class Handlers:
             return
         try:
             topic = parse_device_topic(message.topic)
-            if topic.leaf is DeviceTopic.NEED:
-                self._need(topic.device_id, decode(message.payload, Need))
-            else:
-                self._dispatch(topic, message.payload)
+            with self._instruments.timed_handling(topic.leaf.value, 1):
+                if topic.leaf is DeviceTopic.NEED:
+                    self._need(topic.device_id, decode(message.payload, Need))
+                else:
+                    self._dispatch(topic, message.payload)
         except WireError as error:
             self._refuse(message, error)
 
@@ -125,6 +130,10 @@ class Handlers:
 
         An acknowledgement that is lost does no harm, the batch comes again: so it needs no row in the outbox.
         """
+        with self._instruments.timed_handling(DeviceTopic.TELEMETRY.value, len(messages)):
+            self._store_telemetry(messages)
+
+    def _store_telemetry(self, messages: Sequence[Message]) -> None:
         sent = []
         for message in messages:
             try:
@@ -133,8 +142,13 @@ class Handlers:
             except WireError as error:
                 self._refuse(message, error)
         by_spool: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for one in self._ingest.store(sent):
+        stored = self._ingest.store(sent)
+        for one in stored:
             by_spool[one.device_id, one.batch.spool_id].add(one.batch.sequence)
+        windows = [window for one in stored for window in one.batch.models]
+        self._instruments.batches.inc(len(stored))
+        self._instruments.windows.inc(len(windows))
+        self._instruments.inferences.inc(sum(window.requests for window in windows))
         for (device_id, spool_id), sequences in by_spool.items():
             ack = TelemetryAck(spool_id=spool_id, sequences=tuple(sorted(sequences)))
             if self._send(device_topic(device_id, DeviceTopic.TELEMETRY_ACK), encode(ack)) is False:
@@ -145,6 +159,10 @@ class Handlers:
 
         One that fails is undone alone.
         """
+        with self._instruments.timed_handling(DeviceTopic.REPORTED.value, len(messages)):
+            self._take_in(messages)
+
+    def _take_in(self, messages: Sequence[Message]) -> None:
         said = []
         for message in messages:
             try:
@@ -164,6 +182,7 @@ class Handlers:
                     log.exception("a report of device %s could not be taken in", device_id)
 
     def _refuse(self, message: Message, error: WireError) -> None:
+        self._instruments.refused.inc()
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
         self._complain(message.topic, error)
 

@@ -22,6 +22,7 @@ from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
+from fleet_server.instruments import Instruments
 from fleet_server.samples.receiving import Receiving
 from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings
@@ -42,14 +43,23 @@ REPORTS = 100  # of one transaction: some take milliseconds, and others wait
 class Gateway:
     """Starts and stops the broker (when it is embedded), the link, and the threads that serve it."""
 
-    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore, authority: Authority) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        artifacts: ArtifactStore,
+        authority: Authority,
+        instruments: Instruments | None = None,
+    ) -> None:
         self._database = database
+        self._instruments = instruments or Instruments()
         files = BrokerFiles(settings, authority.ca)
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
         self._conduct = Conduct(database)
-        self._inbox = FairInbox(self._conduct.flooded, whole=is_report, kept=is_telemetry)
+        self._inbox = FairInbox(self._flooded, whole=is_report, kept=is_telemetry)
         self._overflowed, self._complain_at = 0, 0.0
+        self._dropped = 0  # of those that overflowed, how many are counted
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,
@@ -60,7 +70,21 @@ class Gateway:
         self._delivery = Delivery(artifacts, self._link.publish, settings.delivery_rate)
         receiving = Receiving(database, artifacts.below(SAMPLES_FOLDER), settings.state_dir)
         self._handlers = Handlers(
-            database, settings, self._delivery, authority, self._conduct, receiving, self._link.publish
+            database,
+            settings,
+            self._delivery,
+            authority,
+            self._conduct,
+            receiving,
+            self._link.publish,
+            self._instruments,
+        )
+        self._instruments.watch(
+            "shoal_inbox_messages", "Messages that wait to be handled.", lambda: self._inbox.waiting
+        )
+        self._instruments.watch("shoal_inbox_bytes", "How large those are.", lambda: self._inbox.waiting_bytes)
+        self._instruments.watch(
+            "shoal_broker_connected", "Whether the broker has accepted the connection.", lambda: self.connected
         )
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -144,6 +168,16 @@ class Gateway:
             else:
                 return
 
+    def _flooded(self, device_id: str) -> None:
+        """Called from the link's thread."""
+        self._instruments.dropped.labels("share").inc()
+        self._conduct.flooded(device_id)
+
+    def _count_dropped(self) -> None:
+        dropped = self._inbox.overflowed
+        self._instruments.dropped.labels("full").inc(dropped - self._dropped)
+        self._dropped = dropped
+
     def _complain(self) -> None:
         """Once a minute at most, when messages find no room."""
         dropped, now = self._inbox.overflowed, time.monotonic()
@@ -156,6 +190,7 @@ class Gateway:
             self._overflowed, self._complain_at = dropped, now + COMPLAIN_EVERY_S
 
     def _keep_out(self) -> None:
+        self._count_dropped()
         self._complain()
         self._conduct.write()
         self._lockout.step()
