@@ -77,6 +77,9 @@ class Inference:
         window: takes what models did, and when that began in Unix seconds.
         hang_s: how long one inference may take, in seconds; 0: for ever.
         ensembles: that the worker answers for.
+
+    Attributes:
+        workers_ended: how often a worker ended without being asked to.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Inference:
         self._probation = Probation()
         self._watchdog = Watchdog(hang_s)
         self._hung = False  # the worker was ended for it
+        self.workers_ended = 0
         self._crashes = Crashes()
         self._loads: dict[int, str] = {}
         self._load_since: dict[str, float] = {}
@@ -162,6 +166,7 @@ class Inference:
             self._delay = 0.0
         self._ready_at = None
         log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
+        self.workers_ended += 1
         if not self._hung:
             self._condition.worker_ended(status)
         self._hung = False
