@@ -239,7 +239,10 @@ class Deployments:
         if self._logged.get(record.deployment_id) is not record.phase:
             self._logged[record.deployment_id] = record.phase
             why = f": {record.failure.detail}" if record.failure is not None else ""
-            log.info("%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why)
+            ids = {"deployment": record.deployment_id}
+            log.info(
+                "%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why, extra=ids
+            )
 
     def _save_record(self, record: Record) -> None:
         """What became of one of a deployment's encodings."""

@@ -266,6 +266,9 @@ class Settings(BaseSettings):
         description="Webhooks may be http://, and at loopback, private and link-local addresses: for receivers within "
         "the server's own network. Whoever may create webhooks reaches all that the server reaches then.",
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, or json: an object a line, with the ids of what it is about."
+    )
     metrics: MetricsAccess = Field(
         "loopback",
         description="Who may read GET /metrics: loopback for processes on this machine, and tokens; token for those "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.connection import Connection
@@ -73,8 +73,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--listen", type=int, nargs="+", required=True)
     parser.add_argument("--grpc", nargs="+", default=[])
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--device", default="")
     options = parser.parse_args()
-    log_to_stderr("INFO")
+    log_to_stderr("INFO", options.log_format, device=options.device)
     listeners = [socket.socket(fileno=one) for one in options.listen]
     asyncio.run(Worker(listeners, options.grpc).run(socket.socket(fileno=options.fd)))
 

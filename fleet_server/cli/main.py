@@ -104,6 +104,7 @@ def run_server(
     ] = None,
     broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker. Default: 7471.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql+psycopg://…; SQLite when absent.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="The log as text, or as json. Default: text.")] = None,
 ) -> None:
     """Run the fleet server until Ctrl-C.
 
@@ -118,6 +119,7 @@ def run_server(
         "broker_url": broker_url,
         "broker_port": broker_port,
         "database_url": database_url,
+        "log_format": log_format,
     }
     raise typer.Exit(run({key: value for key, value in given.items() if value is not None}))
 

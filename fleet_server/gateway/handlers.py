@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.codec import decode, encode
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
+from agent.protocol.logs import log_ids
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
@@ -117,7 +118,7 @@ class Handlers:
             return
         try:
             topic = parse_device_topic(message.topic)
-            with self._instruments.timed_handling(topic.leaf.value, 1):
+            with self._instruments.timed_handling(topic.leaf.value, 1), log_ids(device=topic.device_id):
                 if topic.leaf is DeviceTopic.NEED:
                     self._need(topic.device_id, decode(message.payload, Need))
                 else:
@@ -174,12 +175,12 @@ class Handlers:
         with self._database.write() as session:
             for device_id, reported in said:
                 try:
-                    with session.begin_nested():
+                    with log_ids(device=device_id), session.begin_nested():
                         self._reported(session, device_id, reported)
                 except UNAVAILABLE:
                     raise
                 except Exception:
-                    log.exception("a report of device %s could not be taken in", device_id)
+                    log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
 
     def _refuse(self, message: Message, error: WireError) -> None:
         self._instruments.refused.inc()
@@ -322,7 +323,7 @@ class Handlers:
             if len(self._complained) > 10_000:
                 self._complained.clear()
             self._complained[topic] = now
-            log.warning("refused a message on %s: %s", topic[:200], error)
+            log.warning("refused a message on %s: %s", topic[:200], error, extra={"device": sender_of(topic)})
 
 
 def is_telemetry(message: Message) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
+from agent.protocol.logs import log_ids, note_ids
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.domain.machine import Action, Picture, decide
@@ -59,11 +60,14 @@ class RolloutEngine:
             if not self._lease.hold():
                 return
             try:
-                with self._database.write() as session:
+                with log_ids(rollout=rollout_id), self._database.write() as session:
                     rollout = session.get_one(Rollout, rollout_id, with_for_update=True)
+                    note_ids(fleet=rollout.fleet_id)
                     advance(session, self._settings, rollout, self._judgements)
             except Exception:
-                log.exception("rollout %s could not be judged; it is tried again", rollout_id)
+                log.exception(
+                    "rollout %s could not be judged; it is tried again", rollout_id, extra={"rollout": rollout_id}
+                )
 
 
 def advance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -17,6 +18,7 @@ from fleet_server.rollouts.repository import SCHEDULED
 from fleet_server.rollouts.sending import take_back
 from fleet_server.settings import Settings
 
+log = logging.getLogger(__name__)
 GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 
 
@@ -87,6 +89,18 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     if report.phase in SETTLED and current not in SETTLED:
         deployment.settled_at = now
     announcements.deployment_moved(deployment, current.value)
+    _log(deployment, current)
+
+
+def _log(deployment: Deployment, before: Phase) -> None:
+    """What went wrong is for everybody; with many devices the rest fills a log."""
+    if deployment.phase != before.value:
+        level = logging.INFO if deployment.phase in GONE_BACK else logging.DEBUG
+        why = f": {deployment.failure['detail']}" if deployment.failure else ""
+        ids = {"rollout": deployment.rollout_id, "deployment": deployment.id, "device": deployment.device_id}
+        ids["fleet"] = deployment.fleet_id
+        log.log(level, "device %s: deployment %s is %s%s", deployment.device_id, deployment.id, deployment.phase, why,
+                extra=ids)  # fmt: skip
 
 
 def _reaches(current: Phase, wanted: Phase) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
@@ -25,6 +26,8 @@ from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, StageVerdic
 from fleet_server.rollouts.sending import desire, send_due, supersede_one, take_back, take_back_due
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
+
+log = logging.getLogger(__name__)
 
 
 def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: Who) -> Rollout:
@@ -373,6 +376,8 @@ def move(session: Session, rollout: Rollout, state: RolloutState, decision: str,
 
 def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
     """Append a judgement; a new list, so that the ORM sees the change."""
+    ids = {"rollout": rollout.id, "fleet": rollout.fleet_id}
+    log.info("rollout %s, stage %d: %s: %s", rollout.id, rollout.stage, decision, reason, extra=ids)
     verdict = StageVerdict(at=utc_now(), stage=rollout.stage, decision=decision, reason=reason)
     rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
     announcements.rollout_decided(rollout, decision, reason)
