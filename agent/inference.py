@@ -74,6 +74,7 @@ class Inference:
         condition: notes how the worker is.
         carry_out: carries out what follows.
         changed: something is to be reported.
+        switched: told the deployment whose artifact answers from now on.
         window: takes what models did, and when that began in Unix seconds.
         hang_s: how long one inference may take, in seconds; 0: for ever.
         ensembles: that the worker answers for.
@@ -92,6 +93,7 @@ class Inference:
         *,
         carry_out: Callable[[list[Effect]], None],
         changed: Callable[[], None],
+        switched: Callable[[str], None],
         window: Callable[[Window, float], None],
         hang_s: float,
         ensembles: tuple[EnsembleConfig, ...] = (),
@@ -103,6 +105,7 @@ class Inference:
         self._condition = condition
         self._carry_out = carry_out
         self._changed = changed
+        self._switched = switched
         self._window = window
         self._ensembles = ensembles
         self._ensemble_health = EnsembleHealth(condition.ensemble)
@@ -244,6 +247,7 @@ class Inference:
         serving = self._activations.pop(message.request_id, None)
         if serving is not None and message.ok:
             self._serving[serving.model] = serving
+            self._switched(serving.deployment_id)
             self._changed()
         elif serving is not None:
             log.error("the worker has no %s@%s to answer with; it is loaded again", serving.model, serving.version)

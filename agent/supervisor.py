@@ -188,6 +188,7 @@ class Supervisor:
             self._condition,
             carry_out=self._deployments.carry_out,
             changed=self._changed,
+            switched=self._deployments.switched,
             window=self._window,
             hang_s=config.hang_s,
             ensembles=config.ensembles,

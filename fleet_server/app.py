@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,10 +41,12 @@ from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.instruments import Instruments
 from fleet_server.metrics import endpoints as metrics
 from fleet_server.metrics.figures import FigureCollector, Figures
-from fleet_server.metrics.observing import RequestTimer, time_statements
+from fleet_server.metrics.observing import RequestTimer, RequestTracer, time_statements
+from fleet_server.metrics.otlp import MetricsPusher
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name
+from fleet_server.otlp import SpanExporter, targets
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -137,6 +141,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
     app.state.instruments = Instruments()
+    app.add_middleware(RequestTracer)
     app.add_middleware(RequestTimer, instruments=app.state.instruments)
     return app
 
@@ -167,7 +172,14 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         raise UnavailableError("database", detail) from None
     given = settings.admin_token
     app.state.admin_token = given.get_secret_value() if given else bootstrap_token(settings.state_dir)
-    database = Database(settings.effective_database_url)
+    exported = targets(settings.otlp_endpoint, os.environ, metrics=settings.otlp_metrics)
+    exporter = None
+    if exported.traces:
+        exporter = SpanExporter(exported.of("traces"), "shoal-server", socket.gethostname())
+        stack.callback(exporter.close)
+    app.state.spans = exporter
+    export = exporter.export if exporter is not None else None
+    database = Database(settings.effective_database_url, export)
     stack.callback(database.dispose)
     instruments: Instruments = app.state.instruments
     time_statements(database.engine, instruments)
@@ -175,6 +187,12 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     counted = FigureCollector(app.state.figures, utc_now)
     instruments.registry.register(counted)
     stack.callback(instruments.registry.unregister, counted)
+    if exported.metrics:
+        pusher = MetricsPusher(
+            instruments.registry, exported.of("metrics"), socket.gethostname(), settings.otlp_interval_s
+        )
+        stack.callback(pusher.stop)
+        pusher.start()
     with database.write() as session:
         if session.get(Fleet, DEFAULT_FLEET) is None:
             session.add(Fleet(id=DEFAULT_FLEET))
@@ -183,7 +201,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
     app.state.tickets = TicketDesk(ca)
-    gateway = Gateway(settings, database, artifacts, authority, instruments)
+    gateway = Gateway(settings, database, artifacts, authority, instruments, export)
     parts = (
         TrustKeeper(database, settings),
         gateway,

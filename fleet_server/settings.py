@@ -269,6 +269,15 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="text for people, or json: an object a line, with the ids of what it is about."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http(s)://host:port of an OpenTelemetry collector that takes OTLP over HTTP: requests and "
+        "rollouts are traced to it. OTEL_EXPORTER_OTLP_ENDPOINT does the same. Needs shoal[otel].",
+    )
+    otlp_metrics: bool = Field(
+        False, description="What GET /metrics says goes to that collector too (OTEL_METRICS_EXPORTER=otlp likewise)."
+    )
+    otlp_interval_s: float = Field(60.0, ge=1, le=3600, description="How often that is done, in seconds.")
     metrics: MetricsAccess = Field(
         "loopback",
         description="Who may read GET /metrics: loopback for processes on this machine, and tokens; token for those "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
 from fleet_server.cli.broker import broker
@@ -19,6 +21,7 @@ from fleet_server.cli.rollouts import audit, rollout
 from fleet_server.cli.samples import sample
 from fleet_server.cli.simulate import simulate
 from fleet_server.cli.telemetry import telemetry
+from fleet_server.cli.tracing import traced
 from fleet_server.cli.trust import trust
 from fleet_server.cli.webhooks import webhook
 from fleet_server.cli.worker import worker
@@ -146,7 +149,8 @@ def up(
 
 def main() -> None:
     """The console script."""
-    app()
+    with traced(sys.argv[1:], get_command(app)):
+        app()
 
 
 if __name__ == "__main__":

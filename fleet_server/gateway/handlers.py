@@ -32,7 +32,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
-from fleet_server import outbox
+from fleet_server import outbox, spans
 from fleet_server.clock import utc_now
 from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.deltas import service as deltas
@@ -175,7 +175,7 @@ class Handlers:
         with self._database.write() as session:
             for device_id, reported in said:
                 try:
-                    with log_ids(device=device_id), session.begin_nested():
+                    with log_ids(device=device_id), spans.forgotten_on_failure(session), session.begin_nested():
                         self._reported(session, device_id, reported)
                 except UNAVAILABLE:
                     raise

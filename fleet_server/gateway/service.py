@@ -22,10 +22,13 @@ from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
+from fleet_server.gateway.publishing import spans_of
 from fleet_server.instruments import Instruments
+from fleet_server.outbox import PendingMessage
 from fleet_server.samples.receiving import Receiving
 from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings
+from fleet_server.spans import Sink
 
 log = logging.getLogger(__name__)
 OUTBOX_POLL_S = 0.1
@@ -50,7 +53,9 @@ class Gateway:
         artifacts: ArtifactStore,
         authority: Authority,
         instruments: Instruments | None = None,
+        export: Sink | None = None,
     ) -> None:
+        self._export = export
         self._database = database
         self._instruments = instruments or Instruments()
         files = BrokerFiles(settings, authority.ca)
@@ -203,7 +208,7 @@ class Gateway:
             return
         with self._database.read() as session:
             messages = outbox.pending(session, limit=OUTBOX_BATCH)
-        sent = set()
+        sent: dict[str, tuple[PendingMessage, float]] = {}
         for message in messages:
             if self._link.publish(
                 message.topic,
@@ -211,12 +216,12 @@ class Gateway:
                 retain=message.retain,
                 acknowledged=lambda key=message.id: self._acknowledged.put(key),  # type: ignore[misc]
             ):
-                sent.add(message.id)
+                sent[message.id] = (message, time.time())
         self._forget_acknowledged(sent)
         if not messages:
             self._stopping.wait(OUTBOX_POLL_S)
 
-    def _forget_acknowledged(self, sent: set[str]) -> None:
+    def _forget_acknowledged(self, sent: dict[str, tuple[PendingMessage, float]]) -> None:
         """Wait a moment for what was sent; what stays is sent again, which is harmless."""
         done = []
         deadline = time.monotonic() + 5.0
@@ -226,7 +231,9 @@ class Gateway:
             except queue.Empty:
                 continue
             done.append(key)
-            sent.discard(key)
+            published = sent.pop(key, None)
+            if published is not None and self._export is not None:
+                self._export(spans_of(*published))
         if done:
             with self._database.write() as session:
                 outbox.acknowledge(session, done)

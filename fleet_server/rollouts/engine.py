@@ -22,7 +22,7 @@ from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy
 from fleet_server.leases import DatabaseLease
 from fleet_server.models import Rollout
-from fleet_server.rollouts import evidence, joining, repository, sending, service
+from fleet_server.rollouts import evidence, joining, repository, sending, service, tracing
 from fleet_server.rollouts.planning import named
 from fleet_server.settings import Settings
 from fleet_server.ticker import Ticker
@@ -62,7 +62,8 @@ class RolloutEngine:
             try:
                 with log_ids(rollout=rollout_id), self._database.write() as session:
                     rollout = session.get_one(Rollout, rollout_id, with_for_update=True)
-                    note_ids(fleet=rollout.fleet_id)
+                    parent = tracing.traced(rollout)
+                    note_ids(fleet=rollout.fleet_id, **({"trace_id": parent.trace_id} if parent else {}))
                     advance(session, self._settings, rollout, self._judgements)
             except Exception:
                 log.exception(
@@ -92,6 +93,7 @@ def advance(
             sending.send_due(session, settings, rollout)
             sending.let_in(session, settings, rollout)
         case Action.ADVANCE:
+            tracing.stages_ended(session, rollout, rollout.stage)
             rollout.stage += 1
             rollout.stage_started_at = utc_now()
             service.add_verdict(rollout, "advance", decision.reason)

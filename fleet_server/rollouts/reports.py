@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.messages import DeploymentReport, Reported, ServingReport
-from fleet_server.models import Deployment, Device
-from fleet_server.rollouts import announcements, repository
+from fleet_server.models import Deployment, Device, Rollout
+from fleet_server.rollouts import announcements, repository, tracing
 from fleet_server.rollouts.desired import queue_desired
 from fleet_server.rollouts.repository import SCHEDULED
 from fleet_server.rollouts.sending import take_back
@@ -27,7 +27,11 @@ def apply_report(session: Session, settings: Settings, device: Device, reported:
     reports = {report.deployment_id: report for report in reported.deployments}
     serving = {one.deployment_id: one for one in reported.serving}
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
-        _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+        report, before = reports[deployment.id], deployment.phase
+        _apply(deployment, report, now, serves=deployment.id in serving)
+        if deployment.phase != before:
+            rollout = session.get_one(Rollout, deployment.rollout_id)
+            tracing.reported(session, rollout, deployment, report, Phase(before), now)
         if deployment.id in serving:
             _note_provider(deployment, serving[deployment.id], now)
         if deployment.desired and deployment.phase in GONE_BACK:
