@@ -8,6 +8,7 @@ from typing import Protocol
 from agent.serving.exchange import BODY_LIMIT
 
 CLIENTS_LIMIT = 512
+INBOX_BYTES = 16 << 10  # what is larger, the parser would copy into memory that is new each time
 SHARE = 4  # of the machine's memory requests may hold one part in so many
 
 
@@ -33,11 +34,13 @@ class Clients:
 
     Attributes:
         bytes_allowed: that all requests together may hold.
+        inbox: what a connection's bytes are read into, and parsed from before another's are read.
     """
 
     def __init__(self, limit: int = CLIENTS_LIMIT, bytes_allowed: int | None = None) -> None:
         self._limit = limit
         self.bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
+        self.inbox = memoryview(bytearray(INBOX_BYTES))
         self._held = 0
         self._all: set[Client] = set()
         self._idle: dict[Client, None] = {}  # who has been idle for longest comes first

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import httptools
 
+from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.encodings import EncodingError, chosen, compress, expand
 from agent.serving.exchange import BODY_LIMIT, REASONS, Answer, Request, error_answer
@@ -25,6 +26,7 @@ HEAD_LIMIT = 32 << 10  # bytes of the line and all headers
 PIPELINED = 16  # requests that may wait on one connection before no more are read
 PIPELINED_LIMIT = 256  # that may be there even so: they came together
 ARRIVE_S = 60.0
+STRAIGHT_FROM = 16 << 10  # bytes of a body that is read to where it stays, and not by way of the parser
 TAKE_S = 60.0  # in which a client must take what it asked for
 LINGER_S = 2.0  # in which one that was refused may read why
 COMPRESS_FROM = 1024  # bytes of an answer
@@ -35,6 +37,7 @@ class Application(Protocol):
 
     draining: bool
     clients: Clients
+    buffers: Buffers
 
     async def answer(self, request: Request) -> Answer:
         """One request's answer."""
@@ -45,7 +48,7 @@ class _RefusedError(Exception):
     """Raised through the parser, which loses it: what to say is kept beside it."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client. Pipelined requests are answered in their order."""
 
     def __init__(self, application: Application) -> None:
@@ -54,6 +57,8 @@ class Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._request = Request()
         self._body = bytearray()
+        self._straight: memoryview | None = None  # where a large body goes
+        self._arrived = 0  # bytes of that
         self._waiting: asyncio.Queue[Request | Answer | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._local = False
@@ -101,10 +106,30 @@ class Connection(asyncio.Protocol):
         """It does again."""
         self._writable.set()
 
-    def data_received(self, data: bytes) -> None:
-        """Some bytes of requests."""
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        """Where the next bytes go: to where they stay, or to what all connections are read into, one at a time."""
+        if self._straight is not None and self._refused is None:
+            return self._straight[self._arrived :]
+        return self._application.clients.inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Some bytes of requests have come."""
         if self._refused is not None:
             return
+        if self._straight is not None:
+            if self._hold(nbytes):
+                self._arrived += nbytes
+                self._straighten()
+            return
+        self._feed(self._application.clients.inbox[:nbytes])
+        if self._in_head:
+            self._head_bytes += nbytes
+            if self._head_bytes > HEAD_LIMIT and self._refused is None:
+                self._refuse(431, f"the line and all headers may have {HEAD_LIMIT} bytes")
+        if self._begun_at is not None and self._timer is None and self._refused is None:
+            self._timer = asyncio.get_running_loop().call_later(ARRIVE_S, self._overdue)
+
+    def _feed(self, data: memoryview) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -112,16 +137,17 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if self._refused is None:
                 self._refuse(400, f"this is not HTTP/1.1: {error}")
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_LIMIT and self._refused is None:
-                self._refuse(431, f"the line and all headers may have {HEAD_LIMIT} bytes")
-        if self._begun_at is not None and self._timer is None and self._refused is None:
-            self._timer = asyncio.get_running_loop().call_later(ARRIVE_S, self._overdue)
+
+    def _straighten(self) -> None:
+        """Where a large body is whole, its request is."""
+        if self._straight is not None and self._arrived == len(self._straight):
+            self._request.body, self._straight = self._straight, None
+            self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
+            self._whole()
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._request, self._body = Request(local=self._local), bytearray()
+        self._request, self._body, self._straight = Request(local=self._local), bytearray(), None
         self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
         self._begun_at = asyncio.get_running_loop().time()
         self._application.clients.busy(self)
@@ -150,9 +176,21 @@ class Connection(asyncio.Protocol):
             raise _RefusedError
         if self._request.headers.get("expect", "").lower() == "100-continue" and not self._has_more_to_say():
             self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._request.method = self._parser.get_method().decode()
+        self._request.keep_alive = self._parser.should_keep_alive()
+        if int(length) >= STRAIGHT_FROM and "transfer-encoding" not in self._request.headers:
+            head = self._request.headers.get("inference-header-content-length", "")
+            skipped = int(head) if head.isascii() and head.isdigit() and len(head) < 9 else 0
+            self._straight, self._arrived = self._application.buffers.take(int(length), skipped), 0
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
+        if self._straight is not None:
+            if not self._hold(len(body)):
+                raise _RefusedError
+            self._straight[self._arrived : self._arrived + len(body)] = body
+            self._arrived += len(body)
+            return
         if len(self._body) + len(body) > BODY_LIMIT:
             self._refuse(413, f"a body may have {BODY_LIMIT} bytes")
             raise _RefusedError
@@ -162,13 +200,19 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """It is whole."""
+        if self._straight is None:
+            self._request.body = self._body
+        else:
+            self._request.body, self._straight = self._straight, None
+        self._whole()
+        if self._refused is not None:
+            raise _RefusedError
+
+    def _whole(self) -> None:
         self._begun_at = None
-        self._request.body = self._body
-        self._request.method = self._parser.get_method().decode()
-        self._request.keep_alive = self._parser.should_keep_alive()
         if self._waiting.qsize() >= PIPELINED_LIMIT:
             self._refuse(429, f"{PIPELINED_LIMIT} requests wait on this connection: read the answers")
-            raise _RefusedError
+            return
         self._waiting.put_nowait(self._request)
         if self._waiting.qsize() >= PIPELINED and not self._paused and self._transport is not None:
             self._paused = True
@@ -257,7 +301,7 @@ class Connection(asyncio.Protocol):
         expanded = 0
         if encoding != "identity" and request.body:
             try:
-                request.body = await asyncio.to_thread(expand, request.body, encoding, BODY_LIMIT)
+                request.body = await asyncio.to_thread(expand, bytes(request.body), encoding, BODY_LIMIT)
             except EncodingError as error:
                 return error_answer(error.status, str(error))
             expanded = len(request.body)

@@ -8,6 +8,7 @@ from agent.serving.ensemble_config import EnsembleConfig
 from agent.serving.ensemble_fit import VERSION
 from agent.serving.ensembles import Asked, Ensemble, Ensembles, StepError, UnservableError
 from agent.serving.exchange import Answer, Request, absent_answer, again_answer, error_answer, json_answer
+from agent.serving.heads import Heads
 from agent.serving.images import is_image
 from agent.serving.inferring import failed_answer, read_tensors, tensors_answer
 from agent.serving.models import RetiredError
@@ -29,6 +30,7 @@ class EnsembleRoutes:
     def __init__(self, ensembles: Ensembles, regions: Regions) -> None:
         self._ensembles = ensembles
         self._regions = regions
+        self._heads = Heads()
 
     async def answer(self, request: Request, ensemble: Ensemble, version: str | None, rest: list[str]) -> Answer:
         """What is asked of one.
@@ -80,7 +82,7 @@ class EnsembleRoutes:
         if is_image(request.headers.get("content-type", "")):
             return error_answer(415, f"{fitted.model!r} is an ensemble, which takes tensors alone: decode the image")
         try:
-            wanted = read_tensors(request, fitted, self._regions)
+            wanted = read_tensors(request, fitted, self._regions, self._heads)
         except BadRequestError as error:
             return error_answer(error.status, str(error))
         asked = Asked(wanted.inputs, wanted.request_id, wanted.priority, wanted.timeout_s)

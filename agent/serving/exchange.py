@@ -34,7 +34,7 @@ class Request:
     method: str = ""
     path: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | bytearray = field(default_factory=bytearray)
+    body: bytes | bytearray | memoryview = field(default_factory=bytearray)
     keep_alive: bool = True
     local: bool = False
 

@@ -10,6 +10,7 @@ import msgspec
 
 from agent import __version__
 from agent.protocol.limits import LIMITS
+from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.ensemble_routes import EnsembleRoutes
 from agent.serving.ensembles import Ensembles
@@ -31,7 +32,8 @@ class Api:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._regions = Regions()
+        self.buffers = Buffers()
+        self._regions = Regions(self.buffers)
         self.expected: frozenset[str] = frozenset()  # models that ought to be served
         self.ensembles = Ensembles(registry, lambda: self.expected)
         self._ensemble_routes = EnsembleRoutes(self.ensembles, self._regions)

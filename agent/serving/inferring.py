@@ -9,9 +9,10 @@ from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
 from agent.serving.exchange import Answer, Request, again_answer, error_answer
 from agent.serving.exposure import Beside
+from agent.serving.heads import Heads
 from agent.serving.images import ImageRequest, Images, is_image
 from agent.serving.models import LoadedModel, RetiredError, rows_of
-from agent.serving.oip import Described, InferRequest, decode_request, encode_response
+from agent.serving.oip import Described, InferRequest, encode_response
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
 from agent.serving.tensors import BadRequestError
@@ -31,6 +32,7 @@ class Inferring:
     def __init__(self, registry: Registry, regions: Regions) -> None:
         self._registry = registry
         self._regions = regions
+        self._heads = Heads()
         self._images = Images()
         self._copies: set[asyncio.Task[None]] = set()
 
@@ -75,7 +77,7 @@ class Inferring:
         if is_image(content_type):
             request_id = request.headers.get("x-request-id", "")
             return await self._images.read(bytes(request.body), content_type, request_id, manifest)
-        return read_tensors(request, manifest, self._regions)
+        return read_tensors(request, manifest, self._regions, self._heads)
 
     async def _encode(self, wanted: InferRequest | ImageRequest, outputs: Tensors, manifest: Manifest) -> Answer:
         if isinstance(wanted, ImageRequest):
@@ -131,7 +133,7 @@ async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tenso
     return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
 
 
-def read_tensors(request: Request, described: Described, regions: Regions) -> InferRequest:
+def read_tensors(request: Request, described: Described, regions: Regions, heads: Heads) -> InferRequest:
     """What a request's body asks, in tensors.
 
     Raises:
@@ -141,7 +143,7 @@ def read_tensors(request: Request, described: Described, regions: Regions) -> In
     if length and not (length.isascii() and length.isdigit()):
         raise BadRequestError("Inference-Header-Content-Length is no number of bytes")
     header_bytes = int(length[:DIGITS]) if length else None
-    return decode_request(request.body, header_bytes, described, regions if request.local else None)
+    return heads.read(request.body, header_bytes, described, regions if request.local else None)
 
 
 def tensors_answer(wanted: InferRequest, outputs: Tensors, described: Described, regions: Regions) -> Answer:

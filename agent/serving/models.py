@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Runtime, Tensors
 from agent.samples.offering import Sampler
 from agent.serving.batch_times import BatchTimes
+from agent.serving.company import Company
 from agent.serving.ipc import Counts
 from agent.serving.processors import pin
+from agent.serving.results import Results
 from agent.serving.statistics import Statistics
 from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
@@ -31,6 +34,9 @@ from agent.trial.scoring import answering
 log = logging.getLogger(__name__)
 REMEMBERED_ROWS = 65_536
 CLOSE_S = 60.0
+_Seen = tuple[Tensors, Tensors, int]  # inputs, outputs, and how many rows they have
+AT_ONCE_S = 0.001  # inferences shorter than this are not worth another thread's waking up, twice
+ALONE_S = 0.01  # nor are these, where nobody else is kept waiting
 
 
 class RetiredError(Exception):
@@ -48,6 +54,7 @@ class LoadedModel:
 
     Attributes:
         sampler: chooses rows that may be kept; None where none are.
+        company: the artifacts that the event loop serves beside this one.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class LoadedModel:
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
         self.statistics = Statistics()
         self.sampler: Sampler | None = None
+        self.company = Company()
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
         self._times = BatchTimes()
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
@@ -71,6 +79,9 @@ class LoadedModel:
         self._runs_since: float | None = None
         self.closed = False
         self._gone = False
+        self._alone = False
+        self._at_once = False  # the event loop is about to take what waits
+        self._results: Results | None = None
         self._turn = threading.Lock()  # the runtime's: not every one takes two at a time
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
@@ -97,12 +108,15 @@ class LoadedModel:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Tensors] = loop.create_future()
 
-        def done(result: Tensors | Exception) -> None:
-            loop.call_soon_threadsafe(_resolve, future, result)
-
+        results = self._results
+        if results is None or results.loop is not loop:
+            results = self._results = Results(loop)
+        done = partial(results.add, future)
         request = Request(inputs, rows_of(inputs), request_id, time.perf_counter(), done, priority)
+        self._alone = self.company.is_alone(self, request.came_at)
+        at_once = self._at_once or self._is_short(request.rows, self._longest_s(len(self._queue) + 1))
         try:
-            gone = self._queue.put(request)
+            gone = self._queue.put(request, wake=not at_once)
         except ClosedError:
             raise RetiredError from None
         except QueueFullError:
@@ -111,6 +125,9 @@ class LoadedModel:
         if gone is not None:
             self.recorder.rejected()
             gone.done(QueueFullError(self._retry_after_s()))
+        if at_once and not self._at_once:
+            self._at_once = True
+            loop.call_soon(self._take_at_once, results)
         expiry = loop.call_later(timeout_s, self._expire, request) if timeout_s > 0 else None
         try:
             return await future
@@ -120,6 +137,39 @@ class LoadedModel:
         finally:
             if expiry is not None:
                 expiry.cancel()
+
+    def _is_short(self, rows: int, longest_s: float) -> bool:
+        """Whether the event loop itself may infer, which reads no requests while it does."""
+        scheduling = self.manifest.scheduling
+        if scheduling.cores or scheduling.batch_wait_ms:
+            return False
+        seconds = self._times.seconds(rows)
+        return seconds is not None and seconds <= longest_s
+
+    def _longest_s(self, waiting: int) -> float:
+        """How long an inference in the event loop may take, with so many requests that wait for it."""
+        return ALONE_S if self._alone and waiting <= 1 else AT_ONCE_S
+
+    def _take_at_once(self, results: Results) -> None:
+        """Answer a batch of what waits, in the event loop. What the thread has begun meanwhile, it goes on with."""
+        self._at_once = False
+        if self._began_at is not None:
+            return
+        if not self._is_short(1, self._longest_s(len(self._queue))):
+            self._queue.wake()
+            return
+        first = self._queue.take_now()
+        if first is None:
+            return
+        self._began_at = first.came_at
+        results.gather()
+        seen = self._answer(self._batch(first, AT_ONCE_S))
+        self._began_at = None
+        results.tell()
+        results.loop.call_soon(self._observed, seen)  # behind the answers, which are sent before that
+        if len(self._queue):
+            self._at_once = True
+            results.loop.call_soon(self._take_at_once, results)
 
     def _expire(self, request: Request) -> None:
         if self._queue.give_up(request):
@@ -189,18 +239,25 @@ class LoadedModel:
         pin(self.manifest.scheduling.cores)
         while (first := self._queue.take()) is not None:
             self._began_at = first.came_at
-            batch = self._batch(first)
-            turn_at = time.perf_counter()
-            for one in batch:
-                one.turn_at = turn_at
-            self._answer(batch)
+            self._observed(self._answer(self._batch(first)))
             self._began_at = None
+            if self._is_short(1, AT_ONCE_S) and self._queue.leave():
+                self._hand_back()
 
-    def _batch(self, first: Request) -> list[Request]:
+    def _hand_back(self) -> None:
+        """What waits is short: the event loop takes it from here on."""
+        results = self._results
+        try:
+            assert results is not None
+            results.loop.call_soon_threadsafe(self._take_at_once, results)
+        except RuntimeError:  # the loop is closed
+            self._queue.wake()
+
+    def _batch(self, first: Request, longest_s: float = math.inf) -> list[Request]:
         """What waits and may be answered together with the first, and what comes while that may wait for it."""
         batch, rows, scheduling = [first], first.rows, self.manifest.scheduling
         until = first.came_at + scheduling.batch_wait_ms / 1000
-        most = self._most_rows(first.came_at)
+        most = self._most_rows(first.came_at, longest_s)
 
         def fits(one: Request) -> bool:
             return rows + one.rows <= most and _alike(first.inputs, one.inputs)
@@ -208,23 +265,26 @@ class LoadedModel:
         while rows < most and (following := self._queue.take_like(fits, until)) is not None:
             batch.append(following)
             rows += following.rows
+        turn_at = time.perf_counter()
+        for one in batch:
+            one.turn_at = turn_at
         return batch
 
-    def _most_rows(self, came_at: float) -> int:
-        """The largest batch that takes no longer than a request ought to.
+    def _most_rows(self, came_at: float, longest_s: float) -> int:
+        """The largest batch that takes no longer than a request ought to, and no longer than it may.
 
         What is left of that is never taken for less than half: a request that has waited for longer is late whatever is
         done, and smaller batches would only make those behind it wait longer still.
         """
         target_s, most = self.manifest.scheduling.latency_target_ms / 1000, self.manifest.max_batch
-        if not target_s:
-            return most
-        return self._times.most(most, max(target_s - (time.perf_counter() - came_at), target_s / 2))
+        if target_s:
+            longest_s = min(longest_s, max(target_s - (time.perf_counter() - came_at), target_s / 2))
+        return most if longest_s == math.inf else self._times.most(most, longest_s)
 
-    def _answer(self, batch: list[Request]) -> None:
+    def _answer(self, batch: list[Request]) -> list[_Seen]:
+        """Answer a batch; what is to be observed of it when those who asked have their answers."""
         if len(batch) == 1:
-            self._answer_one(batch[0])
-            return
+            return self._answer_one(batch[0])
         try:
             stacked = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
             outputs = self._infer(stacked)
@@ -232,30 +292,29 @@ class LoadedModel:
             if any(value.ndim == 0 or value.shape[0] != rows for value in outputs.values()):
                 raise ValueError("an output has no row for each input row")  # noqa: TRY301
         except Exception:  # noqa: BLE001 (one bad request must not fail its neighbours: each is tried alone)
-            for one in batch:
-                self._answer_one(one)
-            return
+            return [seen for one in batch for seen in self._answer_one(one)]
         start = 0
         for one in batch:
             self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
             start += one.rows
-        self._observed(stacked, outputs, rows)
+        return [(stacked, outputs, rows)]
 
-    def _answer_one(self, one: Request) -> None:
+    def _answer_one(self, one: Request) -> list[_Seen]:
         try:
             outputs = self._run(one)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
             self._answered(one, failed=True)
             one.done(error)
-            return
+            return []
         self._finish(one, outputs)
-        self._observed(one.inputs, outputs, one.rows)
+        return [(one.inputs, outputs, one.rows)]
 
-    def _observed(self, inputs: Tensors, outputs: Tensors, rows: int) -> None:
+    def _observed(self, seen: list[_Seen]) -> None:
         """Rows were answered, and those who asked have their answers."""
-        self.recorder.observed(inputs, outputs, rows, time.perf_counter())
-        if self.sampler is not None:
-            self.sampler.offer(inputs, outputs, rows)
+        for inputs, outputs, rows in seen:
+            self.recorder.observed(inputs, outputs, rows, time.perf_counter())
+            if self.sampler is not None:
+                self.sampler.offer(inputs, outputs, rows)
 
     def _run(self, one: Request) -> Tensors:
         if one.rows == 1 or not self.manifest.row_by_row:
@@ -320,12 +379,3 @@ def _alike(one: Tensors, other: Tensors) -> bool:
         array.ndim > 0 and other[name].ndim == array.ndim and other[name].shape[1:] == array.shape[1:]
         for name, array in one.items()
     )
-
-
-def _resolve(future: asyncio.Future[Tensors], result: Tensors | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)

@@ -14,7 +14,7 @@ import numpy as np
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import Array, Tensors
 from agent.serving.classification import CLASSES_LIMIT, top_classes
-from agent.serving.tensors import BadRequestError, datatype, from_binary, from_json, to_binary, to_json
+from agent.serving.tensors import BadRequestError, Bytes, datatype, from_binary, from_json, name_of, to_binary, to_json
 from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
 LONGEST_US = 86_400_000_000
@@ -74,7 +74,7 @@ class Described(Protocol):
 class Memory(Protocol):
     """Shared memory that tensors may lie in; see `agent.serving.shared_memory`."""
 
-    def read(self, region: str, offset: int, size: int) -> bytes:
+    def read(self, region: str, offset: int, size: int) -> Bytes:
         """Some bytes of a region."""
         ...
 
@@ -172,7 +172,7 @@ _NOTHING, _NOTHING_SAID = _TensorParameters(), _Parameters()
 
 
 def decode_request(
-    body: bytes | bytearray, header_length: int | None, manifest: Described, memory: Memory | None = None
+    body: Bytes, header_length: int | None, manifest: Described, memory: Memory | None = None
 ) -> InferRequest:
     """Read an infer request.
 
@@ -215,7 +215,7 @@ def _inputs(
         size = _binary_size(tensor)
         raw = None
         if size is not None:
-            raw = bytes(body[position : position + size])
+            raw = body[position : position + size]
             position += size
         inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
     missing = sorted(set(specs) - set(inputs))
@@ -247,7 +247,7 @@ def _binary_size(tensor: _Input) -> int | None:
     return size
 
 
-def _tensor(spec: TensorSpec, tensor: _Input, raw: bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
+def _tensor(spec: TensorSpec, tensor: _Input, raw: Bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
     if tensor.datatype != datatype(spec.dtype):
         raise BadRequestError(
             f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}"
@@ -330,7 +330,7 @@ def encode_response(
             array = _classes(wanted, array, manifest)
         tensor: dict[str, Any] = {
             "name": wanted.name,
-            "datatype": datatype(array.dtype.name),
+            "datatype": datatype(name_of(array.dtype)),
             "shape": list(array.shape),
         }
         if wanted.span is not None:

@@ -10,6 +10,7 @@ from agent.protocol.messages import Exposure, ModelWindow
 from agent.protocol.samples import Sampling
 from agent.samples.offering import Sampler
 from agent.samples.sample import Sample
+from agent.serving.company import Company
 from agent.serving.exposure import Beside
 from agent.serving.models import LoadedModel
 
@@ -20,6 +21,7 @@ class Registry:
     def __init__(self) -> None:
         self._loaded: dict[tuple[str, str], LoadedModel] = {}
         self._serving: dict[str, LoadedModel] = {}
+        self._company = Company()
         self._beside: dict[str, Beside] = {}
         self._sampling: dict[str, Sampling] = {}
         self._swaps: Counter[str] = Counter()
@@ -30,6 +32,7 @@ class Registry:
         key = (model.manifest.model, model.manifest.digest)
         old = self._loaded.get(key)
         self._loaded[key] = model
+        model.company = self._company
         self._choose_of(model)
         if old is not None:
             if self._serving.get(key[0]) is old:

@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.serving.buffers import Buffers
 from agent.serving.tensors import BadRequestError
 
 FOLDER = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory is)
@@ -50,10 +51,12 @@ class Regions:
     """All that are registered. Used by one event loop alone.
 
     Args:
+        buffers: what tensors are copied into.
         folder: where the system has its objects.
     """
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, buffers: Buffers, folder: Path = FOLDER) -> None:
+        self._buffers = buffers
         self._folder = folder
         self._regions: dict[str, Region] = {}
 
@@ -96,8 +99,8 @@ class Regions:
         """One of them."""
         return self._regions.get(name)
 
-    def read(self, region: str, offset: int, size: int) -> bytes:
-        """Some bytes of a region.
+    def read(self, region: str, offset: int, size: int) -> memoryview:
+        """A copy of some bytes of a region: its client may write the next ones when it is answered.
 
         Raises:
             RegionError: when they are not there.
@@ -105,11 +108,12 @@ class Regions:
         if size > TENSOR_LIMIT:
             raise RegionError(f"shared_memory_byte_size: {size} bytes, and a tensor may have {TENSOR_LIMIT}")
         found = self._part(region, offset, size)
+        content = self._buffers.take(size)
         try:
-            content = os.pread(found.descriptor, size, found.offset + offset)
+            there = os.preadv(found.descriptor, [content], found.offset + offset)
         except OSError as error:
             raise RegionError(f"region {region[:100]!r} can't be read: {error.strerror}") from None
-        if len(content) != size:
+        if there != size:
             raise _shrunk(found)
         return content
 

@@ -25,6 +25,7 @@ DATATYPES = {
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 STRINGS_LIMIT = 1 << 20  # of one tensor: each takes ten times the memory that it takes on the way
 _LENGTH = struct.Struct("<I")
+Bytes = bytes | bytearray | memoryview
 _OPENING = re.compile(rb"[\s\[]*")
 
 
@@ -38,28 +39,39 @@ class BadRequestError(Exception):
     status = 400
 
 
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """NumPy's own name of a dtype, which takes it longer to find than all else that an answer needs."""
+    return dtype.name
+
+
 def datatype(dtype: str) -> str:
     """The protocol's name of a manifest's dtype, or of an array's."""
     return _NAMES.get(dtype) or ("BYTES" if dtype.startswith(("object", "str")) else dtype.upper())
 
 
-def from_binary(spec: TensorSpec, raw: bytes, shape: list[int]) -> Array:
-    """Bytes of a request as an array.
+def from_binary(spec: TensorSpec, raw: Bytes, shape: list[int]) -> Array:
+    """Bytes of a request as an array, which refers to them where they lie as a runtime can read them.
 
     Raises:
         BadRequestError: when they are not as many as the shape takes, or strings that are none.
     """
     count = math.prod(shape)
     if spec.dtype == STRING:
-        return _strings(spec, raw, count).reshape(shape)
-    dtype = np.dtype(spec.dtype).newbyteorder("<")
+        return _strings(spec, bytes(raw), count).reshape(shape)
+    dtype = _little_endian(spec.dtype)
     if len(raw) != count * dtype.itemsize:
         said = f"does not fill shape {shape}: it has {len(raw)} bytes, and {count * dtype.itemsize} are taken"
         raise BadRequestError(f"input {spec.name!r}: its data {said}")
     array = np.frombuffer(raw, dtype)
     if spec.dtype == "bool" and array.view(np.uint8).max(initial=0) > 1:
         raise BadRequestError(f"input {spec.name!r}: a BOOL is one byte, 0 or 1")
-    return array.reshape(shape)
+    return (array if array.flags.aligned else array.copy()).reshape(shape)
+
+
+@cache
+def _little_endian(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype).newbyteorder("<")
 
 
 def _strings(spec: TensorSpec, raw: bytes, count: int) -> Array:
@@ -136,7 +148,7 @@ def _decoder(dtype: str, depth: int) -> msgspec.json.Decoder[Any]:
 def to_binary(array: Array) -> bytes:
     """An array of an answer as bytes."""
     if array.dtype.kind not in "OU":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return array.astype(_little_endian(name_of(array.dtype)), copy=False).tobytes()
     pieces = []
     for text in array.reshape(-1):
         encoded = str(text).encode(errors="replace")

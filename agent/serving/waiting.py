@@ -73,13 +73,18 @@ class RequestQueue:
         self._queues: dict[int, deque[Request]] = {}
         self._count = 0
         self._closed = False
+        self._woken = False  # who waits in `take` is to have what is there
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
         return self._count
 
-    def put(self, request: Request) -> Request | None:
+    def put(self, request: Request, *, wake: bool = True) -> Request | None:
         """Let a request wait.
+
+        Args:
+            request: that has just come.
+            wake: whether who waits in `take` is to have it; otherwise the caller sees to it that it is taken.
 
         Returns:
             One of lower priority that had to go for it; None when there was room.
@@ -99,17 +104,44 @@ class RequestQueue:
             queue.append(request)
             request.waits = True
             self._count += 1
-            self._changed.notify()
+            if wake:
+                self._wake()
         return gone
 
-    def take(self) -> Request | None:
-        """The next one, as soon as there is one; None when the queue is closed and empty."""
+    def wake(self) -> None:
+        """Let who waits in `take` have all that is there, until nothing is."""
         with self._changed:
-            while (found := self._first()) is None:
-                if self._closed:
-                    return None
+            self._wake()
+
+    def leave(self) -> bool:
+        """Let `take` wait until it is woken, whatever is there; whether anything is."""
+        with self._changed:
+            self._woken = False
+            return self._count > 0
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self._changed.notify()
+
+    def take(self) -> Request | None:
+        """The next one, as soon as it is woken and there is one; None when the queue is closed and empty."""
+        with self._changed:
+            while True:
+                if self._woken or self._closed:
+                    found = self._first()
+                    if found is not None:
+                        return self._out(found)
+                    if self._closed:
+                        return None
+                    self._woken = False
                 self._changed.wait()
-            return self._out(found)
+
+    def take_now(self) -> Request | None:
+        """The next one, if there is one."""
+        with self._changed:
+            found = self._first()
+            return None if found is None else self._out(found)
 
     def take_like(self, fits: Callable[[Request], bool], until: float) -> Request | None:
         """The next one, if it fits; None when it does not, or none came until then.

@@ -180,12 +180,22 @@ def _served() -> tuple[asyncio.AbstractEventLoop, Api, LoadedModel]:
     return asyncio.new_event_loop(), Api(registry), model
 
 
+def _arrive(connection: Connection, content: bytes) -> None:
+    """Bytes come, as an event loop would have them read: as many at a time as there is room for."""
+    while content:
+        room = connection.get_buffer(-1)
+        came = content[: len(room)]
+        room[: len(came)] = came
+        connection.buffer_updated(len(came))
+        content = content[len(came) :]
+
+
 async def _read_and_answered(api: Api, payload: bytes) -> None:
     connection = _Quiet(api)
     connection.connection_made(_Transport())
     half = len(payload) // 2
-    connection.data_received(payload[:half])
-    connection.data_received(payload[half:])
+    _arrive(connection, payload[:half])
+    _arrive(connection, payload[half:])
     connection.connection_lost(None)
     while (came := connection._waiting.get_nowait()) is not None:
         answer = await connection._answer(came) if isinstance(came, Request) else came

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.serving import connection
+from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.connection import Connection
 from agent.serving.exchange import Answer, Request, json_answer
@@ -20,6 +21,7 @@ class Echo:
     def __init__(self, clients: Clients | None = None) -> None:
         self.draining = False
         self.clients = Clients() if clients is None else clients  # an empty one is false
+        self.buffers = Buffers()
         self.free = asyncio.Event()  # those that are held wait for it
 
     async def answer(self, request: Request) -> Answer:
@@ -153,3 +155,51 @@ def test_all_bodies_together_are_bounded_and_given_back() -> None:
             await asyncio.sleep(0.05)
 
     asyncio.run(run())
+
+
+class Kept(Echo):
+    """One that keeps what came until it has all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[bytes | bytearray | memoryview] = []
+
+    async def answer(self, request: Request) -> Answer:
+        self.bodies.append(request.body)
+        return await super().answer(request)
+
+
+def post(content: bytes, *headers: str) -> bytes:
+    lines = ["POST /x HTTP/1.1", "Host: d", f"Content-Length: {len(content)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + content
+
+
+@pytest.mark.parametrize("piece", [1000, 16_384, 70_000, 10_000_000])
+def test_bodies_of_all_sizes_come_whole_however_they_are_cut(piece: int) -> None:
+    sizes = [0, 5, 16_383, 16_384, 16_385, 40_000, 200_000, 7, 100_000, 3_000_000, 1, 65_536]
+    contents = [
+        bytes((number + index) % 251 for index in range(250)) * (size // 250) for number, size in enumerate(sizes)
+    ]
+    contents = [content + b"z" * (size - len(content)) for content, size in zip(contents, sizes, strict=True)]
+    stream = b"".join(
+        post(content, f"Inference-Header-Content-Length: {index}") for index, content in enumerate(contents)
+    )
+    application = Kept()
+    pieces = [stream[start : start + piece] for start in range(0, len(stream), piece)]
+    got = asyncio.run(said(application, *pieces))
+    assert got.count(b"HTTP/1.1 200") == len(sizes)
+    assert [bytes(body) for body in application.bodies] == contents
+    assert application.clients.hold(application.clients.bytes_allowed)  # nothing is held any more
+
+
+def test_a_large_body_that_is_the_last_ends_its_connection() -> None:
+    got = asyncio.run(said(Echo(), post(b"x" * 50_000, "Connection: close")))
+    assert got.count(b"HTTP/1.1 200") == 1
+    assert not got.endswith(b"(still open)")
+
+
+def test_what_a_large_body_would_hold_is_counted_as_it_comes() -> None:
+    clients = Clients(bytes_allowed=100_000)
+    got = asyncio.run(said(Echo(clients), post(b"x" * 300_000)[:250_000]))
+    assert b"503" in got.splitlines()[0]
+    assert clients.hold(100_000)

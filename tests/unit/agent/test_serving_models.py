@@ -12,6 +12,8 @@ import pytest
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling, TensorSpec
 from agent.runtimes.base import Tensors
+from agent.serving import models
+from agent.serving.company import LONG_S, Company
 from agent.serving.models import LoadedModel, RetiredError
 from agent.serving.oip import decode_request, metadata
 from agent.serving.tensors import BadRequestError
@@ -184,3 +186,142 @@ def test_batches_stay_within_the_target_where_there_is_one() -> None:
     model.close()
     assert max(runtime.rows) <= 4, "of eight rows a batch takes 80 ms"
     assert sum(runtime.rows) == 17
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is, what takes 3 ms here is what may be inferred alone."""
+    monkeypatch.setattr(models, "ALONE_S", 10.0)
+
+
+class Threads(Doubling):
+    """One that notes which threads it runs in, and takes a while."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.threads: list[str] = []
+
+    def run(self, inputs: Tensors) -> Tensors:
+        self.threads.append(threading.current_thread().name)
+        time.sleep(self.seconds)
+        return super().run(inputs)
+
+
+def test_what_is_short_is_inferred_where_it_was_read_once_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "AT_ONCE_S", 10.0)
+    runtime = Threads()
+    model = LoadedModel(manifest(-1, 8), "d", runtime)
+
+    async def asks() -> list[float]:
+        first = await ask(model)
+        return [first, *await asyncio.gather(*(ask(model, value) for value in (2.0, 3.0, 4.0)))]
+
+    assert asyncio.run(asks()) == [2.0, 4.0, 6.0, 8.0]
+    model.close()
+    here = threading.current_thread().name
+    assert runtime.threads[0] != here
+    assert runtime.threads[-1] == here
+    assert sum(runtime.rows) == 4
+
+
+def test_what_is_long_or_has_cores_of_its_own_is_left_to_its_thread() -> None:
+    slow, pinned = Threads(0.015), Threads()
+    for runtime, net in ((slow, manifest(-1, 1)), (pinned, scheduled(1, cores=(0,)))):
+        model = LoadedModel(net, "d", runtime)
+
+        async def asks(model: LoadedModel = model) -> None:
+            for _ in range(3):
+                await ask(model)
+
+        asyncio.run(asks())
+        model.close()
+        assert threading.current_thread().name not in runtime.threads
+
+
+@pytest.mark.usefixtures("patient")
+def test_what_is_not_so_short_is_inferred_there_only_alone() -> None:
+    runtime = Threads(0.003)
+    model = LoadedModel(manifest(-1, 1), "d", runtime)
+    here = threading.current_thread().name
+
+    async def asks() -> None:
+        await ask(model)
+        await ask(model)
+        assert runtime.threads[-1] == here
+        runtime.threads.clear()
+        await asyncio.gather(*(ask(model) for _ in range(3)))
+        assert here not in runtime.threads
+
+    asyncio.run(asks())
+    model.close()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.0005, 0.003])
+def test_everyone_is_answered_whichever_thread_infers(seconds: float) -> None:
+    runtime = Threads(seconds)
+    model = LoadedModel(manifest(-1, 4), "d", runtime)
+
+    async def asks(first: int) -> None:
+        for value in range(first, first + 40):
+            assert await ask(model, value) == 2.0 * value
+            if value % 7 == first % 7:
+                await asyncio.sleep(0.001)
+
+    async def together() -> None:
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(asks(number) for number in range(9)))
+
+    asyncio.run(together())
+    model.close()
+    assert sum(runtime.rows) == 9 * 40
+
+
+def test_the_next_is_answered_when_one_before_it_failed_where_it_was_read() -> None:
+    class Failing(Threads):
+        def run(self, inputs: Tensors) -> Tensors:
+            if (inputs["x"] == 13.0).any():
+                raise ValueError("unlucky")
+            return super().run(inputs)
+
+    model = LoadedModel(manifest(-1, 4), "d", Failing())
+
+    async def asks() -> None:
+        await ask(model)
+        found = await asyncio.gather(*(ask(model, value) for value in (1.0, 13.0, 2.0)), return_exceptions=True)
+        assert [found[0], found[2]] == [2.0, 4.0]
+        assert isinstance(found[1], ValueError)
+        assert await ask(model, 3.0) == 6.0
+
+    asyncio.run(asks())
+    model.close()
+
+
+@pytest.mark.usefixtures("patient")
+def test_while_another_model_is_asked_none_keeps_the_loop_waiting() -> None:
+    one, other = Threads(0.003), Threads(0.003)
+    loaded = [LoadedModel(manifest(-1, 1), "d", runtime) for runtime in (one, other)]
+    loaded[1].company = loaded[0].company
+    here = threading.current_thread().name
+
+    async def asks() -> None:
+        await ask(loaded[0])
+        await ask(loaded[0])
+        assert one.threads[-1] == here
+        for _ in range(2):
+            for model in reversed(loaded):
+                await ask(model)
+        assert here not in [*one.threads[2:], *other.threads]
+
+    asyncio.run(asks())
+    for model in loaded:
+        model.close()
+
+
+def test_company_is_over_when_only_one_was_asked_for_a_while() -> None:
+    company = Company()
+    assert company.is_alone("a", 0.0)
+    assert not company.is_alone("b", 1.0)
+    assert not company.is_alone("b", 1.0 + LONG_S / 2)
+    assert company.is_alone("b", 1.0 + LONG_S)
+    assert not company.is_alone("a", 1.1 + LONG_S)

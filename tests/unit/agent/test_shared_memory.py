@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.serving import shared_memory
+from agent.serving.buffers import Buffers
 from agent.serving.shared_memory import RegionError, Regions
 
 
@@ -17,7 +18,7 @@ def regions(tmp_path: Path) -> Regions:
     folder.mkdir()
     (folder / "frames").write_bytes(bytes(range(100)))
     (tmp_path / "secret").write_bytes(b"not yours")
-    return Regions(folder)
+    return Regions(Buffers(), folder)
 
 
 def object_of(tmp_path: Path) -> Path:
