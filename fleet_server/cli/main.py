@@ -149,7 +149,7 @@ def up(
 
 def main() -> None:
     """The console script."""
-    with traced(sys.argv[1:], get_command(app)):
+    with traced(sys.argv[1:], lambda: get_command(app)):
         app()
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,24 +17,27 @@ from agent.protocol.trace import TraceParent, parse_traceparent
 from fleet_server import spans
 from fleet_server.cli.output import errors
 from fleet_server.errors import UnavailableError
-from fleet_server.otlp import SpanExporter, targets
+from fleet_server.otlp import SpanExporter, Targets, targets
 
 SERVICE = "shoal-cli"
 STAYS = frozenset({"server", "up", "worker", "simulate"})  # commands that run until they are ended
 
 
 @contextmanager
-def traced(arguments: Sequence[str], command: Any, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+def traced(
+    arguments: Sequence[str], command: Callable[[], Any], environment: Mapping[str, str] = os.environ
+) -> Iterator[None]:
     """Whatever the command line asks of a server within is of one trace.
 
     Args:
         arguments: of the command line.
-        command: all commands, as Click has them.
+        command: makes all commands, as Click has them; it takes its time, so only where somebody traces.
         environment: with OpenTelemetry's variables.
     """
-    words = command_words(arguments, command)
     around = parse_traceparent(environment.get("TRACEPARENT", ""))
-    exporter = None if not words or words[0] in STAYS else _exporter(environment)
+    wanted = targets(None, environment, metrics=False)
+    words = command_words(arguments, command()) if wanted.traces else []
+    exporter = None if not words or words[0] in STAYS else _exporter(wanted)
     if exporter is None:
         with spans.within(around):
             yield
@@ -77,10 +80,7 @@ def command_words(arguments: Sequence[str], command: Any) -> list[str]:
     return words
 
 
-def _exporter(environment: Mapping[str, str]) -> SpanExporter | None:
-    wanted = targets(None, environment, metrics=False)
-    if not wanted.traces:
-        return None
+def _exporter(wanted: Targets) -> SpanExporter | None:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # a collector that is away is no matter of a command
     try:
         return SpanExporter(wanted.of("traces"), SERVICE)
