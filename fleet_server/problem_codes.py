@@ -50,6 +50,7 @@ _BY_STATUS: dict[int, dict[str, str]] = {
         "alert_silence_not_found": "there is no alert silence '0190…'; list them with `shoal alert silence ls`",
         "artifact_not_found": "there is no artifact '9f86…'; `digest` of a variant or a version's source names one",
         "command_not_found": "there is no command '0190…'; list them with `shoal command list`",
+        "page_not_found": "there is no page '/metrics'; set SHOAL_METRICS to loopback, token or open",
         "delivery_not_found": "there is no delivery '0190…'; list them with `shoal webhook deliveries`",
         "device_not_found": "there is no device 'camera-99'; an agent registers itself when it first connects",
         "enrolment_not_found": "there is no enrolment '0190…'; list them with `shoal device pending`",
