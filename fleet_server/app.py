@@ -38,6 +38,8 @@ from fleet_server.idempotency import add_idempotency, claim_key
 from fleet_server.models import Fleet
 from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name
+from fleet_server.overview import endpoints as overview
+from fleet_server.overview.keeper import OverviewKeeper
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -85,6 +87,7 @@ TAGS = [
     {"name": "variants", "description": "Versions converted for profiles, with measurements and the gate's verdict."},
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
+    {"name": "overview", "description": "How the whole fleet is, and what would be done next."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
@@ -121,6 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
     subjects = (devices, catalog, conversions, gates, rollouts, telemetry, samples, enrolment, trust, webhooks, access)
     for subject in subjects:
         api.include_router(subject.router)
+    api.include_router(overview.router)
     api.include_router(rollouts.device_router)
     api.include_router(rollouts.profile_router)
     api.include_router(enrolment.public)
@@ -181,6 +185,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         SampleKeeper(database, artifacts, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
+        OverviewKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)

@@ -32,6 +32,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
         *("list_sampling_rules", "show_sampling_rule", "list_sample_requests", "show_sample_request"),
         *("list_sample_sets", "show_sample_set"),
+        *("show_overview", "overview_history"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
