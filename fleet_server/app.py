@@ -139,8 +139,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.request_max_mb << 20,
     )
     subjects = (
-        overview, devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts, enrolment, trust,
-        webhooks, access,
+        overview, devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts,
+        enrolment, trust, webhooks, access,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
