@@ -48,6 +48,40 @@ def hosts(windows: list[Json]) -> dict[str, Plot]:
     }
 
 
+def history(answer: Json) -> dict[str, Plot]:
+    """A fleet over time: devices, and what all models did."""
+    points = answer["points"]
+    at = [seconds(point["at"]) for point in points]
+
+    def lines(*names: tuple[str, str]) -> Plot:
+        return {
+            "at": at,
+            "series": [{"label": label, "values": [point[name] for point in points]} for label, name in names],
+        }
+
+    return {
+        "devices": lines(("online", "online"), ("all", "devices")),
+        "requests": lines(("requests", "requests"), ("errors", "errors")),
+        "latency": lines(("p50", "latency_p50_ms"), ("p95", "latency_p95_ms"), ("p99", "latency_p99_ms")),
+    }
+
+
+def versions_over_time(answer: Json, most: int = 6) -> Plot:
+    """Devices by the version that answers there: those that most devices had at some time, the rest together."""
+    points = [point for point in answer["points"] if point["versions"] is not None]
+    counts = [{f"{one['model']}@{one['version']}": one["devices"] for one in point["versions"]} for point in points]
+    largest: dict[str, int] = {}
+    for count in counts:
+        for name, devices in count.items():
+            largest[name] = max(largest.get(name, 0), devices)
+    named = sorted(largest, key=lambda name: -largest[name])[:most]
+    series_of = [{"label": name, "values": [count.get(name, 0) for count in counts]} for name in sorted(named)]
+    if len(largest) > most:
+        rest = [sum(devices for name, devices in count.items() if name not in named) for count in counts]
+        series_of.append({"label": "others", "values": rest})
+    return {"at": [seconds(point["at"]) for point in points], "series": series_of}
+
+
 def seconds(value: str) -> float:
     """A time of the API in seconds since 1970."""
     return dt.datetime.fromisoformat(value).timestamp()

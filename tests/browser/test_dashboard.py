@@ -182,6 +182,27 @@ def test_a_device_is_held_with_the_keyboard_alone(fleet: LocalFleet, page: Page)
     expect(page.locator(".note", has_text="being moved")).to_have_count(0)
 
 
+def test_a_device_is_asked_to_do_something_and_its_log_is_followed(page: Page) -> None:
+    page.goto("/ui/devices/cam-2")
+    page.get_by_role("button", name="Measure facts again").click()
+    expect(page.locator(".badge.succeeded")).to_be_visible(timeout=30_000)
+    page.get_by_role("link", name="cam-2").click()
+    page.get_by_role("button", name="Follow its log").click()
+    expect(page.get_by_role("log")).to_contain_text("agent", timeout=30_000)
+    page.get_by_role("button", name="End it").click()
+    expect(page.locator(".badge.cancelled")).to_be_visible(timeout=30_000)
+
+
+def test_a_silence_is_made_and_ended(page: Page) -> None:
+    page.goto("/ui/alerts")
+    page.get_by_label("Rule").nth(1).fill("*")
+    page.get_by_label("Why").fill("works on the line")
+    page.get_by_role("button", name="Silence").click()
+    expect(page.locator("main")).to_contain_text("works on the line")
+    page.get_by_role("button", name="End").click()
+    expect(page.locator("main")).not_to_contain_text("works on the line")
+
+
 def test_a_token_is_shown_once(page: Page) -> None:
     page.goto("/ui/access")
     section = page.locator("#enrolment")
@@ -217,8 +238,12 @@ def pages(fleet: LocalFleet) -> dict[str, str]:
     """Every page there is, by the name of its picture."""
     rollout = fleet.get("/rollouts")["items"][0]["id"]
     variant = fleet.get("/variants")["items"][0]["id"]
+    command = fleet.get("/commands")["items"][0]["id"]
     return {
         "sign-in": "/ui/sign-in",
+        "overview": "/ui",
+        "alerts": "/ui/alerts",
+        "command": f"/ui/commands/{command}",
         "devices": "/ui/devices",
         "device": "/ui/devices/cam-1",
         "models": "/ui/models",

@@ -127,6 +127,7 @@ async def _now(api: Api, device_id: str) -> dict[str, Any]:
 async def _device(request: Request, api: Api, device_id: str, *, said: object = None, status: int = 200) -> Response:
     now = await _now(api, device_id)
     windows = (await api.get("/telemetry/hosts", device=device_id, limit=200))["items"]
+    commands = await api.get("/commands", device=device_id, limit=10)
     identity = await api.or_nothing(f"/devices/{segment(device_id)}/identity")
     plots = []
     for one in now["device"]["serving"][:4]:
@@ -134,4 +135,5 @@ async def _device(request: Request, api: Api, device_id: str, *, said: object = 
         found = await api.or_nothing(path, device=device_id, step="5m")
         if found is not None:
             plots.append((f"{one['model']}@{one['version']}: latency", series(found, "latency")))
-    return render(request, "device.html", status, said=said, plots=plots, host=hosts(windows), identity=identity, **now)
+    more = {"plots": plots, "host": hosts(windows), "identity": identity, "commands": commands["items"]}
+    return render(request, "device.html", status, said=said, **more, **now)

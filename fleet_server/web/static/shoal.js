@@ -53,8 +53,22 @@
     drop.dispatchEvent(new CustomEvent("busy", { bubbles: true, detail: -1 }));
   }
 
+  function follow(box) {
+    const events = new EventSource(box.dataset.log);
+    events.addEventListener("line", (event) => {
+      const line = JSON.parse(event.data), text = document.createElement("div");
+      text.textContent = `${new Date(line.at * 1000).toISOString().slice(11, 23)} ${line.level} ${line.source} ${line.logger}: ${line.text}`;
+      const low = innerHeight + scrollY >= document.body.scrollHeight - 80;
+      box.append(text);
+      while (box.children.length > 5000) box.firstElementChild.remove();
+      if (low) text.scrollIntoView({ block: "nearest" });
+    });
+    events.addEventListener("end", () => events.close());
+  }
+
   function prepare(root) {
     drawAll(root);
+    root.querySelectorAll("[data-log]").forEach((box) => { if (!box.dataset.ready) { box.dataset.ready = "1"; follow(box); } });
     root.querySelectorAll(".drop").forEach((drop) => {
       if (drop.dataset.ready) return;
       drop.dataset.ready = "1";
