@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.addresses import check_place, check_unix_path
+from agent.commands.config import CommandConfig, read_commands
 from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.grpc_config import GrpcConfig, read_grpc
@@ -57,6 +58,7 @@ KEYS = (
     "hang_s",
     "samples",
     "grpc",
+    "commands",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -100,6 +102,7 @@ class Config:
         pipelines: what the agent itself reads, asks its models about, and publishes.
         ensembles: graphs of models that are asked as one.
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
+        commands: which commands of the server are carried out here.
     """
 
     device_id: str
@@ -129,6 +132,7 @@ class Config:
     pipelines: tuple[PipelineConfig, ...] = ()
     ensembles: tuple[EnsembleConfig, ...] = ()
     samples: SampleConfig = field(default_factory=SampleConfig)
+    commands: CommandConfig = field(default_factory=CommandConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -201,6 +205,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         pipelines=_pipelines(values),
         ensembles=read_ensembles(values.get("ensembles", [])),
         samples=_samples(values.get("samples", {})),
+        commands=read_commands(values.get("commands", {})),
         **_link(values.get("link", {})),
     )
 
@@ -252,7 +257,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples", "grpc"}:
+    if key in {*TABLES, "samples", "grpc", "commands"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:

@@ -23,7 +23,7 @@ MEMORY_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
 }
 GRPC_SETTINGS = {"GRPC_VERBOSITY": "NONE"}  # else whatever clients do wrong is a line in the log
-STOP_S = 12.0
+STOP_S = 15.0
 
 
 class WorkerDied:

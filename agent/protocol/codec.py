@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agent.protocol.commands import Command, CommandAnswer, problem_of
 from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiting
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
@@ -60,6 +61,8 @@ Message = (
     | SourceOffer
     | SamplePiece
     | SampleAck
+    | Command
+    | CommandAnswer
 )
 MessageT = TypeVar(
     "MessageT",
@@ -77,9 +80,14 @@ MessageT = TypeVar(
     SourceOffer,
     SamplePiece,
     SampleAck,
+    Command,
+    CommandAnswer,
 )
 
-_PLAIN = (DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer)
+_PLAIN = (
+    *(DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer),
+    *(Command, CommandAnswer),
+)
 _PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece, SamplePiece, SampleAck)
 _DECODERS: dict[type, Any] = {
     **{kind: msgspec.json.Decoder(kind) for kind in _PLAIN},
@@ -133,13 +141,16 @@ def _check(message: Message) -> None:
             _check_renewal(message)
         case TrustNeed() | TrustPiece():
             _check_trust(message)
-        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck():
-            _check_transfer(message)
+        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck() | Command() | CommandAnswer():
+            _check_more(message)
 
 
-def _check_transfer(message: SourceNeed | SourceOffer | SamplePiece | SampleAck) -> None:
+def _check_more(message: SourceNeed | SourceOffer | SamplePiece | SampleAck | Command | CommandAnswer) -> None:
     if isinstance(message, SourceNeed | SourceOffer):
         _check_source(message)
+    elif isinstance(message, Command | CommandAnswer):
+        problem = problem_of(message)
+        _require(not problem, problem)
     else:
         _check_upload(message)
 
@@ -506,10 +517,10 @@ def _check_cells(cells: Mapping[int, int], field: str, first: int, last: int, li
 
 
 def _check_facts(facts: DeviceFacts) -> None:
-    for field in ("cpu_features", "accelerators", "runtimes", "tags", "features"):
+    for field in ("cpu_features", "accelerators", "runtimes", "tags", "features", "commands"):
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
-    for feature in facts.features:
-        _names(**{"facts.features": feature})
+    for feature in (*facts.features, *facts.commands):
+        _names(**{"facts.features or facts.commands": feature})
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(

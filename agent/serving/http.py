@@ -12,15 +12,23 @@ from agent import __version__
 from agent.protocol.limits import LIMITS
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
+from agent.serving.descriptions import configuration, metadata
 from agent.serving.ensemble_routes import EnsembleRoutes
 from agent.serving.ensembles import Ensembles
-from agent.serving.exchange import Answer, Request, absent_answer, again_answer, error_answer, json_answer
+from agent.serving.exchange import (
+    Answer,
+    Request,
+    absent_answer,
+    again_answer,
+    error_answer,
+    json_answer,
+    unreadable_answer,
+)
 from agent.serving.extensions import NAMES, Extensions
 from agent.serving.images import described
 from agent.serving.inferring import Inferring
 from agent.serving.metrics import metrics_text
 from agent.serving.models import LoadedModel, RetiredError
-from agent.serving.oip import configuration, metadata
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
 from agent.telemetry.exposition import CONTENT_TYPE
@@ -112,7 +120,7 @@ class Api:
         try:
             said = msgspec.json.decode(request.body, type=_Feedback)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return error_answer(400, f"feedback: {error}")
+            return unreadable_answer("feedback", error)
         matched, unknown = 0, 0
         for one in said.labels:
             labels = one.label if isinstance(one.label, list) else [one.label]

@@ -206,6 +206,22 @@ class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
     samples: tuple[Sample, ...]
 
 
+class Logged(msgspec.Struct, frozen=True, tag="logged"):
+    """One record of the worker's log, as it also is on standard error.
+
+    Attributes:
+        at: in Unix seconds.
+        level: its name.
+        logger: who logged it.
+        text: without secrets.
+    """
+
+    at: float
+    level: str
+    logger: str
+    text: str
+
+
 class Counts(msgspec.Struct, frozen=True):
     """What one artifact did since it was loaded.
 
@@ -241,4 +257,6 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
 ToWorker = (
     Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | TellFigures | Shutdown
 )
-FromWorker = Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | AskFigures | Sampled
+FromWorker = (
+    Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | AskFigures | Sampled | Logged
+)

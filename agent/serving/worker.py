@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from agent.commands.ring import TEXT_CHARS, RingHandler
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.logs import log_to_stderr
 from agent.runtimes import open_runtime
@@ -39,6 +41,7 @@ from agent.serving.ipc import (
     GrpcServed,
     Load,
     Loaded,
+    Logged,
     Peek,
     Peeked,
     Ready,
@@ -63,6 +66,8 @@ if TYPE_CHECKING:  # at run time only where gRPC is configured
 log = logging.getLogger("agent.worker")
 ResultT = TypeVar("ResultT")
 DRAIN_S = 10.0
+SETTLE_S = 3.0
+SETTLED = 5  # looks at clients, of whom nobody asks
 FIGURES_S = 2.0
 MEMORY_WAIT_S = 3.0
 
@@ -107,6 +112,7 @@ class Worker:
         """Serve until told to stop or left alone."""
         loop = asyncio.get_running_loop()
         reader, self._writer = await asyncio.open_connection(sock=sock)
+        logging.getLogger().addHandler(RingHandler(lambda *record: _tell(loop, self._log, record)))
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
         for one in self._listeners:
@@ -119,7 +125,16 @@ class Worker:
         self._api.draining = True
         for server in self._servers:
             server.close()
+        await self._settle()
         await asyncio.wait_for(self._drain(), DRAIN_S)
+
+    async def _settle(self) -> None:
+        """Let those who ask be answered while there is something that answers; who has just come is about to ask."""
+        loop, quiet = asyncio.get_running_loop(), 0
+        until = loop.time() + SETTLE_S
+        while quiet < SETTLED and loop.time() < until:
+            await asyncio.sleep(0.02)
+            quiet = 0 if self._api.clients.asking else quiet + 1
 
     async def _drain(self) -> None:
         if self._grpc is not None:
@@ -240,9 +255,18 @@ class Worker:
             Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb, fell_back=runtime.fell_back)
         )
 
+    def _log(self, at: float, level: str, logger: str, text: str) -> None:
+        self._send(Logged(at, level, logger, text[:TEXT_CHARS]))
+
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
         self._writer.write(pack(message))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, log_it: Callable[..., None], record: tuple[float, str, str, str]) -> None:
+    """Called from whatever thread logs; when the loop has ended nobody listens any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(log_it, *record)
 
 
 def _addresses(listeners: list[socket.socket]) -> tuple[str, str]:

@@ -166,6 +166,11 @@ class Updater:
         active = [one.deployment_id for one in self.records.values() if one.phase is Phase.ACTIVE]
         return [*(LoadArtifact(one) for one in active), *self._load_waiting()]
 
+    def worker_leaves(self) -> None:
+        """The worker is being replaced, and watches and loads nothing: what comes meanwhile waits for the next one."""
+        self._worker_up = False
+        self._asked, self._loaded = set(), set()
+
     def worker_crashed(self, seen: dict[str, ProbationReport]) -> list[Effect]:
         """The worker died: a version that was being loaded or watched is to blame; the one before serves again.
 

@@ -10,8 +10,10 @@ import typer
 from typer.main import get_command
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
+from fleet_server.cli.alerts import alert
 from fleet_server.cli.broker import broker
 from fleet_server.cli.bundles import bundle
+from fleet_server.cli.commands import command
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -48,11 +50,13 @@ for name, group in (
     ("rollout", rollout),
     ("bundle", bundle),
     ("telemetry", telemetry),
+    ("command", command),
     ("sample", sample),
     ("fleet", fleet),
     ("user", user),
     ("token", token),
     ("trust", trust),
+    ("alert", alert),
     ("webhook", webhook),
     ("audit", audit),
     ("server", server),
@@ -86,8 +90,8 @@ def version() -> None:
     typer.echo(f"shoal {__version__}")
 
 
-for command in (login, logout, whoami):
-    app.command(command.__name__)(command)
+for one in (login, logout, whoami):
+    app.command(one.__name__)(one)
 app.command("convert")(convert)
 app.command("worker")(worker)
 app.command("simulate")(simulate)

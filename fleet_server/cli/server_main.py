@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -115,7 +116,15 @@ def _serve(settings: Settings) -> int:
         with running(app):
             if settings.tls:
                 config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
-            server = uvicorn.Server(config)
+
+            class Server(uvicorn.Server):
+                """Lets those who follow a log go before it waits for everybody."""
+
+                def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                    app.state.log_streams.stop()
+                    super().handle_exit(sig, frame)
+
+            server = Server(config)
             server.run()
     except FleetError as error:
         log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)

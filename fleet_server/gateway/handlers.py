@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
 from agent.protocol.logs import log_ids
@@ -34,6 +35,8 @@ from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from fleet_server import outbox, spans
 from fleet_server.clock import utc_now
+from fleet_server.commands import receiving as commands
+from fleet_server.commands.sending import send_open
 from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
@@ -201,6 +204,8 @@ class Handlers:
                 self._trust_need(topic.device_id, decode(payload, TrustNeed))
             case DeviceTopic.SAMPLES:
                 self._samples(topic.device_id, decode(payload, SamplePiece))
+            case DeviceTopic.COMMAND_ANSWER:
+                self._command(topic.device_id, decode(payload, CommandAnswer))
             case DeviceTopic.SOURCE_NEED:
                 self._source_need(topic.device_id, decode(payload, SourceNeed))
             case _:
@@ -225,7 +230,9 @@ class Handlers:
 
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:
-            devices.record_presence(session, device_id, presence, utc_now())
+            device = devices.record_presence(session, device_id, presence, utc_now())
+            if device is not None and presence.online:
+                send_open(session, device_id, utc_now())
         if not presence.online:
             self._delivery.forget(device_id)
 
@@ -310,6 +317,10 @@ class Handlers:
             data = body[need.offset : need.offset + LIMITS.trust_piece_bytes]
             piece = TrustPiece(need.file, min(need.offset, len(body)), len(body), data)
         self._send(device_topic(device_id, DeviceTopic.TRUST), encode(piece))
+
+    def _command(self, device_id: str, answer: CommandAnswer) -> None:
+        with self._database.write() as session:
+            commands.take(session, device_id, answer, utc_now())
 
     def _samples(self, device_id: str, piece: SamplePiece) -> None:
         """What is lost of this is sent again, so it needs no row in the outbox."""

@@ -58,6 +58,18 @@ class Deployment(Base):
         Index(None, "fleet_id", "id"),
         Index(None, "device_id", "model_id", "id"),
         Index(
+            "ix_deployments_rolled_back",
+            *("fleet_id", "settled_at"),
+            sqlite_where=text("phase = 'rolled_back'"),
+            postgresql_where=text("phase = 'rolled_back'"),
+        ),
+        Index(
+            "ix_deployments_fell_back",
+            "fleet_id",
+            sqlite_where=text("fell_back <> ''"),
+            postgresql_where=text("fell_back <> ''"),
+        ),
+        Index(
             "uq_deployments_desired",
             "device_id",
             "model_id",

@@ -43,7 +43,7 @@ from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Device, Fleet, ModelWindowRow
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.reminder import Reminder
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
