@@ -52,6 +52,8 @@ from fleet_server.metrics.otlp import MetricsPusher
 from fleet_server.models import Fleet
 from fleet_server.openapi import PUBLIC, describe, operation_name
 from fleet_server.otlp import SpanExporter, targets
+from fleet_server.overview import endpoints as overview
+from fleet_server.overview.keeper import OverviewKeeper
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
@@ -100,6 +102,7 @@ TAGS = [
     {"name": "variants", "description": "Versions converted for profiles, with measurements and the gate's verdict."},
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
+    {"name": "overview", "description": "How the whole fleet is, and what would be done next."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "commands", "description": "What devices are asked to do at once: restart, logs, benchmark and more."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
@@ -136,8 +139,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.request_max_mb << 20,
     )
     subjects = (
-        devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts, enrolment, trust,
-        webhooks, access,
+        overview, devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts,
+        enrolment, trust, webhooks, access,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
@@ -227,6 +230,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         CommandKeeper(database, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
+        OverviewKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)

@@ -241,6 +241,9 @@ class Settings(BaseSettings):
     telemetry_hosts_days: float = Field(
         7.0, gt=0, le=3650, description="How long what devices say of themselves is kept, in days."
     )
+    overview_days: float = Field(
+        90.0, gt=0, le=3650, description="How long it is kept how fleets were, hour by hour, in days."
+    )
     samples_days: float = Field(
         30.0, gt=0, le=3650, description="How long samples that devices sent are kept, in days."
     )

@@ -35,6 +35,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_alerts", "count_alerts", "show_alert", "list_alert_rules", "show_alert_rule"),
         *("list_alert_silences", "show_alert_silence"),
         *("list_commands", "show_command"),
+        *("show_overview", "overview_history"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),

@@ -24,12 +24,14 @@ from fleet_server.models.enrolment import (
 )
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
+from fleet_server.models.overview import FleetSnapshot
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.models.telemetry import (
     HostWindowRow,
     ModelWindowRow,
     TelemetryBatchRow,
+    TelemetryFleetTotal,
     TelemetryGroup,
     TelemetryRollup,
     TelemetrySeries,
@@ -65,6 +67,7 @@ __all__ = [
     "Enrolment",
     "EnrolmentToken",
     "Fleet",
+    "FleetSnapshot",
     "GateRun",
     "GateTrial",
     "Grant",
@@ -82,6 +85,7 @@ __all__ = [
     "SamplingRule",
     "SourceForm",
     "TelemetryBatchRow",
+    "TelemetryFleetTotal",
     "TelemetryGroup",
     "TelemetryRollup",
     "TelemetrySeries",

@@ -16,7 +16,12 @@ class Rollout(Base):
     """Moving a set of devices to a version. `state` is `fleet_server.domain.states.RolloutState`."""
 
     __tablename__ = "rollouts"
-    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "state"))
+    __table_args__ = (
+        Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "state", "id"),
+        Index(None, "version_id"),
+        Index(None, "state"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
@@ -56,6 +61,7 @@ class Deployment(Base):
         UniqueConstraint("rollout_id", "device_id", "revert_of", "attempt"),
         Index("ix_deployments_rollout_id_phase", "rollout_id", "phase", "stage", "place"),
         Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "phase", "id"),
         Index(None, "device_id", "model_id", "id"),
         Index(
             "ix_deployments_rolled_back",
