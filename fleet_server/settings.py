@@ -20,6 +20,7 @@ DEFAULT_API_PORT = 7470
 DEFAULT_BROKER_PORT = 7471
 DASK_JOBS = 16
 EVERY_FLEET = "*"  # in SHOAL_OIDC_ROLES
+MetricsAccess = Literal["loopback", "token", "open", "off"]
 
 
 def find_onnx2tf_python(told: Path | None) -> Path | None:
@@ -240,8 +241,14 @@ class Settings(BaseSettings):
     telemetry_hosts_days: float = Field(
         7.0, gt=0, le=3650, description="How long what devices say of themselves is kept, in days."
     )
+    overview_days: float = Field(
+        90.0, gt=0, le=3650, description="How long it is kept how fleets were, hour by hour, in days."
+    )
     samples_days: float = Field(
         30.0, gt=0, le=3650, description="How long samples that devices sent are kept, in days."
+    )
+    commands_days: float = Field(
+        14.0, gt=0, le=3650, description="How long commands to devices are kept when they are over, in days."
     )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
@@ -286,6 +293,23 @@ class Settings(BaseSettings):
     smtp_from: str | None = Field(None, description="Address that e-mails of alerts come from; needed to send any.")
     smtp_ca: Path | None = Field(
         None, description="Certificates (PEM) that it is checked by; those of the system when absent."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, or json: an object a line, with the ids of what it is about."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http(s)://host:port of an OpenTelemetry collector that takes OTLP over HTTP: requests and "
+        "rollouts are traced to it. OTEL_EXPORTER_OTLP_ENDPOINT does the same. Needs shoal[otel].",
+    )
+    otlp_metrics: bool = Field(
+        False, description="What GET /metrics says goes to that collector too (OTEL_METRICS_EXPORTER=otlp likewise)."
+    )
+    otlp_interval_s: float = Field(60.0, ge=1, le=3600, description="How often that is done, in seconds.")
+    metrics: MetricsAccess = Field(
+        "loopback",
+        description="Who may read GET /metrics: loopback for processes on this machine, and tokens; token for those "
+        "alone; open for whoever reaches the API; off for nobody. A fleet's token gets that fleet's figures.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."

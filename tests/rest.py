@@ -21,8 +21,10 @@ from fleet_server.models import (
     AlertRoute,
     AlertRule,
     AlertSilence,
+    CommandLogLine,
     Deployment,
     Device,
+    DeviceCommand,
     DeviceIdentity,
     Enrolment,
     EnrolmentToken,
@@ -45,7 +47,7 @@ from fleet_server.models import (
     Webhook,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 
 TOKEN = "the-admin-of-tests"
@@ -75,6 +77,7 @@ def fill(database: Database, count: int) -> dict[str, str]:
     start = utc_now() - dt.timedelta(days=30)
     fleet = {"fleet_id": DEFAULT_FLEET}
     first: Any = None
+    logs: Any = None
     with database.write() as session:
 
         def add(row: Any) -> Any:
@@ -120,6 +123,12 @@ def fill(database: Database, count: int) -> dict[str, str]:
                                          samples=1, size=1, created_by="", deadline_at=due))  # fmt: skip
             add(SampleUpload(**fleet, request_id=asked.id, device_id=device.id, phase="stored", told=False, size=1,
                              digest="a" * 64, stored_at=utc_now(), listing=[]))  # fmt: skip
+            add(DeviceCommand(**fleet, device_id=f"dev-{number // 2}", kind="facts", arguments={}, created_by="",
+                              state="failed" if number % 3 else "succeeded", deadline_at=at))  # fmt: skip
+            logs = logs or add(DeviceCommand(**fleet, device_id=device.id, kind="logs", arguments={}, created_by="",
+                                             state="succeeded", deadline_at=at))  # fmt: skip
+            add(CommandLogLine(command_id=logs.id, sequence=number + 1, at=0.0, level="INFO", source="agent",
+                               logger="agent", text="x"))  # fmt: skip
             hook = add(Webhook(**fleet, url=f"https://hooks.invalid/{number // 2}", types=["shoal.*"], active=False,
                                secret=f"whsec_{number}", created_by=""))  # fmt: skip
             add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",
@@ -142,4 +151,5 @@ def fill(database: Database, count: int) -> dict[str, str]:
         return {
             "model": "model-0", "rollout_id": first.id, "device_id": "dev-0", "variant_id": variant.id,
             "run_id": run.id, "version": "1", "name": "profile-0", "fleet": "fleet-0",
+            "command_id": logs.id,
         }  # fmt: skip

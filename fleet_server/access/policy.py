@@ -34,6 +34,8 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_sample_sets", "show_sample_set"),
         *("list_alerts", "count_alerts", "show_alert", "list_alert_rules", "show_alert_rule"),
         *("list_alert_silences", "show_alert_silence"),
+        *("list_commands", "show_command"),
+        *("show_overview", "overview_history"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -44,6 +46,8 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("download_sample_set", "delete_sample_set"),
         *("acknowledge_alert", "create_alert_silence", "delete_alert_silence"),
         *("create_alert_rule", "change_alert_rule", "delete_alert_rule"),
+        # A log may say what an owner would not tell everybody.
+        *("command_device", "command_devices", "cancel_command", "list_command_lines", "follow_command_log"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),

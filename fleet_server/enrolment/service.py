@@ -27,8 +27,7 @@ from fleet_server.errors import (
     TooManyRequestsError,
 )
 from fleet_server.models import Device, DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Who
+from fleet_server.principals import DEFAULT_FLEET, Who
 from fleet_server.trust.ca import FleetCa, IssuedCertificate, SigningRequest, read_request, verify_signature
 
 PENDING_DAYS = 1

@@ -16,7 +16,7 @@ from agent.protocol.limits import LIMITS
 from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic, device_topic
 from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
 from fleet_server.gateway import mosquitto
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 
 SUBJECTS = ROOT.replace("/", ".")
 VERNEMQ = """\

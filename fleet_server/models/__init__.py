@@ -11,6 +11,7 @@ from fleet_server.models.alerts import (
     DriftReference,
 )
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
+from fleet_server.models.commands import CommandLogLine, DeviceCommand
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.deltas import ArtifactEncoding, DeviceHolding
 from fleet_server.models.devices import Device, DeviceAttribute, Profile
@@ -23,12 +24,14 @@ from fleet_server.models.enrolment import (
 )
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
+from fleet_server.models.overview import FleetSnapshot
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.models.telemetry import (
     HostWindowRow,
     ModelWindowRow,
     TelemetryBatchRow,
+    TelemetryFleetTotal,
     TelemetryGroup,
     TelemetryRollup,
     TelemetrySeries,
@@ -50,11 +53,13 @@ __all__ = [
     "AuditHead",
     "Blob",
     "CandidateArtifact",
+    "CommandLogLine",
     "ConversionJob",
     "Deployment",
     "Device",
     "DeviceAttribute",
     "DeviceCertificate",
+    "DeviceCommand",
     "DeviceConduct",
     "DeviceHolding",
     "DeviceIdentity",
@@ -62,6 +67,7 @@ __all__ = [
     "Enrolment",
     "EnrolmentToken",
     "Fleet",
+    "FleetSnapshot",
     "GateRun",
     "GateTrial",
     "Grant",
@@ -79,6 +85,7 @@ __all__ = [
     "SamplingRule",
     "SourceForm",
     "TelemetryBatchRow",
+    "TelemetryFleetTotal",
     "TelemetryGroup",
     "TelemetryRollup",
     "TelemetrySeries",

@@ -11,8 +11,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fleet_server.clock import utc_now
 from fleet_server.db import Base, new_id
 
-DEFAULT_FLEET = "default"
-
 
 class Fleet(Base):
     """A set of devices with its models: a tenant."""

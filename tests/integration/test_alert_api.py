@@ -14,7 +14,7 @@ from fleet_server.alerts import service
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.models import Alert, Device
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from tests import rest
 from tests.databases import make_empty
 from tests.integration.test_api import refused

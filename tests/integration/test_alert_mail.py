@@ -17,7 +17,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.errors import InvalidError
 from fleet_server.models import AlertMail, AlertRoute
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.webhooks import schedule
 from tests.fleet import free_port

@@ -53,7 +53,7 @@ from fleet_server.models import (
     Webhook,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry.signals import pack_signals
 from fleet_server.telemetry.sketches import pack_cells, pack_latency

@@ -45,8 +45,7 @@ from fleet_server.models import (
     Version,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Actor
+from fleet_server.principals import DEFAULT_FLEET, Actor
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.databases import without_triggers
@@ -280,6 +279,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     webhook_operations(walk, database)
     sample_operations(walk, application)
     alert_operations(walk, database)
+    command_operations(walk, database)
     with database.write() as session:
         session.get_one(Device, "d").online = False
     walk("forget_device", "device.forget", "delete", "devices/d")
@@ -369,6 +369,16 @@ def alert_operations(walk: Walk, database: Database) -> None:
     quiet = {"rule": "*", "ends_at": (utc_now() + dt.timedelta(hours=1)).isoformat(), "comment": "works"}
     silence = walk("create_alert_silence", "alert_silence.create", "post", "alert-silences", json=quiet)["id"]
     walk("delete_alert_silence", "alert_silence.delete", "delete", f"alert-silences/{silence}")
+
+
+def command_operations(walk: Walk, database: Database) -> None:
+    with database.write() as session:
+        device = session.get_one(Device, "d")
+        device.facts = {**device.facts, "features": ["commands"], "commands": {"facts": True}}
+        device.online = False
+    command = walk("command_device", "command.create", "post", "devices/d/commands", json={"kind": "facts"})
+    walk("cancel_command", "command.cancel", "post", f"commands/{command['id']}/cancel")
+    walk("command_devices", "command.create", "post", "commands", json={"kind": "facts", "devices": ["d"]})
 
 
 def trust_operations(walk: Walk, settings: Settings) -> None:
