@@ -53,7 +53,7 @@ from fleet_server.models import (
     Webhook,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.simulator.facts import of_profile
 from fleet_server.telemetry.sketches import pack_latency
 from fleet_server.telemetry.totals import DAY_S, FLEET_S, HOUR_S, period_of
