@@ -22,6 +22,7 @@ from agent.identity import identity_folder, load_identity
 from agent.pipelines.config import PipelineConfig, read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
+from agent.protocol.logs import FORMS
 from agent.protocol.manifest import RUNTIME_NAME
 from agent.protocol.topics import check_device_id
 from agent.samples.collecting import SampleConfig
@@ -40,6 +41,7 @@ KEYS = (
     "tags",
     "runtimes",
     "log_level",
+    "log_format",
     "ca_file",
     "cert_file",
     "key_file",
@@ -78,6 +80,7 @@ class Config:
         tags: what this device says of itself, for profiles to match.
         runtimes: the only ones to use; empty for all that import.
         log_level: DEBUG, INFO, WARNING or ERROR.
+        log_format: `text` for people, or `json`.
         ca_file: certificates that the broker's is checked against; empty for those that enrolling gave, or for the
             system's.
         cert_file: the device's certificate chain (PEM), where it was not got by enrolling.
@@ -110,6 +113,7 @@ class Config:
     tags: Mapping[str, str] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ()
     log_level: str = "INFO"
+    log_format: str = "text"
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
@@ -185,6 +189,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         tags=_tags(values.get("tags", {})),
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
+        log_format=_log_format(_text(values, "log_format", "text")),
         ca_file=_pem_file("ca_file", _text(values, "ca_file", "")),
         cert_file=cert_file,
         key_file=key_file,
@@ -401,3 +406,9 @@ def _level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ConfigError(f"log_level: {value!r} is not DEBUG, INFO, WARNING or ERROR")
     return value.upper()
+
+
+def _log_format(value: str) -> str:
+    if value not in FORMS:
+        raise ConfigError(f"log_format: {value!r} is not text or json")
+    return value

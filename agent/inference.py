@@ -76,9 +76,13 @@ class Inference:
         condition: notes how the worker is.
         carry_out: carries out what follows.
         changed: something is to be reported.
+        switched: told the deployment whose artifact answers from now on.
         window: takes what models did, and when that began in Unix seconds.
         hang_s: how long one inference may take, in seconds; 0: for ever.
         ensembles: that the worker answers for.
+
+    Attributes:
+        workers_ended: how often a worker ended without being asked to.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Inference:
         *,
         carry_out: Callable[[list[Effect]], None],
         changed: Callable[[], None],
+        switched: Callable[[str], None],
         window: Callable[[Window, float], None],
         hang_s: float,
         ensembles: tuple[EnsembleConfig, ...] = (),
@@ -102,6 +107,7 @@ class Inference:
         self._condition = condition
         self._carry_out = carry_out
         self._changed = changed
+        self._switched = switched
         self._window = window
         self._ensembles = ensembles
         self._ensemble_health = EnsembleHealth(condition.ensemble)
@@ -109,6 +115,7 @@ class Inference:
         self._probation = Probation()
         self._watchdog = Watchdog(hang_s)
         self._hung = False  # the worker was ended for it
+        self.workers_ended = 0
         self._crashes = Crashes()
         self._loads: dict[int, str] = {}
         self._load_since: dict[str, float] = {}
@@ -201,6 +208,7 @@ class Inference:
             self._delay = 0.0
         else:
             log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
+            self.workers_ended += 1
             if not self._hung:
                 self._condition.worker_ended(status)
             self._count_crash()
@@ -281,6 +289,7 @@ class Inference:
         serving = self._activations.pop(message.request_id, None)
         if serving is not None and message.ok:
             self._serving[serving.model] = serving
+            self._switched(serving.deployment_id)
             self._changed()
         elif serving is not None:
             log.error("the worker has no %s@%s to answer with; it is loaded again", serving.model, serving.version)

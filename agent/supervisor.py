@@ -52,9 +52,10 @@ from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_t
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
 from agent.samples.collecting import Collecting
-from agent.serving.ipc import ChooseSamples, FromWorker, Logged, Ready, Sampled, Window
+from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
-from agent.telemetry.host import measure_host
+from agent.telemetry.figures import PhaseFigure, SupervisorFigures
+from agent.telemetry.host import measure_host, own_memory_mb
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.budget import Ledger
@@ -195,6 +196,7 @@ class Supervisor:
             self._condition,
             carry_out=self._deployments.carry_out,
             changed=self._changed,
+            switched=self._deployments.switched,
             window=self._window,
             hang_s=config.hang_s,
             ensembles=config.ensembles,
@@ -311,9 +313,29 @@ class Supervisor:
         if isinstance(message, Logged):
             self._ring.add(message.at, message.level, "worker", message.logger, message.text)
             return
+        if isinstance(message, AskFigures):
+            self._worker.send(TellFigures(self._figures()))
+            return
         self._inference.said(message)
         if isinstance(message, Ready):
             self._samples.worker_ready()
+
+    def _figures(self) -> SupervisorFigures:
+        records = self._updater.records.values()
+        return SupervisorFigures(
+            device_id=self._config.device_id,
+            connected=self._link.connected,
+            spooled=self._spool.count,
+            spooled_bytes=self._spool.size,
+            spool_dropped=self._spool.dropped,
+            workers_ended=self._inference.workers_ended,
+            problems=len(self._condition.reports()),
+            rss_mb=own_memory_mb(),
+            deployments=tuple(
+                PhaseFigure(one.deployment_id, one.manifest.model, one.manifest.version, one.phase.value)
+                for one in records
+            ),
+        )
 
     # -- what the server says
 

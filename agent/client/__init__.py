@@ -1,6 +1,8 @@
 """What a program on a device asks the device's models with: `Client`, and `AsyncClient` for asyncio."""
 
 from agent.client.client import AsyncClient, Client
+from agent.client.core import FeedbackResult
+from agent.client.encoding import Answer
 from agent.client.errors import (
     BadRequestError,
     BusyError,
@@ -12,10 +14,12 @@ from agent.client.errors import (
 )
 
 __all__ = [
+    "Answer",
     "AsyncClient",
     "BadRequestError",
     "BusyError",
     "Client",
+    "FeedbackResult",
     "InferenceError",
     "ModelFailedError",
     "NotReadyError",

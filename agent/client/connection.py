@@ -1,56 +1,94 @@
-"""One connection to the device's own inference API, over its Unix socket or loopback: one request at a time."""
+"""A connection to the device's own inference API, over its Unix socket or loopback: one request at a time."""
 
 from __future__ import annotations
 
-import http.client
-import socket
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import msgspec
-
-CONNECT_S = 5.0
-ANSWER_LIMIT = 64 << 20
-Body = bytes | list[bytes | memoryview]
+from agent.client.blocking import Blocking
+from agent.client.http1 import Ask, Content, Reply, ReplyError, ReplyReader, head
+from agent.client.waiting import Stream, Waiting, left_s, now
 
 
 class CutOffError(OSError):
     """The connection ended while a request was under way: the request itself may be why."""
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the API answered.
+class Link:
+    """Kept for the next request.
 
-    Attributes:
-        status: of HTTP.
-        headers: by their names in small letters.
-        body: whole.
+    Args:
+        listen: `host:port` of the API.
+        unix_socket: its path; empty to use `listen`.
+        waiting: how it waits.
     """
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
+    def __init__(self, listen: str, unix_socket: str, waiting: Waiting) -> None:
+        self._listen, self._unix_socket = listen, unix_socket
+        self._waiting = waiting
+        self._stream: Stream | None = None
 
-    @property
-    def said(self) -> str:
-        """The error in words."""
+    async def ask(self, ask: Ask, until: float | None) -> Reply:
+        """One request's answer. Whatever ends it before ends the connection too: the next answer is the next request's.
+
+        Args:
+            ask: the request.
+            until: when it is given up, by `time.monotonic`; None for never.
+
+        Raises:
+            CutOffError: when the connection ends.
+            ReplyError: when what comes can't be read.
+            TimeoutError: when the answer is not there by then.
+            OSError: when nobody is there.
+        """
+        while True:
+            kept = self._stream is not None
+            stream = self._stream = self._stream or await self._connect(until)
+            try:
+                return await self._once(stream, ask, until)
+            except (TimeoutError, ReplyError):
+                self.close()
+                raise
+            except OSError as error:
+                self.close()
+                # A connection that stood idle may have been closed by the other side: that is no failure.
+                if not kept:
+                    raise CutOffError(str(error) or type(error).__name__) from error
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End it; the next request makes another."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    async def _connect(self, until: float | None) -> Stream:
         try:
-            told = msgspec.json.decode(self.body[:65536])
-            text = str(told["error"]) if isinstance(told, dict) and "error" in told else ""
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            text = ""
-        return f"the inference API answered {self.status}{': ' if text else ''}{text[:500]}"
+            return await self._waiting.connect(self._listen, self._unix_socket, until)
+        except TimeoutError:
+            left_s(until)
+            raise OSError(f"nobody accepts at {self._unix_socket or self._listen}") from None
 
-    @property
-    def again_after_s(self) -> float:
-        """When it asks to be asked again, in seconds; 0 where it does not say."""
-        wait = self.headers.get("retry-after", "")
-        return float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else 0.0
+    async def _once(self, stream: Stream, ask: Ask, until: float | None) -> Reply:
+        reader, unsent = ReplyReader(), None
+        try:
+            await stream.send([head(ask), *ask.body], until)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            unsent = error  # a request that is refused by its head is answered before it is read
+        while reader.reply is None:
+            count = await stream.receive(reader.room(), until)
+            if not count:
+                raise unsent or CutOffError("the connection ended")
+            reader.came(count)
+        if reader.last or unsent is not None:
+            self.close()
+        return reader.reply
 
 
 class Connection:
-    """Kept for the next request.
+    """The same for a thread, which it blocks.
 
     Args:
         listen: `host:port` of the API.
@@ -58,89 +96,21 @@ class Connection:
     """
 
     def __init__(self, listen: str, unix_socket: str) -> None:
-        self._listen, self._unix_socket = listen, unix_socket
-        self._connection: http.client.HTTPConnection | None = None
+        self._link = Link(listen, unix_socket, Blocking())
 
-    def ask(self, method: str, path: str, body: Body, headers: Mapping[str, str], wait_s: float | None) -> Reply:
-        """One request's answer.
+    def ask(self, method: str, path: str, body: Content, headers: Mapping[str, str], wait_s: float | None) -> Reply:
+        """One request's answer; see `Link.ask`.
 
         Args:
             method: of HTTP.
             path: with the query.
-            body: whole, or its parts in their order.
+            body: whole.
             headers: beside those that are there anyway.
-            wait_s: how long nothing may come; None for ever.
-
-        Raises:
-            CutOffError: when the connection ends, or nothing that makes sense comes.
-            TimeoutError: when nothing comes for so long.
-            OSError: when nobody is there.
+            wait_s: how long it may take; None for ever.
         """
-        while True:
-            kept = self._connection is not None
-            try:
-                connection = self._connection = self._connection or self._connect()
-                return self._once(connection, method, path, body, headers, wait_s)
-            except TimeoutError:
-                self.close()
-                raise
-            except (OSError, http.client.HTTPException) as error:
-                connected = self._connection is not None
-                self.close()
-                # A connection that stood idle may have been closed by the other side: that is no failure.
-                if not kept:
-                    if not connected:
-                        raise
-                    raise CutOffError(str(error) or type(error).__name__) from error
+        until = None if wait_s is None else time.monotonic() + wait_s
+        return now(self._link.ask(Ask(method, path, [body], headers), until))
 
     def close(self) -> None:
         """End it; the next request makes another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _once(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: Body,
-        headers: Mapping[str, str],
-        wait_s: float | None,
-    ) -> Reply:
-        connection.sock.settimeout(wait_s)
-        if isinstance(body, list):
-            length = sum(len(part) for part in body)
-            connection.request(method, path, body=body, headers={**headers, "Content-Length": str(length)})
-        else:
-            connection.request(method, path, body=body or None, headers=dict(headers))
-        response = connection.getresponse()
-        content = response.read(ANSWER_LIMIT + 1)
-        if len(content) > ANSWER_LIMIT:
-            raise OSError(f"an answer has more than {ANSWER_LIMIT} bytes")
-        if response.will_close:
-            self.close()
-        return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, content)
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._unix_socket:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(CONNECT_S)
-            try:
-                sock.connect(self._unix_socket)
-            except OSError:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection(own_address(self._listen), timeout=CONNECT_S)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = sock
-        return connection
-
-
-def own_address(listen: str) -> tuple[str, int]:
-    """Where a server that listens at `host:port` is reached from its own machine."""
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host), int(port)  # noqa: S104
+        self._link.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ import msgspec
 import numpy as np
 
 from agent.client.errors import BadRequestError, ModelFailedError
+from agent.client.http1 import Content
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING, Array
+from agent.serving.bad_request import BadRequestError as TensorError
 from agent.serving.tensors import DATATYPES, datatype, from_binary, from_json, to_binary
-from agent.serving.tensors import BadRequestError as TensorError
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorError, ValueError)
 
@@ -63,7 +65,8 @@ def parts_of(inputs: Mapping[str, Any]) -> list[Part]:
         array = np.asarray(value)
         kind = datatype(array.dtype.name)
         if kind not in DATATYPES:
-            raise BadRequestError(f"input {name!r}: arrays of {array.dtype} can't be sent: {', '.join(DATATYPES)} can")
+            said = f"input {name!r}: arrays of {array.dtype} can't be sent: {', '.join(DATATYPES)} can"
+            raise BadRequestError(said, ("inputs", name, "datatype"))
         if kind == "BYTES":
             content = memoryview(to_binary(array))
         else:
@@ -73,30 +76,69 @@ def parts_of(inputs: Mapping[str, Any]) -> list[Part]:
     return found
 
 
-def header(parts: Sequence[Part], wish: Wish, *, region: str = "", offsets: Sequence[int] = ()) -> bytes:
-    """The JSON of a request; with a region, that its inputs lie there."""
+@dataclass(frozen=True)
+class Placed:
+    """Where tensors of a request lie, or are to go, in shared memory.
+
+    Attributes:
+        region: as the API knows it.
+        inputs: where each begins, in their order; empty where they are in the body.
+        outputs: by name, where each may begin, and how many bytes it may have; others come in the body.
+    """
+
+    region: str
+    inputs: Sequence[int]
+    outputs: Mapping[str, tuple[int, int]]
+
+
+def header(parts: Sequence[Part], wish: Wish, placed: Placed | None = None, outputs: Sequence[str] = ()) -> bytes:
+    """The JSON of a request.
+
+    Args:
+        parts: its inputs.
+        wish: how it is to be answered.
+        placed: what is in shared memory; None: nothing.
+        outputs: all that the model has, as far as some are to go to shared memory.
+    """
     told = []
     for number, part in enumerate(parts):
         where: dict[str, Any] = {"binary_data_size": part.content.nbytes}
-        if region:
-            where = {"shared_memory_region": region, "shared_memory_byte_size": part.content.nbytes}
-            where |= {"shared_memory_offset": offsets[number]} if offsets[number] else {}
+        if placed is not None and placed.inputs:
+            where = _span(placed.region, placed.inputs[number], part.content.nbytes)
         told.append({"name": part.name, "datatype": part.kind, "shape": part.shape, "parameters": where})
     parameters: dict[str, Any] = {"binary_data_output": True}
     if wish.priority is not None:
         parameters["priority"] = wish.priority
     if wish.wait_s is not None:
-        parameters["timeout"] = max(1, int(wish.wait_s * 1e6))
+        parameters["timeout"] = 1000 * max(1, math.ceil(wish.wait_s * 1e3))  # the same for the same call again
     body: dict[str, Any] = {"inputs": told, "parameters": parameters}
     if wish.request_id:
         body["id"] = wish.request_id
-    if wish.outputs is not None:
-        body["outputs"] = [{"name": one, "parameters": {"binary_data": True}} for one in wish.outputs]
+    rooms = {} if placed is None else placed.outputs
+    named = wish.outputs if wish.outputs is not None or not rooms else outputs
+    if named is not None:
+        body["outputs"] = [
+            {
+                "name": one,
+                "parameters": _span(placed.region, *rooms[one])
+                if placed is not None and one in rooms
+                else {"binary_data": True},
+            }
+            for one in named
+        ]
     return msgspec.json.encode(body)
+
+
+def _span(region: str, offset: int, size: int) -> dict[str, Any]:
+    said: dict[str, Any] = {"shared_memory_region": region, "shared_memory_byte_size": size}
+    return said | ({"shared_memory_offset": offset} if offset else {})
 
 
 class _Parameters(msgspec.Struct):
     binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+    shared_memory_byte_size: int = 0
+    shared_memory_offset: int = 0
 
 
 class _Output(msgspec.Struct):
@@ -109,28 +151,61 @@ class _Output(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     outputs: list[_Output]
+    model_version: str = ""
+    id: str = ""
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
 
 
-def outputs_of(body: bytes, header_length: str) -> dict[str, Array]:
-    """The outputs of an answer by name; arrays that may not be written, strings as arrays of objects.
+class Answer(dict[str, Array]):
+    """What a model answered: its outputs by name, strings as arrays of objects. The arrays are the caller's own.
+
+    Attributes:
+        version: of the model, that answered.
+        request_id: that the request was given; empty where it was given none.
+    """
+
+    version = ""
+    request_id = ""
+
+
+def answer_of(
+    body: Content,
+    header_length: str,
+    placed: Placed | None = None,
+    read: Callable[[int, int], bytearray] | None = None,
+) -> Answer:
+    """Read an answer.
+
+    Args:
+        body: of the reply.
+        header_length: of its JSON part, where binary tensors follow it.
+        placed: where outputs were to go in shared memory; None: nowhere.
+        read: copies bytes of it.
 
     Raises:
         ModelFailedError: when the answer makes no sense.
     """
     length = int(header_length) if header_length.isascii() and header_length.isdigit() else len(body)
-    found: dict[str, Array] = {}
+    whole, rooms = memoryview(body), {} if placed is None else placed.outputs
+    found = Answer()
     try:
-        for one in _DECODER.decode(memoryview(body)[:length]).outputs:
+        told = _DECODER.decode(whole[:length])
+        for one in told.outputs:
             spec = TensorSpec(one.name, DATATYPES.get(one.datatype, STRING), tuple(one.shape))
-            size = (one.parameters or _Parameters()).binary_data_size
-            if size is None:
-                found[one.name] = from_json(spec, bytes(one.data), one.shape)
+            said = one.parameters or _Parameters()
+            if said.shared_memory_region is not None:
+                offset, most = rooms.get(one.name, (-1, 0))
+                if read is None or offset != said.shared_memory_offset or not 0 <= said.shared_memory_byte_size <= most:
+                    raise ValueError(f"output {one.name[:100]!r} lies where it was not to go")
+                found[one.name] = from_binary(spec, read(offset, said.shared_memory_byte_size), one.shape)
+            elif said.binary_data_size is not None:
+                found[one.name] = from_binary(spec, whole[length : length + said.binary_data_size], one.shape)
+                length += said.binary_data_size
             else:
-                found[one.name] = from_binary(spec, body[length : length + size], one.shape)
-                length += size
+                found[one.name] = from_json(spec, bytes(one.data), one.shape)
     except UNREADABLE as error:
         raise ModelFailedError(f"the inference API gave an answer that can't be read: {error}") from None
+    found.version, found.request_id = told.model_version, told.id
     return found

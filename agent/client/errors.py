@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class InferenceError(Exception):
     """Base of all of them; the message says what the API said."""
 
 
 class BadRequestError(InferenceError):
-    """The request does not fit the model; the message names the field. The same again is refused again."""
+    """The request does not fit the model; the message names the field. The same again is refused again.
+
+    Attributes:
+        field: the way to the field at fault in the request, tensors by their names, such as `("inputs", "x", "shape")`;
+            empty where it is no field, or the API names none.
+    """
+
+    def __init__(self, message: str, field: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.field = tuple(field)
 
 
 class UnknownModelError(InferenceError):

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from agent.client.connection import Connection, Reply
+from agent.client.connection import Connection
+from agent.client.http1 import Reply
 from agent.pipelines.items import Answer, Item
+from agent.protocol.datatypes import ARRAY_TYPES
 
 BESIDE_S = 30.0  # for the way there and back, beside the inference itself
 REFUSALS = (400, 413)  # what is wrong with one item; the rest is about the model, and may end
-DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
-          "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "BOOL": "?"}  # fmt: skip
 
 
 class AwayError(Exception):
@@ -119,7 +119,7 @@ class _Metadata(msgspec.Struct):
     inputs: list[_Tensor]
 
 
-def _answer(body: bytes, header_length: str) -> Answer:
+def _answer(body: bytes | bytearray, header_length: str) -> Answer:
     """Read an answer of JSON, or of JSON with binary tensors behind it.
 
     Raises:
@@ -145,7 +145,7 @@ def _take_arrays(outputs: list[dict[str, Any]], blobs: memoryview) -> dict[str, 
         size = one.pop("parameters", {}).get("binary_data_size")
         if size is None:
             continue
-        array = np.frombuffer(blobs[position : position + size], DTYPES[one["datatype"]]).reshape(one["shape"])
+        array = np.frombuffer(blobs[position : position + size], ARRAY_TYPES[one["datatype"]]).reshape(one["shape"])
         position += size
         arrays[one["name"]] = array
         one["data"] = array.reshape(-1).tolist()

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from agent.pipelines.client import DTYPES, TensorInfo
+from agent.pipelines.client import TensorInfo
+from agent.protocol.datatypes import ARRAY_TYPES
 
 Samples = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -91,7 +92,7 @@ def window_shape(info: TensorInfo, window: int, name: str) -> list[int]:
 
 def zeros(info: TensorInfo) -> Array:
     """What a state begins with."""
-    return np.zeros([1 if size < 0 else size for size in info.shape], DTYPES[info.datatype])
+    return np.zeros([1 if size < 0 else size for size in info.shape], ARRAY_TYPES[info.datatype])
 
 
 def constant(info: TensorInfo, value: float | Sequence[float], name: str) -> Array:
@@ -102,7 +103,7 @@ def constant(info: TensorInfo, value: float | Sequence[float], name: str) -> Arr
     """
     shape = [1 if size < 0 else size for size in info.shape]
     try:
-        numbers = np.asarray(value).astype(DTYPES[info.datatype])
+        numbers = np.asarray(value).astype(ARRAY_TYPES[info.datatype])
         if numbers.size == 1:
             return np.full(shape, numbers.reshape(-1)[0])
         return numbers.reshape(info.shape if info.shape.count(-1) == 1 else shape)

@@ -43,6 +43,7 @@ from agent.protocol.messages import (
 from agent.protocol.samples import SampleAck, SamplePiece, SamplesReport
 from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
+from agent.protocol.trace import MARK, MARKS, TRACEPARENT_CHARS, TraceReport
 from agent.protocol.version import ProtocolRange, check_peer
 
 Message = (
@@ -259,6 +260,7 @@ def _check_desired(message: DesiredState) -> None:
         _check_policy(deployment.policy)
         _check_delivery(deployment.delivery)
         _check_exposure(deployment.exposure)
+        _bound(deployment.traceparent, TRACEPARENT_CHARS, "traceparent")
         models.add(_read_manifest(deployment.manifest).model)
         _bound(deployment.encodings, LIMITS.encodings, "encodings")
         for encoding in deployment.encodings:
@@ -403,6 +405,8 @@ def _check_report(message: Reported) -> None:
             _check_waiting(report.waiting)
         _check_exposure(report.exposure)
         _require(0 <= report.loading_s <= LIMITS.seconds, "loading_s is out of bounds")
+        if report.trace is not None:
+            _check_trace(report.trace)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
@@ -414,6 +418,13 @@ def _check_report(message: Reported) -> None:
     if message.samples is not None:
         _check_samples(message.samples)
     _check_facts(message.facts)
+
+
+def _check_trace(trace: TraceReport) -> None:
+    _bound(trace.traceparent, TRACEPARENT_CHARS, "trace.traceparent")
+    _bound(trace.marks, MARKS, "trace.marks")
+    _require(all(MARK.fullmatch(one.name) for one in trace.marks), "trace.marks holds an impossible name")
+    _require(all(math.isfinite(one.ago_s) for one in trace.marks), "trace.marks holds an impossible time")
 
 
 def _check_probation(seen: ProbationReport) -> None:

@@ -96,6 +96,11 @@ def device_topic(device_id: str, leaf: DeviceTopic) -> str:
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/{leaf.value}"
 
 
+def alerts_topic(fleet_id: str) -> str:
+    """Where the server tells of a fleet's alerts, to whom it may concern: no device speaks or listens there."""
+    return f"{ROOT}/alerts/{fleet_id}"
+
+
 def repair_topic(device_id: str, digest: str, chunk: int) -> str:
     """Where a chunk is sent to one device."""
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/b/{digest}/{chunk}"

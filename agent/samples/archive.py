@@ -17,14 +17,11 @@ from pathlib import Path
 import msgspec
 
 from agent.files import rename_durably
+from agent.protocol.datatypes import ARRAY_TYPES
 from agent.protocol.samples import LISTING, SampleLine, TensorLine
 from agent.samples.keeping import Kept
 from agent.samples.sample import SampleTensor, read_sample
 
-DTYPES = {
-    "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "|i1", "INT16": "<i2",
-    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
 OVERHEAD = 1024  # bytes of the file that a sample, and each of its tensors, may take beside its numbers
 
 
@@ -91,8 +88,8 @@ def pack(kept: Sequence[Kept], path: Path, bounds: Bounds) -> Packed | None:
 
 def npy(tensor: SampleTensor) -> bytes:
     """A tensor as a file of numpy's, version 1.0; of BYTES its bytes as they are."""
-    descr = DTYPES.get(tensor.datatype, "|u1")
-    shape = tensor.shape if tensor.datatype in DTYPES else (len(tensor.data),)
+    descr = ARRAY_TYPES.get(tensor.datatype, "|u1")
+    shape = tensor.shape if tensor.datatype in ARRAY_TYPES else (len(tensor.data),)
     sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}"
     header += " " * (-(10 + len(header) + 1) % 64) + "\n"

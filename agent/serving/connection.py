@@ -277,10 +277,7 @@ class Connection(asyncio.BufferedProtocol):
             answer = error_answer(500, f"{type(error).__name__}: {error}")
         keep_alive = request.keep_alive and not self._application.draining
         self._write(answer, keep_alive=keep_alive)
-        try:
-            answer.then()
-        except Exception:
-            log.exception("what follows on %s failed", request.path)
+        answer.follow()
         self._release(size)
         if not self._writable.is_set():
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.serving.bad_request import BadRequestError
+from agent.serving.descriptions import configuration, metadata
 from agent.serving.ensemble_config import EnsembleConfig
 from agent.serving.ensemble_fit import VERSION
 from agent.serving.ensembles import Asked, Ensemble, Ensembles, StepError, UnservableError
@@ -12,9 +14,7 @@ from agent.serving.heads import Heads
 from agent.serving.images import is_image
 from agent.serving.inferring import failed_answer, read_tensors, tensors_answer
 from agent.serving.models import RetiredError
-from agent.serving.oip import configuration, metadata
 from agent.serving.shared_memory import Regions
-from agent.serving.tensors import BadRequestError
 
 ANY_VERSION = -1  # of a step's model, as Triton says it
 
@@ -84,7 +84,7 @@ class EnsembleRoutes:
         try:
             wanted = read_tensors(request, fitted, self._regions, self._heads)
         except BadRequestError as error:
-            return error_answer(error.status, str(error))
+            return error_answer(error.status, str(error), error.field)
         asked = Asked(wanted.inputs, wanted.request_id, wanted.priority, wanted.timeout_s)
         try:
             answered = await ensemble.infer(asked, fitted)

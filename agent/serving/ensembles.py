@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from agent.runtimes.base import STRING, Array, Tensors
+from agent.serving.bad_request import BadRequestError
 from agent.serving.ensemble_config import EnsembleConfig, StepConfig
 from agent.serving.ensemble_fit import Fitted, MisfitError, fit, problem_of
 from agent.serving.models import LoadedModel, RetiredError, rows_of
 from agent.serving.registry import Registry
 from agent.serving.statistics import Statistics
-from agent.serving.tensors import BadRequestError
 from agent.serving.waiting import DeadlineError
 
 MOST_BEGINNINGS = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,10 @@ from typing import Any
 
 import msgspec
 
+from agent.serving.bad_request import json_field
+
+log = logging.getLogger(__name__)
+FIELD_LIMIT = 256  # characters of a part of a field that is named
 BODY_LIMIT = 64 << 20  # bytes, as they come and when they are expanded
 REASONS = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -48,15 +53,30 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     then: Callable[[], None] = lambda: None
 
+    def follow(self) -> None:
+        """Do that; what fails in it is no matter of the client's."""
+        try:
+            self.then()
+        except Exception:
+            log.exception("what follows on an answer failed")
+
 
 def json_answer(value: Any, status: int = 200) -> Answer:
     """A value as JSON."""
     return Answer(status, msgspec.json.encode(value), {"Content-Type": "application/json"})
 
 
-def error_answer(status: int, message: str) -> Answer:
-    """What went wrong, as the protocol has it said."""
-    return json_answer({"error": message}, status)
+def error_answer(status: int, message: str, field: Sequence[str] = ()) -> Answer:
+    """What went wrong, as the protocol has it said; for programs beside it the field at fault, where there is one."""
+    told: dict[str, Any] = {"error": message}
+    if field:
+        told["field"] = [part[:FIELD_LIMIT] for part in field]
+    return json_answer(told, status)
+
+
+def unreadable_answer(what: str, error: Exception) -> Answer:
+    """A body that is not the JSON that is taken."""
+    return error_answer(400, f"{what}: {error}", json_field(error))
 
 
 def absent_answer(wanted: str, running: Sequence[str]) -> Answer:

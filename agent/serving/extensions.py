@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from agent.serving.ensemble_routes import EnsembleRoutes
-from agent.serving.exchange import Answer, Request, absent_answer, error_answer, json_answer
+from agent.serving.exchange import Answer, Request, absent_answer, error_answer, json_answer, unreadable_answer
 from agent.serving.models import LoadedModel
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Region, RegionError, Regions
@@ -97,7 +97,7 @@ class Extensions:
         try:
             asked = msgspec.json.decode(request.body, type=_Index) if request.body else _Index()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return error_answer(400, f"repository index: {error}")
+            return unreadable_answer("repository index", error)
         entries = [self._entry(model) for model in self._registry.all()] + self._ensembles.entries()
         entries.sort(key=lambda entry: (entry["name"], entry["state"] != "READY", entry["version"]))
         return json_answer([entry for entry in entries if not asked.ready or entry["state"] == "READY"])
@@ -114,7 +114,7 @@ class Extensions:
         try:
             asked = msgspec.json.decode(request.body, type=_Change) if request.body else _Change()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return error_answer(400, f"{change}: {error}")
+            return unreadable_answer(change, error)
         brought = sorted(set(asked.parameters or {}) - {"unload_dependents"})
         if brought:
             said = ", ".join(brought)[:200]
@@ -152,12 +152,12 @@ class Extensions:
     def _register(self, request: Request, name: str) -> Answer:
         try:
             asked = msgspec.json.decode(request.body, type=_Register)
-            self._regions.register(name, asked.key, asked.offset, asked.byte_size)
+            region = self._regions.register(name, asked.key, asked.offset, asked.byte_size)
         except RegionError as error:
             return error_answer(error.status, str(error))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return error_answer(400, f"register: {error}")
-        return Answer(200)
+            return unreadable_answer("register", error)
+        return json_answer({"writable": region.writable})
 
 
 def _unknown(name: str) -> Answer:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING
-from agent.serving.oip import Described, InferRequest, Memory, decode_request
+from agent.serving.bad_request import BadRequestError
+from agent.serving.descriptions import Described
+from agent.serving.oip import InferRequest, Memory, decode_request
 from agent.serving.tensors import Bytes, from_binary
 
 LONGEST = 1024  # bytes of a part that is remembered
@@ -56,7 +58,10 @@ class Heads:
             return request
         inputs, position = {}, header_length
         for spec, size, shape in known.tensors:
-            inputs[spec.name] = from_binary(spec, view[position : position + size], shape)
+            try:
+                inputs[spec.name] = from_binary(spec, view[position : position + size], shape)
+            except BadRequestError as error:
+                raise error.within("inputs", spec.name) from None
             position += size
         said = known.request
         return InferRequest(said.request_id, inputs, said.outputs, said.priority, said.timeout_s)

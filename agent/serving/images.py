@@ -23,7 +23,8 @@ from agent.protocol.manifest import Manifest
 from agent.protocol.processing import Classification, Detection, Processing
 from agent.protocol.processing_rules import image_input, used_outputs
 from agent.runtimes.base import Array, Tensors
-from agent.serving.tensors import BadRequestError, datatype
+from agent.serving.bad_request import BadRequestError
+from agent.serving.tensors import datatype
 from agent.serving.waiting import DEFAULT, QueueFullError
 
 THREADS = 2

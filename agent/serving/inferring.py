@@ -7,15 +7,16 @@ from functools import partial
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
+from agent.serving.bad_request import BadRequestError
+from agent.serving.descriptions import Described
 from agent.serving.exchange import Answer, Request, again_answer, error_answer
 from agent.serving.exposure import Beside
 from agent.serving.heads import Heads
 from agent.serving.images import ImageRequest, Images, is_image
 from agent.serving.models import LoadedModel, RetiredError, rows_of
-from agent.serving.oip import Described, InferRequest, encode_response
+from agent.serving.oip import HEADER_LENGTH, InferRequest, encode_response
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
-from agent.serving.tensors import BadRequestError
 from agent.serving.waiting import DeadlineError, QueueFullError
 
 DIGITS = 18  # of a length that makes sense
@@ -51,7 +52,7 @@ class Inferring:
             wanted = await self._read(request, model.manifest)
         except BadRequestError as error:
             model.recorder.rejected()
-            return error_answer(error.status, str(error))
+            return error_answer(error.status, str(error), error.field)
         except QueueFullError:
             model.recorder.rejected()
             return again_answer(429, "too many images wait to be decoded: send fewer, or later")
@@ -141,7 +142,7 @@ def read_tensors(request: Request, described: Described, regions: Regions, heads
     """
     length = request.headers.get("inference-header-content-length", "")
     if length and not (length.isascii() and length.isdigit()):
-        raise BadRequestError("Inference-Header-Content-Length is no number of bytes")
+        raise BadRequestError("Inference-Header-Content-Length is no number of bytes", HEADER_LENGTH)
     header_bytes = int(length[:DIGITS]) if length else None
     return heads.read(request.body, header_bytes, described, regions if request.local else None)
 
@@ -170,7 +171,7 @@ def failed_answer(error: Exception, timeout_s: float, where: str = "") -> Answer
     place = f"{where}: " if where else ""
     match error:
         case BadRequestError():  # its output has no room where it was to go
-            return error_answer(error.status, f"{place}{error}")
+            return error_answer(error.status, f"{place}{error}", () if where else error.field)
         case QueueFullError():
             busy = f"{place}too many requests wait for this model: send fewer, or later"
             return again_answer(429, busy, error.retry_after_s)

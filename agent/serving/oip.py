@@ -5,6 +5,8 @@ Requests to arrays, and arrays to answers. No HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -13,62 +15,16 @@ import numpy as np
 
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import Array, Tensors
+from agent.serving.bad_request import BadRequestError, json_field
 from agent.serving.classification import CLASSES_LIMIT, top_classes
-from agent.serving.tensors import BadRequestError, Bytes, datatype, from_binary, from_json, name_of, to_binary, to_json
+from agent.serving.descriptions import Described, shape_of
+from agent.serving.tensors import Bytes, datatype, from_binary, from_json, name_of, to_binary, to_json
 from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
 LONGEST_US = 86_400_000_000
 JSON_LIMIT = 16 << 20  # bytes: what is made of JSON takes up to sixteen times as many
+HEADER_LENGTH = "Inference-Header-Content-Length"
 ID_LIMIT = 256  # characters: ids are remembered until feedback comes
-
-
-class Described(Protocol):
-    """What requests are read and answers written by: a `Manifest`, or an ensemble that fits together."""
-
-    @property
-    def model(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Its version."""
-        ...
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """In the order it takes them."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """In the order it gives them."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names by index."""
-        ...
-
-    @property
-    def max_batch(self) -> int:
-        """The largest batch that is made of waiting requests."""
-        ...
-
-    @property
-    def row_by_row(self) -> bool:
-        """Whether its first dimensions of 1 take any number of rows."""
-        ...
-
-    @property
-    def platform(self) -> str:
-        """What runs it."""
-        ...
-
-    @property
-    def runtime(self) -> str:
-        """That loads it."""
-        ...
 
 
 class Memory(Protocol):
@@ -169,6 +125,9 @@ class _Body(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(_Body)
 _NOTHING, _NOTHING_SAID = _TensorParameters(), _Parameters()
+_SIZE = ("parameters", "binary_data_size")
+_PLACE = ("parameters", "shared_memory_byte_size")
+_CLASSES = ("parameters", "classification")
 
 
 def decode_request(
@@ -187,13 +146,13 @@ def decode_request(
     """
     length = len(body) if header_length is None else header_length
     if not 0 <= length <= len(body):
-        raise BadRequestError("Inference-Header-Content-Length is larger than the body")
+        raise BadRequestError("Inference-Header-Content-Length is larger than the body", HEADER_LENGTH)
     if length > JSON_LIMIT:
         raise BadRequestError(f"the body has {length} bytes of JSON, and may have {JSON_LIMIT}: send binary tensors")
     try:
         header = _DECODER.decode(memoryview(body)[:length])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError(f"the body is no request in JSON: {error}") from None
+        raise BadRequestError(f"the body is no request in JSON: {error}", *json_field(error)) from None
     inputs, end = _inputs(header, memoryview(body), length, manifest, memory)
     if end != len(body):
         raise BadRequestError(f"the body has {len(body) - end} bytes that no input claims")
@@ -209,21 +168,24 @@ def _inputs(
     inputs: Tensors = {}
     for tensor in header.inputs:
         if tensor.name not in specs:
-            raise BadRequestError(f"inputs: the model has no input {tensor.name[:100]!r}, but {', '.join(specs)}")
+            raise BadRequestError(
+                f"inputs: the model has no input {tensor.name[:100]!r}, but {', '.join(specs)}", "inputs", tensor.name
+            )
         if tensor.name in inputs:
-            raise BadRequestError(f"inputs: {tensor.name!r} is there twice")
-        size = _binary_size(tensor)
-        raw = None
-        if size is not None:
-            raw = body[position : position + size]
-            position += size
-        inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
+            raise BadRequestError(f"inputs: {tensor.name!r} is there twice", "inputs", tensor.name)
+        try:
+            size = _binary_size(tensor)
+            raw = None if size is None else body[position : position + size]
+            position += size or 0
+            inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
+        except BadRequestError as error:
+            raise error.within("inputs", tensor.name) from None
     missing = sorted(set(specs) - set(inputs))
     if missing:
-        raise BadRequestError(f"inputs: {', '.join(missing)} is missing")
+        raise BadRequestError(f"inputs: {', '.join(missing)} is missing", "inputs", missing[0])
     if manifest.row_by_row and len({array.shape[0] for array in inputs.values()}) > 1:
         rows = {name: array.shape[0] for name, array in inputs.items()}
-        raise BadRequestError(f"inputs: they have different numbers of rows: {rows}")
+        raise BadRequestError(f"inputs: they have different numbers of rows: {rows}", "inputs")
     return inputs, position
 
 
@@ -233,40 +195,46 @@ def _urgency(header: _Body) -> tuple[int, float]:
     priority, timeout_us = said.priority or 0, said.timeout or 0
     if not 0 <= priority <= LOWEST:
         raise BadRequestError(
-            f"parameters: priority is from {HIGHEST}, the most urgent, to {LOWEST}; without it, or with 0, {DEFAULT}"
+            f"parameters: priority is from {HIGHEST}, the most urgent, to {LOWEST}; without it, or with 0, {DEFAULT}",
+            "parameters",
+            "priority",
         )
     if not 0 <= timeout_us <= LONGEST_US:
-        raise BadRequestError(f"parameters: timeout is how many microseconds it may wait: 0 to {LONGEST_US}")
+        late = f"parameters: timeout is how many microseconds it may wait: 0 to {LONGEST_US}"
+        raise BadRequestError(late, "parameters", "timeout")
     return priority or DEFAULT, timeout_us / 1e6
 
 
 def _binary_size(tensor: _Input) -> int | None:
     size = (tensor.parameters or _NOTHING).binary_data_size
     if size is not None and not 0 <= size < 1 << 62:
-        raise BadRequestError(f"inputs: binary_data_size of {tensor.name!r} is not a size")
+        raise BadRequestError(f"inputs: binary_data_size of {tensor.name!r} is not a size", *_SIZE)
     return size
 
 
 def _tensor(spec: TensorSpec, tensor: _Input, raw: Bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
     if tensor.datatype != datatype(spec.dtype):
         raise BadRequestError(
-            f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}"
+            f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}",
+            "datatype",
         )
     shape = tensor.shape
     if not all(0 < size < 1 << 31 for size in shape):
-        raise BadRequestError(f"input {spec.name!r} has no usable shape: {str(shape)[:100]}")
-    taken = _shape(spec, any_rows=any_rows)
+        raise BadRequestError(f"input {spec.name!r} has no usable shape: {str(shape)[:100]}", "shape")
+    taken = shape_of(spec, any_rows=any_rows)
     if len(shape) != len(taken) or not all(w in {-1, g} for w, g in zip(taken, shape, strict=True)):
-        raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {taken} (-1: any)")
+        raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {taken} (-1: any)", "shape")
     data = bytes(tensor.data)
     data = b"" if data == b"null" else data
     span = _span(f"input {spec.name!r}", tensor.parameters or _NOTHING)
     if (raw is not None) + (span is not None) + bool(data) != 1:
         raise BadRequestError(
-            f"input {spec.name!r}: its data comes by one of `data`, binary_data_size and shared_memory_region"
+            f"input {spec.name!r}: its data comes by one of `data`, binary_data_size and shared_memory_region",
+            "data",
         )
     if span is not None:
-        raw = _usable(memory).read(span.region, span.offset, span.size)
+        with _at_region():
+            raw = _usable(memory).read(span.region, span.offset, span.size)
     return from_json(spec, data, shape) if raw is None else from_binary(spec, raw, shape)
 
 
@@ -275,7 +243,9 @@ def _span(what: str, parameters: _TensorParameters) -> Span | None:
         return None
     offset, size = parameters.shared_memory_offset or 0, parameters.shared_memory_byte_size
     if size is None or not (0 <= offset < 1 << 62 and 0 < size < 1 << 62):
-        raise BadRequestError(f"{what}: shared_memory_byte_size and shared_memory_offset are no part of a region")
+        raise BadRequestError(
+            f"{what}: shared_memory_byte_size and shared_memory_offset are no part of a region", *_PLACE
+        )
     return Span(parameters.shared_memory_region, offset, size)
 
 
@@ -285,9 +255,13 @@ def _usable(memory: Memory | None) -> Memory:
     return memory
 
 
-def _shape(spec: TensorSpec, *, any_rows: bool) -> list[int]:
-    """A tensor's shape as clients see it."""
-    return [-1, *spec.shape[1:]] if any_rows else list(spec.shape)
+@contextmanager
+def _at_region() -> Iterator[None]:
+    """Say of an error where a request names a region."""
+    try:
+        yield
+    except BadRequestError as error:
+        raise error.within("parameters", "shared_memory_region") from None
 
 
 def _wanted(header: _Body, manifest: Described, memory: Memory | None) -> list[Wanted]:
@@ -297,20 +271,31 @@ def _wanted(header: _Body, manifest: Described, memory: Memory | None) -> list[W
         return [Wanted(name, binary) for name in names]
     wanted: dict[str, Wanted] = {}
     for output in header.outputs:
-        name, own = output.name, output.parameters or _NOTHING
+        name = output.name
         if name not in names:
-            raise BadRequestError(f"outputs: the model has no output {name[:100]!r}, but {', '.join(names)}")
+            raise BadRequestError(
+                f"outputs: the model has no output {name[:100]!r}, but {', '.join(names)}", "outputs", name
+            )
         if name in wanted:
-            raise BadRequestError(f"outputs: {name!r} is asked for twice")
-        span, classes = _span(f"output {name!r}", own), own.classification or 0
-        if not 0 <= classes <= CLASSES_LIMIT:
-            raise BadRequestError(f"output {name!r}: classification is how many classes: 1 to {CLASSES_LIMIT}")
-        if span is not None:
-            if classes:
-                raise BadRequestError(f"output {name!r}: a classification is not put into shared memory")
-            _usable(memory).check(span.region, span.offset, span.size)
-        wanted[name] = Wanted(name, binary if own.binary_data is None else own.binary_data, classes, span)
+            raise BadRequestError(f"outputs: {name!r} is asked for twice", "outputs", name)
+        try:
+            wanted[name] = _one_wanted(name, output.parameters or _NOTHING, memory, binary=binary)
+        except BadRequestError as error:
+            raise error.within("outputs", name) from None
     return list(wanted.values())
+
+
+def _one_wanted(name: str, own: _TensorParameters, memory: Memory | None, *, binary: bool) -> Wanted:
+    span, classes = _span(f"output {name!r}", own), own.classification or 0
+    if not 0 <= classes <= CLASSES_LIMIT:
+        said = f"output {name!r}: classification is how many classes: 1 to {CLASSES_LIMIT}"
+        raise BadRequestError(said, *_CLASSES)
+    if span is not None:
+        if classes:
+            raise BadRequestError(f"output {name!r}: a classification is not put into shared memory", *_CLASSES)
+        with _at_region():
+            _usable(memory).check(span.region, span.offset, span.size)
+    return Wanted(name, binary if own.binary_data is None else own.binary_data, classes, span)
 
 
 def encode_response(
@@ -352,7 +337,10 @@ def encode_response(
 def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any]:
     if len(content) > span.size:
         raise BadRequestError(
-            f"output {name!r} has {len(content)} bytes: shared_memory_byte_size leaves room for {span.size}"
+            f"output {name!r} has {len(content)} bytes: shared_memory_byte_size leaves room for {span.size}",
+            "outputs",
+            name,
+            *_PLACE,
         )
     memory.write(span.region, span.offset, content)
     said = {"shared_memory_region": span.region, "shared_memory_byte_size": len(content)}
@@ -361,43 +349,7 @@ def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any
 
 def _classes(wanted: Wanted, array: Array, manifest: Described) -> Array:
     if array.dtype.kind not in "fiu" or not array.size:
-        raise BadRequestError(f"output {wanted.name!r}: classification needs numbers, and it has none")
+        raise BadRequestError(
+            f"output {wanted.name!r}: classification needs numbers, and it has none", "outputs", wanted.name, *_CLASSES
+        )
     return top_classes(array, wanted.classes, manifest.labels)
-
-
-def metadata(manifest: Described) -> dict[str, Any]:
-    """A model's description."""
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        return {
-            "name": spec.name,
-            "datatype": datatype(spec.dtype),
-            "shape": _shape(spec, any_rows=manifest.row_by_row),
-        }
-
-    return {
-        "name": manifest.model,
-        "versions": [manifest.version],
-        "platform": manifest.platform,
-        "inputs": [tensor(spec) for spec in manifest.inputs],
-        "outputs": [tensor(spec) for spec in manifest.outputs],
-    }
-
-
-def configuration(manifest: Described) -> dict[str, Any]:
-    """A model's configuration as Triton's clients read it: its dims have no batch axis where there are batches."""
-    batched = manifest.max_batch > 1
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        name, shape = datatype(spec.dtype), _shape(spec, any_rows=manifest.row_by_row)
-        kind = "STRING" if name == "BYTES" else name
-        return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": shape[1:] if batched else shape}
-
-    return {
-        "name": manifest.model,
-        "platform": manifest.platform,
-        "backend": manifest.runtime,
-        "max_batch_size": manifest.max_batch if batched else 0,
-        "input": [tensor(spec) for spec in manifest.inputs],
-        "output": [tensor(spec) for spec in manifest.outputs],
-    }

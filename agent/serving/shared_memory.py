@@ -12,8 +12,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.buffers import Buffers
-from agent.serving.tensors import BadRequestError
 
 FOLDER = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory is)
 REGIONS_LIMIT = 64
@@ -60,8 +60,8 @@ class Regions:
         self._folder = folder
         self._regions: dict[str, Region] = {}
 
-    def register(self, name: str, key: str, offset: int, size: int) -> None:
-        """Let requests name a part of an object.
+    def register(self, name: str, key: str, offset: int, size: int) -> Region:
+        """Let requests name a part of an object; it, as it was registered.
 
         Raises:
             RegionError: when there is no such object that is large enough and may be read, or there are too many.
@@ -78,7 +78,8 @@ class Regions:
         if offset + size > there:
             os.close(descriptor)
             raise RegionError(f"region {name!r}: byte {offset + size} is beyond the {there} bytes of {key[:100]!r}")
-        self._regions[name] = Region(name, key, offset, size, descriptor, writable)
+        region = self._regions[name] = Region(name, key, offset, size, descriptor, writable)
+        return region
 
     def unregister(self, name: str) -> None:
         """Forget a region; one that is not registered is forgotten already."""

@@ -14,29 +14,18 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from agent.protocol.datatypes import ARRAY_TYPES, BYTES
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING, Array, numpy_dtype
+from agent.serving.bad_request import BadRequestError
 
-DATATYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
-    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
-    "BYTES": STRING,
-}  # fmt: skip
+# A manifest's dtype, by the protocol's name of it.
+DATATYPES = {name: np.dtype(kind).name for name, kind in ARRAY_TYPES.items()} | {BYTES: STRING}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 STRINGS_LIMIT = 1 << 20  # of one tensor: each takes ten times the memory that it takes on the way
 _LENGTH = struct.Struct("<I")
 Bytes = bytes | bytearray | memoryview
 _OPENING = re.compile(rb"[\s\[]*")
-
-
-class BadRequestError(Exception):
-    """The request does not fit the model; the message names the field and what is expected.
-
-    Attributes:
-        status: of HTTP, that says so.
-    """
-
-    status = 400
 
 
 @cache
@@ -47,7 +36,7 @@ def name_of(dtype: np.dtype[Any]) -> str:
 
 def datatype(dtype: str) -> str:
     """The protocol's name of a manifest's dtype, or of an array's."""
-    return _NAMES.get(dtype) or ("BYTES" if dtype.startswith(("object", "str")) else dtype.upper())
+    return _NAMES.get(dtype) or (BYTES if dtype.startswith(("object", "str")) else dtype.upper())
 
 
 def from_binary(spec: TensorSpec, raw: Bytes, shape: list[int]) -> Array:
@@ -62,10 +51,10 @@ def from_binary(spec: TensorSpec, raw: Bytes, shape: list[int]) -> Array:
     dtype = _little_endian(spec.dtype)
     if len(raw) != count * dtype.itemsize:
         said = f"does not fill shape {shape}: it has {len(raw)} bytes, and {count * dtype.itemsize} are taken"
-        raise BadRequestError(f"input {spec.name!r}: its data {said}")
+        raise BadRequestError(f"input {spec.name!r}: its data {said}", "data")
     array = np.frombuffer(raw, dtype)
     if spec.dtype == "bool" and array.view(np.uint8).max(initial=0) > 1:
-        raise BadRequestError(f"input {spec.name!r}: a BOOL is one byte, 0 or 1")
+        raise BadRequestError(f"input {spec.name!r}: a BOOL is one byte, 0 or 1", "data")
     return (array if array.flags.aligned else array.copy()).reshape(shape)
 
 
@@ -80,22 +69,24 @@ def _strings(spec: TensorSpec, raw: bytes, count: int) -> Array:
     for index in range(count):
         start = position + _LENGTH.size
         if start > len(raw):
-            raise BadRequestError(f"input {spec.name!r}: its data ends after {index} of {count} strings")
+            raise BadRequestError(f"input {spec.name!r}: its data ends after {index} of {count} strings", "data")
         position = start + _LENGTH.unpack_from(raw, position)[0]
         if position > len(raw):
-            raise BadRequestError(f"input {spec.name!r}: string {index} is said to be longer than the data")
+            raise BadRequestError(f"input {spec.name!r}: string {index} is said to be longer than the data", "data")
         try:
             found[index] = raw[start:position].decode()
         except UnicodeDecodeError:
-            raise BadRequestError(f"input {spec.name!r}: string {index} is not UTF-8") from None
+            raise BadRequestError(f"input {spec.name!r}: string {index} is not UTF-8", "data") from None
     if position != len(raw):
-        raise BadRequestError(f"input {spec.name!r}: {len(raw) - position} bytes follow the last of {count} strings")
+        raise BadRequestError(
+            f"input {spec.name!r}: {len(raw) - position} bytes follow the last of {count} strings", "data"
+        )
     return found
 
 
 def _string_count(spec: TensorSpec, count: int) -> int:
     if count > STRINGS_LIMIT:
-        raise BadRequestError(f"input {spec.name!r}: a tensor may have {STRINGS_LIMIT} strings")
+        raise BadRequestError(f"input {spec.name!r}: a tensor may have {STRINGS_LIMIT} strings", "data")
     return count
 
 
@@ -113,19 +104,21 @@ def from_json(spec: TensorSpec, raw: bytes, shape: list[int]) -> Array:
         _string_count(spec, count)
     elif raw.count(b",") + 1 != count:
         said = f"does not fill shape {shape}: it has {raw.count(b',') + 1} values, and {count} are taken"
-        raise BadRequestError(f"input {spec.name!r}: its data {said}")
+        raise BadRequestError(f"input {spec.name!r}: its data {said}", "data")
     opening = _OPENING.match(raw)
     depth = opening.group().count(b"[") if opening is not None else 0
     if depth not in {min(1, len(shape)), 1, len(shape)}:
-        raise BadRequestError(f"input {spec.name!r}: its data is nested {depth} deep: flat, or as shape {shape} is")
+        raise BadRequestError(
+            f"input {spec.name!r}: its data is nested {depth} deep: flat, or as shape {shape} is", "data"
+        )
     try:
         with np.errstate(over="raise"):
             array = np.array(_decoder(spec.dtype, depth).decode(raw), dtype=numpy_dtype(spec.dtype))
     except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError) as error:
-        raise BadRequestError(f"input {spec.name!r}: its data does not fill shape {shape}: {error}") from None
+        raise BadRequestError(f"input {spec.name!r}: its data does not fill shape {shape}: {error}", "data") from None
     if array.size != count or (depth > 1 and list(array.shape) != shape):
         raise BadRequestError(
-            f"input {spec.name!r}: its data does not fill shape {shape}: it has shape {list(array.shape)}"
+            f"input {spec.name!r}: its data does not fill shape {shape}: it has shape {list(array.shape)}", "data"
         )
     return array.reshape(shape)
 

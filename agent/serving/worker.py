@@ -21,7 +21,7 @@ import msgspec
 
 from agent.commands.ring import TEXT_CHARS, RingHandler
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.connection import Connection
@@ -30,6 +30,7 @@ from agent.serving.http import Api
 from agent.serving.ipc import (
     Activate,
     Activated,
+    AskFigures,
     ChooseSamples,
     Collect,
     Declare,
@@ -46,6 +47,7 @@ from agent.serving.ipc import (
     Ready,
     Sampled,
     Shutdown,
+    TellFigures,
     ToWorker,
     Unload,
     Unservable,
@@ -54,6 +56,7 @@ from agent.serving.ipc import (
 from agent.serving.models import LoadedModel
 from agent.serving.processors import pin, yielding
 from agent.serving.registry import Registry
+from agent.telemetry.figures import SupervisorFigures
 from agent.telemetry.host import free_memory_mb, own_memory_mb
 from agent.trial import golden
 
@@ -65,6 +68,7 @@ ResultT = TypeVar("ResultT")
 DRAIN_S = 10.0
 SETTLE_S = 3.0
 SETTLED = 5  # looks at clients, of whom nobody asks
+FIGURES_S = 2.0
 MEMORY_WAIT_S = 3.0
 
 
@@ -74,8 +78,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--listen", type=int, nargs="+", required=True)
     parser.add_argument("--grpc", nargs="+", default=[])
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--device", default="")
     options = parser.parse_args()
-    log_to_stderr("INFO")
+    log_to_stderr("INFO", options.log_format, device=options.device)
     listeners = [socket.socket(fileno=one) for one in options.listen]
     asyncio.run(Worker(listeners, options.grpc).run(socket.socket(fileno=options.fd)))
 
@@ -95,6 +101,8 @@ class Worker:
         self._servers: list[asyncio.Server] = []
         self._registry = Registry()
         self._api = Api(self._registry)
+        self._api.ask_supervisor = self._ask_supervisor
+        self._asking: asyncio.Future[SupervisorFigures] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._stop = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -149,20 +157,37 @@ class Worker:
                     await self._serve_grpc()
                 case ChooseSamples():
                     self._registry.choose_samples(message.models)
-                case Collect():
-                    for samples in self._registry.take_samples():
-                        self._send(Sampled(samples))
-                    windows = tuple(self._registry.collect())
-                    self._send(Window(message.request_id, windows, own_memory_mb()))
-                case Peek():
-                    counts = tuple(model.totals() for model in self._registry.all())
-                    self._send(Peeked(message.request_id, counts, own_memory_mb()))
+                case Collect() | Peek() | TellFigures():
+                    self._count(message)
                 case Shutdown():
                     break
                 case _:
                     self._change(message)
             self._say_unservable()
         self._stop.set()
+
+    def _count(self, message: Collect | Peek | TellFigures) -> None:
+        """Say what was counted, or take what the supervisor counted."""
+        match message:
+            case Collect():
+                for samples in self._registry.take_samples():
+                    self._send(Sampled(samples))
+                self._send(Window(message.request_id, tuple(self._registry.collect()), own_memory_mb()))
+            case Peek():
+                counts = tuple(model.totals() for model in self._registry.all())
+                self._send(Peeked(message.request_id, counts, own_memory_mb()))
+            case TellFigures() if self._asking is not None and not self._asking.done():
+                self._asking.set_result(message.figures)
+
+    async def _ask_supervisor(self) -> SupervisorFigures | None:
+        """What the supervisor says of itself; None when it is busy. Who asks meanwhile gets the same answer."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_future()
+            self._send(AskFigures())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asking), FIGURES_S)
+        except TimeoutError:
+            return None
 
     def _say_unservable(self) -> None:
         problems = self._api.ensembles.problems()

@@ -78,13 +78,13 @@ def _serve(settings: Settings) -> int:
 
     import uvicorn
 
-    from agent.protocol.secrets import log_to_stderr
+    from agent.protocol.logs import log_to_stderr
     from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
     from fleet_server.app import create_app, running
     from fleet_server.errors import FleetError
     from fleet_server.trust.https import https_certificate
 
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log = logging.getLogger("shoal")

@@ -39,6 +39,7 @@ NAMES = {
     "model": "one that answers requests there",
     "version": "model@version that answers requests there",
     "running.provider": "execution provider that really runs a model",
+    "fell_back": "execution provider that runs a model in the place of the one its profile wants first",
 }
 
 
@@ -80,6 +81,7 @@ def attributes_of(
             ("model", one["model"]),
             ("version", f"{one['model']}@{one['version']}"),
             ("running.provider", one.get("provider")),
+            ("fell_back", one.get("provider") if one.get("fell_back") else None),
         ]
     found += [(TAG + name, value) for name, value in effective_tags(facts, tags).items()]
     return frozenset(

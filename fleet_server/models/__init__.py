@@ -1,6 +1,15 @@
 """The tables (ORM only, no rules). Every table carries its fleet, or names a row that does: fleets can be tenants."""
 
 from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
+from fleet_server.models.alerts import (
+    Alert,
+    AlertGroup,
+    AlertMail,
+    AlertRoute,
+    AlertRule,
+    AlertSilence,
+    DriftReference,
+)
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.commands import CommandLogLine, DeviceCommand
 from fleet_server.models.conversions import ConversionJob
@@ -15,12 +24,14 @@ from fleet_server.models.enrolment import (
 )
 from fleet_server.models.gates import GateRun, GateTrial
 from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
+from fleet_server.models.overview import FleetSnapshot
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.models.telemetry import (
     HostWindowRow,
     ModelWindowRow,
     TelemetryBatchRow,
+    TelemetryFleetTotal,
     TelemetryGroup,
     TelemetryRollup,
     TelemetrySeries,
@@ -31,6 +42,12 @@ from fleet_server.models.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
     "AccessToken",
+    "Alert",
+    "AlertGroup",
+    "AlertMail",
+    "AlertRoute",
+    "AlertRule",
+    "AlertSilence",
     "ArtifactEncoding",
     "AuditEvent",
     "AuditHead",
@@ -46,9 +63,11 @@ __all__ = [
     "DeviceConduct",
     "DeviceHolding",
     "DeviceIdentity",
+    "DriftReference",
     "Enrolment",
     "EnrolmentToken",
     "Fleet",
+    "FleetSnapshot",
     "GateRun",
     "GateTrial",
     "Grant",
@@ -66,6 +85,7 @@ __all__ = [
     "SamplingRule",
     "SourceForm",
     "TelemetryBatchRow",
+    "TelemetryFleetTotal",
     "TelemetryGroup",
     "TelemetryRollup",
     "TelemetrySeries",

@@ -85,6 +85,7 @@ class Variant(Base):
     __table_args__ = (
         UniqueConstraint("version_id", "profile_id"),
         Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "state", "id"),
         Index(None, "digest"),
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.clock import utc_now
 from fleet_server.db import Base, new_id
+
+_KNOWN = text("forgotten_at IS NULL")
 
 
 class Profile(Base):
@@ -33,7 +35,11 @@ class Device(Base):
     """One device as the server knows it: what it last reported, what people said of it, what it ought to be at."""
 
     __tablename__ = "devices"
-    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "fleet_id", "profile_id"))
+    __table_args__ = (
+        Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "profile_id"),
+        Index("ix_devices_counted", "fleet_id", "profile_id", "online", postgresql_where=_KNOWN, sqlite_where=_KNOWN),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))

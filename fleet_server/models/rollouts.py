@@ -16,7 +16,12 @@ class Rollout(Base):
     """Moving a set of devices to a version. `state` is `fleet_server.domain.states.RolloutState`."""
 
     __tablename__ = "rollouts"
-    __table_args__ = (Index(None, "fleet_id", "id"), Index(None, "state"))
+    __table_args__ = (
+        Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "state", "id"),
+        Index(None, "version_id"),
+        Index(None, "state"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
@@ -35,6 +40,7 @@ class Rollout(Base):
     pacing: Mapped[dict[str, Any] | None]  # fleet_server.domain.machine.Allowance, as JSON
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
     terms: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Terms, as JSON: what holds when it starts
+    traceparent: Mapped[str | None]  # the span of the request that created it, where it is traced
     created_by: Mapped[str] = mapped_column(default="")
     creator_id: Mapped[str] = mapped_column(default="")  # fleet_server.principals.Principal.id
     approvals_needed: Mapped[int] = mapped_column(default=0)
@@ -55,7 +61,20 @@ class Deployment(Base):
         UniqueConstraint("rollout_id", "device_id", "revert_of", "attempt"),
         Index("ix_deployments_rollout_id_phase", "rollout_id", "phase", "stage", "place"),
         Index(None, "fleet_id", "id"),
+        Index(None, "fleet_id", "phase", "id"),
         Index(None, "device_id", "model_id", "id"),
+        Index(
+            "ix_deployments_rolled_back",
+            *("fleet_id", "settled_at"),
+            sqlite_where=text("phase = 'rolled_back'"),
+            postgresql_where=text("phase = 'rolled_back'"),
+        ),
+        Index(
+            "ix_deployments_fell_back",
+            "fleet_id",
+            sqlite_where=text("fell_back <> ''"),
+            postgresql_where=text("fell_back <> ''"),
+        ),
         Index(
             "uq_deployments_desired",
             "device_id",

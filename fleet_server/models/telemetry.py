@@ -129,6 +129,23 @@ class TelemetryRollup(Base):
     confusion: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class TelemetryFleetTotal(Base):
+    """What all models of a fleet did in the windows that ended in `step_s` seconds from `period_at`.
+
+    Written with the roll-up of those windows, so that nobody adds up a fleet to know how it does.
+    """
+
+    __tablename__ = "telemetry_fleet_totals"
+    __table_args__ = (Index(None, "step_s", "period_at"),)
+
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"), primary_key=True)
+    step_s: Mapped[int] = mapped_column(primary_key=True)
+    period_at: Mapped[dt.datetime] = mapped_column(primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    latency: Mapped[bytes] = mapped_column(LargeBinary)  # fleet_server.telemetry.sketches
+
+
 class HostWindowRow(Base):
     """The device itself at the end of a window."""
 

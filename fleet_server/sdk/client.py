@@ -15,6 +15,7 @@ import httpx
 
 from fleet_server.sdk.errors import ApiError, ConflictError, UnreachableError, error_for
 from fleet_server.sdk.event_stream import ServerEvent, read_events
+from fleet_server.sdk.tracing import add_traceparent
 
 Json = dict[str, Any]
 BUILDING = frozenset({"queued", "building"})
@@ -81,7 +82,13 @@ class Client:
         except OSError as error:
             detail = f"{ca_file} can't be used as certificates in PEM ({error}): see SHOAL_CA_FILE"
             raise UnreachableError(0, {"code": "bad_ca_file", "detail": detail}) from None
-        self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s, verify=verify)
+        self._http = httpx.Client(
+            base_url=f"{self._url}/api/v1",
+            headers=headers,
+            timeout=timeout_s,
+            verify=verify,
+            event_hooks={"request": [add_traceparent]},
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -13,11 +13,13 @@ from fleet_server.db import Database
 from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
 from fleet_server.telemetry import rollups
+from fleet_server.telemetry.totals import FLEET_S, HOUR_S
 from fleet_server.ticker import Ticker
 
 LEASE = "telemetry-keeper"
 LEASE_S = 60.0
 EVERY_S = 30.0
+FLEET_DAYS = 1.0  # the last hour is asked for; devices send later than they measure
 REST_S = 0.02  # between transactions: others write too
 
 
@@ -48,12 +50,14 @@ class TelemetryKeeper:
     def tick(self, now: dt.datetime) -> None:
         """Do all that is due."""
         kept = self._settings
-        ages = (
+        ages: tuple[tuple[Callable[..., int], float], ...] = (
             (rollups.roll_up_windows, 0.0),
             (rollups.forget_windows, kept.telemetry_windows_days),
             (rollups.roll_up_hours, kept.telemetry_hours_days),
             (rollups.forget_days, kept.telemetry_days_days),
             (rollups.forget_hosts, kept.telemetry_hosts_days),
+            (partial(rollups.forget_fleet_totals, step_s=FLEET_S), FLEET_DAYS),
+            (partial(rollups.forget_fleet_totals, step_s=HOUR_S), kept.overview_days),
         )
         for step, days in ages:
             self._repeat(partial(step, before=now - dt.timedelta(days=days)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -14,6 +15,7 @@ from fleet_server.models import (
     HostWindowRow,
     ModelWindowRow,
     TelemetryBatchRow,
+    TelemetryFleetTotal,
     TelemetryGroup,
     TelemetryRollup,
     TelemetrySpool,
@@ -56,6 +58,15 @@ def _up_to(session: Session, query: Select[int], windows: int) -> list[int]:
             break
         found.append(one)
     return found
+
+
+def by_fleet(session: Session, groups: Sequence[int]) -> dict[str, list[int]]:
+    """Groups by the fleets they are of."""
+    found: dict[str, list[int]] = defaultdict(list)
+    query = select(TelemetryGroup.fleet_id, TelemetryGroup.id).where(TelemetryGroup.id.in_(groups))
+    for fleet_id, one in session.execute(query.order_by(TelemetryGroup.fleet_id, TelemetryGroup.id)):
+        found[fleet_id].append(one)
+    return dict(found)
 
 
 def windows_of(session: Session, groups: Sequence[int]) -> Iterator[Part]:
@@ -170,6 +181,24 @@ def remove_rollups(session: Session, periods: Sequence[Period]) -> None:
         session.execute(
             delete(TelemetryRollup).where(rows_in(_PERIOD, piece)).execution_options(synchronize_session=False)
         )
+
+
+def fleet_totals_of(
+    session: Session, fleet_id: str, step_s: int, periods: Sequence[dt.datetime]
+) -> dict[dt.datetime, TelemetryFleetTotal]:
+    """The sums of a fleet that are there of some periods, held until the transaction ends."""
+    row = TelemetryFleetTotal
+    found: dict[dt.datetime, TelemetryFleetTotal] = {}
+    for piece in pieces(periods):
+        query = select(row).where(row.fleet_id == fleet_id, row.step_s == step_s, row.period_at.in_(piece))
+        found |= {one.period_at: one for one in session.scalars(query.order_by(row.period_at).with_for_update())}
+    return found
+
+
+def remove_fleet_totals(session: Session, step_s: int, before: dt.datetime) -> None:
+    """Remove sums of fleets of periods of a length that began before a time."""
+    row = TelemetryFleetTotal
+    session.execute(delete(row).where(row.step_s == step_s, row.period_at < before))
 
 
 def empty_groups(session: Session, before: dt.datetime, *, windows: int) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy.orm import Session
 
+from fleet_server.models import TelemetryFleetTotal
 from fleet_server.telemetry import keeping, repository
 from fleet_server.telemetry.keeping import Period
 from fleet_server.telemetry.sequences import Sequences
-from fleet_server.telemetry.totals import DAY_S, HOUR_S, Part, Total, period_of
+from fleet_server.telemetry.totals import DAY_S, FLEET_S, HOUR_S, FleetTotal, Part, Total, period_of
 
 WINDOWS = 4000  # of one step
 ROLLUPS = 2000
@@ -30,8 +31,10 @@ def roll_up_windows(session: Session, before: dt.datetime) -> int:
     if not groups:
         return 0
     _keep_names(session, groups)
-    _add(session, ((Period(one.series_id, HOUR_S, period_of(one.ended_at, HOUR_S)), one)
-                   for one in keeping.windows_of(session, groups)))  # fmt: skip
+    for fleet_id, of_fleet in keeping.by_fleet(session, groups).items():
+        windows = list(keeping.windows_of(session, of_fleet))
+        _add(session, ((Period(one.series_id, HOUR_S, period_of(one.ended_at, HOUR_S)), one) for one in windows))
+        _add_to_fleet(session, fleet_id, windows)
     keeping.mark_rolled_up(session, groups)
     return len(groups)
 
@@ -61,6 +64,12 @@ def forget_hosts(session: Session, before: dt.datetime) -> int:
     return keeping.remove_hosts(session, before, limit=WINDOWS)
 
 
+def forget_fleet_totals(session: Session, before: dt.datetime, *, step_s: int) -> int:
+    """Remove sums of fleets of periods of a length that began before a time; nothing is left to do then."""
+    keeping.remove_fleet_totals(session, step_s, before)
+    return 0
+
+
 def _keep_names(session: Session, groups: list[int]) -> None:
     by_spool: dict[tuple[str, str], list[int]] = defaultdict(list)
     fleets: dict[tuple[str, str], str] = {}
@@ -74,6 +83,27 @@ def _keep_names(session: Session, groups: list[int]) -> None:
         found.add(numbers)
         rows.append((device_id, spool_id, fleets[device_id, spool_id], found.packed()))
     keeping.keep_spools(session, rows, stored)
+
+
+def _add_to_fleet(session: Session, fleet_id: str, windows: Sequence[Part]) -> None:
+    """Add windows to what all of their fleet did: in five minutes, for the last hour of it, and in hours."""
+    fine: dict[dt.datetime, FleetTotal] = defaultdict(FleetTotal)
+    for one in windows:
+        fine[period_of(one.ended_at, FLEET_S)].add(one.requests, one.errors, one.latency)
+    hours: dict[dt.datetime, FleetTotal] = defaultdict(FleetTotal)
+    for period_at, total in fine.items():
+        hours[period_of(period_at, HOUR_S)].merge(total)
+    for step_s, totals in ((FLEET_S, fine), (HOUR_S, hours)):
+        known = keeping.fleet_totals_of(session, fleet_id, step_s, sorted(totals))
+        for period_at, total in totals.items():
+            row = known.get(period_at)
+            if row is None:
+                row = TelemetryFleetTotal(fleet_id=fleet_id, step_s=step_s, period_at=period_at)
+                session.add(row)
+            else:
+                total.add(row.requests, row.errors, row.latency)
+            row.requests, row.errors, row.latency = total.values()
+    session.flush()
 
 
 def _add(session: Session, parts: Iterable[tuple[Period, Part]]) -> None:

@@ -37,6 +37,26 @@ def read_step(text: str) -> int:
     return seconds
 
 
+def span(
+    since: dt.datetime | None, until: dt.datetime | None, step_s: int, now: dt.datetime
+) -> tuple[dt.datetime, dt.datetime]:
+    """A time, moved outwards to whole steps; without `until` up to now, without `since` the 24 steps before.
+
+    Raises:
+        InvalidError: where there would be no step, or too many.
+    """
+    end = _up(until or now, step_s)
+    try:
+        begin = period_of(since, step_s) if since else end - dt.timedelta(seconds=24 * step_s)
+    except OverflowError:
+        raise _invalid("step", "24 steps begin before the year 1: give since") from None
+    if begin >= end:
+        raise _invalid("since", "it must be before until")
+    if (end - begin).total_seconds() / step_s > POINTS:
+        raise _invalid("step", f"that are more than {POINTS} steps: give a longer step, or less time")
+    return begin, end
+
+
 def series(
     session: Session,
     fleet_id: str,
@@ -53,15 +73,7 @@ def series(
     Raises:
         InvalidError: where there would be too many steps, or finer ones than what is kept of that time.
     """
-    until = _up(wanted.until or now, step_s)
-    try:
-        since = period_of(wanted.since, step_s) if wanted.since else until - dt.timedelta(seconds=24 * step_s)
-    except OverflowError:
-        raise _invalid("step", "24 steps begin before the year 1: give since") from None
-    if since >= until:
-        raise _invalid("since", "it must be before until")
-    if (until - since).total_seconds() / step_s > POINTS:
-        raise _invalid("step", f"that are more than {POINTS} steps: give a longer step, or less time")
+    since, until = span(wanted.since, wanted.until, step_s, now)
     _check_kept(settings, since, step_s, now)
     within = repository.WindowFilter(
         model=model, version=version, device_id=wanted.device_id, devices=wanted.devices, since=since, until=until

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from agent.protocol.histogram import merge
 from fleet_server.telemetry.sketches import Cell, pack_cells, pack_latency, unpack_cells, unpack_latency
 
-HOUR_S, DAY_S = 3600, 86_400
+FLEET_S, HOUR_S, DAY_S = 300, 3600, 86_400
 MOST = 1 << 62  # what a column holds; nothing honest comes near
 CELLS = 65_536  # of a confusion matrix; nothing honest comes near
 
@@ -115,6 +115,32 @@ class Total:
             "latency": pack_latency({bucket: min(count, MOST) for bucket, count in self.latency.items()}),
             "confusion": pack_cells((label, predicted, min(count, MOST)) for label, predicted, count in self.cells),
         }
+
+
+@dataclass
+class FleetTotal:
+    """What all models of a fleet did: requests, errors, and a histogram of latency."""
+
+    requests: int = 0
+    errors: int = 0
+    latency: dict[int, int] = field(default_factory=dict)
+
+    def add(self, requests: int, errors: int, latency: bytes) -> None:
+        """Add what a row says; `latency` is packed (`sketches`)."""
+        self.requests += requests
+        self.errors += errors
+        merge(self.latency, unpack_latency(latency))
+
+    def merge(self, other: FleetTotal) -> None:
+        """Add another sum."""
+        self.requests += other.requests
+        self.errors += other.errors
+        merge(self.latency, other.latency)
+
+    def values(self) -> tuple[int, int, bytes]:
+        """The columns of a row that hold it."""
+        latency = pack_latency({bucket: min(count, MOST) for bucket, count in self.latency.items()})
+        return min(self.requests, MOST), min(self.errors, MOST), latency
 
 
 def period_of(at: dt.datetime, step_s: int) -> dt.datetime:

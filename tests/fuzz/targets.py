@@ -73,13 +73,13 @@ from agent.protocol.processing import ImageStep, Processing
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_topic
 from agent.protocol.version import SPOKEN
 from agent.runtimes.base import Tensors
+from agent.serving.bad_request import BadRequestError
 from agent.serving.connection import Connection
 from agent.serving.exchange import Request
 from agent.serving.http import Api
 from agent.serving.models import LoadedModel
 from agent.serving.oip import decode_request
 from agent.serving.registry import Registry
-from agent.serving.tensors import BadRequestError
 from agent.trial import golden
 from agent.trial.dataset import DataSetError, read_checked
 from agent.update.bundle_file import BundleError, open_bundle, read_chunks

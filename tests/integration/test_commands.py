@@ -34,7 +34,7 @@ from fleet_server.commands.keeper import CommandKeeper
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.models import AuditEvent, CommandLogLine, DeviceCommand, OutboxMessage, Webhook, WebhookDelivery
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from tests import rest
 from tests.integration.test_api import refused

@@ -11,11 +11,11 @@ import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.exchange import Answer, Request
 from agent.serving.rpc import wire
 from agent.serving.rpc.inference import request_body, response_message
 from agent.serving.rpc.schema import methods
-from agent.serving.tensors import BadRequestError
 
 NAME_LIMIT = 255  # characters of a model, a version or a region
 KEY_LIMIT = 4096
@@ -105,7 +105,8 @@ def _path(*parts: str) -> str:
 def _infer(message: Any, caller: Caller) -> Request:
     path = _model(message.model_name, message.model_version, "infer", field="model_name")
     body, length = request_body(message, caller.remaining_s)
-    return Request("POST", path, {"inference-header-content-length": str(length)}, body)
+    headers = {"inference-header-content-length": str(length), "x-request-id": message.id}
+    return Request("POST", path, headers, body)
 
 
 def _statistics(message: Any, _caller: Caller) -> Request:

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.exchange import Answer
 from agent.serving.oip import ID_LIMIT, LONGEST_US
 from agent.serving.rpc.schema import message_class
-from agent.serving.tensors import DATATYPES, STRINGS_LIMIT, BadRequestError, to_binary
+from agent.serving.tensors import DATATYPES, STRINGS_LIMIT, to_binary
 
 TENSORS_LIMIT = 256  # of one request, and outputs that it asks for
 DIMENSIONS_LIMIT = 32

@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,12 +19,13 @@ import grpc
 import grpc.aio
 import msgspec
 
+from agent.serving.bad_request import BadRequestError
 from agent.serving.clients import CLIENTS_LIMIT
 from agent.serving.exchange import BODY_LIMIT, Answer, again_answer, error_answer
 from agent.serving.http import Api
 from agent.serving.rpc.calls import METHODS, Caller, Method
 from agent.serving.rpc.schema import SERVICE
-from agent.serving.tensors import BadRequestError
+from agent.serving.rpc.streams import STREAM, Streams
 
 log = logging.getLogger(__name__)
 ARRIVE_S = 20.0
@@ -46,7 +48,6 @@ OPTIONS = (
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what a message expands to is not bounded
 )
 ABSENT = {
-    "ModelStreamInfer": "streams are not offered, as no model answers more than once: use ModelInfer",
     "CudaSharedMemoryStatus": "CUDA shared memory is not offered: use system shared memory",
     "CudaSharedMemoryRegister": "CUDA shared memory is not offered: use system shared memory",
     "CudaSharedMemoryUnregister": "CUDA shared memory is not offered: use system shared memory",
@@ -66,11 +67,14 @@ class GrpcServer:
     def __init__(self, api: Api, addresses: list[str]) -> None:
         self._api = api
         self._addresses = addresses
-        self._reading = asyncio.Semaphore(max(2, api.clients.bytes_allowed // BODY_LIMIT))
+        places = max(2, api.clients.bytes_allowed // BODY_LIMIT)
+        self._reading = asyncio.Semaphore(places)
+        self._streams = Streams(partial(self.answer, Method("ModelInfer")), self._reading, places // 2)
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=CLIENTS_LIMIT)
         self._begun: set[asyncio.Task[Answer]] = set()
         handlers = {name: _handler(_Served(self, Method(name)).call) for name in METHODS}
         handlers |= {name: _handler(_Absent(said).call) for name, said in ABSENT.items()}
+        handlers[STREAM] = grpc.stream_stream_rpc_method_handler(self._streams.call)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def start(self) -> str:
@@ -88,6 +92,7 @@ class GrpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Listen no more, and let what has begun end within that time."""
+        self._streams.end()
         await self._server.stop(grace_s)
 
     async def ask(self, method: Method, messages: AsyncIterator[bytes], context: Any) -> Answer:
@@ -99,6 +104,10 @@ class GrpcServer:
                 return error_answer(408, f"a request may take {ARRIVE_S:g} s to arrive")
         if raw is None:
             return error_answer(400, f"a call of {method.name} has one message, and there is none")
+        return await self.answer(method, raw, context)
+
+    async def answer(self, method: Method, raw: bytes, context: Any) -> Answer:
+        """What the routes answer to a message of a call."""
         clients, size = self._api.clients, 2 * len(raw)  # the message, and the request that is made of it
         if not clients.hold(size):
             return again_answer(503, "requests hold too much memory: send smaller ones, or come again")
@@ -115,7 +124,10 @@ class GrpcServer:
         try:
             request = method.request(raw, Caller(_is_local(context.peer()), context.time_remaining()))
             del raw
-            return await self._api.answer(request)
+            answer = await self._api.answer(request)
+            if answer.status != 200:
+                answer.headers["X-Request-ID"] = request.headers.get("x-request-id", "")
+            return answer  # noqa: TRY300
         except BadRequestError as error:
             return error_answer(error.status, str(error))
         except Exception as error:
@@ -139,7 +151,7 @@ class _Served:
             trailing = () if after is None else (("retry-after", after),)
             said = msgspec.json.decode(answer.body)["error"]
             await context.abort(STATUSES.get(answer.status, grpc.StatusCode.UNKNOWN), said, trailing)
-        context.add_done_callback(lambda _context: _follow(answer))
+        context.add_done_callback(lambda _context: answer.follow())
         return self._method.answer(answer)
 
 
@@ -156,13 +168,6 @@ class _Absent:
 
 def _handler(call: Any) -> Any:
     return grpc.stream_unary_rpc_method_handler(call)
-
-
-def _follow(answer: Answer) -> None:
-    try:
-        answer.then()
-    except Exception:
-        log.exception("what follows on an answer failed")
 
 
 def _is_local(peer: str) -> bool:

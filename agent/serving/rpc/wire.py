@@ -6,7 +6,7 @@ them, and the bytes of those that are no raw tensors.
 
 from __future__ import annotations
 
-from agent.serving.tensors import BadRequestError
+from agent.serving.bad_request import BadRequestError
 
 UNSEEN = 64 << 10  # bytes of a message of which nothing large can be made
 FIELDS_LIMIT = 1024

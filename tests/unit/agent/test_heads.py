@@ -10,9 +10,9 @@ import pytest
 
 from agent.protocol.manifest import TensorSpec
 from agent.serving import heads as module
+from agent.serving.bad_request import BadRequestError
 from agent.serving.heads import Heads
 from agent.serving.oip import InferRequest, decode_request
-from agent.serving.tensors import BadRequestError
 from tests.unit.agent.test_serving_models import manifest
 
 NET = manifest(-1, 8)

@@ -34,8 +34,8 @@ from agent.protocol.messages import (
     TrustPiece,
 )
 from agent.protocol.topics import parse_chunk_topic, parse_device_topic
+from agent.serving.bad_request import BadRequestError
 from agent.serving.oip import decode_request
-from agent.serving.tensors import BadRequestError
 from agent.trial.dataset import DataSetError, read_checked
 from tests.fuzz.targets import TARGETS
 from tests.unit.agent.test_journal_and_spool import batch

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from agent.protocol.manifest import Manifest, TensorSpec
 from agent.runtimes.base import numpy_dtype
 from agent.serving import oip, tensors
+from agent.serving.bad_request import BadRequestError
 from agent.serving.classification import top_classes
 from agent.serving.encodings import EncodingError, chosen, compress, expand
 from agent.serving.oip import decode_request, encode_response
-from agent.serving.tensors import DATATYPES, BadRequestError
+from agent.serving.tensors import DATATYPES
 from tests.serving_worker import described
 
 DTYPES = sorted(set(DATATYPES.values()))
@@ -64,6 +65,36 @@ def test_values_of_another_kind_are_refused(dtype: str, data: Any, said: str) ->
     with pytest.raises(BadRequestError, match=said) as refused:
         decode_request(body(dtype, data), None, model(dtype))
     assert "'x'" in str(refused.value)
+    assert refused.value.field == ("inputs", "x", "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"inputs": []}, ("inputs", "x")),
+        ({"inputs": [{"name": "z", "datatype": "FP32", "shape": [1, 2], "data": []}]}, ("inputs", "z")),
+        ({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1, 2], "data": []}]}, ("inputs", "x", "datatype")),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": []}]}, ("inputs", "x", "shape")),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": ["1"], "data": []}]}, ("inputs", "0", "shape", "0")),
+        ({"inputs": {}}, ("inputs",)),
+        ({"id": []}, ("id",)),
+        ({"parameters": {"priority": 101}}, ("parameters", "priority")),
+        ({"parameters": {"timeout": -1}}, ("parameters", "timeout")),
+        ({"outputs": [{"name": "z"}]}, ("outputs", "z")),
+        (
+            {"outputs": [{"name": "y", "parameters": {"classification": -1}}]},
+            ("outputs", "y", "parameters", "classification"),
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}}]},
+            ("outputs", "y", "parameters", "shared_memory_region"),
+        ),
+    ],
+)
+def test_the_field_at_fault_is_named_for_programs(change: dict[str, Any], field: tuple[str, ...]) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        decode_request(body("float32", [1, 2], **change), None, model("float32"))
+    assert refused.value.field == field
 
 
 @pytest.mark.parametrize(

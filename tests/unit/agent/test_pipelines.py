@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.client.connection import own_address
+from agent.client.waiting import own_address
 from agent.config import load_config
 from agent.errors import ConfigError
 from agent.pipelines.client import TensorInfo

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from agent.protocol.manifest import TensorSpec
+from agent.serving.bad_request import BadRequestError
 from agent.serving.oip import LONGEST_US, decode_request
 from agent.serving.rpc import wire
 from agent.serving.rpc.calls import METHODS, Caller, Method
 from agent.serving.rpc.inference import TENSORS_LIMIT, request_body
 from agent.serving.rpc.schema import message_class
 from agent.serving.rpc.server import _is_local
-from agent.serving.tensors import BadRequestError
 from tests.serving_worker import described
 
 ModelInferRequest = message_class("ModelInferRequest")

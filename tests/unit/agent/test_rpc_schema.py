@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from agent.serving.rpc import schema
 from agent.serving.rpc.calls import METHODS
 from agent.serving.rpc.server import ABSENT
+from agent.serving.rpc.streams import STREAM
 
 FOLDER = Path(schema.__file__).parent
 
@@ -70,8 +71,8 @@ def test_every_method_is_as_the_public_client_has_it() -> None:
     for name, (asked, answered) in schema.methods().items():
         assert asked.DESCRIPTOR.full_name == theirs[name].input_type.full_name
         assert answered.DESCRIPTOR.full_name == theirs[name].output_type.full_name
-    assert sorted(METHODS) == sorted(schema.methods())
-    assert {*METHODS, *ABSENT} == set(theirs), "what is not offered says why"
+    assert sorted([*METHODS, STREAM]) == sorted(schema.methods())
+    assert {*METHODS, STREAM, *ABSENT} == set(theirs), "what is not offered says why"
 
 
 @pytest.mark.parametrize("name", sorted(schema.methods()))

@@ -12,10 +12,11 @@ import grpc.aio
 import pytest
 
 from agent.serving.clients import CLIENTS_LIMIT, Clients
-from agent.serving.exchange import BODY_LIMIT
+from agent.serving.exchange import BODY_LIMIT, Answer, error_answer
 from agent.serving.http import Api
 from agent.serving.registry import Registry
 from agent.serving.rpc import server as rpc
+from agent.serving.rpc import streams
 from agent.serving.rpc.schema import SERVICE, message_class
 
 ASKED = message_class("ModelReadyRequest")(name="m").SerializeToString()
@@ -120,5 +121,64 @@ def test_all_messages_together_are_bounded() -> None:
                 assert "hold too much memory" in str(error.value.details())
                 assert dict(error.value.trailing_metadata() or ())["retry-after"] == "1"
                 assert await ask(channel)(ASKED) == b"", "what was refused is not held"
+
+    run(test)
+
+
+def stream(channel: Any) -> Any:
+    """One that is open, and brings nothing."""
+    return channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
+
+
+def test_streams_leave_places_to_other_calls_and_the_idle_give_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with serving(4 * BODY_LIMIT) as channel:
+            calls = [stream(channel) for _ in range(2)]
+            for one in calls:
+                await one.write(b"")
+                assert b"model_name" in await one.read()
+            refused = stream(channel)
+            assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "2 streams of requests are open" in await refused.details()
+            assert await ask(channel)(ASKED) == b""
+            monkeypatch.setattr(streams, "IDLE_S", 0.0)
+            await calls[0].write(b"")
+            await calls[0].read()
+            calls.append(stream(channel))
+            assert await calls[1].code() is grpc.StatusCode.UNAVAILABLE
+            assert "another needs its place" in await calls[1].details()
+            await calls[2].write(b"")
+            assert b"model_name" in await calls[2].read()
+            for one in (calls[0], calls[2]):
+                await one.done_writing()
+                assert await one.code() is grpc.StatusCode.OK
+
+    run(test)
+
+
+def test_no_more_of_a_stream_is_read_than_may_be_under_way() -> None:
+    read, free = 0, asyncio.Event()
+
+    async def messages() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 3 * streams.UNDER_WAY:
+            read += 1
+            yield b""
+
+    async def answer(_raw: bytes, _context: Any) -> Answer:
+        await free.wait()
+        return error_answer(400, "no")
+
+    async def test() -> None:
+        places = asyncio.Semaphore(1)
+        call = streams.Streams(answer, places, 1).call(messages(), None)
+        first = asyncio.create_task(anext(call))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert read == streams.UNDER_WAY
+        free.set()
+        assert b"no" in await first
+        assert len([one async for one in call]) == 3 * streams.UNDER_WAY - 1
+        assert not places.locked()
 
     run(test)

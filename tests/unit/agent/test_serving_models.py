@@ -13,10 +13,11 @@ import pytest
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, Scheduling, TensorSpec
 from agent.runtimes.base import Tensors
 from agent.serving import models
+from agent.serving.bad_request import BadRequestError
 from agent.serving.company import LONG_S, Company
+from agent.serving.descriptions import metadata
 from agent.serving.models import LoadedModel, RetiredError
-from agent.serving.oip import decode_request, metadata
-from agent.serving.tensors import BadRequestError
+from agent.serving.oip import decode_request
 from agent.serving.waiting import DeadlineError, QueueFullError
 
 

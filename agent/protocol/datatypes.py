@@ -1,0 +1,10 @@
+"""Datatypes of the Open Inference Protocol, as the local API, samples and pipelines name them. Without numpy."""
+
+from __future__ import annotations
+
+BYTES = "BYTES"  # strings, on the way each behind its length in four bytes
+# What numpy calls each, little-endian; `BYTES` are of no fixed size, and not among them.
+ARRAY_TYPES = {
+    "BOOL": "|b1", "UINT8": "|u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "|i1", "INT16": "<i2",
+    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""How a whole fleet is, how it was, and what would be done next."""
