@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.addresses import check_place, check_unix_path
+from agent.commands.config import CommandConfig, read_commands
 from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.grpc_config import GrpcConfig, read_grpc
@@ -21,6 +22,7 @@ from agent.identity import identity_folder, load_identity
 from agent.pipelines.config import PipelineConfig, read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
+from agent.protocol.logs import FORMS
 from agent.protocol.manifest import RUNTIME_NAME
 from agent.protocol.topics import check_device_id
 from agent.samples.collecting import SampleConfig
@@ -39,6 +41,7 @@ KEYS = (
     "tags",
     "runtimes",
     "log_level",
+    "log_format",
     "ca_file",
     "cert_file",
     "key_file",
@@ -55,6 +58,7 @@ KEYS = (
     "hang_s",
     "samples",
     "grpc",
+    "commands",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -76,6 +80,7 @@ class Config:
         tags: what this device says of itself, for profiles to match.
         runtimes: the only ones to use; empty for all that import.
         log_level: DEBUG, INFO, WARNING or ERROR.
+        log_format: `text` for people, or `json`.
         ca_file: certificates that the broker's is checked against; empty for those that enrolling gave, or for the
             system's.
         cert_file: the device's certificate chain (PEM), where it was not got by enrolling.
@@ -97,6 +102,7 @@ class Config:
         pipelines: what the agent itself reads, asks its models about, and publishes.
         ensembles: graphs of models that are asked as one.
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
+        commands: which commands of the server are carried out here.
     """
 
     device_id: str
@@ -107,6 +113,7 @@ class Config:
     tags: Mapping[str, str] = field(default_factory=dict)
     runtimes: tuple[str, ...] = ()
     log_level: str = "INFO"
+    log_format: str = "text"
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
@@ -125,6 +132,7 @@ class Config:
     pipelines: tuple[PipelineConfig, ...] = ()
     ensembles: tuple[EnsembleConfig, ...] = ()
     samples: SampleConfig = field(default_factory=SampleConfig)
+    commands: CommandConfig = field(default_factory=CommandConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -181,6 +189,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         tags=_tags(values.get("tags", {})),
         runtimes=_runtimes(values.get("runtimes", [])),
         log_level=_level(_text(values, "log_level", "INFO")),
+        log_format=_log_format(_text(values, "log_format", "text")),
         ca_file=_pem_file("ca_file", _text(values, "ca_file", "")),
         cert_file=cert_file,
         key_file=key_file,
@@ -196,6 +205,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         pipelines=_pipelines(values),
         ensembles=read_ensembles(values.get("ensembles", [])),
         samples=_samples(values.get("samples", {})),
+        commands=read_commands(values.get("commands", {})),
         **_link(values.get("link", {})),
     )
 
@@ -247,7 +257,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples", "grpc"}:
+    if key in {*TABLES, "samples", "grpc", "commands"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:
@@ -396,3 +406,9 @@ def _level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ConfigError(f"log_level: {value!r} is not DEBUG, INFO, WARNING or ERROR")
     return value.upper()
+
+
+def _log_format(value: str) -> str:
+    if value not in FORMS:
+        raise ConfigError(f"log_format: {value!r} is not text or json")
+    return value

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from agent.clock import SteadyClock
 from agent.condition import Condition
 from agent.database import DatabaseError
 from agent.inference import Inference
@@ -18,6 +19,7 @@ from agent.protocol.delivery import Waiting
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import ENDED, SETTLED, Phase
 from agent.protocol.messages import DeploymentReport, DesiredDeployment, DesiredState
+from agent.protocol.trace import SWITCHED, Mark, TraceReport, parse_traceparent
 from agent.source_config import SourceKind
 from agent.update.effects import (
     ActivateArtifact,
@@ -110,6 +112,7 @@ class Deployments:
         self._waiting: list[Effect] = []  # for the journal: nothing is done before it is written
         self._written_revision = updater.revision
         self._retry_at = 0.0
+        self._clock = SteadyClock()
         self._logged = {key: record.phase for key, record in updater.records.items()}
 
     def begin(self, inference: Inference) -> None:
@@ -138,6 +141,13 @@ class Deployments:
         if key in self._updater.records:
             found = self._updater
             self.carry_out(found.trusted(key) if code is None else found.failed(key, code, detail))
+
+    def switched(self, deployment_id: str) -> None:
+        """The worker answers with a deployment's artifact."""
+        record = self._updater.records.get(deployment_id)
+        if record is not None and record.phase is Phase.PROBATION:
+            record.mark(SWITCHED, self._clock())
+            self._updater.changed.add(deployment_id)
 
     def reports(self) -> tuple[DeploymentReport, ...]:
         """All of them, as the server is told."""
@@ -220,6 +230,8 @@ class Deployments:
         if not self._updater.changed:
             return True
         changed = {key: self._updater.records[key] for key in self._updater.changed}
+        for record in changed.values():
+            record.mark(record.phase.value, self._clock())
         try:
             self._journal.save(changed)
         except DatabaseError as error:
@@ -239,7 +251,11 @@ class Deployments:
         if self._logged.get(record.deployment_id) is not record.phase:
             self._logged[record.deployment_id] = record.phase
             why = f": {record.failure.detail}" if record.failure is not None else ""
-            log.info("%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why)
+            traced = parse_traceparent(record.traceparent)
+            ids = {"deployment": record.deployment_id, "trace_id": traced.trace_id if traced else None}
+            log.info(
+                "%s@%s is %s%s", record.manifest.model, record.manifest.version, record.phase.value, why, extra=ids
+            )
 
     def _save_record(self, record: Record) -> None:
         """What became of one of a deployment's encodings."""
@@ -369,4 +385,11 @@ class Deployments:
             waiting=record.waiting,
             loading_s=self._inference.loading_s(record.deployment_id) if self._inference is not None else 0.0,
             exposure=self._inference.exposure(record.deployment_id) if self._inference is not None else None,
+            trace=self._trace(record),
         )
+
+    def _trace(self, record: Record) -> TraceReport | None:
+        if not record.traceparent:
+            return None
+        now = self._clock()
+        return TraceReport(record.traceparent, tuple(Mark(name, round(now - at, 6)) for name, at in record.marks))

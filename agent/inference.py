@@ -25,6 +25,7 @@ from agent.protocol.messages import (
     ProbationReport,
     ServingReport,
 )
+from agent.replacement import Replacement
 from agent.serving.ensemble_config import EnsembleConfig
 from agent.serving.ensemble_health import EnsembleHealth
 from agent.serving.ipc import (
@@ -42,6 +43,7 @@ from agent.serving.ipc import (
     Peek,
     Peeked,
     Ready,
+    Shutdown,
     Unload,
     Unservable,
     Window,
@@ -74,9 +76,13 @@ class Inference:
         condition: notes how the worker is.
         carry_out: carries out what follows.
         changed: something is to be reported.
+        switched: told the deployment whose artifact answers from now on.
         window: takes what models did, and when that began in Unix seconds.
         hang_s: how long one inference may take, in seconds; 0: for ever.
         ensembles: that the worker answers for.
+
+    Attributes:
+        workers_ended: how often a worker ended without being asked to.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Inference:
         *,
         carry_out: Callable[[list[Effect]], None],
         changed: Callable[[], None],
+        switched: Callable[[str], None],
         window: Callable[[Window, float], None],
         hang_s: float,
         ensembles: tuple[EnsembleConfig, ...] = (),
@@ -100,6 +107,7 @@ class Inference:
         self._condition = condition
         self._carry_out = carry_out
         self._changed = changed
+        self._switched = switched
         self._window = window
         self._ensembles = ensembles
         self._ensemble_health = EnsembleHealth(condition.ensemble)
@@ -107,6 +115,7 @@ class Inference:
         self._probation = Probation()
         self._watchdog = Watchdog(hang_s)
         self._hung = False  # the worker was ended for it
+        self.workers_ended = 0
         self._crashes = Crashes()
         self._loads: dict[int, str] = {}
         self._load_since: dict[str, float] = {}
@@ -124,11 +133,44 @@ class Inference:
         self._ready_at: float | None = None
         self._expected: frozenset[str] | None = None  # as the worker was told
         self._window_started = time.time()
+        self._manifests: dict[str, Manifest] = {}  # of what was let serve, by deployment
+        self.replacement: Replacement | None = None
 
     @property
     def serving(self) -> tuple[ServingReport, ...]:
         """What answers requests, as the worker has confirmed."""
         return tuple(self._serving.values())
+
+    def served(self) -> list[Manifest]:
+        """Manifests of what answers requests."""
+        return [self._manifests[one.deployment_id] for one in self._serving.values()]
+
+    @property
+    def _models(self) -> frozenset[str]:
+        return frozenset(self._serving)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the worker is there and loads nothing: what does not serve now will not in a moment."""
+        return self._is_ready and not (self._loads or self._activations or self._stand_ins.loading)
+
+    def replace(self) -> str:
+        """Replace the worker by a new one that serves the same; `replacement` says how far that is.
+
+        Returns:
+            Why it is not done now, in a sentence; empty when it has begun.
+        """
+        if not self._is_ready or (self.replacement is not None and not self.replacement.over):
+            return "the inference worker is just being started: send it again in a minute"
+        if not self.settled or self._probation.watched:
+            return "a version is being loaded or watched, and would be taken back: wait until that is over"
+        log.warning("the inference worker is replaced because somebody asked for it")
+        self.replacement = Replacement(self._models, time.monotonic())
+        self._is_ready = False
+        self._updater.worker_leaves()
+        self.collect()
+        self._worker.send(Shutdown())
+        return ""
 
     def seen(self, deployment_id: str) -> ProbationReport | None:
         """What was seen so far of a version that is watched."""
@@ -161,12 +203,17 @@ class Inference:
         if self._ready_at is not None and time.monotonic() - self._ready_at >= STEADY_S:
             self._delay = 0.0
         self._ready_at = None
-        log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
-        if not self._hung:
-            self._condition.worker_ended(status)
+        if self.replacement is not None and self.replacement.ended(time.monotonic()):
+            log.info("the inference worker has ended in order; starting the next one")
+            self._delay = 0.0
+        else:
+            log.error("the inference worker ended with %s; starting it again in %.1f s", status, self._delay)
+            self.workers_ended += 1
+            if not self._hung:
+                self._condition.worker_ended(status)
+            self._count_crash()
         self._hung = False
         self._is_ready = False
-        self._count_crash()
         self._stand_ins.worker_ended()
         self._loads.clear()
         self._activations.clear()
@@ -183,7 +230,10 @@ class Inference:
         self._delay = min(max(self._delay * 2, RESTART_S), RESTART_MAX_S)
 
     def _expect(self) -> None:
-        """Tell the worker which models ought to be served, where that has changed."""
+        """Tell the worker which models ought to be served, where that has changed; then it takes requests."""
+        new = self.replacement
+        if self._is_ready and new and not new.looked(self._models, time.monotonic(), loading=not self.settled):
+            return
         records = self._updater.records.values()
         expected = frozenset(
             {*self._good.models, *(one.manifest.model for one in records if one.phase is Phase.ACTIVE)}
@@ -239,6 +289,7 @@ class Inference:
         serving = self._activations.pop(message.request_id, None)
         if serving is not None and message.ok:
             self._serving[serving.model] = serving
+            self._switched(serving.deployment_id)
             self._changed()
         elif serving is not None:
             log.error("the worker has no %s@%s to answer with; it is loaded again", serving.model, serving.version)
@@ -299,6 +350,9 @@ class Inference:
         self._let_serve(manifest, record.deployment_id, loaded)
 
     def _let_serve(self, manifest: Manifest, deployment_id: str, loaded: Loaded) -> None:
+        serving = {one.deployment_id for one in (*self._serving.values(), *self._activations.values())}
+        self._manifests = {key: one for key, one in self._manifests.items() if key in serving}
+        self._manifests[deployment_id] = manifest
         self._request_id += 1
         self._activations[self._request_id] = ServingReport(
             manifest.model,
@@ -383,6 +437,8 @@ class Inference:
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             self.start()
+        if self.replacement is not None and self.replacement.kills(now):
+            self._worker.kill()
         busy = not self._is_ready or self._loads or self._stand_ins.loading
         if busy:
             self._watchdog.rest()

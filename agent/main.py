@@ -11,7 +11,7 @@ from pathlib import Path
 from agent import __version__
 from agent.config import load_config
 from agent.errors import AgentError
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 
 TOKEN_VARIABLE = "SHOAL_AGENT_TOKEN"  # noqa: S105 (a name, no secret)
 
@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
     from agent.supervisor import Supervisor
 
     config = load_config(options.config, os.environ)
-    log_to_stderr(config.log_level)
+    log_to_stderr(config.log_level, config.log_format, device=config.device_id)
     supervisor = Supervisor(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())

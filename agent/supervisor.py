@@ -15,6 +15,9 @@ from typing import Any
 
 import msgspec
 
+from agent.commands.measuring import changed
+from agent.commands.ring import LogRing, RingHandler
+from agent.commands.starters import open_desk
 from agent.condition import Condition
 from agent.config import Config
 from agent.deployments import Deployments
@@ -26,7 +29,9 @@ from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.peers.network import Lan
 from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import Command, CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
+from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
@@ -47,9 +52,10 @@ from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_t
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
 from agent.samples.collecting import Collecting
-from agent.serving.ipc import ChooseSamples, FromWorker, Ready, Sampled, Window
+from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
-from agent.telemetry.host import measure_host
+from agent.telemetry.figures import PhaseFigure, SupervisorFigures
+from agent.telemetry.host import measure_host, own_memory_mb
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.budget import Ledger
@@ -107,6 +113,9 @@ class Supervisor:
         self._boot_id = uuid.uuid4().hex
         self._sequence = 0
         remove_leftovers(config.state_dir)
+        self._ring = LogRing()
+        self._ring_handler = RingHandler(self._log)
+        logging.getLogger().addHandler(self._ring_handler)
         self._store = ArtifactStore(
             config.state_dir / "artifacts",
             floor_bytes=int(config.disk_floor_mb * 2**20),
@@ -118,7 +127,7 @@ class Supervisor:
         self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
         good = LastGood(config.state_dir / "serving.json")
         self._condition = Condition(self._journal, self._spool, good.lost, str(config.state_dir))
-        self._facts = measure(config.state_dir, tags=config.tags, runtimes=config.runtimes)
+        self._facts = self._measure()
         context = tls_context(config)
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
@@ -175,7 +184,7 @@ class Supervisor:
             self._condition,
             self._verifier,
             others_need=self._trials.kept_digests,
-            journal_renewed=self._trials.keep_all,
+            journal_renewed=self._keep_all,
             changed=self._changed,
         )
         self._worker = WorkerProcess(config, self._events.put)
@@ -187,9 +196,20 @@ class Supervisor:
             self._condition,
             carry_out=self._deployments.carry_out,
             changed=self._changed,
+            switched=self._deployments.switched,
             window=self._window,
             hang_s=config.hang_s,
             ensembles=config.ensembles,
+        )
+        self._commands, self._command_book = open_desk(
+            config,
+            self._journal,
+            self._inference,
+            self._store,
+            self._ring,
+            say=self._say_command,
+            measure=self._measure,
+            take_facts=self._take_facts,
         )
         self._pipelines = Pipelines(config, self._events.put, self._condition)
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
@@ -233,6 +253,8 @@ class Supervisor:
     def end(self) -> None:
         """Let go of everything."""
         self._link.stop()
+        logging.getLogger().removeHandler(self._ring_handler)
+        self._commands.stop()
         self._pipelines.stop()
         self._trials.stop()
         self._deployments.stop()
@@ -288,9 +310,32 @@ class Supervisor:
         if isinstance(message, Sampled):
             self._samples.sampled(message.samples)
             return
+        if isinstance(message, Logged):
+            self._ring.add(message.at, message.level, "worker", message.logger, message.text)
+            return
+        if isinstance(message, AskFigures):
+            self._worker.send(TellFigures(self._figures()))
+            return
         self._inference.said(message)
         if isinstance(message, Ready):
             self._samples.worker_ready()
+
+    def _figures(self) -> SupervisorFigures:
+        records = self._updater.records.values()
+        return SupervisorFigures(
+            device_id=self._config.device_id,
+            connected=self._link.connected,
+            spooled=self._spool.count,
+            spooled_bytes=self._spool.size,
+            spool_dropped=self._spool.dropped,
+            workers_ended=self._inference.workers_ended,
+            problems=len(self._condition.reports()),
+            rss_mb=own_memory_mb(),
+            deployments=tuple(
+                PhaseFigure(one.deployment_id, one.manifest.model, one.manifest.version, one.phase.value)
+                for one in records
+            ),
+        )
 
     # -- what the server says
 
@@ -329,6 +374,8 @@ class Supervisor:
                 self._others.offered(decode(message.payload, SourceOffer), time.monotonic())
             elif leaf is DeviceTopic.SAMPLES_ACK:
                 self._samples.acknowledged(decode(message.payload, SampleAck), time.monotonic())
+            elif leaf is DeviceTopic.COMMAND:
+                self._commands.received(decode(message.payload, Command), time.monotonic(), time.time())
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
 
@@ -401,6 +448,30 @@ class Supervisor:
     def _choose_samples(self, sampling: tuple[Sampling, ...]) -> None:
         self._worker.send(ChooseSamples(sampling))
 
+    # -- commands
+
+    def _say_command(self, answer: CommandAnswer) -> bool:
+        return self._link.publish(DeviceTopic.COMMAND_ANSWER, encode(answer)) is not None
+
+    def _log(self, at: float, level: str, logger: str, text: str) -> None:
+        """Called from whatever thread logs."""
+        self._ring.add(at, level, "agent", logger, text)
+
+    def _measure(self) -> DeviceFacts:
+        """Called from a thread too."""
+        facts = measure(self._config.state_dir, tags=self._config.tags, runtimes=self._config.runtimes)
+        return msgspec.structs.replace(facts, commands=self._config.commands.allowed)
+
+    def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
+        before, self._facts = self._facts, msgspec.structs.replace(facts, link=self._facts.link)
+        self._report(force=True)
+        return changed(before, self._facts)
+
+    def _keep_all(self) -> None:
+        """The journal was lost."""
+        self._trials.keep_all()
+        self._command_book.keep_all()
+
     # -- what happens here
 
     def _window(self, message: Window, started: float) -> None:
@@ -436,6 +507,7 @@ class Supervisor:
             self._tick_telemetry,
             lambda: self._trials.tick(time.monotonic()),
             lambda: self._pipelines.tick(time.monotonic()),
+            lambda: self._commands.tick(time.monotonic()),
             lambda: self._samples.tick(time.monotonic(), connected=self._link.connected),
             self._tick_link,
             lambda: self._report(force=False),

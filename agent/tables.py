@@ -31,9 +31,9 @@ class Table:
         """A value of any kind."""
         return self._values.pop(key, default)
 
-    def flag(self, key: str) -> bool:
-        """True or false; false when absent."""
-        value = self._values.pop(key, False)
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """True or false."""
+        value = self._values.pop(key, default)
         if not isinstance(value, bool):
             raise ConfigError(f"{self.name}.{key}: must be true or false")
         return value

@@ -23,7 +23,7 @@ MEMORY_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
 }
 GRPC_SETTINGS = {"GRPC_VERBOSITY": "NONE"}  # else whatever clients do wrong is a line in the log
-STOP_S = 12.0
+STOP_S = 15.0
 
 
 class WorkerDied:
@@ -40,6 +40,7 @@ class WorkerProcess:
         self._put = put
         self._listeners = Listeners(config.listen, config.unix_socket)
         self._grpc_addresses = config.grpc.addresses
+        self._log_format, self._device_id = config.log_format, config.device_id
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrameChannel | None = None
         self.generation = 0
@@ -55,6 +56,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *listeners]
         command += ["--grpc", *self._grpc_addresses] if self._grpc_addresses else []
+        command += ["--log-format", self._log_format, "--device", self._device_id]
         descriptors = [theirs.fileno(), *map(int, listeners)]
         environment = {**MEMORY_SETTINGS, **GRPC_SETTINGS, **os.environ}
         try:

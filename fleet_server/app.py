@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,8 +22,15 @@ from fleet_server.access.authorization import RequestLimits, authorize
 from fleet_server.access.bootstrap import bootstrap_token
 from fleet_server.access.oidc import OidcVerifier
 from fleet_server.addresses import is_loopback
+from fleet_server.alerts import endpoints as alerts
+from fleet_server.alerts.keeper import AlertKeeper
+from fleet_server.alerts.mail import AlertMailer
 from fleet_server.catalog import endpoints as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
+from fleet_server.clock import utc_now
+from fleet_server.commands import endpoints as commands
+from fleet_server.commands.keeper import CommandKeeper
+from fleet_server.commands.streaming import Streams
 from fleet_server.conversions import endpoints as conversions
 from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
@@ -35,9 +44,15 @@ from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.idempotency import add_idempotency, claim_key
+from fleet_server.instruments import Instruments
+from fleet_server.metrics import endpoints as metrics
+from fleet_server.metrics.figures import FigureCollector, Figures
+from fleet_server.metrics.observing import RequestTimer, RequestTracer, time_statements
+from fleet_server.metrics.otlp import MetricsPusher
 from fleet_server.models import Fleet
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.openapi import PUBLIC, describe, operation_name
+from fleet_server.otlp import SpanExporter, targets
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.problems import add_problems
 from fleet_server.rollouts import endpoints as rollouts
 from fleet_server.rollouts.engine import RolloutEngine
@@ -86,7 +101,9 @@ TAGS = [
     {"name": "gate runs", "description": "Variants measured on devices of their profile, and judged by that."},
     {"name": "rollouts", "description": "Moving devices to a version in stages, with stop rules."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
+    {"name": "commands", "description": "What devices are asked to do at once: restart, logs, benchmark and more."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
+    {"name": "alerts", "description": "Rules over what the fleet says, what came of them, and who is told."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
     {"name": "access", "description": "Login, users, service tokens and fleets: who may do what, and where."},
     {"name": "trust", "description": "What devices may run: signed manifests, and whose signatures wait."},
@@ -118,7 +135,10 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authorize), Depends(known_parameters), Depends(claim_key)],
         max_body_size=settings.request_max_mb << 20,
     )
-    subjects = (devices, catalog, conversions, gates, rollouts, telemetry, samples, enrolment, trust, webhooks, access)
+    subjects = (
+        devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts, enrolment, trust,
+        webhooks, access,
+    )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
     api.include_router(rollouts.device_router)
@@ -126,10 +146,14 @@ def create_app(settings: Settings) -> FastAPI:
     api.include_router(enrolment.public)
     app.include_router(api)
     app.include_router(_health)
+    app.include_router(metrics.router)
     add_pages(app)
     describe(app)
     add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
+    app.state.instruments = Instruments()
+    app.add_middleware(RequestTracer)
+    app.add_middleware(RequestTimer, instruments=app.state.instruments)
     return app
 
 
@@ -159,8 +183,27 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         raise UnavailableError("database", detail) from None
     given = settings.admin_token
     app.state.admin_token = given.get_secret_value() if given else bootstrap_token(settings.state_dir)
-    database = Database(settings.effective_database_url)
+    exported = targets(settings.otlp_endpoint, os.environ, metrics=settings.otlp_metrics)
+    exporter = None
+    if exported.traces:
+        exporter = SpanExporter(exported.of("traces"), "shoal-server", socket.gethostname())
+        stack.callback(exporter.close)
+    app.state.spans = exporter
+    export = exporter.export if exporter is not None else None
+    database = Database(settings.effective_database_url, export)
     stack.callback(database.dispose)
+    instruments: Instruments = app.state.instruments
+    time_statements(database.engine, instruments)
+    app.state.figures = Figures(database)
+    counted = FigureCollector(app.state.figures, utc_now)
+    instruments.registry.register(counted)
+    stack.callback(instruments.registry.unregister, counted)
+    if exported.metrics:
+        pusher = MetricsPusher(
+            instruments.registry, exported.of("metrics"), socket.gethostname(), settings.otlp_interval_s
+        )
+        stack.callback(pusher.stop)
+        pusher.start()
     with database.write() as session:
         if session.get(Fleet, DEFAULT_FLEET) is None:
             session.add(Fleet(id=DEFAULT_FLEET))
@@ -169,7 +212,7 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
     app.state.tickets = TicketDesk(ca)
-    gateway = Gateway(settings, database, artifacts, authority)
+    gateway = Gateway(settings, database, artifacts, authority, instruments, export)
     parts = (
         TrustKeeper(database, settings),
         gateway,
@@ -179,11 +222,16 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         Reminder(database, settings),
         GateKeeper(database, settings),
         SampleKeeper(database, artifacts, settings),
+        AlertKeeper(database, settings),
+        AlertMailer(database, settings),
+        CommandKeeper(database, settings),
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inspector = ProcessInspector(artifacts, settings)
+    app.state.log_streams = Streams(database)
+    stack.callback(app.state.log_streams.stop)
     for part in parts:
         stack.callback(part.stop)
         part.start()

@@ -23,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.types import JSON, TypeDecorator
 from uuid_utils import uuid7
 
+from fleet_server import spans
 from fleet_server.turns import Turns
 
 BUSY_TIMEOUT_S = 30.0
@@ -101,10 +102,12 @@ class Database:
 
     Args:
         url: SQLAlchemy URL of SQLite or PostgreSQL.
+        export: takes the spans of what was committed; None where nothing is traced.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, export: spans.Sink | None = None) -> None:
         self.url = url
+        self._export = export
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self._engine = _sqlite_engine(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=20)
         self._writing = self._engine.execution_options(shoal_write=True)
@@ -120,6 +123,8 @@ class Database:
         """A transaction: committed when the block ends, rolled back when it raises."""
         with self._turns, Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
+        if self._export is not None and (noted := spans.noted(session)):
+            self._export(noted)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

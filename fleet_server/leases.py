@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from fleet_server.clock import utc_now
 from fleet_server.db import Database, new_id
 from fleet_server.models import Lease
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 
 
 class DatabaseLease:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+DEFAULT_FLEET = "default"  # of everything, where nobody made another
+
 
 class Role(StrEnum):
     """What a principal may do in a fleet; each role may do all that those before it may."""

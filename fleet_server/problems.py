@@ -16,6 +16,7 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from agent.protocol.logs import log_ids
 from fleet_server.addresses import is_loopback
 from fleet_server.errors import FleetError, InProgressError, RangeError, TooManyRequestsError
 from fleet_server.secure_headers import secure_headers
@@ -52,8 +53,9 @@ def add_problems(app: FastAPI, *, loopback_only: bool, body_limit: int) -> None:
     @app.middleware("http")
     async def every_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         request.state.request_id = uuid.uuid4().hex
-        refusal = _refusal(request, loopback_only=loopback_only, body_limit=body_limit)
-        response = refusal or await call_next(request)
+        with log_ids(request_id=request.state.request_id):
+            refusal = _refusal(request, loopback_only=loopback_only, body_limit=body_limit)
+            response = refusal or await call_next(request)
         response.headers["X-Request-Id"] = request.state.request_id
         return response
 

@@ -20,6 +20,7 @@ DEFAULT_API_PORT = 7470
 DEFAULT_BROKER_PORT = 7471
 DASK_JOBS = 16
 EVERY_FLEET = "*"  # in SHOAL_OIDC_ROLES
+MetricsAccess = Literal["loopback", "token", "open", "off"]
 
 
 def find_onnx2tf_python(told: Path | None) -> Path | None:
@@ -243,6 +244,9 @@ class Settings(BaseSettings):
     samples_days: float = Field(
         30.0, gt=0, le=3650, description="How long samples that devices sent are kept, in days."
     )
+    commands_days: float = Field(
+        14.0, gt=0, le=3650, description="How long commands to devices are kept when they are over, in days."
+    )
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )
@@ -264,6 +268,45 @@ class Settings(BaseSettings):
         False,
         description="Webhooks may be http://, and at loopback, private and link-local addresses: for receivers within "
         "the server's own network. Whoever may create webhooks reaches all that the server reaches then.",
+    )
+    alert_tick_s: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="How often alert rules are looked at, in seconds; those over telemetry less often.",
+    )
+    alert_days: float = Field(
+        90.0, gt=0, le=3650, description="How long alerts that resolved, and silences that ended, are kept, in days."
+    )
+    smtp_host: str | None = Field(
+        None, description="The mail server that takes e-mails of alerts; without, none can be sent."
+    )
+    smtp_port: int = Field(587, ge=1, le=65535, description="Its port.")
+    smtp_security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="starttls, tls (from the first byte, mostly port 465), or none."
+    )
+    smtp_user: str | None = Field(None, description="Who to log in as there; nobody when absent.")
+    smtp_password: SecretStr | None = Field(None, description="With this password.")
+    smtp_from: str | None = Field(None, description="Address that e-mails of alerts come from; needed to send any.")
+    smtp_ca: Path | None = Field(
+        None, description="Certificates (PEM) that it is checked by; those of the system when absent."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="text for people, or json: an object a line, with the ids of what it is about."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http(s)://host:port of an OpenTelemetry collector that takes OTLP over HTTP: requests and "
+        "rollouts are traced to it. OTEL_EXPORTER_OTLP_ENDPOINT does the same. Needs shoal[otel].",
+    )
+    otlp_metrics: bool = Field(
+        False, description="What GET /metrics says goes to that collector too (OTEL_METRICS_EXPORTER=otlp likewise)."
+    )
+    otlp_interval_s: float = Field(60.0, ge=1, le=3600, description="How often that is done, in seconds.")
+    metrics: MetricsAccess = Field(
+        "loopback",
+        description="Who may read GET /metrics: loopback for processes on this machine, and tokens; token for those "
+        "alone; open for whoever reaches the API; off for nobody. A fleet's token gets that fleet's figures.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="DEBUG, INFO, WARNING or ERROR."
@@ -374,6 +417,18 @@ class Settings(BaseSettings):
             raise ValueError(
                 "SHOAL_OIDC_ISSUER and SHOAL_OIDC_ROLES go together: without roles nobody there may do anything"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mail_is_whole(self) -> Self:
+        if self.smtp_host is not None and not self.smtp_from:
+            raise ValueError("SHOAL_SMTP_HOST needs SHOAL_SMTP_FROM: the address that e-mails come from")
+        if bool(self.smtp_user) != bool(self.smtp_password):
+            raise ValueError("SHOAL_SMTP_USER and SHOAL_SMTP_PASSWORD go together: give both")
+        if self.smtp_user and self.smtp_security == "none" and not is_loopback(self.smtp_host or ""):
+            raise ValueError("SHOAL_SMTP_PASSWORD could be read on its way: set SHOAL_SMTP_SECURITY to starttls or tls")
+        if self.smtp_ca is not None and not self.smtp_ca.is_file():
+            raise ValueError(f"SHOAL_SMTP_CA: there is no file {self.smtp_ca}")
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from fleet_server.db import Base
 from fleet_server.models import Fleet
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from tests.fleet import free_port, wait_until
 
 

@@ -11,7 +11,7 @@ from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeNam
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.models import Model, Profile, Variant, Version
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 
 TENSOR = TensorSpec("x", "float32", (-1, 8))
 CHUNK = LIMITS.chunk_bytes  # as the server cuts everything

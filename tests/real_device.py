@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ import agent.supervisor
 from agent.config import Config
 from agent.mqtt import LinkUp, MqttChunk, MqttMessage
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import Command, CommandAnswer, CommandArguments, CommandPhase
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.protocol.messages import (
@@ -65,6 +67,7 @@ class Link:
         self.reports: list[Reported] = []
         self.windows: list[ModelWindow] = []
         self.pieces: list[SamplePiece] = []
+        self.answers: list[CommandAnswer] = []
 
     def start(self) -> None:
         self.put(LinkUp(0))
@@ -75,7 +78,7 @@ class Link:
     def keep_by(self, keep: Callable[[MqttChunk], object | None]) -> None:
         self._keep = keep
 
-    def publish(self, leaf: DeviceTopic, payload: bytes, *, retain: bool = False) -> None:
+    def publish(self, leaf: DeviceTopic, payload: bytes, *, retain: bool = False) -> object:
         if leaf is DeviceTopic.REPORTED:
             self.reports.append(decode(payload, Reported))
         elif leaf is DeviceTopic.TELEMETRY:
@@ -83,9 +86,11 @@ class Link:
             self.windows += batch.models
             acknowledged = encode(TelemetryAck(batch.spool_id, (batch.sequence,)))
             self.put(MqttMessage(device_topic(NAME, DeviceTopic.TELEMETRY_ACK), acknowledged))
-
         elif leaf is DeviceTopic.SAMPLES:
             self.pieces.append(decode(payload, SamplePiece))
+        elif leaf is DeviceTopic.COMMAND_ANSWER:
+            self.answers.append(decode(payload, CommandAnswer))
+        return self
 
     def listen_to_broadcast(self, digest: str) -> None:
         pass
@@ -158,6 +163,36 @@ class RealDevice:
         self._revision += 1
         state = DesiredState(SPOKEN, "default", self._revision, deployments, telemetry_interval_s=INTERVAL_S, **fields)
         self.link.put(MqttMessage(device_topic(NAME, DeviceTopic.DESIRED), encode(state)))
+
+    def command(
+        self,
+        command_id: str,
+        kind: str,
+        *,
+        timeout_s: float = 60.0,
+        late_s: float = -60.0,
+        cancel: bool = False,
+        **arguments: Any,
+    ) -> None:
+        """Send it a command that expires a minute from now."""
+        assert self.link is not None
+        given = CommandArguments(**arguments)
+        sent = Command(command_id, kind, timeout_s, time.time() - late_s, given, cancel)
+        self.link.put(MqttMessage(device_topic(NAME, DeviceTopic.COMMAND), encode(sent)))
+
+    def answers(self, command_id: str) -> list[CommandAnswer]:
+        """What it said of a command."""
+        assert self.link is not None
+        return [one for one in self.link.answers if one.command_id == command_id]
+
+    def await_end(self, command_id: str) -> CommandAnswer:
+        """Wait until a command is over."""
+
+        def over() -> CommandAnswer | None:
+            ends = [one for one in self.answers(command_id) if one.phase is not CommandPhase.RUNNING]
+            return ends[-1] if ends else None
+
+        return wait_until(f"the end of {command_id}", over, 90)
 
     def report(self, deployment_id: str) -> DeploymentReport | None:
         """What it said last of a deployment."""

@@ -11,13 +11,20 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from fleet_server.alerts.schemas import RouteSpec, RuleSpec
 from fleet_server.app import create_app, running
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.models import (
     AccessToken,
+    Alert,
+    AlertRoute,
+    AlertRule,
+    AlertSilence,
+    CommandLogLine,
     Deployment,
     Device,
+    DeviceCommand,
     DeviceIdentity,
     Enrolment,
     EnrolmentToken,
@@ -40,11 +47,13 @@ from fleet_server.models import (
     Webhook,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 
 TOKEN = "the-admin-of-tests"
 SAMPLING = {"samples": 1, "megabytes": 1.0, "sample_megabytes": 1.0, "days": 1.0, "below": 0.5}
+ALERT_RULE = RuleSpec.model_validate({"metric": "cpu_percent", "threshold": 99, "enabled": False}).model_dump()
+ALERT_ROUTE = RouteSpec.model_validate({"kind": "mqtt", "enabled": False}).model_dump()
 SPEC = {"match": {}, "runtime": "onnx"}
 
 
@@ -68,6 +77,7 @@ def fill(database: Database, count: int) -> dict[str, str]:
     start = utc_now() - dt.timedelta(days=30)
     fleet = {"fleet_id": DEFAULT_FLEET}
     first: Any = None
+    logs: Any = None
     with database.write() as session:
 
         def add(row: Any) -> Any:
@@ -113,11 +123,24 @@ def fill(database: Database, count: int) -> dict[str, str]:
                                          samples=1, size=1, created_by="", deadline_at=due))  # fmt: skip
             add(SampleUpload(**fleet, request_id=asked.id, device_id=device.id, phase="stored", told=False, size=1,
                              digest="a" * 64, stored_at=utc_now(), listing=[]))  # fmt: skip
+            add(DeviceCommand(**fleet, device_id=f"dev-{number // 2}", kind="facts", arguments={}, created_by="",
+                              state="failed" if number % 3 else "succeeded", deadline_at=at))  # fmt: skip
+            logs = logs or add(DeviceCommand(**fleet, device_id=device.id, kind="logs", arguments={}, created_by="",
+                                             state="succeeded", deadline_at=at))  # fmt: skip
+            add(CommandLogLine(command_id=logs.id, sequence=number + 1, at=0.0, level="INFO", source="agent",
+                               logger="agent", text="x"))  # fmt: skip
             hook = add(Webhook(**fleet, url=f"https://hooks.invalid/{number // 2}", types=["shoal.*"], active=False,
                                secret=f"whsec_{number}", created_by=""))  # fmt: skip
             add(WebhookDelivery(**fleet, webhook_id=hook.id, event_id=f"{number}", type=f"shoal.test.{number % 2}",
                                 subject=f"x/{number}", body="{}", next_at=at,
                                 state="dead" if number % 2 else "pending"))  # fmt: skip
+            rule = add(AlertRule(**fleet, name=f"rule-{number}", spec=ALERT_RULE, created_by="", created_at=at))
+            add(AlertRoute(**fleet, name=f"route-{number}", spec=ALERT_ROUTE, created_by="", created_at=at))
+            alert = {"metric": "cpu_percent", "severity": "warning", "subject": f"device/dev-{number // 2}"}
+            add(Alert(**fleet, **alert, rule_id=rule.id, rule=f"rule-{number // 2}", since=at,
+                      state="resolved" if number % 2 else "firing",
+                      resolved_at=utc_now() if number % 2 else None))  # fmt: skip
+            add(AlertSilence(**fleet, rule="x", ends_at=due, comment="", created_by=""))
             series = add(TelemetrySeries(**fleet, device_id=device.id, deployment_id="", model="m", version="1",
                                          digest="", provider="cpu"))  # fmt: skip
             group = add(TelemetryGroup(**fleet, stored_at=at))
@@ -128,4 +151,5 @@ def fill(database: Database, count: int) -> dict[str, str]:
         return {
             "model": "model-0", "rollout_id": first.id, "device_id": "dev-0", "variant_id": variant.id,
             "run_id": run.id, "version": "1", "name": "profile-0", "fleet": "fleet-0",
+            "command_id": logs.id,
         }  # fmt: skip

@@ -115,6 +115,7 @@ class Pipelines:
                 config.unix_socket,
                 config.hang_s,
                 config.log_level,
+                config.log_format,
             )
         )
         threading.Thread(

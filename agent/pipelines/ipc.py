@@ -18,6 +18,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
         unix_socket: of it; empty where it has none.
         hang_s: how long one inference may take; 0: for ever.
         log_level: of the agent.
+        log_format: likewise.
     """
 
     config: PipelineConfig
@@ -27,6 +28,7 @@ class Begin(msgspec.Struct, frozen=True, tag="begin"):
     unix_socket: str
     hang_s: float
     log_level: str
+    log_format: str = "text"
 
 
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):

@@ -27,7 +27,7 @@ from agent.pipelines.outbox import Outbox
 from agent.pipelines.runner import Runner
 from agent.pipelines.sinks.sink import Sender, Sink
 from agent.problems import PIPELINE_DROPPED, PIPELINE_FAILED
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 from agent.serving.framing import FrameChannel
 
 STOP_S = 3.0
@@ -39,7 +39,7 @@ def main() -> None:
     order = channel.receive()
     if not isinstance(order, Begin):
         return
-    log_to_stderr(order.log_level)
+    log_to_stderr(order.log_level, order.log_format, device=order.device_id)
     status = run(order, channel)
     os._exit(status)  # a source may wait in a read that nothing ends, and all that lasts is written
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agent.protocol.commands import Command, CommandAnswer, problem_of
 from agent.protocol.delivery import BUDGETED, DAY_MINUTES, DeliveryPolicy, Waiting
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.facts import DeviceFacts
@@ -42,6 +43,7 @@ from agent.protocol.messages import (
 from agent.protocol.samples import SampleAck, SamplePiece, SamplesReport
 from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
+from agent.protocol.trace import MARK, MARKS, TRACEPARENT_CHARS, TraceReport
 from agent.protocol.version import ProtocolRange, check_peer
 
 Message = (
@@ -59,6 +61,8 @@ Message = (
     | SourceOffer
     | SamplePiece
     | SampleAck
+    | Command
+    | CommandAnswer
 )
 MessageT = TypeVar(
     "MessageT",
@@ -76,9 +80,14 @@ MessageT = TypeVar(
     SourceOffer,
     SamplePiece,
     SampleAck,
+    Command,
+    CommandAnswer,
 )
 
-_PLAIN = (DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer)
+_PLAIN = (
+    *(DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer),
+    *(Command, CommandAnswer),
+)
 _PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece, SamplePiece, SampleAck)
 _DECODERS: dict[type, Any] = {
     **{kind: msgspec.json.Decoder(kind) for kind in _PLAIN},
@@ -132,13 +141,16 @@ def _check(message: Message) -> None:
             _check_renewal(message)
         case TrustNeed() | TrustPiece():
             _check_trust(message)
-        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck():
-            _check_transfer(message)
+        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck() | Command() | CommandAnswer():
+            _check_more(message)
 
 
-def _check_transfer(message: SourceNeed | SourceOffer | SamplePiece | SampleAck) -> None:
+def _check_more(message: SourceNeed | SourceOffer | SamplePiece | SampleAck | Command | CommandAnswer) -> None:
     if isinstance(message, SourceNeed | SourceOffer):
         _check_source(message)
+    elif isinstance(message, Command | CommandAnswer):
+        problem = problem_of(message)
+        _require(not problem, problem)
     else:
         _check_upload(message)
 
@@ -248,6 +260,7 @@ def _check_desired(message: DesiredState) -> None:
         _check_policy(deployment.policy)
         _check_delivery(deployment.delivery)
         _check_exposure(deployment.exposure)
+        _bound(deployment.traceparent, TRACEPARENT_CHARS, "traceparent")
         models.add(_read_manifest(deployment.manifest).model)
         _bound(deployment.encodings, LIMITS.encodings, "encodings")
         for encoding in deployment.encodings:
@@ -392,6 +405,8 @@ def _check_report(message: Reported) -> None:
             _check_waiting(report.waiting)
         _check_exposure(report.exposure)
         _require(0 <= report.loading_s <= LIMITS.seconds, "loading_s is out of bounds")
+        if report.trace is not None:
+            _check_trace(report.trace)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
@@ -403,6 +418,13 @@ def _check_report(message: Reported) -> None:
     if message.samples is not None:
         _check_samples(message.samples)
     _check_facts(message.facts)
+
+
+def _check_trace(trace: TraceReport) -> None:
+    _bound(trace.traceparent, TRACEPARENT_CHARS, "trace.traceparent")
+    _bound(trace.marks, MARKS, "trace.marks")
+    _require(all(MARK.fullmatch(one.name) for one in trace.marks), "trace.marks holds an impossible name")
+    _require(all(math.isfinite(one.ago_s) for one in trace.marks), "trace.marks holds an impossible time")
 
 
 def _check_probation(seen: ProbationReport) -> None:
@@ -495,10 +517,10 @@ def _check_cells(cells: Mapping[int, int], field: str, first: int, last: int, li
 
 
 def _check_facts(facts: DeviceFacts) -> None:
-    for field in ("cpu_features", "accelerators", "runtimes", "tags", "features"):
+    for field in ("cpu_features", "accelerators", "runtimes", "tags", "features", "commands"):
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
-    for feature in facts.features:
-        _names(**{"facts.features": feature})
+    for feature in (*facts.features, *facts.commands):
+        _names(**{"facts.features or facts.commands": feature})
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(

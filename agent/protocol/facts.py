@@ -53,7 +53,7 @@ class LinkFacts(msgspec.Struct, frozen=True):
     interface: str = ""
 
 
-FEATURES = ("exposure", "samples")  # of this agent
+FEATURES = ("commands", "exposure", "samples")  # of this agent
 
 
 class DeviceFacts(msgspec.Struct, frozen=True):
@@ -73,7 +73,8 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         runtimes: inference runtimes.
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
         link: its way to the server, as it is now.
-        features: what the agent can do that not every one could: `exposure`, `samples`.
+        features: what the agent can do that not every one could: `commands`, `exposure`, `samples`.
+        commands: by the name of each command that the agent knows, whether the device's owner allows it.
     """
 
     agent_version: str
@@ -90,3 +91,4 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     link: LinkFacts = LinkFacts()
     features: tuple[str, ...] = ()
+    commands: dict[str, bool] = {}

@@ -31,6 +31,9 @@ class WireLimits:
     sample_file_bytes: int = 64 * MIB  # of an upload
     sample_piece_bytes: int = 128 * KIB
     trial_candidates: int = 16
+    command_s: float = 86_400.0  # that a command may take
+    log_lines: int = 5000  # that a command asks for at first
+    log_batch: int = 200  # lines in one answer
     models_per_batch: int = 64
     histogram_buckets: int = 512
     confusion_cells: int = 4096

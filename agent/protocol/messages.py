@@ -12,6 +12,7 @@ from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import DataFile, Encoding, Manifest
 from agent.protocol.samples import SampleRequest, SamplesReport, Sampling
+from agent.protocol.trace import TraceReport
 from agent.protocol.version import ProtocolRange
 
 
@@ -93,6 +94,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
         delivery: how it may come to the device, and when it may begin to serve.
         exposure: how it runs beside the version before, when it is not to take its place yet; None: it serves in full.
             Where nothing serves the model, or the same artifact does, it serves in full all the same.
+        traceparent: the span that brings it, where its rollout is traced and it has not settled; else empty.
     """
 
     deployment_id: str
@@ -103,6 +105,7 @@ class DesiredDeployment(msgspec.Struct, frozen=True):
     encodings: tuple[Encoding, ...] = ()
     delivery: DeliveryPolicy = DeliveryPolicy()
     exposure: Exposure | None = None
+    traceparent: str = ""
 
     def read_manifest(self) -> Manifest:
         """The manifest, of a message that was checked."""
@@ -216,6 +219,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
         exposure: how it runs beside the version before, as it is in force; None when it does not.
         loading_s: how long the worker has been loading it, in seconds, where that takes long, as compiling it for an
             accelerator does; else 0.
+        trace: when its steps were done, where its rollout is traced; None otherwise.
     """
 
     deployment_id: str
@@ -233,6 +237,7 @@ class DeploymentReport(msgspec.Struct, frozen=True):
     waiting: Waiting | None = None
     exposure: Exposure | None = None
     loading_s: float = 0.0
+    trace: TraceReport | None = None
 
 
 class ServingReport(msgspec.Struct, frozen=True):

@@ -37,10 +37,3 @@ class HidingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return hide_secrets(super().format(record))
-
-
-def log_to_stderr(level: str) -> None:
-    """Set the process's log up: one line a record on standard error, without secrets."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])

@@ -25,7 +25,7 @@ TRUST_FILE = re.compile(r"^[A-Za-z0-9._%-]{1,200}\.json\Z")
 
 
 class DeviceTopic(StrEnum):
-    """The last part of a device's own topics."""
+    """The last part, or the last two, of a device's own topics."""
 
     DESIRED = "desired"
     REPORTED = "reported"
@@ -41,6 +41,8 @@ class DeviceTopic(StrEnum):
     SOURCE = "source"
     SAMPLES = "samples"
     SAMPLES_ACK = "samples-ack"
+    COMMAND = "rpc/command"
+    COMMAND_ANSWER = "rpc/answer"
 
 
 FROM_DEVICE = frozenset(
@@ -53,6 +55,7 @@ FROM_DEVICE = frozenset(
         DeviceTopic.TRUST_NEED,
         DeviceTopic.SOURCE_NEED,
         DeviceTopic.SAMPLES,
+        DeviceTopic.COMMAND_ANSWER,
     },
 )
 TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE
@@ -91,6 +94,11 @@ def shard_of(device_id: str) -> int:
 def device_topic(device_id: str, leaf: DeviceTopic) -> str:
     """`shoal/v1/{shard}/d/{id}/{leaf}`."""
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/{leaf.value}"
+
+
+def alerts_topic(fleet_id: str) -> str:
+    """Where the server tells of a fleet's alerts, to whom it may concern: no device speaks or listens there."""
+    return f"{ROOT}/alerts/{fleet_id}"
 
 
 def repair_topic(device_id: str, digest: str, chunk: int) -> str:
@@ -159,7 +167,7 @@ def parse_device_topic(topic: str) -> ParsedDeviceTopic:
     Raises:
         WireError: `malformed` when it is none, `wrong_device` when the shard is not the device's.
     """
-    parts = topic.split("/")
+    parts = topic.split("/", 5)
     if len(parts) != 6 or parts[:2] != ["shoal", "v1"] or parts[3] != "d" or not DEVICE_ID.match(parts[4]):
         raise WireError(WireErrorCode.MALFORMED, f"not a device topic: {topic[:200]!r}")
     try:

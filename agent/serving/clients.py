@@ -48,6 +48,11 @@ class Clients:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def asking(self) -> int:
+        """How many have begun to ask and are not answered."""
+        return len(self._all) - len(self._idle)
+
     def come(self, client: Client) -> bool:
         """One has connected; false when there is no place for it. One that is idle gives its place."""
         if len(self._all) >= self._limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -26,9 +27,12 @@ from agent.serving.exchange import (
 from agent.serving.extensions import NAMES, Extensions
 from agent.serving.images import described
 from agent.serving.inferring import Inferring
+from agent.serving.metrics import metrics_text
 from agent.serving.models import LoadedModel, RetiredError
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
+from agent.telemetry.exposition import CONTENT_TYPE
+from agent.telemetry.figures import SupervisorFigures
 
 
 class Api:
@@ -44,6 +48,7 @@ class Api:
         self._extensions = Extensions(registry, self._regions, self._ensemble_routes)
         self._inferring = Inferring(registry, self._regions)
         self.draining = False
+        self.ask_supervisor: Callable[[], Awaitable[SupervisorFigures | None]] = _nobody
         self.clients = Clients()
 
     async def answer(self, request: Request) -> Answer:
@@ -51,16 +56,17 @@ class Api:
         parts = [part for part in request.path.partition("?")[0].split("/") if part]
         if "%" in request.path:
             parts = [unquote(part) for part in parts]
+        if parts == ["metrics"] and request.method == "GET":
+            figures = await self.ask_supervisor()
+            return Answer(200, metrics_text(self._registry, figures), {"Content-Type": CONTENT_TYPE})
         if parts[:1] != ["v2"]:
             return error_answer(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
         match [request.method, *parts[1:]]:
             case ["GET"]:
                 extensions = sorted({*NAMES, "feedback", "images"})
                 return json_answer({"name": "shoal-agent", "version": __version__, "extensions": extensions})
-            case ["GET", "health", "live"]:
-                return json_answer({"live": True})
-            case ["GET", "health", "ready"]:
-                return json_answer({"live": True, "ready": True})
+            case ["GET", "health", "live" | "ready" as asked]:
+                return json_answer({"live": True} | ({"ready": True} if asked == "ready" else {}))
         extension = self._extensions.answer(request, parts[1:])
         if extension is not None:
             return extension
@@ -123,6 +129,10 @@ class Api:
             matched += found
             unknown += found == 0
         return json_answer({"matched_rows": matched, "unknown_ids": unknown})
+
+
+async def _nobody() -> SupervisorFigures | None:
+    return None
 
 
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=LIMITS.counter)]  # more would be refused with the telemetry it is in

@@ -14,6 +14,7 @@ from agent.protocol.messages import Exposure, ModelWindow
 from agent.protocol.samples import Sampling
 from agent.samples.sample import Sample
 from agent.serving.ensemble_config import EnsembleConfig
+from agent.telemetry.figures import SupervisorFigures
 
 FRAME_LIMIT = 16 * 1024 * 1024
 
@@ -109,6 +110,12 @@ class ChooseSamples(msgspec.Struct, frozen=True, tag="choose-samples"):
     models: tuple[Sampling, ...]
 
 
+class TellFigures(msgspec.Struct, frozen=True, tag="tell-figures"):
+    """What the supervisor says of itself, for whoever asked the local API."""
+
+    figures: SupervisorFigures
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Answer what has begun, then end."""
 
@@ -189,10 +196,30 @@ class Window(msgspec.Struct, frozen=True, tag="window"):
     rss_mb: float
 
 
+class AskFigures(msgspec.Struct, frozen=True, tag="ask-figures"):
+    """Somebody asks the local API how the agent is. Answered by `TellFigures`."""
+
+
 class Sampled(msgspec.Struct, frozen=True, tag="sampled"):
     """Rows of one artifact that were chosen since the last `Collect`; said before its `Window`, where there are any."""
 
     samples: tuple[Sample, ...]
+
+
+class Logged(msgspec.Struct, frozen=True, tag="logged"):
+    """One record of the worker's log, as it also is on standard error.
+
+    Attributes:
+        at: in Unix seconds.
+        level: its name.
+        logger: who logged it.
+        text: without secrets.
+    """
+
+    at: float
+    level: str
+    logger: str
+    text: str
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -227,5 +254,9 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
     rss_mb: float
 
 
-ToWorker = Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | Shutdown
-FromWorker = Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | Sampled
+ToWorker = (
+    Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | TellFigures | Shutdown
+)
+FromWorker = (
+    Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | AskFigures | Sampled | Logged
+)

@@ -181,6 +181,11 @@ class LoadedModel:
         batch = self._times.seconds(self.manifest.max_batch)
         return 1.0 if batch is None else math.ceil(len(self._queue) / self.manifest.max_batch) * batch
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self._queue)
+
     def totals(self) -> Counts:
         """What it did since it was loaded, and how long it has been at what it does now."""
         return self.recorder.totals(_since(self._began_at), _since(self._runs_since))

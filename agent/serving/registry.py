@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 
 from agent.protocol.messages import Exposure, ModelWindow
@@ -23,6 +24,7 @@ class Registry:
         self._company = Company()
         self._beside: dict[str, Beside] = {}
         self._sampling: dict[str, Sampling] = {}
+        self._swaps: Counter[str] = Counter()
         self._leaving: list[LoadedModel] = []  # taken out, with counts that nobody has collected
 
     def add(self, model: LoadedModel) -> None:
@@ -45,8 +47,13 @@ class Registry:
         if loaded is None:
             return False
         self._end_beside(loaded)
+        self._swaps[model] += self._serving.get(model) is not loaded
         self._serving[model] = loaded
         return True
+
+    def swaps(self) -> dict[str, int]:
+        """By model, how often another artifact began to answer."""
+        return dict(self._swaps)
 
     def expose(self, model: str, digest: str, exposure: Exposure) -> bool:
         """Let a loaded artifact run beside what serves; false when it is not loaded, or nothing else serves."""

@@ -30,7 +30,7 @@ class Statistics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._success, self._fail, self._queue, self._compute = _Total(), _Total(), _Total(), _Total()
-        self._rows = self._executions = self._last_ms = 0
+        self._rows = self._executions = self._last_ms = self._run_rows = 0
         self._batches: defaultdict[int, _Total] = defaultdict(_Total)
 
     def answered(self, waited_s: float, took_s: float, rows: int, *, failed: bool) -> None:
@@ -49,8 +49,16 @@ class Statistics:
         """The model ran once."""
         with self._lock:
             self._executions += 1
+            self._run_rows += rows
             if rows in self._batches or len(self._batches) < SIZES_LIMIT:
                 self._batches[rows].add(seconds)
+
+    def batches(self) -> tuple[dict[float, int], int]:
+        """How often the model ran with how many rows, those that are not told apart as endless; and all rows."""
+        with self._lock:
+            found: dict[float, int] = {rows: total.count for rows, total in self._batches.items()}
+            rest = self._executions - sum(found.values())
+            return ({**found, float("inf"): rest} if rest else found), self._run_rows
 
     def said(self, name: str, version: str) -> dict[str, Any]:
         """A `$model_stat` object."""

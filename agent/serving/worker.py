@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from agent.commands.ring import TEXT_CHARS, RingHandler
 from agent.protocol.errors import WireErrorCode
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.connection import Connection
@@ -28,6 +30,7 @@ from agent.serving.http import Api
 from agent.serving.ipc import (
     Activate,
     Activated,
+    AskFigures,
     ChooseSamples,
     Collect,
     Declare,
@@ -38,11 +41,13 @@ from agent.serving.ipc import (
     GrpcServed,
     Load,
     Loaded,
+    Logged,
     Peek,
     Peeked,
     Ready,
     Sampled,
     Shutdown,
+    TellFigures,
     ToWorker,
     Unload,
     Unservable,
@@ -51,6 +56,7 @@ from agent.serving.ipc import (
 from agent.serving.models import LoadedModel
 from agent.serving.processors import pin, yielding
 from agent.serving.registry import Registry
+from agent.telemetry.figures import SupervisorFigures
 from agent.telemetry.host import free_memory_mb, own_memory_mb
 from agent.trial import golden
 
@@ -60,6 +66,9 @@ if TYPE_CHECKING:  # at run time only where gRPC is configured
 log = logging.getLogger("agent.worker")
 ResultT = TypeVar("ResultT")
 DRAIN_S = 10.0
+SETTLE_S = 3.0
+SETTLED = 5  # looks at clients, of whom nobody asks
+FIGURES_S = 2.0
 MEMORY_WAIT_S = 3.0
 
 
@@ -69,8 +78,10 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--listen", type=int, nargs="+", required=True)
     parser.add_argument("--grpc", nargs="+", default=[])
+    parser.add_argument("--log-format", default="text")
+    parser.add_argument("--device", default="")
     options = parser.parse_args()
-    log_to_stderr("INFO")
+    log_to_stderr("INFO", options.log_format, device=options.device)
     listeners = [socket.socket(fileno=one) for one in options.listen]
     asyncio.run(Worker(listeners, options.grpc).run(socket.socket(fileno=options.fd)))
 
@@ -90,6 +101,8 @@ class Worker:
         self._servers: list[asyncio.Server] = []
         self._registry = Registry()
         self._api = Api(self._registry)
+        self._api.ask_supervisor = self._ask_supervisor
+        self._asking: asyncio.Future[SupervisorFigures] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._stop = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -99,6 +112,7 @@ class Worker:
         """Serve until told to stop or left alone."""
         loop = asyncio.get_running_loop()
         reader, self._writer = await asyncio.open_connection(sock=sock)
+        logging.getLogger().addHandler(RingHandler(lambda *record: _tell(loop, self._log, record)))
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
         for one in self._listeners:
@@ -111,7 +125,16 @@ class Worker:
         self._api.draining = True
         for server in self._servers:
             server.close()
+        await self._settle()
         await asyncio.wait_for(self._drain(), DRAIN_S)
+
+    async def _settle(self) -> None:
+        """Let those who ask be answered while there is something that answers; who has just come is about to ask."""
+        loop, quiet = asyncio.get_running_loop(), 0
+        until = loop.time() + SETTLE_S
+        while quiet < SETTLED and loop.time() < until:
+            await asyncio.sleep(0.02)
+            quiet = 0 if self._api.clients.asking else quiet + 1
 
     async def _drain(self) -> None:
         if self._grpc is not None:
@@ -134,20 +157,37 @@ class Worker:
                     await self._serve_grpc()
                 case ChooseSamples():
                     self._registry.choose_samples(message.models)
-                case Collect():
-                    for samples in self._registry.take_samples():
-                        self._send(Sampled(samples))
-                    windows = tuple(self._registry.collect())
-                    self._send(Window(message.request_id, windows, own_memory_mb()))
-                case Peek():
-                    counts = tuple(model.totals() for model in self._registry.all())
-                    self._send(Peeked(message.request_id, counts, own_memory_mb()))
+                case Collect() | Peek() | TellFigures():
+                    self._count(message)
                 case Shutdown():
                     break
                 case _:
                     self._change(message)
             self._say_unservable()
         self._stop.set()
+
+    def _count(self, message: Collect | Peek | TellFigures) -> None:
+        """Say what was counted, or take what the supervisor counted."""
+        match message:
+            case Collect():
+                for samples in self._registry.take_samples():
+                    self._send(Sampled(samples))
+                self._send(Window(message.request_id, tuple(self._registry.collect()), own_memory_mb()))
+            case Peek():
+                counts = tuple(model.totals() for model in self._registry.all())
+                self._send(Peeked(message.request_id, counts, own_memory_mb()))
+            case TellFigures() if self._asking is not None and not self._asking.done():
+                self._asking.set_result(message.figures)
+
+    async def _ask_supervisor(self) -> SupervisorFigures | None:
+        """What the supervisor says of itself; None when it is busy. Who asks meanwhile gets the same answer."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_future()
+            self._send(AskFigures())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asking), FIGURES_S)
+        except TimeoutError:
+            return None
 
     def _say_unservable(self) -> None:
         problems = self._api.ensembles.problems()
@@ -215,9 +255,18 @@ class Worker:
             Loaded(message.request_id, runtime.version, runtime.provider, took, before_mb, fell_back=runtime.fell_back)
         )
 
+    def _log(self, at: float, level: str, logger: str, text: str) -> None:
+        self._send(Logged(at, level, logger, text[:TEXT_CHARS]))
+
     def _send(self, message: FromWorker) -> None:
         assert self._writer is not None
         self._writer.write(pack(message))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, log_it: Callable[..., None], record: tuple[float, str, str, str]) -> None:
+    """Called from whatever thread logs; when the loop has ended nobody listens any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(log_it, *record)
 
 
 def _addresses(listeners: list[socket.socket]) -> tuple[str, str]:

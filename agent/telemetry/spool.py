@@ -106,6 +106,16 @@ class Spool:
                     self._sent.pop(row[0], None)
                     self._bytes -= row[1]
 
+    @property
+    def count(self) -> int:
+        """How many batches are kept."""
+        return int(self._db.execute("SELECT COUNT(*) FROM kept").fetchone()[0])
+
+    @property
+    def size(self) -> int:
+        """What they take, in bytes."""
+        return self._bytes
+
     def renew(self) -> None:
         """Try again to have a file that lasts, with what was kept in memory meanwhile."""
         again = open_database(self._path, SCHEMA, synchronous="NORMAL", copy=False)

@@ -1,4 +1,4 @@
-"""The journal: deployments, trials and the desired revision in SQLite, written before anything is done about them.
+"""The journal: deployments, trials, commands, the desired revision; in SQLite, written before anything is done of it.
 
 What can't be read of it is left out, and said: `agent.update.lastgood` knows what to serve meanwhile, and the server
 the rest.
@@ -22,6 +22,7 @@ log = logging.getLogger("agent")
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS deployments (id TEXT PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS trials (id TEXT PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS commands (id TEXT PRIMARY KEY, record BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
@@ -75,6 +76,19 @@ class Journal:
     def forget_trials(self, ids: list[str]) -> None:
         """Remove trials."""
         self._forget("trials", ids)
+
+    def commands(self) -> dict[str, bytes]:
+        """Every command that has not been forgotten, as it was saved: what a record is, `agent.commands` knows."""
+        with writing(self._path):
+            return dict(self._db.execute("SELECT id, record FROM commands ORDER BY rowid").fetchall())
+
+    def save_commands(self, records: dict[str, bytes]) -> None:
+        """Write these commands, all or none; others stay."""
+        self._save("commands", records)
+
+    def forget_commands(self, ids: list[str]) -> None:
+        """Remove commands."""
+        self._forget("commands", ids)
 
     def number(self, name: str, default: float) -> float:
         """A kept number, such as the desired revision."""
@@ -130,15 +144,15 @@ class Journal:
         """Close the file."""
         self._db.close()
 
-    def _save(self, table: Literal["deployments", "trials"], rows: dict[str, bytes]) -> None:
+    def _save(self, table: Literal["deployments", "trials", "commands"], rows: dict[str, bytes]) -> None:
         with self._transaction():
             self._db.executemany(
-                f"INSERT INTO {table} (id, record) VALUES (?, ?) "  # noqa: S608 (one of two words)
+                f"INSERT INTO {table} (id, record) VALUES (?, ?) "  # noqa: S608 (one of three words)
                 "ON CONFLICT (id) DO UPDATE SET record = excluded.record",
                 list(rows.items()),
             )
 
-    def _forget(self, table: Literal["deployments", "trials"], ids: list[str]) -> None:
+    def _forget(self, table: Literal["deployments", "trials", "commands"], ids: list[str]) -> None:
         if ids:
             with self._transaction():
                 self._db.executemany(f"DELETE FROM {table} WHERE id = ?", [(key,) for key in ids])  # noqa: S608 (as above)

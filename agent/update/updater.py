@@ -23,6 +23,7 @@ from agent.protocol.messages import (
     ProbationPolicy,
     ProbationReport,
 )
+from agent.protocol.trace import marked
 from agent.update.effects import (
     ActivateArtifact,
     BeginProbation,
@@ -62,6 +63,8 @@ class Record(msgspec.Struct):
         interrupted: how often the agent ended while it was loaded or watched.
         replaces: whether the version before was taken out to make room for it.
         exposure: how it runs beside the version before; None: it is to serve in full.
+        traceparent: the span that brought it; empty when nobody traces it.
+        marks: phases and other steps with their times, of one that is traced.
         wanted: whether the desired state names it: then it is not forgotten, or it would be tried again.
     """
 
@@ -92,6 +95,8 @@ class Record(msgspec.Struct):
     delivery: DeliveryPolicy = DeliveryPolicy()
     waiting: Waiting | None = None
     exposure: Exposure | None = None
+    traceparent: str = ""
+    marks: tuple[tuple[str, float], ...] = ()
 
     @property
     def watching(self) -> ProbationPolicy:
@@ -102,6 +107,11 @@ class Record(msgspec.Struct):
     def server_only(self) -> bool:
         """Whether nothing but the server may bring it: what others brought was damaged once."""
         return self.refetched and not self.ordered
+
+    def mark(self, name: str, at: float) -> None:
+        """Note when it came to a step, where it is traced."""
+        if self.traceparent:
+            self.marks = marked(self.marks, name, at)
 
     def count(self, source: str, count: int) -> None:
         """Bytes came from a source; of more sources than are reported the rest is counted together."""
@@ -155,6 +165,11 @@ class Updater:
         self._worker_up = True
         active = [one.deployment_id for one in self.records.values() if one.phase is Phase.ACTIVE]
         return [*(LoadArtifact(one) for one in active), *self._load_waiting()]
+
+    def worker_leaves(self) -> None:
+        """The worker is being replaced, and watches and loads nothing: what comes meanwhile waits for the next one."""
+        self._worker_up = False
+        self._asked, self._loaded = set(), set()
 
     def worker_crashed(self, seen: dict[str, ProbationReport]) -> list[Effect]:
         """The worker died: a version that was being loaded or watched is to blame; the one before serves again.
@@ -228,6 +243,7 @@ class Updater:
                     ordered=ordered,
                     delivery=one.delivery,
                     exposure=one.exposure,
+                    traceparent=one.traceparent,
                 )
                 self.records[record.deployment_id] = record
                 self._set(record, Phase.PENDING)

@@ -24,8 +24,7 @@ from fleet_server.access.schemas import Session as SessionView
 from fleet_server.db import Database
 from fleet_server.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
 from fleet_server.models import AccessToken, User
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Actor, Principal, Role
+from fleet_server.principals import DEFAULT_FLEET, Actor, Principal, Role
 from fleet_server.settings import EVERY_FLEET
 
 USED_EVERY = dt.timedelta(minutes=5)  # how coarse the time of last use is

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fastapi import Request
 
+from agent.protocol.logs import note_ids
 from fleet_server.access import policy
 from fleet_server.access.authentication import Proof, authenticate, network_of
 from fleet_server.clock import utc_now
@@ -82,3 +83,4 @@ def authorize(request: Request, database: Db) -> None:
     limits.count_principal(principal.id)
     policy.check(principal, action)
     request.state.principal = principal
+    note_ids(fleet=principal.fleet_id)

@@ -32,6 +32,9 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_identities", "show_identity", "show_trust", "trust_metadata"),
         *("list_sampling_rules", "show_sampling_rule", "list_sample_requests", "show_sample_request"),
         *("list_sample_sets", "show_sample_set"),
+        *("list_alerts", "count_alerts", "show_alert", "list_alert_rules", "show_alert_rule"),
+        *("list_alert_silences", "show_alert_silence"),
+        *("list_commands", "show_command"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -40,6 +43,10 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         # Samples hold what a model was asked: a viewer sees that there are some, and not what is in them.
         *("create_sample_request", "cancel_sample_request", "delete_sampling_rule"),
         *("download_sample_set", "delete_sample_set"),
+        *("acknowledge_alert", "create_alert_silence", "delete_alert_silence"),
+        *("create_alert_rule", "change_alert_rule", "delete_alert_rule"),
+        # A log may say what an owner would not tell everybody.
+        *("command_device", "command_devices", "cancel_command", "list_command_lines", "follow_command_log"),
         *("approve_enrolment", "reject_enrolment", "register_device", "revoke_device"),
         *("create_enrolment_token", "list_enrolment_tokens", "show_enrolment_token", "delete_enrolment_token"),
     ),
@@ -56,6 +63,8 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         # A receiver's address may hold a secret of its own.
         *("list_webhooks", "show_webhook", "create_webhook", "change_webhook", "delete_webhook", "test_webhook"),
         *("rotate_webhook_secret", "list_deliveries", "show_delivery", "redeliver"),
+        *("list_alert_routes", "show_alert_route", "create_alert_route", "change_alert_route", "delete_alert_route"),
+        "test_alert_route",
     ),
 }
 LEAST: dict[str, Role] = {action: role for role, actions in _BY_ROLE.items() for action in actions}

@@ -15,12 +15,12 @@ from fleet_server.cli.output import client, errors, fail
 from fleet_server.gateway.broker_configurations import BrokerKind, Place, files
 from fleet_server.trust.ca import key_pem, write_private
 
-broker = typer.Typer(no_args_is_help=True, help="A broker of your own: its configuration, with certificates.")
+broker = typer.Typer(no_args_is_help=True, help="A broker of your own, and who listens to alerts there.")
 
 
 @broker.callback()
 def _group() -> None:
-    """A broker of your own: its configuration, with certificates."""
+    """A broker of your own, and who listens to alerts there."""
 
 
 @broker.command("config")
@@ -46,9 +46,7 @@ def config(
         key = _key(folder) or ec.generate_private_key(ec.SECP256R1())
     except (OSError, ValueError) as error:
         raise fail(f"--out: {folder} can't be used ({error})") from None
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    csr = x509.CertificateSigningRequestBuilder(subject_name=subject).sign(key, hashes.SHA256())
-    body = {"csr": csr.public_bytes(serialization.Encoding.PEM).decode(), "names": names}
+    body = {"csr": _request(key, names[0]), "names": names}
     with client(context) as api:
         issued = api.post("/server-certificates", body)
         devices = [(one["device_id"], one["fleet"]) for one in api.items("/device-identities") if not one["revoked_at"]]
@@ -61,12 +59,43 @@ def config(
     errors.print(f"the server: SHOAL_BROKER_TLS=true SHOAL_BROKER_URL=mqtts://{names[0]}:{port}")
 
 
-def _key(folder: Path) -> ec.EllipticCurvePrivateKey | None:
+@broker.command("listener")
+def listener(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+) -> None:
+    """Write key and certificate of a program that listens to alerts.
+
+    It may read shoal/v1/alerts/FLEET of every fleet, and nothing else; run it again within a year to renew it.
+
+    Example: shoal broker listener --out ./alerts
+    """
+    folder = out.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        key = _key(folder, "alerts.key") or ec.generate_private_key(ec.SECP256R1())
+    except (OSError, ValueError) as error:
+        raise fail(f"--out: {folder} can't be used ({error})") from None
+    with client(context) as api:
+        issued = api.post("/server-certificates", {"csr": _request(key, "shoal-alerts"), "purpose": "alerts"})
+    write_private(folder / "alerts.key", key_pem(key))
+    write_private(folder / "alerts.pem", issued["certificate"])
+    write_private(folder / "ca.pem", issued["ca"])
+    errors.print(f"wrote alerts.key, alerts.pem, ca.pem to {folder}")
+
+
+def _request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    csr = x509.CertificateSigningRequestBuilder(subject_name=subject).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _key(folder: Path, name: str = "server.key") -> ec.EllipticCurvePrivateKey | None:
     """The key that was made before."""
-    path = folder / "server.key"
+    path = folder / name
     if not path.exists():
         return None
     key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("server.key is no elliptic-curve key: remove it")  # noqa: TRY004 (of a file, not of a caller)
+        raise ValueError(f"{name} is no elliptic-curve key: remove it")  # noqa: TRY004 (of a file, not of a caller)
     return key

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli import identities
+from fleet_server.cli import commands, identities
 from fleet_server.cli.output import (
     IfMatchOption,
     Output,
@@ -20,6 +20,7 @@ from fleet_server.cli.output import (
     waits,
 )
 from fleet_server.cli.profiles import pairs
+from fleet_server.cli.top import top
 from fleet_server.sdk import segment
 
 device = typer.Typer(no_args_is_help=True, help="Devices: what they are, and what runs on them.")
@@ -32,6 +33,12 @@ for name, command in (
     ("identity", identities.identity),
     ("revoke", identities.revoke),
     ("ca", identities.authority),
+    ("restart-runtime", commands.restart_runtime),
+    ("benchmark", commands.benchmark),
+    ("measure", commands.measure),
+    ("identify", commands.identify),
+    ("logs", commands.logs),
+    ("top", top),
 ):
     device.command(name)(command)
 

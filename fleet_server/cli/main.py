@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
+from fleet_server.cli.alerts import alert
 from fleet_server.cli.broker import broker
 from fleet_server.cli.bundles import bundle
+from fleet_server.cli.commands import command
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
@@ -19,6 +23,7 @@ from fleet_server.cli.rollouts import audit, rollout
 from fleet_server.cli.samples import sample
 from fleet_server.cli.simulate import simulate
 from fleet_server.cli.telemetry import telemetry
+from fleet_server.cli.tracing import traced
 from fleet_server.cli.trust import trust
 from fleet_server.cli.webhooks import webhook
 from fleet_server.cli.worker import worker
@@ -45,11 +50,13 @@ for name, group in (
     ("rollout", rollout),
     ("bundle", bundle),
     ("telemetry", telemetry),
+    ("command", command),
     ("sample", sample),
     ("fleet", fleet),
     ("user", user),
     ("token", token),
     ("trust", trust),
+    ("alert", alert),
     ("webhook", webhook),
     ("audit", audit),
     ("server", server),
@@ -83,8 +90,8 @@ def version() -> None:
     typer.echo(f"shoal {__version__}")
 
 
-for command in (login, logout, whoami):
-    app.command(command.__name__)(command)
+for one in (login, logout, whoami):
+    app.command(one.__name__)(one)
 app.command("convert")(convert)
 app.command("worker")(worker)
 app.command("simulate")(simulate)
@@ -104,6 +111,7 @@ def run_server(
     ] = None,
     broker_port: Annotated[int | None, typer.Option(help="Port of the embedded broker. Default: 7471.")] = None,
     database_url: Annotated[str | None, typer.Option(help="postgresql+psycopg://…; SQLite when absent.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="The log as text, or as json. Default: text.")] = None,
 ) -> None:
     """Run the fleet server until Ctrl-C.
 
@@ -118,6 +126,7 @@ def run_server(
         "broker_url": broker_url,
         "broker_port": broker_port,
         "database_url": database_url,
+        "log_format": log_format,
     }
     raise typer.Exit(run({key: value for key, value in given.items() if value is not None}))
 
@@ -144,7 +153,8 @@ def up(
 
 def main() -> None:
     """The console script."""
-    app()
+    with traced(sys.argv[1:], lambda: get_command(app)):
+        app()
 
 
 if __name__ == "__main__":

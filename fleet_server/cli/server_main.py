@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -77,13 +78,13 @@ def _serve(settings: Settings) -> int:
 
     import uvicorn
 
-    from agent.protocol.secrets import log_to_stderr
+    from agent.protocol.logs import log_to_stderr
     from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
     from fleet_server.app import create_app, running
     from fleet_server.errors import FleetError
     from fleet_server.trust.https import https_certificate
 
-    log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     for chatty in ("httpx", "alembic.runtime.migration", "alembic.runtime.plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     log = logging.getLogger("shoal")
@@ -115,7 +116,15 @@ def _serve(settings: Settings) -> int:
         with running(app):
             if settings.tls:
                 config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
-            server = uvicorn.Server(config)
+
+            class Server(uvicorn.Server):
+                """Lets those who follow a log go before it waits for everybody."""
+
+                def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                    app.state.log_streams.stop()
+                    super().handle_exit(sig, frame)
+
+            server = Server(config)
             server.run()
     except FleetError as error:
         log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agent.protocol.secrets import log_to_stderr
+from agent.protocol.logs import log_to_stderr
 from fleet_server.cli.output import fail
 
 

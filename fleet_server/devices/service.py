@@ -35,8 +35,7 @@ from fleet_server.devices.schemas import (
 from fleet_server.devices.selection import condition, read_query, tags_in
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Who
+from fleet_server.principals import DEFAULT_FLEET, Who
 
 
 @dataclass(frozen=True)

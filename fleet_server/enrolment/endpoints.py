@@ -336,15 +336,15 @@ def revoke_device(
 
 @router.post(
     "/server-certificates",
-    summary="Issue a broker's certificate",
+    summary="Issue a certificate to a broker, or to who listens to alerts",
     status_code=status.HTTP_201_CREATED,
     responses=problems("server_wide_needed", "bad_csr", "bad_name"),
 )
 def create_server_certificate(
     session: WriteSession, fleet_id: FleetId, actor: Actor, authority: AuthorityOf, wanted: ServerCertificateCreate
 ) -> ServerCertificateView:
-    """For a broker of your own; its key stays where the request was made (`shoal broker config`)."""
-    issued = service.issue_for_broker(session, authority, fleet_id, wanted.csr, wanted.names, actor=actor)
+    """For a broker of your own, or a program that listens to alerts; the key stays where the request was made."""
+    issued = service.issue_beside(session, authority, fleet_id, wanted, actor=actor)
     now = utc_now()
     crl = authority.ca.revocation_list(repository.revoked_serials(session, now), now.replace(microsecond=0))
     return ServerCertificateView(certificate=issued.pem, ca=authority.ca.bundle, crl=crl, not_after=issued.not_after)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fleet_server.schemas import Digest, Name, Request, Response, example
 
@@ -164,7 +164,7 @@ class AuthorityView(Response):
 
 
 class ServerCertificateCreate(Request):
-    """A broker asks for a certificate."""
+    """A broker, or a program that listens to alerts, asks for a certificate."""
 
     model_config = example(
         csr="-----BEGIN CERTIFICATE REQUEST-----\n…\n-----END CERTIFICATE REQUEST-----\n", names=["broker.example"]
@@ -172,12 +172,21 @@ class ServerCertificateCreate(Request):
 
     csr: Pem
     names: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(
-        min_length=1, max_length=32, description="Host names and addresses that devices reach it by."
+        default_factory=list, max_length=32, description="Host names and addresses that devices reach the broker by."
     )
+    purpose: Literal["broker", "alerts"] = Field(
+        "broker", description="`alerts`: for a client that may listen to `shoal/v1/alerts/+` and do nothing else."
+    )
+
+    @model_validator(mode="after")
+    def _has_names_where_it_needs_them(self) -> Self:
+        if (self.purpose == "broker") != bool(self.names):
+            raise ValueError("names: a broker has at least one, and who listens to alerts has none")
+        return self
 
 
 class ServerCertificateView(Response):
-    """A broker's certificate, and what it checks devices by."""
+    """A certificate of a broker, or of who listens to alerts, and what others are checked by."""
 
     certificate: str
     ca: str

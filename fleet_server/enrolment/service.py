@@ -9,7 +9,6 @@ A certificate is issued when one of these holds, and else somebody has to approv
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from sqlalchemy.orm import Session
 from fleet_server import audit
 from fleet_server.clock import utc_now
 from fleet_server.enrolment import repository, tokens
-from fleet_server.enrolment.ids import usable_id
-from fleet_server.enrolment.schemas import EnrolmentCreate, EnrolmentState, RegistrationCreate
+from fleet_server.enrolment.ids import LISTENER_NAME, usable_id
+from fleet_server.enrolment.schemas import EnrolmentCreate, EnrolmentState, RegistrationCreate, ServerCertificateCreate
 from fleet_server.errors import (
     ConflictError,
     ForbiddenError,
@@ -28,8 +27,7 @@ from fleet_server.errors import (
     TooManyRequestsError,
 )
 from fleet_server.models import Device, DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Who
+from fleet_server.principals import DEFAULT_FLEET, Who
 from fleet_server.trust.ca import FleetCa, IssuedCertificate, SigningRequest, read_request, verify_signature
 
 PENDING_DAYS = 1
@@ -242,22 +240,26 @@ def revoke(session: Session, fleet_id: str, device_id: str, *, actor: Who) -> De
     return identity
 
 
-def issue_for_broker(
-    session: Session, authority: Authority, fleet_id: str, csr: str, names: Sequence[str], *, actor: Who
+def issue_beside(
+    session: Session, authority: Authority, fleet_id: str, wanted: ServerCertificateCreate, *, actor: Who
 ) -> IssuedCertificate:
-    """A certificate for a broker of the operator's own.
+    """A certificate for a broker of the operator's own, or for a program that listens to alerts of every fleet.
 
     Raises:
         InvalidError: for a signing request that can't be used.
     """
-    issued = authority.ca.issue_server(read_request(csr), names, fleet_id)
+    request = read_request(wanted.csr)
+    if wanted.purpose == "alerts":
+        issued = authority.ca.issue_listener(request, LISTENER_NAME, DEFAULT_FLEET)
+    else:
+        issued = authority.ca.issue_server(request, wanted.names, fleet_id)
     audit.record(
         session,
         fleet_id=fleet_id,
         actor=actor,
         action="server_certificate.create",
         subject=f"certificate/{issued.serial}",
-        detail={"names": list(names), "key_sha256": issued.key_sha256},
+        detail={"purpose": wanted.purpose, "names": list(wanted.names), "key_sha256": issued.key_sha256},
     )
     return issued
 

@@ -13,15 +13,17 @@ from enum import StrEnum
 from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, device_topic
-from fleet_server.enrolment.ids import SERVER_NAME
+from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic, device_topic
+from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
 from fleet_server.gateway import mosquitto
+from fleet_server.principals import DEFAULT_FLEET
 
 SUBJECTS = ROOT.replace("/", ".")
 VERNEMQ = """\
 # Written by Shoal: shoal broker config --kind vernemq
 # VerneMQ takes whatever client id a client names: a device may end another's session (not read or write its topics).
 accept_eula = no
+# Who may listen to alerts (shoal broker listener) may listen to artifacts that are broadcast too.
 # The only listener wants a certificate of the fleet's CA; its name is the user that the access list knows.
 allow_anonymous = on
 allow_register_during_netsplit = on
@@ -117,13 +119,14 @@ def files(kind: BrokerKind, place: Place, devices: Sequence[tuple[str, str]]) ->
                 message=LIMITS.message_bytes,
                 connections=mosquitto.CONNECTIONS,
             )
-            return {"vernemq.conf": text, "acl": mosquitto.access_list()}
+            return {"vernemq.conf": text, "acl": mosquitto.access_list(denies=False)}
         case BrokerKind.NATS:
             return {"nats.conf": _nats(place, devices)}
 
 
 def _nats(place: Place, devices: Sequence[tuple[str, str]]) -> str:
-    users = [_nats_user(f"CN={SERVER_NAME},O=default", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])]
+    users = [_nats_user(f"CN={SERVER_NAME},O={DEFAULT_FLEET}", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])]
+    users.append(_nats_user(f"CN={LISTENER_NAME},O={DEFAULT_FLEET}", {"deny": [">"]}, [subject(alerts_topic("*"))]))
     for device_id, fleet in devices:
         own = device_topic(device_id, next(iter(FROM_DEVICE))).rpartition("/")[0]
         speaks = [subject(f"{own}/{leaf}") for leaf in sorted(FROM_DEVICE)]
@@ -150,7 +153,7 @@ def subject(topic: str) -> str:
     return ".".join(level.replace(".", "//") for level in topic.split("/"))
 
 
-def _nats_user(name: str, publish: list[str], subscribe: list[str]) -> str:
+def _nats_user(name: str, publish: list[str] | dict[str, list[str]], subscribe: list[str]) -> str:
     """`$MQTT.sub` is how NATS delivers QoS 1 to a client."""
     permissions = {"publish": publish, "subscribe": [*subscribe, "$MQTT.sub.>"]}
     kinds = ["MQTT"]

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet_server.enrolment.ids import SERVER_NAME
 from fleet_server.gateway import mosquitto
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust.ca import SERVER_DAYS, FleetCa, key_pem, write_private
 

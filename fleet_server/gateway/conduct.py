@@ -71,7 +71,8 @@ def _add(session: Session, device_id: str, malformed: int, flooded: int, detail:
     row.last_at, row.last_detail = now, detail.replace("\0", "")
     if row.alerted_at is None or now - row.alerted_at > ALERT_EVERY:
         row.alerted_at = now
-        log.warning("device %s is out of order: %s", device_id, detail)
+        ids = {"device": device_id, "fleet": known.fleet_id}
+        log.warning("device %s is out of order: %s", device_id, detail, extra=ids)
         audit.record(
             session,
             fleet_id=known.fleet_id,

@@ -12,8 +12,10 @@ from urllib.parse import unquote
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
+from agent.protocol.logs import log_ids
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
@@ -31,8 +33,10 @@ from agent.protocol.messages import (
 )
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
-from fleet_server import outbox
+from fleet_server import outbox, spans
 from fleet_server.clock import utc_now
+from fleet_server.commands import receiving as commands
+from fleet_server.commands.sending import send_open
 from fleet_server.db import UNAVAILABLE, Database
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
@@ -43,6 +47,7 @@ from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
+from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
@@ -79,6 +84,7 @@ class Handlers:
         conduct: notes devices that send what can't be read.
         receiving: takes the files of samples.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
+        instruments: count what is handled.
     """
 
     def __init__(
@@ -90,7 +96,9 @@ class Handlers:
         conduct: Conduct,
         receiving: Receiving,
         send: Callable[[str, bytes], object],
+        instruments: Instruments | None = None,
     ) -> None:
+        self._instruments = instruments or Instruments()
         self._database = database
         self._authority = authority
         self._conduct = conduct
@@ -113,10 +121,11 @@ class Handlers:
             return
         try:
             topic = parse_device_topic(message.topic)
-            if topic.leaf is DeviceTopic.NEED:
-                self._need(topic.device_id, decode(message.payload, Need))
-            else:
-                self._dispatch(topic, message.payload)
+            with self._instruments.timed_handling(topic.leaf.value, 1), log_ids(device=topic.device_id):
+                if topic.leaf is DeviceTopic.NEED:
+                    self._need(topic.device_id, decode(message.payload, Need))
+                else:
+                    self._dispatch(topic, message.payload)
         except WireError as error:
             self._refuse(message, error)
 
@@ -125,6 +134,10 @@ class Handlers:
 
         An acknowledgement that is lost does no harm, the batch comes again: so it needs no row in the outbox.
         """
+        with self._instruments.timed_handling(DeviceTopic.TELEMETRY.value, len(messages)):
+            self._store_telemetry(messages)
+
+    def _store_telemetry(self, messages: Sequence[Message]) -> None:
         sent = []
         for message in messages:
             try:
@@ -133,8 +146,13 @@ class Handlers:
             except WireError as error:
                 self._refuse(message, error)
         by_spool: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for one in self._ingest.store(sent):
+        stored = self._ingest.store(sent)
+        for one in stored:
             by_spool[one.device_id, one.batch.spool_id].add(one.batch.sequence)
+        windows = [window for one in stored for window in one.batch.models]
+        self._instruments.batches.inc(len(stored))
+        self._instruments.windows.inc(len(windows))
+        self._instruments.inferences.inc(sum(window.requests for window in windows))
         for (device_id, spool_id), sequences in by_spool.items():
             ack = TelemetryAck(spool_id=spool_id, sequences=tuple(sorted(sequences)))
             if self._send(device_topic(device_id, DeviceTopic.TELEMETRY_ACK), encode(ack)) is False:
@@ -145,6 +163,10 @@ class Handlers:
 
         One that fails is undone alone.
         """
+        with self._instruments.timed_handling(DeviceTopic.REPORTED.value, len(messages)):
+            self._take_in(messages)
+
+    def _take_in(self, messages: Sequence[Message]) -> None:
         said = []
         for message in messages:
             try:
@@ -156,14 +178,15 @@ class Handlers:
         with self._database.write() as session:
             for device_id, reported in said:
                 try:
-                    with session.begin_nested():
+                    with log_ids(device=device_id), spans.forgotten_on_failure(session), session.begin_nested():
                         self._reported(session, device_id, reported)
                 except UNAVAILABLE:
                     raise
                 except Exception:
-                    log.exception("a report of device %s could not be taken in", device_id)
+                    log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
 
     def _refuse(self, message: Message, error: WireError) -> None:
+        self._instruments.refused.inc()
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
         self._complain(message.topic, error)
 
@@ -181,6 +204,8 @@ class Handlers:
                 self._trust_need(topic.device_id, decode(payload, TrustNeed))
             case DeviceTopic.SAMPLES:
                 self._samples(topic.device_id, decode(payload, SamplePiece))
+            case DeviceTopic.COMMAND_ANSWER:
+                self._command(topic.device_id, decode(payload, CommandAnswer))
             case DeviceTopic.SOURCE_NEED:
                 self._source_need(topic.device_id, decode(payload, SourceNeed))
             case _:
@@ -205,7 +230,9 @@ class Handlers:
 
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:
-            devices.record_presence(session, device_id, presence, utc_now())
+            device = devices.record_presence(session, device_id, presence, utc_now())
+            if device is not None and presence.online:
+                send_open(session, device_id, utc_now())
         if not presence.online:
             self._delivery.forget(device_id)
 
@@ -291,6 +318,10 @@ class Handlers:
             piece = TrustPiece(need.file, min(need.offset, len(body)), len(body), data)
         self._send(device_topic(device_id, DeviceTopic.TRUST), encode(piece))
 
+    def _command(self, device_id: str, answer: CommandAnswer) -> None:
+        with self._database.write() as session:
+            commands.take(session, device_id, answer, utc_now())
+
     def _samples(self, device_id: str, piece: SamplePiece) -> None:
         """What is lost of this is sent again, so it needs no row in the outbox."""
         ack = self._receiving.take(device_id, piece, utc_now())
@@ -303,7 +334,7 @@ class Handlers:
             if len(self._complained) > 10_000:
                 self._complained.clear()
             self._complained[topic] = now
-            log.warning("refused a message on %s: %s", topic[:200], error)
+            log.warning("refused a message on %s: %s", topic[:200], error, extra={"device": sender_of(topic)})
 
 
 def is_telemetry(message: Message) -> bool:

@@ -108,6 +108,16 @@ class FairInbox:
             else:
                 self.overflowed += 1
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait."""
+        return self._count
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes those have."""
+        return self._size
+
     def get(self, timeout_s: float) -> Message | None:
         """The next message of the device whose turn it is; None when nothing came for that long."""
         with self._changed:

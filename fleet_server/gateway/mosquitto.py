@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
-from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE
-from fleet_server.enrolment.ids import SERVER_NAME
+from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic
+from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
 
 PACKET_BYTES = LIMITS.message_bytes + 64 * 1024  # a payload, its topic and properties
 CONNECTIONS = 50_000
@@ -76,10 +76,18 @@ def configuration(listener: Listener) -> str:
     )
 
 
-def access_list() -> str:
-    """Its access list: a device speaks and listens below its own id only; broadcast chunks are for the whole fleet."""
+def access_list(*, denies: bool = True) -> str:
+    """Its access list: a device speaks and listens below its own id only; broadcast chunks are for the whole fleet.
+
+    One more name may listen to alerts. Patterns hold for it too: what it is not to hear of these is denied.
+
+    Args:
+        denies: whether the broker knows how to.
+    """
     own = f"{ROOT}/+/d/%u"
     lines = [f"user {SERVER_NAME}", f"topic readwrite {ROOT}/#", ""]
+    denied = [f"topic deny {ROOT}/b/#"] if denies else []
+    lines += [f"user {LISTENER_NAME}", f"topic read {alerts_topic('+')}", *denied, ""]
     lines += [f"pattern write {own}/{leaf}" for leaf in sorted(FROM_DEVICE)]
     lines += [f"pattern read {own}/{leaf}" for leaf in sorted(TO_DEVICE)]
     lines += [f"pattern read {own}/b/+/+", f"pattern read {ROOT}/b/+/+"]

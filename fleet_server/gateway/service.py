@@ -22,9 +22,13 @@ from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
+from fleet_server.gateway.publishing import spans_of
+from fleet_server.instruments import Instruments
+from fleet_server.outbox import PendingMessage
 from fleet_server.samples.receiving import Receiving
 from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings
+from fleet_server.spans import Sink
 
 log = logging.getLogger(__name__)
 OUTBOX_POLL_S = 0.1
@@ -42,14 +46,25 @@ REPORTS = 100  # of one transaction: some take milliseconds, and others wait
 class Gateway:
     """Starts and stops the broker (when it is embedded), the link, and the threads that serve it."""
 
-    def __init__(self, settings: Settings, database: Database, artifacts: ArtifactStore, authority: Authority) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        artifacts: ArtifactStore,
+        authority: Authority,
+        instruments: Instruments | None = None,
+        export: Sink | None = None,
+    ) -> None:
+        self._export = export
         self._database = database
+        self._instruments = instruments or Instruments()
         files = BrokerFiles(settings, authority.ca)
         self._broker = EmbeddedBroker(settings, files) if settings.broker_url is None else None
         self._lockout = Lockout(settings, database, files, self._broker)
         self._conduct = Conduct(database)
-        self._inbox = FairInbox(self._conduct.flooded, whole=is_report, kept=is_telemetry)
+        self._inbox = FairInbox(self._flooded, whole=is_report, kept=is_telemetry)
         self._overflowed, self._complain_at = 0, 0.0
+        self._dropped = 0  # of those that overflowed, how many are counted
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,
@@ -60,7 +75,21 @@ class Gateway:
         self._delivery = Delivery(artifacts, self._link.publish, settings.delivery_rate)
         receiving = Receiving(database, artifacts.below(SAMPLES_FOLDER), settings.state_dir)
         self._handlers = Handlers(
-            database, settings, self._delivery, authority, self._conduct, receiving, self._link.publish
+            database,
+            settings,
+            self._delivery,
+            authority,
+            self._conduct,
+            receiving,
+            self._link.publish,
+            self._instruments,
+        )
+        self._instruments.watch(
+            "shoal_inbox_messages", "Messages that wait to be handled.", lambda: self._inbox.waiting
+        )
+        self._instruments.watch("shoal_inbox_bytes", "How large those are.", lambda: self._inbox.waiting_bytes)
+        self._instruments.watch(
+            "shoal_broker_connected", "Whether the broker has accepted the connection.", lambda: self.connected
         )
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -144,6 +173,16 @@ class Gateway:
             else:
                 return
 
+    def _flooded(self, device_id: str) -> None:
+        """Called from the link's thread."""
+        self._instruments.dropped.labels("share").inc()
+        self._conduct.flooded(device_id)
+
+    def _count_dropped(self) -> None:
+        dropped = self._inbox.overflowed
+        self._instruments.dropped.labels("full").inc(dropped - self._dropped)
+        self._dropped = dropped
+
     def _complain(self) -> None:
         """Once a minute at most, when messages find no room."""
         dropped, now = self._inbox.overflowed, time.monotonic()
@@ -156,6 +195,7 @@ class Gateway:
             self._overflowed, self._complain_at = dropped, now + COMPLAIN_EVERY_S
 
     def _keep_out(self) -> None:
+        self._count_dropped()
         self._complain()
         self._conduct.write()
         self._lockout.step()
@@ -168,7 +208,7 @@ class Gateway:
             return
         with self._database.read() as session:
             messages = outbox.pending(session, limit=OUTBOX_BATCH)
-        sent = set()
+        sent: dict[str, tuple[PendingMessage, float]] = {}
         for message in messages:
             if self._link.publish(
                 message.topic,
@@ -176,12 +216,12 @@ class Gateway:
                 retain=message.retain,
                 acknowledged=lambda key=message.id: self._acknowledged.put(key),  # type: ignore[misc]
             ):
-                sent.add(message.id)
+                sent[message.id] = (message, time.time())
         self._forget_acknowledged(sent)
         if not messages:
             self._stopping.wait(OUTBOX_POLL_S)
 
-    def _forget_acknowledged(self, sent: set[str]) -> None:
+    def _forget_acknowledged(self, sent: dict[str, tuple[PendingMessage, float]]) -> None:
         """Wait a moment for what was sent; what stays is sent again, which is harmless."""
         done = []
         deadline = time.monotonic() + 5.0
@@ -191,7 +231,9 @@ class Gateway:
             except queue.Empty:
                 continue
             done.append(key)
-            sent.discard(key)
+            published = sent.pop(key, None)
+            if published is not None and self._export is not None:
+                self._export(spans_of(*published))
         if done:
             with self._database.write() as session:
                 outbox.acknowledge(session, done)

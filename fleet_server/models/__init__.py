@@ -1,7 +1,17 @@
 """The tables (ORM only, no rules). Every table carries its fleet, or names a row that does: fleets can be tenants."""
 
 from fleet_server.models.access import AccessToken, AuditEvent, AuditHead, Fleet, Grant, User
+from fleet_server.models.alerts import (
+    Alert,
+    AlertGroup,
+    AlertMail,
+    AlertRoute,
+    AlertRule,
+    AlertSilence,
+    DriftReference,
+)
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
+from fleet_server.models.commands import CommandLogLine, DeviceCommand
 from fleet_server.models.conversions import ConversionJob
 from fleet_server.models.deltas import ArtifactEncoding, DeviceHolding
 from fleet_server.models.devices import Device, DeviceAttribute, Profile
@@ -30,19 +40,28 @@ from fleet_server.models.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
     "AccessToken",
+    "Alert",
+    "AlertGroup",
+    "AlertMail",
+    "AlertRoute",
+    "AlertRule",
+    "AlertSilence",
     "ArtifactEncoding",
     "AuditEvent",
     "AuditHead",
     "Blob",
     "CandidateArtifact",
+    "CommandLogLine",
     "ConversionJob",
     "Deployment",
     "Device",
     "DeviceAttribute",
     "DeviceCertificate",
+    "DeviceCommand",
     "DeviceConduct",
     "DeviceHolding",
     "DeviceIdentity",
+    "DriftReference",
     "Enrolment",
     "EnrolmentToken",
     "Fleet",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, UniqueConstraint, false
+from sqlalchemy import ForeignKey, Index, UniqueConstraint, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.clock import utc_now
 from fleet_server.db import Base, new_id
-
-DEFAULT_FLEET = "default"
 
 
 class Fleet(Base):
@@ -21,6 +19,7 @@ class Fleet(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     approvals: Mapped[int] = mapped_column(default=0)  # how many others must approve a rollout before it starts
+    alert_defaults: Mapped[int] = mapped_column(default=0, server_default=text("0"))  # shipped alert rules that it got
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 

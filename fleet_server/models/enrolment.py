@@ -49,7 +49,11 @@ class DeviceCertificate(Base):
     """A certificate that was issued to a device."""
 
     __tablename__ = "device_certificates"
-    __table_args__ = (Index(None, "device_id", "serial"), Index(None, "revoked_at"))
+    __table_args__ = (
+        Index(None, "device_id", "serial"),
+        Index(None, "revoked_at"),
+        Index(None, "fleet_id", "device_id", "not_after"),
+    )
 
     serial: Mapped[str] = mapped_column(primary_key=True)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))

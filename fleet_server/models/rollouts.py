@@ -35,6 +35,7 @@ class Rollout(Base):
     pacing: Mapped[dict[str, Any] | None]  # fleet_server.domain.machine.Allowance, as JSON
     verdicts: Mapped[list[Any]] = mapped_column(default=list)  # StageVerdict, as JSON; only ever appended
     terms: Mapped[dict[str, Any]] = mapped_column(default=dict)  # Terms, as JSON: what holds when it starts
+    traceparent: Mapped[str | None]  # the span of the request that created it, where it is traced
     created_by: Mapped[str] = mapped_column(default="")
     creator_id: Mapped[str] = mapped_column(default="")  # fleet_server.principals.Principal.id
     approvals_needed: Mapped[int] = mapped_column(default=0)
@@ -56,6 +57,18 @@ class Deployment(Base):
         Index("ix_deployments_rollout_id_phase", "rollout_id", "phase", "stage", "place"),
         Index(None, "fleet_id", "id"),
         Index(None, "device_id", "model_id", "id"),
+        Index(
+            "ix_deployments_rolled_back",
+            *("fleet_id", "settled_at"),
+            sqlite_where=text("phase = 'rolled_back'"),
+            postgresql_where=text("phase = 'rolled_back'"),
+        ),
+        Index(
+            "ix_deployments_fell_back",
+            "fleet_id",
+            sqlite_where=text("fell_back <> ''"),
+            postgresql_where=text("fell_back <> ''"),
+        ),
         Index(
             "uq_deployments_desired",
             "device_id",

@@ -25,6 +25,7 @@ from fleet_server.models import Deployment, Device, Profile, Rollout, Variant
 from fleet_server.principals import Who
 from fleet_server.rollouts import repository
 from fleet_server.rollouts.sampling import SampleOrders
+from fleet_server.rollouts.tracing import traceparent_for
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 
@@ -61,9 +62,10 @@ class _States:
         self._deployments = repository.desired_on(session, ids)
         found = [one for of_device in self._deployments.values() for one in of_device]
         self._variants = repository.by_id(session, Variant, {one.variant_id for one in found})
-        self._rollouts = {
+        self._rollouts = repository.by_id(session, Rollout, {one.rollout_id for one in found})
+        self._terms = {
             key: (RolloutStrategy.model_validate(one.strategy), policy_of(one.delivery))
-            for key, one in repository.by_id(session, Rollout, {one.rollout_id for one in found}).items()
+            for key, one in self._rollouts.items()
         }
         profiles = repository.by_id(session, Profile, {one.profile_id for one in devices if one.profile_id})
         self._general = {key: policy_of(one.delivery) for key, one in profiles.items()}
@@ -100,7 +102,7 @@ class _States:
         )
 
     def _deployment(self, deployment: Deployment, general: DeliveryPolicy) -> DesiredDeployment:
-        variant, (strategy, delivery) = self._variants[deployment.variant_id], self._rollouts[deployment.rollout_id]
+        variant, (strategy, delivery) = self._variants[deployment.variant_id], self._terms[deployment.rollout_id]
         manifest, back = self._manifest(deployment), bool(deployment.revert_of)
         probation = _probation(self._settings, strategy.probation, variant, back=back)
         policy = combined(general, delivery)
@@ -113,6 +115,7 @@ class _States:
             encodings=self._encodings.of(manifest.digest, deployment.device_id) if travels else (),
             delivery=without_windows(policy) if back else policy,
             exposure=msgspec.convert(deployment.exposure, Exposure) if deployment.exposure else None,
+            traceparent=traceparent_for(self._rollouts[deployment.rollout_id]) if travels else "",
         )
 
     def _signed(self, manifest: Manifest, path: str) -> msgspec.Raw:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy.orm import Session
 
+from agent.protocol.logs import log_ids, note_ids
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.domain.machine import Action, Picture, decide
@@ -21,7 +22,7 @@ from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy
 from fleet_server.leases import DatabaseLease
 from fleet_server.models import Rollout
-from fleet_server.rollouts import evidence, joining, repository, sending, service
+from fleet_server.rollouts import evidence, joining, repository, sending, service, tracing
 from fleet_server.rollouts.planning import named
 from fleet_server.settings import Settings
 from fleet_server.ticker import Ticker
@@ -59,11 +60,15 @@ class RolloutEngine:
             if not self._lease.hold():
                 return
             try:
-                with self._database.write() as session:
+                with log_ids(rollout=rollout_id), self._database.write() as session:
                     rollout = session.get_one(Rollout, rollout_id, with_for_update=True)
+                    parent = tracing.traced(rollout)
+                    note_ids(fleet=rollout.fleet_id, **({"trace_id": parent.trace_id} if parent else {}))
                     advance(session, self._settings, rollout, self._judgements)
             except Exception:
-                log.exception("rollout %s could not be judged; it is tried again", rollout_id)
+                log.exception(
+                    "rollout %s could not be judged; it is tried again", rollout_id, extra={"rollout": rollout_id}
+                )
 
 
 def advance(
@@ -88,6 +93,7 @@ def advance(
             sending.send_due(session, settings, rollout)
             sending.let_in(session, settings, rollout)
         case Action.ADVANCE:
+            tracing.stages_ended(session, rollout, rollout.stage)
             rollout.stage += 1
             rollout.stage_started_at = utc_now()
             service.add_verdict(rollout, "advance", decision.reason)

@@ -161,11 +161,11 @@ def sample(window: ModelWindowRow) -> Sample:
         crashed=bool(signals.get("crashes")),
         compared=signals.get("compared", 0),
         disagreed=signals.get("disagreed", 0),
-        shapes=_shapes(signals),
+        shapes=shapes(signals),
     )
 
 
-def _shapes(signals: Mapping[str, Any]) -> dict[str, dict[int, int]]:
+def shapes(signals: Mapping[str, Any]) -> dict[str, dict[int, int]]:
     """A window's histograms, by the names that samples have for them."""
     found = {name: signals[name] for name in ("confidence", "predicted") if signals.get(name)}
     for kind in ("input", "output"):

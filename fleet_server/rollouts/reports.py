@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -10,13 +11,14 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
 from agent.protocol.messages import DeploymentReport, Reported, ServingReport
-from fleet_server.models import Deployment, Device
-from fleet_server.rollouts import announcements, repository
+from fleet_server.models import Deployment, Device, Rollout
+from fleet_server.rollouts import announcements, repository, tracing
 from fleet_server.rollouts.desired import queue_desired
 from fleet_server.rollouts.repository import SCHEDULED
 from fleet_server.rollouts.sending import take_back
 from fleet_server.settings import Settings
 
+log = logging.getLogger(__name__)
 GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 
 
@@ -25,7 +27,11 @@ def apply_report(session: Session, settings: Settings, device: Device, reported:
     reports = {report.deployment_id: report for report in reported.deployments}
     serving = {one.deployment_id: one for one in reported.serving}
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
-        _apply(deployment, reports[deployment.id], now, serves=deployment.id in serving)
+        report, before = reports[deployment.id], deployment.phase
+        _apply(deployment, report, now, serves=deployment.id in serving)
+        if deployment.phase != before:
+            rollout = session.get_one(Rollout, deployment.rollout_id)
+            tracing.reported(session, rollout, deployment, report, Phase(before), now)
         if deployment.id in serving:
             _note_provider(deployment, serving[deployment.id], now)
         if deployment.desired and deployment.phase in GONE_BACK:
@@ -87,6 +93,18 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
     if report.phase in SETTLED and current not in SETTLED:
         deployment.settled_at = now
     announcements.deployment_moved(deployment, current.value)
+    _log(deployment, current)
+
+
+def _log(deployment: Deployment, before: Phase) -> None:
+    """What went wrong is for everybody; with many devices the rest fills a log."""
+    if deployment.phase != before.value:
+        level = logging.INFO if deployment.phase in GONE_BACK else logging.DEBUG
+        why = f": {deployment.failure['detail']}" if deployment.failure else ""
+        ids = {"rollout": deployment.rollout_id, "deployment": deployment.id, "device": deployment.device_id}
+        ids["fleet"] = deployment.fleet_id
+        log.log(level, "device %s: deployment %s is %s%s", deployment.device_id, deployment.id, deployment.phase, why,
+                extra=ids)  # fmt: skip
 
 
 def _reaches(current: Phase, wanted: Phase) -> bool:

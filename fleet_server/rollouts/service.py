@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import Phase
-from fleet_server import audit
+from fleet_server import audit, spans
 from fleet_server.catalog.service import resolve_version
 from fleet_server.clock import utc_now
 from fleet_server.devices import service as device_service
@@ -17,7 +18,7 @@ from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget, Stage
 from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Deployment, Device, Fleet, Model, Rollout, Variant, Version
 from fleet_server.principals import Who, id_of
-from fleet_server.rollouts import announcements, repository
+from fleet_server.rollouts import announcements, repository, tracing
 from fleet_server.rollouts.desired import manifest_of_variant, queue_desired
 from fleet_server.rollouts.planning import Survey, named, refuse_busy, refuse_gaps, survey
 from fleet_server.rollouts.repository import SCHEDULED
@@ -25,6 +26,8 @@ from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, StageVerdic
 from fleet_server.rollouts.sending import desire, send_due, supersede_one, take_back, take_back_due
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
+
+log = logging.getLogger(__name__)
 
 
 def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutCreate, *, actor: Who) -> Rollout:
@@ -39,6 +42,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
     version = resolve_version(session, fleet_id, wanted.version)
     plan = _checked(session, settings, version, wanted)
     needed = session.get_one(Fleet, fleet_id).approvals
+    parent = spans.current()
     terms = Terms(on_busy=wanted.on_busy, allow_unproven=wanted.allow_unproven, artifacts=plan.artifacts)
     rollout = Rollout(
         fleet_id=fleet_id,
@@ -55,6 +59,7 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         approvals=[],
         stage=0,
         verdicts=[],
+        traceparent=parent.text if parent is not None and parent.sampled else None,
     )
     session.add(rollout)
     session.flush()
@@ -209,6 +214,7 @@ def promote(session: Session, settings: Settings, rollout: Rollout, *, full: boo
     reason = "all stages at once" if full else f"stage {rollout.stage + 2} may begin"
     add_verdict(rollout, "promote", f"{reason}, by {actor}")
     if full:
+        tracing.stages_ended(session, rollout, last - 1)
         rollout.stage, rollout.stage_started_at = last, utc_now()
         send_due(session, settings, rollout)
     audit.record(
@@ -356,9 +362,13 @@ def move(session: Session, rollout: Rollout, state: RolloutState, decision: str,
         rollout.state = check_transition(RolloutState(rollout.state), state).value
     except RolloutTransitionError as error:
         raise ConflictError("bad_transition", f"{error}: see `shoal rollout show {rollout.id}`") from None
-    if state in {RolloutState.SUCCEEDED, RolloutState.STOPPED, RolloutState.REVERTED}:
+    over = state in {RolloutState.SUCCEEDED, RolloutState.STOPPED, RolloutState.REVERTED}
+    if over:
         rollout.finished_at = utc_now()
+    tried_before = any(one["decision"] == "retry" for one in rollout.verdicts)
     add_verdict(rollout, decision, reason)
+    if over and not tried_before:  # its span has an end, once
+        tracing.rollout_ended(session, rollout)
     audit.record(
         session,
         fleet_id=rollout.fleet_id,
@@ -373,6 +383,8 @@ def move(session: Session, rollout: Rollout, state: RolloutState, decision: str,
 
 def add_verdict(rollout: Rollout, decision: str, reason: str) -> None:
     """Append a judgement; a new list, so that the ORM sees the change."""
+    ids = {"rollout": rollout.id, "fleet": rollout.fleet_id}
+    log.info("rollout %s, stage %d: %s: %s", rollout.id, rollout.stage, decision, reason, extra=ids)
     verdict = StageVerdict(at=utc_now(), stage=rollout.stage, decision=decision, reason=reason)
     rollout.verdicts = [*rollout.verdicts, verdict.model_dump(mode="json")]
     announcements.rollout_decided(rollout, decision, reason)

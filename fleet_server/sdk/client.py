@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 import uuid
@@ -13,12 +14,15 @@ from urllib.parse import quote
 import httpx
 
 from fleet_server.sdk.errors import ApiError, ConflictError, UnreachableError, error_for
+from fleet_server.sdk.event_stream import ServerEvent, read_events
+from fleet_server.sdk.tracing import add_traceparent
 
 Json = dict[str, Any]
 BUILDING = frozenset({"queued", "building"})
 ROLLING = frozenset({"awaiting_approval", "running", "reverting"})
 PIECE = 1 << 20
 RETRIES = 3
+SILENT_S = 60.0  # of a stream, whose server says at least every 15 s that it is there
 IN_PROGRESS_S = 90.0  # how long to wait for an answer to the same request; longer than a server's claim on it holds
 
 
@@ -78,7 +82,13 @@ class Client:
         except OSError as error:
             detail = f"{ca_file} can't be used as certificates in PEM ({error}): see SHOAL_CA_FILE"
             raise UnreachableError(0, {"code": "bad_ca_file", "detail": detail}) from None
-        self._http = httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=timeout_s, verify=verify)
+        self._http = httpx.Client(
+            base_url=f"{self._url}/api/v1",
+            headers=headers,
+            timeout=timeout_s,
+            verify=verify,
+            event_hooks={"request": [add_traceparent]},
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -108,6 +118,38 @@ class Client:
                 if answer.is_success:
                     for piece in answer.iter_bytes(PIECE):
                         take(piece)
+                    return
+                answer.read()
+        except httpx.TransportError as error:
+            detail = f"{self._url} broke off: {error}"
+            raise UnreachableError(0, {"code": "unreachable", "detail": detail}) from None
+        raise _problem(answer)
+
+    def follow(self, path: str) -> Iterator[tuple[str, Json]]:
+        """The events of a stream, each with its type and its data, up to the one of the type `end`.
+
+        Where it is cut off it goes on after the last event that came; `UnreachableError` when nobody answers any more.
+        """
+        last, failures = "", 0
+        while True:
+            try:
+                for event in self._stream(path, last):
+                    last, failures = event.id or last, 0
+                    yield event.kind, json.loads(event.data)
+                    if event.kind == "end":
+                        return
+            except UnreachableError:
+                failures += 1
+                if failures > RETRIES:
+                    raise
+            time.sleep(0.5 * 2**failures)
+
+    def _stream(self, path: str, last: str) -> Iterator[ServerEvent]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=SILENT_S) as answer:
+                if answer.is_success:
+                    yield from read_events(answer.iter_lines())
                     return
                 answer.read()
         except httpx.TransportError as error:

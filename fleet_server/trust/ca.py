@@ -158,6 +158,11 @@ class FleetCa:
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._issue(key.public_key(), _name(common_name, fleet), lifetime, usage, []), key
 
+    def issue_listener(self, request: SigningRequest, common_name: str, fleet: str) -> IssuedCertificate:
+        """A client certificate for a key that was made elsewhere, valid for a year."""
+        usage, lifetime = [ExtendedKeyUsageOID.CLIENT_AUTH], dt.timedelta(days=SERVER_DAYS)
+        return self._issue(request.csr.public_key(), _name(common_name, fleet), lifetime, usage, [])  # type: ignore[arg-type]
+
     def issue_server(
         self, request: SigningRequest | ec.EllipticCurvePublicKey, names: Sequence[str], fleet: str
     ) -> IssuedCertificate:

@@ -217,7 +217,7 @@ def run_server(folder: Path, port: int, artifact: Path, devices: int) -> None:
     from fleet_server.enrolment.service import Authority
     from fleet_server.gateway.service import Gateway
     from fleet_server.migrations import upgrade
-    from fleet_server.models.access import DEFAULT_FLEET
+    from fleet_server.principals import DEFAULT_FLEET
     from fleet_server.settings import Settings
     from fleet_server.trust.ca import FleetCa
 
@@ -242,7 +242,7 @@ def run_server(folder: Path, port: int, artifact: Path, devices: int) -> None:
 
 def _add_rows(session: Any, digest: str, size: int, devices: int) -> None:
     from fleet_server.models import Deployment, Device, Fleet, Model, Profile, Rollout, Variant, Version
-    from fleet_server.models.access import DEFAULT_FLEET
+    from fleet_server.principals import DEFAULT_FLEET
     from tests.benchmarks.common import TensorSpec, manifest
 
     fleet = {"fleet_id": DEFAULT_FLEET}

@@ -50,7 +50,7 @@ from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.gateway.service import GROUP, GROUP_BYTES
 from fleet_server.models import Fleet, HostWindowRow, ModelWindowRow
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.trust.ca import FleetCa

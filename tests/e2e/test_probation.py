@@ -23,7 +23,7 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.models import Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.fleet import LocalFleet, wait_until, write_classifier

@@ -50,7 +50,7 @@ from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Device, Model, Rollout, Variant, Version
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import desired, repository, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate

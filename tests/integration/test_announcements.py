@@ -10,7 +10,7 @@ from sqlalchemy import select
 from agent.protocol.lifecycle import Phase
 from fleet_server.db import Database
 from fleet_server.models import Webhook, WebhookDelivery
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import service
 from fleet_server.rollouts.schemas import RolloutCreate
 from tests.integration.test_rollout_rules import SETTINGS, World

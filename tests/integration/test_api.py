@@ -27,7 +27,7 @@ from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.errors import InvalidError
 from fleet_server.models import Deployment, Model, Profile, Rollout, Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from tests.databases import make_empty

@@ -10,8 +10,7 @@ import pytest
 from fleet_server.db import Database
 from fleet_server.errors import ConflictError, ForbiddenError
 from fleet_server.models import AuditEvent, Fleet, Rollout, Variant
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Actor
+from fleet_server.principals import DEFAULT_FLEET, Actor
 from fleet_server.rollouts import approvals, service, views
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutDecision, RolloutView
 from tests.integration.test_rollout_rules import SETTINGS, World

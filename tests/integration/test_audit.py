@@ -32,6 +32,7 @@ from fleet_server.conversions.service import settle
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.models import (
+    Alert,
     AuditEvent,
     Deployment,
     Device,
@@ -44,8 +45,7 @@ from fleet_server.models import (
     Version,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
-from fleet_server.principals import Actor
+from fleet_server.principals import DEFAULT_FLEET, Actor
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.databases import without_triggers
@@ -278,6 +278,8 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     trust_operations(walk, application.state.settings)
     webhook_operations(walk, database)
     sample_operations(walk, application)
+    alert_operations(walk, database)
+    command_operations(walk, database)
     with database.write() as session:
         session.get_one(Device, "d").online = False
     walk("forget_device", "device.forget", "delete", "devices/d")
@@ -346,6 +348,37 @@ def sample_operations(walk: Walk, application: FastAPI) -> None:
     walk("create_sample_request", "samples.request", "post", "sample-requests", json=body)
     walk("cancel_sample_request", "samples.cancel", "post", f"sample-requests/{request.id}/cancel")
     walk("delete_sample_set", "samples.delete", "delete", f"sample-sets/{stored.id}")
+
+
+def alert_operations(walk: Walk, database: Database) -> None:
+    rule = {"name": "hot", "metric": "temperature_c", "threshold": 80}
+    walk("create_alert_rule", "alert_rule.create", "post", "alert-rules", json=rule)
+    walk("change_alert_rule", "alert_rule.update", "patch", "alert-rules/hot", json={"threshold": 90})
+    walk("create_alert_route", "alert_route.create", "post", "alert-routes", json={"name": "bus", "kind": "mqtt"})
+    walk("change_alert_route", "alert_route.update", "patch", "alert-routes/bus", json={"repeat_s": 0})
+    walk("test_alert_route", "alert_route.test", "post", "alert-routes/bus/test")
+    walk("delete_alert_route", "alert_route.delete", "delete", "alert-routes/bus")
+    with database.write() as session:
+        alert = Alert(
+            fleet_id=DEFAULT_FLEET, rule_id="", rule="hot", metric="temperature_c", severity="info", state="firing",
+            subject="device/d", since=utc_now(),
+        )  # fmt: skip
+        session.add(alert)
+    walk("acknowledge_alert", "alert.acknowledge", "post", f"alerts/{alert.id}/acknowledge", json={})
+    walk("delete_alert_rule", "alert_rule.delete", "delete", "alert-rules/hot")
+    quiet = {"rule": "*", "ends_at": (utc_now() + dt.timedelta(hours=1)).isoformat(), "comment": "works"}
+    silence = walk("create_alert_silence", "alert_silence.create", "post", "alert-silences", json=quiet)["id"]
+    walk("delete_alert_silence", "alert_silence.delete", "delete", f"alert-silences/{silence}")
+
+
+def command_operations(walk: Walk, database: Database) -> None:
+    with database.write() as session:
+        device = session.get_one(Device, "d")
+        device.facts = {**device.facts, "features": ["commands"], "commands": {"facts": True}}
+        device.online = False
+    command = walk("command_device", "command.create", "post", "devices/d/commands", json={"kind": "facts"})
+    walk("cancel_command", "command.cancel", "post", f"commands/{command['id']}/cancel")
+    walk("command_devices", "command.create", "post", "commands", json={"kind": "facts", "devices": ["d"]})
 
 
 def trust_operations(walk: Walk, settings: Settings) -> None:

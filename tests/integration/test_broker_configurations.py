@@ -14,8 +14,8 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from agent.keys import new_key, signing_request
-from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
-from fleet_server.enrolment.ids import SERVER_NAME
+from agent.protocol.topics import DeviceTopic, alerts_topic, broadcast_topic, device_topic
+from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
 from fleet_server.gateway.broker import find_mosquitto
 from fleet_server.gateway.broker_configurations import BrokerKind, Place, files, subject
 from fleet_server.trust.ca import key_pem
@@ -86,9 +86,45 @@ def check(server: SecureServer, folder: Path, port: int, protocol: MQTTProtocolV
     assert fleet.messages.empty()
     assert one.messages.empty()
     assert [message for message in list(two.messages.queue) if f"/d/{own}/" in message.topic] == []
+    listen(server, folder, port, protocol, fleet, one)
     for peer in (fleet, one, two):
         peer.close()
     assert not Peer(server, folder / "none", None, port=port, protocol=protocol).connect(2)
+
+
+def listen(
+    server: SecureServer, folder: Path, port: int, protocol: MQTTProtocolVersion, fleet: Peer, device: Peer
+) -> None:
+    """A program with a certificate for it hears alerts of every fleet, hears nothing of devices and says nothing."""
+    key = new_key()
+    issued = server.post("/server-certificates", {"csr": signing_request(key, "anybody"), "purpose": "alerts"})
+    own = {"device_id": LISTENER_NAME, "certificate": issued["certificate"], "ca": issued["ca"], "broker": ""}
+    program = Peer(server, folder / "program", identity_of(own, key), client_id="program", port=port, protocol=protocol)
+    assert program.connect()
+    alerts = alerts_topic("default")
+    for peer, topics in (
+        (program, [alerts_topic("+"), device_topic("one", DeviceTopic.REPORTED), "shoal/v1/b/+/+"]),
+        (device, [alerts_topic("+")]),
+        (fleet, [device_topic("one", DeviceTopic.REPORTED), alerts]),
+    ):
+        for topic in topics:
+            peer.client.subscribe(topic, 1)
+            peer.granted.get(timeout=10)
+    program.client.publish(device_topic("one", DeviceTopic.REPORTED), b"forged", qos=1)
+    program.client.publish(alerts, b"forged", qos=1)
+    fleet.client.publish(device_topic("one", DeviceTopic.REPORTED), b"report", qos=1)
+    fleet.client.publish(broadcast_topic("b" * 64, 0), b"chunk", qos=1)
+    fleet.client.publish(alerts, b"alert", qos=1)
+    assert program.messages.get(timeout=10).payload == b"alert"
+    heard = {fleet.messages.get(timeout=10).payload for _ in range(2)}
+    assert heard == {b"report", b"alert"}
+    time.sleep(0.3)
+    assert program.messages.empty()
+    assert fleet.messages.empty()
+    assert b"alert" not in {message.payload for message in list(device.messages.queue)}
+    while not device.messages.empty():
+        device.messages.get()
+    program.close()
 
 
 def test_mosquitto(server: SecureServer, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from agent.update.trust import PieceFetcher, TrustClient
 from fleet_server.app import create_app, running
 from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.integration.test_api import facts

@@ -15,7 +15,7 @@ from fleet_server.catalog.service import add_upload
 from fleet_server.conversions import service
 from fleet_server.db import Database
 from fleet_server.models import Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from tests.fleet import write_classifier, write_data
 from tests.integration.test_scheduler import Bench

@@ -21,7 +21,7 @@ from fleet_server.conversions import service
 from fleet_server.conversions.executor import EXCHANGE
 from fleet_server.db import Database
 from fleet_server.models import ConversionJob
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from tests.cluster import Cluster
 from tests.fleet import wait_until, write_classifier, write_data

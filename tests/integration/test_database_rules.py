@@ -29,7 +29,7 @@ from fleet_server.models import (
     Variant,
     Version,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry

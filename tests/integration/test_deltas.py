@@ -26,7 +26,7 @@ from fleet_server.deltas import service
 from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.deltas.repository import MOST_BASES
 from fleet_server.models import ArtifactEncoding, Deployment, Device, DeviceHolding, Rollout, Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.engine import advance
 from tests.delta_files import decoded
 from tests.integration.test_rollout_rules import SETTINGS, World

@@ -28,6 +28,7 @@ from agent.protocol.messages import (
     TensorSketch,
 )
 from agent.protocol.topics import DeviceTopic, device_topic
+from agent.protocol.trace import Mark, TraceReport
 from agent.protocol.version import SPOKEN
 from fleet_server import migrations, outbox
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -42,7 +43,7 @@ from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.gateway.service import Gateway
 from fleet_server.models import Device, Fleet, ModelWindowRow
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.reminder import Reminder
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
@@ -108,6 +109,9 @@ POISON: tuple[Reported | TelemetryBatch, ...] = (
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(memory_mb=1e300)),)),
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(note="\0")),)),
     msgspec.structs.replace(HELLO, deployments=(report(probation=ProbationReport(provider="p" * 1000)),)),
+    msgspec.structs.replace(HELLO, deployments=(report(trace=TraceReport("x" * 300)),)),
+    msgspec.structs.replace(HELLO, deployments=(report(trace=TraceReport("", (Mark("load\0", 1.0),))),)),
+    msgspec.structs.replace(HELLO, deployments=(report(trace=TraceReport("", (Mark("load", 1.0),) * 33)),)),
     msgspec.structs.replace(HELLO, problems=(PROBLEM,) * 17),
     msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, detail="\0"),)),
     msgspec.structs.replace(HELLO, problems=(msgspec.structs.replace(PROBLEM, detail="x" * 3000),)),

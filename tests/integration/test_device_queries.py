@@ -22,7 +22,7 @@ from fleet_server.devices.attributes import Attribute, attributes_of, number_of
 from fleet_server.devices.schemas import DeviceUpdate
 from fleet_server.errors import InvalidError
 from fleet_server.models import Device, DeviceAttribute
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rsql import And, Comparison, Node, Operator, Or, Value, parse
 
 FACTS = DeviceFacts("0.1", "Debian", "6.1", "x86_64", "cpu", 4, ("avx2",), 2048, 100)

@@ -22,7 +22,7 @@ from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.models import Deployment, DeviceIdentity, Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples.receiving import Receiving
 from fleet_server.samples.schemas import SAMPLES_FOLDER
 from fleet_server.settings import Settings

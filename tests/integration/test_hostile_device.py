@@ -19,7 +19,7 @@ from agent.protocol.topics import FROM_DEVICE, DeviceTopic, device_topic, shard_
 from fleet_server import outbox
 from fleet_server.db import Database
 from fleet_server.models import Device
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.trust.ca import FleetCa, read_request
 from tests.broker_peer import Peer, SecureServer, identity_of, secure_server
 from tests.fleet import wait_until

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from fleet_server import migrations
 from fleet_server.db import Base, Database
 from fleet_server.models import ConversionJob, HostWindowRow, Variant
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from tests.integration.test_database_rules import queue_jobs, register
 from tests.integration.test_telemetry import roll_up, rows, sent, store, summary
 

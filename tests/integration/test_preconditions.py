@@ -93,6 +93,13 @@ CHANGES = [
         ("models/model-1/sampling-rules/profile-1", method, "models/model-1/sampling-rules/profile-1", body)
         for method, body in (("put", {"samples": 7}), ("delete", None))
     ),
+    ("alerts/{alert}", "post", "alerts/{alert}/acknowledge", {"comment": "x"}),
+    ("alert-rules/rule-0", "patch", "alert-rules/rule-0", {"for_s": 7}),
+    ("alert-rules/rule-0", "delete", "alert-rules/rule-0", None),
+    ("alert-routes/route-0", "patch", "alert-routes/route-0", {"repeat_s": 7}),
+    ("alert-routes/route-0", "delete", "alert-routes/route-0", None),
+    ("alert-routes/route-0", "post", "alert-routes/route-0/test", None),
+    ("alert-silences/{silence}", "delete", "alert-silences/{silence}", None),
     ("sample-requests/{asked}", "post", "sample-requests/{asked}/cancel", None),
     ("sample-sets/{set}", "delete", "sample-sets/{set}", None),
     ("enrolment-tokens/{token}", "delete", "enrolment-tokens/{token}", None),
@@ -116,6 +123,8 @@ def test_a_change_is_made_on_condition(
         "token": api.get("/enrolment-tokens").json()["items"][0]["id"],
         "webhook": api.get("/webhooks").json()["items"][0]["id"],
         "delivery": api.get("/webhook-deliveries?state=dead").json()["items"][0]["id"],
+        "alert": api.get("/alerts?state=firing").json()["items"][0]["id"],
+        "silence": api.get("/alert-silences").json()["items"][0]["id"],
         "asked": api.get("/sample-requests?state=running").json()["items"][0]["id"],
         "set": api.get("/sample-sets").json()["items"][0]["id"],
         "enrolment": api.get("/enrolments?state=pending").json()["items"][0]["id"],

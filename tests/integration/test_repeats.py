@@ -21,7 +21,7 @@ from fleet_server.catalog.service import InspectionRecord
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.models import EnrolmentToken, IdempotencyKey, Profile, Version
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.sdk import Client, UnreachableError
 from tests import rest
 from tests.databases import make_empty

@@ -18,7 +18,7 @@ from fleet_server.devices import service as devices
 from fleet_server.devices.schemas import DeviceUpdate
 from fleet_server.errors import ConflictError
 from fleet_server.models import Deployment, Device, ModelWindowRow, Rollout
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import comparing, evidence, explaining, previewing, service
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, RolloutExplanation, RolloutPreview

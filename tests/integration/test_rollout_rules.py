@@ -37,8 +37,8 @@ from fleet_server.devices.schemas import ProfileCreate
 from fleet_server.domain.states import TRANSITIONS, RolloutState
 from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoundError
 from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.paging import PageRequest
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import reports, repository, service, views
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutView

@@ -31,7 +31,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.models import Device, Model, OutboxMessage, Profile, SamplePieceRow, SampleRequestRow, SampleUpload
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples import reports, repository, service
 from fleet_server.samples.examining import NoSamplesError, examine
 from fleet_server.samples.keeper import SampleKeeper

@@ -29,8 +29,8 @@ from fleet_server.db import Database
 from fleet_server.devices.schemas import Budgets, ProfileCreate
 from fleet_server.devices.service import create_profile
 from fleet_server.models import Blob, ConversionJob, Model, SourceForm, Variant, Version
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.preconditions import Precondition
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from tests.fleet import wait_until
 

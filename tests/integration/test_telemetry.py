@@ -26,7 +26,7 @@ from fleet_server.models import (
     TelemetryGroup,
     TelemetryRollup,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import ingest, keeping, rollups, series, service
 from fleet_server.telemetry.ingest import Ingest, Sent, store_group

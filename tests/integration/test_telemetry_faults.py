@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from fleet_server.db import Database
 from fleet_server.models import HostWindowRow
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.telemetry import service
 from tests.faults.telemetry_sender import requests_of
 from tests.fleet import LocalFleet, wait_until

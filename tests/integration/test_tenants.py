@@ -15,13 +15,20 @@ from starlette.testclient import TestClient
 from agent.protocol.facts import DeviceFacts, RuntimeFacts
 from agent.protocol.messages import HostWindow, ModelWindow, Reported, TelemetryBatch
 from agent.protocol.version import SPOKEN
+from fleet_server.alerts.schemas import RouteSpec, RuleSpec
 from fleet_server.app import create_app, running
 from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord, discard_uploads
 from fleet_server.clock import utc_now
 from fleet_server.devices import service as devices
 from fleet_server.models import (
+    Alert,
+    AlertRoute,
+    AlertRule,
+    AlertSilence,
+    CommandLogLine,
     Deployment,
+    DeviceCommand,
     DeviceIdentity,
     Enrolment,
     GateRun,
@@ -34,7 +41,7 @@ from fleet_server.models import (
     Version,
     WebhookDelivery,
 )
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples.schemas import SAMPLES_FOLDER, SamplingSpec
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
@@ -140,6 +147,21 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
         letter = WebhookDelivery(
             **of_fleet, webhook_id=webhook_id, event_id="alpha-event", type="t", subject="alpha", body="{}"
         )
+        alert_rule = AlertRule(
+            **of_fleet, name="alpha-rule", created_by="alpha-user",
+            spec=RuleSpec.model_validate({"metric": "offline", "enabled": False}).model_dump(mode="json"),
+        )  # fmt: skip
+        alert_route = AlertRoute(
+            **of_fleet, name="alpha-route", created_by="alpha-user",
+            spec=RouteSpec.model_validate({"kind": "mqtt"}).model_dump(mode="json"),
+        )  # fmt: skip
+        alert = Alert(
+            **of_fleet, rule_id="", rule="alpha-rule", metric="offline", severity="info", subject="device/alpha-device",
+            device_id="alpha-device", state="firing", since=utc_now(),
+        )  # fmt: skip
+        silence = AlertSilence(**of_fleet, rule="x", ends_at=utc_now() + dt.timedelta(days=1), comment="alpha",
+                               created_by="alpha-user")  # fmt: skip
+        session.add_all([alert_rule, alert_route, alert, silence])
         session.add_all([rollout, run, asked, identity, letter])
         session.flush()
         rule = SamplingRule(
@@ -161,6 +183,17 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
         )  # fmt: skip
         session.add(samples)
         session.flush()
+        command = DeviceCommand(
+            **of_fleet, device_id="alpha-device", kind="logs", arguments={}, state="succeeded", created_by="alpha-user",
+            deadline_at=utc_now(),
+        )  # fmt: skip
+        session.add(command)
+        session.flush()
+        session.add(
+            CommandLogLine(
+                command_id=command.id, sequence=1, at=0.0, level="INFO", source="agent", logger="agent", text="alpha"
+            )
+        )
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
             Deployment(
@@ -173,7 +206,8 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
             "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
             "webhook_id": webhook_id, "delivery_id": letter.id,
-            "sample_request_id": wanted_samples.id, "set_id": samples.id,
+            "alert_rule": "alpha-rule", "alert_route": "alpha-route", "alert_id": alert.id, "silence_id": silence.id,
+            "command_id": command.id, "sample_request_id": wanted_samples.id, "set_id": samples.id,
             "enrolment_id": asked.id, "enrolment_token_id": enrolment_token_id,
         }  # fmt: skip
 
@@ -242,6 +276,15 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"model": "own", "devices": ["alpha-device"]}, 404),
             ({"model": "own", "query": "id==alpha-*"}, 422),
         ],
+        "acknowledge_alert": [({}, 404)],
+        "change_alert_rule": [({"enabled": True}, 404)],
+        "change_alert_route": [({"enabled": True}, 404)],
+        "create_alert_silence": [({"query": "site==alpha", "ends_at": "2999-01-01T00:00:00Z", "comment": "x"}, 422)],
+        "command_device": [({"kind": "facts"}, 404)],
+        "command_devices": [
+            ({"kind": "facts", "devices": ["alpha-device"]}, 404),
+            ({"kind": "facts", "query": "id==alpha-*"}, 422),
+        ],
         "change_webhook": [({"active": True}, 404)],
         "rotate_webhook_secret": [({}, 404)],
         "create_server_certificate": [({"csr": "", "names": ["broker"]}, 403)],
@@ -262,7 +305,7 @@ def documented(operation: str, status: int) -> list[str]:
 # Name nothing that is there already, or nothing that is secret.
 OWN = {"login", "logout", "show_me", "create_profile", "upload", "create_enrolment_token", "create_enrolment"}
 OWN |= {"rollout_schema", "processing_schema"}  # the same for all
-OWN |= {"create_webhook"}
+OWN |= {"create_webhook", "create_alert_rule", "create_alert_route"}
 OWN |= {"show_login", "show_authority", "show_revocations"}
 OWN |= {"show_trust", "trust_metadata", "add_signatures", "make_key"}  # a repository a fleet: tested by its root below
 OWN |= {"fetch_artifact"}  # by a ticket for one content: tests/integration/test_downloads.py

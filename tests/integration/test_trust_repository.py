@@ -22,7 +22,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.errors import ConflictError, InvalidError
 from fleet_server.models import AuditEvent, Fleet
-from fleet_server.models.access import DEFAULT_FLEET as FLEET
+from fleet_server.principals import DEFAULT_FLEET as FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import metadata as tuf
 from fleet_server.trust import repository, roots, service

@@ -25,7 +25,7 @@ from fleet_server import events
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.models import Rollout, Webhook, WebhookDelivery
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.webhooks import schedule, sending
 from tests import rest
 from tests.databases import make_empty

@@ -43,6 +43,8 @@ def test_who_reads_needs_no_more_than_a_viewer_and_who_changes_needs_more() -> N
         "list_deliveries",
         "show_delivery",
         "download_sample_set",
+        "list_command_lines",
+        "follow_command_log",
     }
     for path, item in document["paths"].items():
         for method, operation in item.items():

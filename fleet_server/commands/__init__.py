@@ -1,0 +1,1 @@
+"""Commands to devices: what somebody asks them to do at once, and what came of it."""
