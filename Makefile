@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries
 
 .PHONY: help
 help: ## list the targets
@@ -122,10 +122,11 @@ bench-footprint: setup ## memory, disk, cold start and idle processor time of an
 bench-swaps: setup ## what clients notice of new versions and of a worker that dies (about 3 min)
 bench-rollouts: setup ## whether rollouts stop what is bad and let good ones through: 2,000 simulated devices
 bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
+bench-queries: setup ## what requests cost at the database with 10,000 and 100,000 devices, with every plan (.bench; half an hour)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 
 .PHONY: clean
 clean: ## remove what the demo and the tools leave; the environment stays
-	rm -rf .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

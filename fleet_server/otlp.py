@@ -97,12 +97,15 @@ class SpanExporter:
         address: of the collector, for traces; None where OpenTelemetry's variables name it.
         service: who makes the spans that name no other.
         instance: which of them.
+        timeout_s: how long the collector may take for what is sent at once; None: as OpenTelemetry's variables say.
 
     Raises:
         UnavailableError: when OpenTelemetry's libraries are not installed.
     """
 
-    def __init__(self, address: str | None, service: str, instance: str = "") -> None:
+    def __init__(
+        self, address: str | None, service: str, instance: str = "", *, timeout_s: float | None = None
+    ) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.trace import TracerProvider
@@ -111,7 +114,7 @@ class SpanExporter:
             raise missing(error) from None
         self._service, self._own = service, resource_of(service, instance)
         self._sampler = TracerProvider(shutdown_on_exit=False).sampler
-        self._processor = BatchSpanProcessor(OTLPSpanExporter(address), max_queue_size=QUEUE)
+        self._processor = BatchSpanProcessor(OTLPSpanExporter(address, timeout=timeout_s), max_queue_size=QUEUE)
 
     def sampled(self, parent: TraceParent | None, trace_id: str, name: str) -> bool:
         """Whether a span is recorded: as the one around it is, else as OTEL_TRACES_SAMPLER has it."""

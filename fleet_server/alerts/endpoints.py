@@ -67,9 +67,16 @@ def list_alerts(
         (Alert.rollout_id, rollout),
     )
     rows = repository.alerts_page(
-        session, fleet_id, paging, equal=equal, subject=subject, acknowledged=acknowledged, silenced=silenced
+        session,
+        fleet_id,
+        paging,
+        equal=equal,
+        subject=subject,
+        acknowledged=acknowledged,
+        silenced=silenced,
+        now=utc_now(),
     )
-    return page(rows, paging, service.alert_view)
+    return page(rows, paging, lambda row: service.alert_view(row[0], silenced=bool(row[1])))
 
 
 @router.get("/alert-counts", summary="Count open alerts")
@@ -81,7 +88,7 @@ def count_alerts(session: ReadSession, fleet_id: FleetId) -> AlertCounts:
 @router.get("/alerts/{alert_id}", summary="Show an alert", responses=problems("alert_not_found"))
 def show_alert(session: ReadSession, fleet_id: FleetId, alert_id: AlertId) -> AlertView:
     """One alert."""
-    return service.alert_view(service.get_alert(session, fleet_id, alert_id))
+    return service.alert_detail(session, service.get_alert(session, fleet_id, alert_id))
 
 
 @router.post(
@@ -99,8 +106,8 @@ def acknowledge_alert(
 ) -> AlertView:
     """Somebody looks after it: routes are not told again that it fires, only that it resolved."""
     row = service.get_alert(session, fleet_id, alert_id)
-    unchanged.check(session, row, lambda: service.alert_view(row))
-    return service.alert_view(service.acknowledge(session, row, wanted.comment, actor=actor))
+    unchanged.check(session, row, lambda: service.alert_detail(session, row))
+    return service.alert_detail(session, service.acknowledge(session, row, wanted.comment, actor=actor))
 
 
 @router.get("/alert-rules", summary="List alert rules")
@@ -154,7 +161,7 @@ def change_alert_rule(
 def delete_alert_rule(
     session: WriteSession, fleet_id: FleetId, actor: Actor, unchanged: IfMatch, alert_rule: RuleName
 ) -> None:
-    """Its alerts resolve, and nobody is told; they stay in the list. One that came with Shoal does not come again."""
+    """Its alerts resolve, and stay in the list. One that came with Shoal does not come again."""
     row = service.get_rule(session, fleet_id, alert_rule)
     unchanged.check(session, row, lambda: service.rule_detail(session, row))
     service.delete_rule(session, row, actor=actor)

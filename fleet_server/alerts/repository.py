@@ -6,14 +6,13 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, delete, false, func, insert, or_, select, true, update
 from sqlalchemy.orm import Session
 
 from fleet_server.alerts.subjects import Subject
 from fleet_server.db import pieces
 from fleet_server.devices.selection import condition, read_query
 from fleet_server.domain.alerting import AlertState, Standing
-from fleet_server.events import wants
 from fleet_server.models import Alert, AlertGroup, AlertMail, AlertRoute, AlertRule, AlertSilence, Device, Fleet
 from fleet_server.paging import PageRequest, Rows, TableList, matches
 
@@ -107,9 +106,11 @@ def alerts_page(
     subject: str | None,
     acknowledged: bool | None,
     silenced: bool | None,
-) -> Rows[Alert]:
-    """A page of alerts; of `equal` every column that has a value must have it."""
-    query = select(Alert).where(Alert.fleet_id == fleet_id)
+    now: dt.datetime,
+) -> Rows[tuple[Alert, bool]]:
+    """A page of alerts, with whether each is silenced; of `equal` every column that has a value must have it."""
+    quiet = silenced_now(session, fleet_id, now)
+    query = select(Alert, quiet.label("silenced")).where(Alert.fleet_id == fleet_id)
     for column, value in equal:
         if value is not None:
             query = query.where(column == value)
@@ -118,20 +119,22 @@ def alerts_page(
     if acknowledged is not None:
         query = query.where(Alert.acknowledged_at.is_not(None) if acknowledged else Alert.acknowledged_at.is_(None))
     if silenced is not None:
-        quiet = and_(Alert.state == FIRING, Alert.heard_at.is_(None))
         query = query.where(quiet if silenced else ~quiet)
-    return ALERTS.scalars(session, query, request)
+    return ALERTS.rows(session, query, request)
 
 
-def counts(session: Session, fleet_id: str) -> Sequence[tuple[str, str, bool, bool, int]]:
+def is_silenced(session: Session, found: Alert, now: dt.datetime) -> bool:
+    """Whether a silence matches an alert."""
+    return bool(session.scalar(select(silenced_now(session, found.fleet_id, now)).where(Alert.id == found.id)))
+
+
+def counts(session: Session, fleet_id: str, now: dt.datetime) -> Sequence[tuple[str, str, bool, bool, int]]:
     """Open alerts: state, severity, whether acknowledged, whether silenced, and how many are so."""
-    acknowledged, silenced = Alert.acknowledged_at.is_not(None), Alert.heard_at.is_(None)
-    keys = (Alert.state, Alert.severity, acknowledged, silenced)
-    query = select(*keys, func.count()).where(Alert.fleet_id == fleet_id, Alert.state.in_(OPEN)).group_by(*keys)
-    return [
-        (state, severity, bool(known), bool(quiet) and state == FIRING, number)
-        for state, severity, known, quiet, number in session.execute(query)
-    ]
+    quiet = silenced_now(session, fleet_id, now).label("silenced")
+    columns = (Alert.state, Alert.severity, Alert.acknowledged_at.is_not(None).label("acknowledged"), quiet)
+    found = select(*columns).where(Alert.fleet_id == fleet_id, Alert.state.in_(OPEN)).subquery()
+    query = select(*found.c, func.count()).group_by(*found.c)
+    return [(row[0], row[1], bool(row[2]), bool(row[3]), row[4]) for row in session.execute(query)]
 
 
 def open_alerts(session: Session, rule_id: str) -> list[OpenAlert]:
@@ -214,16 +217,17 @@ def silences_page(
     return SILENCES.scalars(session, query, request)
 
 
-def silenced(session: Session, fleet_id: str, rule: str, now: dt.datetime) -> ColumnElement[bool] | None:
-    """What must hold of an alert of a rule that nobody is told of; None where there is no silence for it."""
+def silenced_now(session: Session, fleet_id: str, now: dt.datetime) -> ColumnElement[bool]:
+    """What holds of an alert of a fleet that nobody is to be told of."""
     row = AlertSilence
     query = select(row).where(row.fleet_id == fleet_id, row.ends_at > now, row.starts_at <= now)
-    found = [one for one in session.scalars(query) if one.rule is None or wants([one.rule], rule)]
-    return or_(*(_matched(one) for one in found)) if found else None
+    return or_(false(), *(_matched(one) for one in session.scalars(query)))
 
 
 def _matched(one: AlertSilence) -> ColumnElement[bool]:
     parts: list[ColumnElement[bool]] = [true()]
+    if one.rule is not None:
+        parts.append(matches(Alert.rule, one.rule))
     if one.subject is not None:
         parts.append(matches(Alert.subject, one.subject))
     if one.query is not None:
@@ -235,9 +239,8 @@ def _matched(one: AlertSilence) -> ColumnElement[bool]:
 
 
 def _unheard(session: Session, rule: AlertRule, now: dt.datetime) -> list[ColumnElement[bool]]:
-    quiet = silenced(session, rule.fleet_id, rule.name, now)
-    found = [Alert.rule_id == rule.id, Alert.state == FIRING, Alert.heard_at.is_(None)]
-    return found if quiet is None else [*found, ~quiet]
+    quiet = silenced_now(session, rule.fleet_id, now)
+    return [Alert.rule_id == rule.id, Alert.state == FIRING, Alert.heard_at.is_(None), ~quiet]
 
 
 def hear(session: Session, rule: AlertRule, now: dt.datetime) -> bool:
@@ -291,9 +294,8 @@ def _selected(session: Session, limit: int, *where: ColumnElement[bool]) -> Sele
 
 def loud(session: Session, rule: AlertRule, now: dt.datetime) -> list[ColumnElement[bool]]:
     """What must hold of an alert of a rule that fires and that routes may be told of."""
-    quiet = silenced(session, rule.fleet_id, rule.name, now)
-    found = [Alert.rule_id == rule.id, Alert.state == FIRING, Alert.heard_at.is_not(None)]
-    return found if quiet is None else [*found, ~quiet]
+    quiet = silenced_now(session, rule.fleet_id, now)
+    return [Alert.rule_id == rule.id, Alert.state == FIRING, Alert.heard_at.is_not(None), ~quiet]
 
 
 def news(

@@ -147,7 +147,7 @@ class RuleView(Response):
 class AlertView(Response):
     """A rule that holds, or held, for one subject."""
 
-    observed = frozenset({"clearing_since", "value", "detail"})
+    observed = frozenset({"clearing_since", "value", "detail", "silenced"})
 
     id: str
     rule: str = Field(description="The rule's name.")
@@ -167,7 +167,7 @@ class AlertView(Response):
     )
     resolved_at: dt.datetime | None
     resolution: str = Field(description="Why it resolved; empty before.")
-    silenced: bool = Field(description="It fires, and nobody was told of it: a silence matched it.")
+    silenced: bool = Field(description="A silence matches it: nobody is told of it now.")
     acknowledged_at: dt.datetime | None
     acknowledged_by: str
     comment: str

@@ -28,7 +28,7 @@ from fleet_server.alerts.schemas import (
     SilenceCreate,
     SilenceView,
 )
-from fleet_server.alerts.telling import put
+from fleet_server.alerts.telling import close, put
 from fleet_server.clock import utc_now
 from fleet_server.devices.service import query_condition
 from fleet_server.domain.alerting import KINDS, AlertState
@@ -94,7 +94,7 @@ def change_rule(session: Session, rule: AlertRule, change: RuleUpdate, *, actor:
     rule.spec = spec.model_dump(mode="json")
     old = RuleSpec.model_validate(before)
     if any(getattr(spec, name) != getattr(old, name) for name in RESELECTS):
-        repository.close_alerts(session, rule.id, max(utc_now(), rule.clock_at), "its rule was changed")
+        close(session, rule, "its rule was changed")
     elif spec.severity is not old.severity:
         open_ones = repository.open_alerts(session, rule.id)
         repository.change_alerts(session, [{"id": one.id, "severity": spec.severity.value} for one in open_ones])
@@ -105,7 +105,7 @@ def change_rule(session: Session, rule: AlertRule, change: RuleUpdate, *, actor:
 
 def delete_rule(session: Session, rule: AlertRule, *, actor: Who) -> None:
     """Look no more; its open alerts are over, and what came of it stays."""
-    repository.close_alerts(session, rule.id, max(utc_now(), rule.clock_at), "its rule was deleted")
+    close(session, rule, "its rule was deleted", deleted=True)
     _record(session, rule, actor, "alert_rule.delete", f"alert-rule/{rule.name}", before=rule.spec)
     session.delete(rule)
     session.flush()
@@ -157,10 +157,14 @@ def acknowledge(session: Session, found: Alert, comment: str, *, actor: Who) -> 
     return found
 
 
-def alert_view(found: Alert) -> AlertView:
+def alert_detail(session: Session, found: Alert) -> AlertView:
+    """The HTTP shape of an alert, with whether it is silenced."""
+    return alert_view(found, silenced=repository.is_silenced(session, found, utc_now()))
+
+
+def alert_view(found: Alert, *, silenced: bool) -> AlertView:
     """The HTTP shape of an alert."""
     names = AlertView.model_fields.keys() - {"silenced"}
-    silenced = found.state == AlertState.FIRING.value and found.heard_at is None
     return AlertView.model_validate({name: getattr(found, name) for name in names} | {"silenced": silenced})
 
 
@@ -168,7 +172,7 @@ def counts(session: Session, fleet_id: str) -> AlertCounts:
     """Open alerts by state and severity."""
     items = [
         AlertCount.model_validate(dict(zip(AlertCount.model_fields, one, strict=True)))
-        for one in sorted(repository.counts(session, fleet_id))
+        for one in sorted(repository.counts(session, fleet_id, utc_now()))
     ]
     firing = [one for one in items if one.state is AlertState.FIRING]
     return AlertCounts(

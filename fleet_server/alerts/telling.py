@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 from agent.protocol.topics import alerts_topic
 from fleet_server import events, outbox
 from fleet_server.alerts import repository
+from fleet_server.alerts.evaluation import TICK
 from fleet_server.alerts.notices import LISTED, Notice, listed
 from fleet_server.alerts.repository import Selected
 from fleet_server.alerts.schemas import RouteKind, RouteSpec, RuleSpec
+from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.domain.notifying import Told, due, repeats
 from fleet_server.models import AlertGroup, AlertMail, AlertRoute, AlertRule
@@ -74,6 +76,26 @@ def _notices(session: Session, group: AlertGroup, route: AlertRoute, rule: Alert
 
 def _about(notice: Notice, selected: Selected) -> Notice:
     return replace(notice, count=selected.total, alerts=listed(selected.first))
+
+
+def close(session: Session, rule: AlertRule, why: str, *, deleted: bool = False) -> None:
+    """End all alerts of a rule that are open, and tell who may have heard of them: at once where it is to go."""
+    at = max(utc_now(), rule.clock_at + TICK)
+    repository.close_alerts(session, rule.id, at, why)
+    session.flush()
+    over = repository.news(session, rule, at, rule.clock_at, at, LISTED)[1]
+    rule.clock_at = at
+    if not over.total:
+        return
+    spec = RuleSpec.model_validate(rule.spec)
+    routes = repository.rows_of(session, AlertRoute, rule.fleet_id)
+    wanting = [one for one in routes if RouteSpec.model_validate(one.spec).wants(rule.name, spec.severity)]
+    if not deleted:
+        repository.note_news(session, rule.id, [one.id for one in wanting], at)
+        return
+    notice = Notice(rule.fleet_id, "resolved", rule.name, spec.severity.value, spec.metric.value, spec.description)
+    for route in wanting:
+        put(session, route, _about(notice, over))
 
 
 def put(session: Session, route: AlertRoute, notice: Notice) -> None:

@@ -23,6 +23,7 @@ from fleet_server.cli.rollouts import audit, rollout
 from fleet_server.cli.samples import sample
 from fleet_server.cli.simulate import simulate
 from fleet_server.cli.telemetry import telemetry
+from fleet_server.cli.top import fleet_top
 from fleet_server.cli.tracing import traced
 from fleet_server.cli.trust import trust
 from fleet_server.cli.webhooks import webhook
@@ -95,6 +96,7 @@ for one in (login, logout, whoami):
 app.command("convert")(convert)
 app.command("worker")(worker)
 app.command("simulate")(simulate)
+app.command("top")(fleet_top)
 
 
 @server.command("run")

@@ -1,4 +1,4 @@
-"""`shoal device top`: one device live, from what it has told the server."""
+"""`shoal device top` and `shoal top`: a device, or the fleet, live, from what devices have told the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from fleet_server.cli.output import Json, Output, OutputOption, client, print_json, rows_table
+from fleet_server.cli.fleet_picture import read_fleet
+from fleet_server.cli.output import Json, Output, OutputOption, QueryOption, client, fail, print_json, rows_table
 from fleet_server.sdk import Client, segment
 
 
@@ -135,3 +136,29 @@ _COLUMNS: list[tuple[str, Any]] = [
     ("p95 ms", lambda row: row["latency_p95_ms"]),
     ("p99 ms", lambda row: row["latency_p99_ms"]),
 ]
+
+
+def fleet_top(
+    context: typer.Context,
+    query: QueryOption = None,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5, max=3600.0)] = 2.0,
+    window: Annotated[float, typer.Option(help="Sum up so many seconds of telemetry.", min=1.0, max=86_400.0)] = 60.0,
+) -> None:
+    """Watch the fleet in the terminal: devices, versions, rollouts.
+
+    It needs `pip install 'shoal[cli-top]'`. Enter shows a device, t those in trouble alone, r looks now, q ends.
+
+    Example: shoal top --query "site==plant7"
+    """
+    try:
+        from fleet_server.cli.top_app import FleetApp
+    except ImportError:
+        raise fail("this needs Textual: pip install 'shoal[cli-top]'; `shoal device top` does without") from None
+    with client(context) as api:
+        read_fleet(api, query=query, window_s=window)  # what is wrong is said before the screen is taken
+        app = FleetApp(
+            lambda: read_fleet(api, query=query, window_s=window),
+            lambda device_id: picture(snapshot(api, device_id, window)),
+            every,
+        )
+        app.run()

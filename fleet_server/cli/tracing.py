@@ -20,6 +20,8 @@ from fleet_server.errors import UnavailableError
 from fleet_server.otlp import SpanExporter, Targets, targets
 
 SERVICE = "shoal-cli"
+TIMEOUT_S = 2.0  # nobody waits longer for a collector that is away
+TIMEOUTS = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
 STAYS = frozenset({"server", "up", "worker", "simulate"})  # commands that run until they are ended
 
 
@@ -37,7 +39,7 @@ def traced(
     around = parse_traceparent(environment.get("TRACEPARENT", ""))
     wanted = targets(None, environment, metrics=False)
     words = command_words(arguments, command()) if wanted.traces else []
-    exporter = None if not words or words[0] in STAYS else _exporter(wanted)
+    exporter = None if not words or words[0] in STAYS else _exporter(wanted, environment)
     if exporter is None:
         with spans.within(around):
             yield
@@ -80,10 +82,11 @@ def command_words(arguments: Sequence[str], command: Any) -> list[str]:
     return words
 
 
-def _exporter(wanted: Targets) -> SpanExporter | None:
+def _exporter(wanted: Targets, environment: Mapping[str, str]) -> SpanExporter | None:
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # a collector that is away is no matter of a command
     try:
-        return SpanExporter(wanted.of("traces"), SERVICE)
+        named = any(name in environment for name in TIMEOUTS)
+        return SpanExporter(wanted.of("traces"), SERVICE, timeout_s=None if named else TIMEOUT_S)
     except UnavailableError as error:
         if sys.stderr.isatty():
             errors.print(error.detail)

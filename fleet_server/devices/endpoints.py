@@ -108,7 +108,7 @@ def create_profile(session: WriteSession, fleet_id: FleetId, actor: Actor, wante
 def show_profile(session: ReadSession, fleet_id: FleetId, name: ProfileName) -> ProfileView:
     """One profile, with how many devices have it."""
     profile = service.get_profile(session, fleet_id, name)
-    return service.profile_view(profile, repository.devices_of_profile(session, profile.id))
+    return service.profile_view(profile, repository.devices_of_profile(session, fleet_id, profile.id))
 
 
 @router.delete(

@@ -66,10 +66,14 @@ def devices_page(
     return DEVICES.rows(session, query, request)
 
 
-def with_profile(session: Session, profile_id: str) -> Sequence[Device]:
-    """Every device that has a profile and was not forgotten, by id."""
-    query = select(Device).where(Device.profile_id == profile_id, Device.forgotten_at.is_(None)).order_by(Device.id)
+def with_profile(session: Session, fleet_id: str, profile_id: str) -> Sequence[Device]:
+    """Every device of a fleet that has a profile and was not forgotten, by id."""
+    query = select(Device).where(*_of_profile(fleet_id, profile_id)).order_by(Device.id)
     return session.scalars(query).all()
+
+
+def _of_profile(fleet_id: str, profile_id: str) -> tuple[ColumnElement[bool], ...]:
+    return Device.fleet_id == fleet_id, Device.profile_id == profile_id, Device.forgotten_at.is_(None)
 
 
 def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = None) -> Sequence[Device]:
@@ -111,8 +115,9 @@ def remove_attributes(session: Session, device_id: str, removed: Iterable[Attrib
 
 def attribute_names(session: Session, fleet_id: str, names: Iterable[str]) -> set[str]:
     """Those of some names that a device of the fleet has a value of."""
-    rows = (DeviceAttribute.fleet_id == fleet_id, DeviceAttribute.name.in_(sorted(names)))
-    return set(session.scalars(select(DeviceAttribute.name).where(*rows).distinct()))
+    query = select(DeviceAttribute.name).where(DeviceAttribute.fleet_id == fleet_id).limit(1)  # not all that have it
+    found = (session.scalar(query.where(DeviceAttribute.name == name)) for name in sorted(set(names)))
+    return {name for name in found if name is not None}
 
 
 def attribute_texts(session: Session, fleet_id: str, name: str) -> set[str]:
@@ -136,10 +141,10 @@ def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Rows
     return PROFILES.scalars(session, select(Profile).where(Profile.fleet_id == fleet_id), request)
 
 
-def devices_of_profile(session: Session, profile_id: str) -> int:
-    """How many devices have a profile."""
+def devices_of_profile(session: Session, fleet_id: str, profile_id: str) -> int:
+    """How many devices of a fleet have a profile."""
     query = select(func.count()).select_from(Device)
-    return session.scalar(query.where(Device.profile_id == profile_id, Device.forgotten_at.is_(None))) or 0
+    return session.scalar(query.where(*_of_profile(fleet_id, profile_id))) or 0
 
 
 def variants_of_profile(session: Session, profile_id: str) -> int:

@@ -344,7 +344,7 @@ def change_delivery(
         before={"delivery": before},
         after={"delivery": after},
     )
-    return profile, repository.with_profile(session, profile.id)
+    return profile, repository.with_profile(session, fleet_id, profile.id)
 
 
 def delete_profile(session: Session, fleet_id: str, name: str, *, actor: Who) -> None:

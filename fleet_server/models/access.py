@@ -80,6 +80,7 @@ class AuditEvent(Base):
     __table_args__ = (
         Index(None, "fleet_id", "id"),
         Index("uq_audit_events_chain", "fleet_id", "sequence", unique=True),
+        Index(None, "fleet_id", "subject", "sequence"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)

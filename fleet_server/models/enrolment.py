@@ -69,7 +69,11 @@ class Enrolment(Base):
     """A device's request for a certificate, and what became of it."""
 
     __tablename__ = "enrolments"
-    __table_args__ = (Index(None, "fleet_id", "state", "id"), Index(None, "device_id", "key_sha256"))
+    __table_args__ = (
+        Index(None, "fleet_id", "state", "id"),
+        Index(None, "fleet_id", "id"),
+        Index(None, "device_id", "key_sha256"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))

@@ -59,9 +59,14 @@ class Deployment(Base):
     __tablename__ = "deployments"
     __table_args__ = (
         UniqueConstraint("rollout_id", "device_id", "revert_of", "attempt"),
-        Index("ix_deployments_rollout_id_phase", "rollout_id", "phase", "stage", "place"),
+        Index(
+            "ix_deployments_rollout_id_phase",
+            *("rollout_id", "phase", "stage", "place"),
+            *("revert_of", "replaced", "is_waiting"),  # so that a rollout is counted without its rows
+        ),
         Index(None, "fleet_id", "id"),
         Index(None, "fleet_id", "phase", "id"),
+        Index(None, "fleet_id", "device_id", "id"),
         Index(None, "device_id", "model_id", "id"),
         Index(
             "ix_deployments_rolled_back",

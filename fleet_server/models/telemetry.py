@@ -14,8 +14,9 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Base
 
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # there only an INTEGER key counts by itself
-_OPEN = text("NOT rolled_up")
-_UNJUDGED = text("NOT judged")
+# As SQLAlchemy writes `~column` there: a partial index serves conditions that say the same in the same words.
+_OPEN, _OPEN_IN_SQLITE = text("NOT rolled_up"), text("rolled_up = 0")
+_UNJUDGED, _UNJUDGED_IN_SQLITE = text("NOT judged"), text("judged = 0")
 
 
 class TelemetryGroup(Base):
@@ -27,7 +28,7 @@ class TelemetryGroup(Base):
 
     __tablename__ = "telemetry_groups"
     __table_args__ = (
-        Index("ix_telemetry_groups_open", "id", postgresql_where=_OPEN, sqlite_where=_OPEN),
+        Index("ix_telemetry_groups_open", "id", postgresql_where=_OPEN, sqlite_where=_OPEN_IN_SQLITE),
         {"sqlite_autoincrement": True},
     )
 
@@ -71,6 +72,7 @@ class TelemetrySeries(Base):
             *("device_id", "deployment_id", "model", "version", "digest", "provider"), name="uq_telemetry_series_of"
         ),
         Index(None, "fleet_id", "model", "version"),
+        Index(None, "fleet_id", "device_id", "model", "version"),
         Index(None, "deployment_id"),
         {"sqlite_autoincrement": True},
     )
@@ -91,7 +93,7 @@ class ModelWindowRow(Base):
     __tablename__ = "model_windows"
     __table_args__ = (
         Index(None, "series_id", "ended_at"),
-        Index("ix_model_windows_to_judge", "series_id", postgresql_where=_UNJUDGED, sqlite_where=_UNJUDGED),
+        Index("ix_model_windows_to_judge", "series_id", postgresql_where=_UNJUDGED, sqlite_where=_UNJUDGED_IN_SQLITE),
     )
 
     group_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -150,7 +152,11 @@ class HostWindowRow(Base):
     """The device itself at the end of a window."""
 
     __tablename__ = "host_windows"
-    __table_args__ = (Index(None, "fleet_id", "device_id", "id"), Index(None, "ended_at"))
+    __table_args__ = (
+        Index(None, "fleet_id", "device_id", "id"),
+        Index(None, "fleet_id", "id"),
+        Index(None, "ended_at"),
+    )
 
     id: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
     fleet_id: Mapped[str]

@@ -131,7 +131,8 @@ def list_rollouts(
 ) -> Page[RolloutView]:
     """Rollouts, newest first."""
     rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model)
-    return page(rows, paging, lambda row: views.rollout_view(session, row))
+    shown = views.rollout_views(session, rows.items)
+    return page(rows, paging, lambda row: shown[row.id])
 
 
 @router.get(

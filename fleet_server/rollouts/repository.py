@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Select, and_, func, select, update
+from sqlalchemy import Select, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.db import pieces
@@ -32,6 +32,7 @@ Row = TypeVar("Row", Deployment, Device, Profile, Rollout, Variant)
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
+_LAST = (Deployment.revert_of == "", Deployment.replaced.is_(False))
 ROLLOUTS = TableList(
     Rollout.id,
     {"created_at": Rollout.id, "name": Rollout.name, "state": Rollout.state},
@@ -107,6 +108,33 @@ def deployments_page(
     return DEPLOYMENTS.rows(session, query, request)
 
 
+class PhaseCount(NamedTuple):
+    """Forward deployments of a rollout that are in one phase, and how many of them stand still on purpose."""
+
+    rollout_id: str
+    phase: str
+    deployments: int
+    waiting: int
+
+
+def counts(session: Session, rollout_ids: Sequence[str]) -> list[PhaseCount]:
+    """How many forward deployments of some rollouts are in each phase."""
+    waiting = func.sum(case((Deployment.is_waiting, 1), else_=0))
+    query = (
+        select(Deployment.rollout_id, Deployment.phase, func.count(), waiting)
+        .where(Deployment.rollout_id.in_(rollout_ids), *_LAST)
+        .group_by(Deployment.rollout_id, Deployment.phase)
+    )
+    return [PhaseCount(*row) for row in session.execute(query)]
+
+
+def with_models(session: Session, rollouts: Sequence[Rollout]) -> dict[str, tuple[Version, Model]]:
+    """Versions and models of rollouts, by the ids of their versions."""
+    query = select(Version, Model).join(Model, Model.id == Version.model_id)
+    rows = session.execute(query.where(Version.id.in_({one.version_id for one in rollouts})))
+    return {row[0].id: (row[0], row[1]) for row in rows}
+
+
 def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:
     """How many of a rollout's forward deployments are in each phase."""
     query = select(Deployment.phase, func.count()).where(*_forward(rollout_id)).group_by(Deployment.phase)
@@ -115,7 +143,7 @@ def phase_counts(session: Session, rollout_id: str) -> dict[str, int]:
 
 def _forward(rollout_id: str) -> tuple[Any, ...]:
     """Of a rollout: what brings the version, the last attempt of each device."""
-    return Deployment.rollout_id == rollout_id, Deployment.revert_of == "", Deployment.replaced.is_(False)
+    return Deployment.rollout_id == rollout_id, *_LAST
 
 
 def _underway(query: Select[*tuple[Any, ...]], rollout_id: str) -> Select[*tuple[Any, ...]]:
@@ -279,7 +307,7 @@ def windows_to_judge(session: Session, rollout_id: str, *, limit: int) -> list[t
         select(TelemetrySeries.deployment_id, ModelWindowRow)
         .join(ModelWindowRow, ModelWindowRow.series_id == TelemetrySeries.id)
         .join(Deployment, Deployment.id == TelemetrySeries.deployment_id)
-        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None), ModelWindowRow.judged.is_(False))
+        .where(*_forward(rollout_id), Deployment.sent_at.is_not(None), ~ModelWindowRow.judged)
         .order_by(ModelWindowRow.ended_at, ModelWindowRow.group_id, ModelWindowRow.number)
         .limit(limit)
     )
@@ -394,14 +422,6 @@ def unsettled_backs(session: Session, rollout_id: str) -> int:
     query = select(func.count()).select_from(Deployment)
     query = query.where(
         Deployment.rollout_id == rollout_id, Deployment.revert_of != "", Deployment.phase.not_in(SETTLED_PHASES)
-    )
-    return session.scalar(query) or 0
-
-
-def waiting_count(session: Session, rollout_id: str) -> int:
-    """How many of a rollout's deployments stand still on purpose."""
-    query = select(func.count()).where(
-        *_forward(rollout_id), Deployment.phase.not_in(SETTLED_PHASES), Deployment.is_waiting.is_(True)
     )
     return session.scalar(query) or 0
 

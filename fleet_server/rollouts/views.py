@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 from sqlalchemy.orm import Session
 
 from fleet_server.devices.delivery import Delivery
@@ -9,7 +12,7 @@ from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
 from fleet_server.models import Model, Rollout, Version
 from fleet_server.rollouts import repository
-from fleet_server.rollouts.repository import SCHEDULED
+from fleet_server.rollouts.repository import SCHEDULED, PhaseCount
 from fleet_server.rollouts.schemas import (
     Approval,
     DeploymentView,
@@ -23,9 +26,21 @@ from fleet_server.schemas import Failure, Waiting
 
 def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
     """The HTTP shape of a rollout."""
-    version = session.get_one(Version, rollout.version_id)
+    return rollout_views(session, [rollout])[rollout.id]
+
+
+def rollout_views(session: Session, rollouts: Sequence[Rollout]) -> dict[str, RolloutView]:
+    """The HTTP shapes of rollouts by their ids, from two queries for all of them."""
+    counts: dict[str, list[PhaseCount]] = defaultdict(list)
+    for found in repository.counts(session, [one.id for one in rollouts]):
+        counts[found.rollout_id].append(found)
+    versions = repository.with_models(session, rollouts)
+    return {one.id: _view(one, *versions[one.version_id], counts[one.id]) for one in rollouts}
+
+
+def _view(rollout: Rollout, version: Version, model: Model, counted: Sequence[PhaseCount]) -> RolloutView:
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    phases = repository.phase_counts(session, rollout.id)
+    phases = {one.phase: one.deployments for one in counted}
     ended = sum(phases.get(phase, 0) for phase in ("failed", "rolled_back"))
     counts = RolloutCounts(
         total=sum(phases.values()),
@@ -33,7 +48,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
         active=phases.get("active", 0),
         failed=ended,
         superseded=phases.get("superseded", 0),
-        waiting=repository.waiting_count(session, rollout.id),
+        waiting=sum(one.waiting for one in counted if one.phase not in repository.SETTLED_PHASES),
         in_progress=sum(phases.values())
         - ended
         - sum(phases.get(phase, 0) for phase in (SCHEDULED, "active", "superseded")),
@@ -41,7 +56,7 @@ def rollout_view(session: Session, rollout: Rollout) -> RolloutView:
     return RolloutView(
         id=rollout.id,
         name=rollout.name,
-        model=session.get_one(Model, version.model_id).name,
+        model=model.name,
         version=version.name,
         state=RolloutState(rollout.state),
         stage=rollout.stage,

@@ -55,7 +55,7 @@ def set_rule(
     row.spec = wanted
     session.flush()
     if before != wanted:
-        queue_all(session, settings, devices.with_profile(session, found_profile.id))
+        queue_all(session, settings, devices.with_profile(session, fleet_id, found_profile.id))
     subject = f"sampling-rule/{model}/{profile}"
     audit.record(
         session, fleet_id=fleet_id, actor=actor, action="sampling.set", subject=subject, before=before, after=wanted
@@ -83,7 +83,7 @@ def remove_rule(
     before, profile_id = row.spec, row.profile_id
     session.delete(row)
     session.flush()
-    queue_all(session, settings, devices.with_profile(session, profile_id))
+    queue_all(session, settings, devices.with_profile(session, row.fleet_id, profile_id))
     subject = f"sampling-rule/{model}/{profile}"
     audit.record(session, fleet_id=row.fleet_id, actor=actor, action="sampling.delete", subject=subject, before=before)
 

@@ -37,7 +37,7 @@ from fleet_server.models import (
 )
 from fleet_server.paging import PageRequest, Rows, TableList
 from fleet_server.telemetry.bulk import BatchName
-from fleet_server.telemetry.totals import HOUR_S, Part, period_of
+from fleet_server.telemetry.totals import DAY_S, HOUR_S, Part, period_of
 
 HOSTS = TableList(
     HostWindowRow.id,
@@ -49,6 +49,8 @@ HOSTS = TableList(
 DEPLOYMENTS = 5000
 LATE = dt.timedelta(minutes=5)  # by how much a device's clock may be ahead
 SEEN_EVERY = dt.timedelta(seconds=2)
+_DAY = dt.timedelta(seconds=DAY_S)
+_BEGINNING = dt.datetime.min.replace(tzinfo=dt.UTC) + _DAY
 
 
 class SeriesKey(NamedTuple):
@@ -206,6 +208,11 @@ def _whole(fleet_id: str, wanted: WindowFilter, edges: Sequence[dt.datetime]) ->
     rollups = select(row.series_id, row.started_at, row.ended_at, *columns).where(
         row.series_id.in_(_series(fleet_id, wanted)), *_ended(row.ended_at, wanted)
     )
+    # A roll-up's last window ended within its period, and periods are in the index of roll-ups.
+    first = wanted.since - _DAY if wanted.since is not None and wanted.since > _BEGINNING else None
+    periods = replace(wanted, since=first)
+    if wanted.since is not None or wanted.until is not None:
+        rollups = rollups.where(row.step_s.in_((HOUR_S, DAY_S)), *_ended(row.period_at, periods))
     selects = [_windows(fleet_id, wanted).where(ModelWindowRow.group_id.in_(_open_groups()))]
     if edges:
         rollups = rollups.where(or_(row.step_s != HOUR_S, row.period_at.not_in(edges)))

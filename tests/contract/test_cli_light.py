@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("sqlalchemy", "alembic", "fastapi", "torch", "onnx", "onnxruntime", "numpy", "dask", "paho")
+HEAVY = ("sqlalchemy", "alembic", "fastapi", "torch", "onnx", "onnxruntime", "numpy", "dask", "paho", "textual")
 CODE = "import sys, fleet_server.cli.main; print(*[name for name in sys.argv[1:] if name in sys.modules])"
 
 

@@ -31,6 +31,15 @@ from agent.processing.image import ImageError, to_row
 from agent.protocol import processing_rules
 from agent.protocol.bundle import read_index, read_order
 from agent.protocol.codec import Message, decode, encode
+from agent.protocol.commands import (
+    Command,
+    CommandAnswer,
+    CommandArguments,
+    CommandPhase,
+    CommandResult,
+    LogLine,
+    ModelBenchmark,
+)
 from agent.protocol.delta import ADD, COPY, DELTA, LITERAL, SPARSE
 from agent.protocol.errors import WireError
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, RuntimeFacts
@@ -477,6 +486,11 @@ TARGETS: dict[str, Target] = {
     "need": _message(Need(D, "one", (ChunkRange(0, 3), ChunkRange(5, 9)), 32)),
     "telemetry": _message(_BATCH),
     "telemetry-ack": _message(TelemetryAck("spool", (1, 2))),
+    "command": _message(Command("c", "logs", 60.0, 1e9, CommandArguments(5, True, "ERROR", ("m",), 2.0))),
+    "command-answer": _message(
+        CommandAnswer("c", CommandPhase.RUNNING, lines=(LogLine(1, 1.0, "INFO", "agent", "a", "x"),), dropped=3),
+        CommandAnswer("c", CommandPhase.FAILED, "c", "d", CommandResult(("m",), 1.0, (ModelBenchmark("m", "1"),))),
+    ),
     "topic": Target(_topic, (repair_topic("camera-01", D, 3).encode(), b"shoal/v1/12/d/camera-01/need")),
     "infer": Target(_infer, (b"\xff" + _HEADER, bytes([len(_BINARY)]) + _BINARY + _RAW)),
     "http": Target(_http, _ASKED),

@@ -85,9 +85,13 @@ def test_a_fleet_has_so_many_rules_and_routes(api: TestClient, monkeypatch: pyte
 
 def test_alerts_are_found_counted_and_acknowledged(api: TestClient, database: Database) -> None:
     one = alert(database, "device/cam-1", device_id="cam-1")
-    alert(database, "device/cam-2/model/yolo", device_id="cam-2", model="yolo", severity="critical", heard_at=None)
+    alert(database, "device/cam-2/model/yolo", device_id="cam-2", model="yolo", severity="critical")
     alert(database, "rollout/7", rollout_id="7", state="pending")
     over = alert(database, "device/cam-3", device_id="cam-3", state="resolved", resolved_at=utc_now())
+
+    ends = (utc_now() + dt.timedelta(hours=1)).isoformat()
+    quiet = {"rule": "r*", "subject": "device/cam-2*", "ends_at": ends, "comment": "works"}
+    assert api.post("/alert-silences", json=quiet).status_code == 201
 
     def found(**parameters: str) -> list[str]:
         items = api.get("/alerts", params={"sort": "since", **parameters}).json()["items"]

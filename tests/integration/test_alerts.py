@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
 from sqlalchemy.orm import Session
 
 from agent.protocol.histogram import bucket_of
@@ -38,6 +40,7 @@ from fleet_server.models import (
     DeviceIdentity,
     Fleet,
     HostWindowRow,
+    Lease,
     Model,
     ModelWindowRow,
     OutboxMessage,
@@ -64,7 +67,7 @@ class Clockwork:
 
     def __init__(self, database: Database, *, shipped: bool = False) -> None:
         self.database = database
-        self.now = utc_now()
+        self.now = utc_now() + dt.timedelta(days=1)  # ahead of what the server stamps by the real clock
         self.keeper = AlertKeeper(database, SETTINGS)
         if not shipped:
             with database.write() as session:
@@ -565,11 +568,58 @@ def test_of_two_servers_one_looks(works: Clockwork) -> None:
     assert works.states() == {"device/a": "firing"}
 
 
+class ServerDiedError(BaseException):
+    """It handles no more exceptions either."""
+
+
+@pytest.mark.parametrize("moment", ["before_commit", "after_commit"])
+def test_a_server_that_dies_at_any_commit_loses_nothing_and_says_nothing_twice(works: Clockwork, moment: str) -> None:
+    works.route(wait_s=0, interval_s=0)
+    works.devices("a")
+    works.rule(metric="offline", for_s=10)
+    for number in range(1, 40):
+        died = False
+        for online in (False, True):
+            works.change("a", online=online, last_seen_at=works.now + dt.timedelta(seconds=100))
+            with dying(number, moment) as left, contextlib.suppress(ServerDiedError):
+                for _ in range(3):
+                    works.tick(11)
+            died |= left[0] <= 0
+            with works.database.write() as session:
+                session.query(Lease).delete()  # that of who died runs out
+            works.keeper = AlertKeeper(works.database, SETTINGS)
+            for _ in range(3):
+                works.tick(11)
+        assert [one[0] for one in works.told()] == ["firing", "resolved"] * number, f"at commit {number}"
+        if not died:
+            break
+    assert number > 4
+    assert {one.state for one in works.alerts()} == {"resolved"}
+
+
+@contextmanager
+def dying(number: int, moment: str) -> Iterator[list[int]]:
+    """The server dies at a commit; yields how many are left until then."""
+    left = [number]
+
+    def count(_: Session) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise ServerDiedError
+
+    event.listen(Session, moment, count)
+    try:
+        yield left
+    finally:
+        event.remove(Session, moment, count)
+
+
 # -- rules that change
 
 
 def test_a_rule_that_is_disabled_or_means_others_is_over(works: Clockwork) -> None:
     works.devices("a", "b", online=False, seen=100)
+    works.route(wait_s=0, interval_s=0)
     works.rule(metric="offline", query="id==a")
     works.tick()
 
@@ -581,13 +631,21 @@ def test_a_rule_that_is_disabled_or_means_others_is_over(works: Clockwork) -> No
 
     change(query="id==b")
     assert works.states() == {"device/a": "resolved", "device/b": "firing"}
+    assert works.told() == [("firing", 1, False), ("firing", 1, False), ("resolved", 1, False)]
     change(severity="critical")
     assert [one.severity for one in works.alerts("firing")] == ["critical"]
     change(enabled=False)
     assert set(works.states().values()) == {"resolved"}
     assert works.alerts()[-1].resolution == "its rule was disabled"
+    assert works.told()[3:] == [("resolved", 1, False)]
     with pytest.raises(InvalidError, match="threshold"):
         change(threshold=3)
+    change(enabled=True)
+    assert works.told()[4:] == [("firing", 1, False)]
+    with works.database.write() as session:
+        service.delete_rule(session, service.get_rule(session, DEFAULT_FLEET, "r"), actor="test")
+    assert works.told()[5:] == [("resolved", 1, False)]
+    assert works.alerts("firing") == []
 
 
 # -- plans

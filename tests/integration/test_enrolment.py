@@ -101,7 +101,7 @@ def test_a_registered_key_enrols_by_itself_and_no_other(server: SecureServer) ->
     assert server.ask("reg-2", new_key(), token(server))["state"] == "issued"
 
 
-@pytest.mark.parametrize("name", ["shoal-server", "Shoal-Server-2"])
+@pytest.mark.parametrize("name", ["shoal-server", "Shoal-Server-2", "shoal-alerts", "Shoal-Alerts-2"])
 def test_the_server_s_own_names_are_refused(server: SecureServer, name: str) -> None:
     assert server.ask(name, new_key(), token(server), 422)["code"] == "reserved_device_id"
 

@@ -22,7 +22,7 @@ from fleet_server.metrics import figures
 from fleet_server.metrics.figures import FigureCollector, Figures
 from fleet_server.metrics.repository import Census, census
 from fleet_server.models import Deployment, Device, OutboxMessage, Rollout
-from fleet_server.models.access import DEFAULT_FLEET
+from fleet_server.principals import DEFAULT_FLEET
 from tests import promtool
 from tests.rest import TOKEN, caller, fill, serving
 

@@ -148,7 +148,7 @@ def codes_of(operation: dict[str, Any]) -> set[str]:
 NOT_ANSWERED = {
     *("state_dir", "broker", "mosquitto_missing", "broker_port_taken", "bad_broker_url", "ca", "ca_unusable"),
     *("ca_mismatch", "many_keys", "bad_pkcs11_uri", "bad_pkcs11_key", "bad_key", "bad_key_folder"),
-    *("device_locked_out",),
+    *("device_locked_out", "otel_missing"),
 }
 
 

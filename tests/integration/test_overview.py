@@ -31,10 +31,10 @@ from fleet_server.models import (
     Variant,
     Version,
 )
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.overview import repository, service
 from fleet_server.overview.keeper import OverviewKeeper
 from fleet_server.overview.schemas import History, Overview, StepCode, VersionCount
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry.keeper import TelemetryKeeper
 from fleet_server.telemetry.totals import FLEET_S, HOUR_S, period_of

@@ -30,8 +30,8 @@ from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.gateway.publishing import spans_of
 from fleet_server.models import Deployment, Device, Model, Profile, Rollout, Variant, Version
-from fleet_server.models.access import DEFAULT_FLEET
 from fleet_server.outbox import PendingMessage
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import service, tracing
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import Command, CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
@@ -83,7 +84,7 @@ def test_messages_with_a_field_changed(data: st.DataObject) -> None:
         assert len(decode(msgspec.json.encode(original), DesiredState).deployments) <= LIMITS.deployments
 
 
-@pytest.mark.parametrize("kind", [DesiredState, Reported, Presence, Need, Renew, Certificate])
+@pytest.mark.parametrize("kind", [DesiredState, Reported, Presence, Need, Renew, Certificate, Command, CommandAnswer])
 def test_depth_and_size_are_bounded(kind: Any) -> None:
     with pytest.raises(WireError):
         decode(b"[" * 200_000, kind)

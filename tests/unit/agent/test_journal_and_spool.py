@@ -46,7 +46,8 @@ from agent.update.journal import Journal
 from agent.update.updater import Record
 from tests.unit.agent.test_store_and_download import manifest
 journal = Journal(Path({str(tmp_path / "journal.db")!r}))
-one = Record("one", manifest(b"1"), 1.0, 2.0)
+one = Record("one", manifest(b"1"), 1.0, 2.0, traceparent="of a span")
+one.mark("pending", 5.0)
 two = Record("two", manifest(b"2"), 1.0, 2.0, received_bytes=77)
 journal.save({{"one": one, "two": two}})
 one.phase = Phase.ACTIVE
@@ -58,6 +59,9 @@ journal.keep_number("revision", 41)
     records = journal.load()
     assert list(records) == ["one", "two"]
     assert records["one"].phase is Phase.ACTIVE
+    assert records["one"].marks == (("pending", 5.0),)
+    records["two"].mark("pending", 6.0)
+    assert records["two"].marks == (), "nobody traces it"
     assert records["two"] == Record("two", manifest(b"2"), 1.0, 2.0, received_bytes=77)
     assert journal.number("revision", 0) == 41
     journal.forget(["one"])
