@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, literal, select, true, union_all
+from sqlalchemy import ColumnElement, ScalarSelect, Select, func, literal, select, true, union_all
 from sqlalchemy.orm import Session
 
 from fleet_server.db import pieces
@@ -37,6 +37,13 @@ class OfVersion(NamedTuple):
     devices: ColumnElement[bool] | None = None  # a condition over `devices`
 
 
+class Extent(NamedTuple):
+    """When the first and the last of some windows ended."""
+
+    first: Time
+    last: Time
+
+
 def series_of(session: Session, wanted: OfVersion, most: int) -> dict[int, str]:
     """The devices of series, by the series' ids: the newest so many."""
     series = TelemetrySeries
@@ -49,24 +56,29 @@ def series_of(session: Session, wanted: OfVersion, most: int) -> dict[int, str]:
     return {row[0]: row[1] for row in session.execute(query.order_by(series.id.desc()).limit(most))}
 
 
-def first_windows(
-    session: Session, series_ids: Collection[int], since: Time | None, until: Time
-) -> dict[int, Time]:  # fmt: skip
-    """When the first window of each series ended, of those from `since` to `until`; series without one are left out."""
-    found: dict[int, Time] = {}
+def extents(session: Session, series_ids: Collection[int], since: Time | None, until: Time) -> dict[int, Extent]:
+    """When the first and the last window of each series ended, from `since` to `until`; others are left out."""
+    found: dict[int, Extent] = {}
     for piece in pieces(sorted(series_ids)):
-        rows = session.execute(first_windows_query(piece, since, until))
-        found |= {row[0]: row[1] for row in rows if row[1] is not None}
+        rows = session.execute(extents_query(piece, since, until))
+        found |= {row[0]: Extent(row[1], row[2]) for row in rows if row[1] is not None and row[2] is not None}
     return found
 
 
-def first_windows_query(series_ids: Sequence[int], since: Time | None, until: Time) -> Select[int, Time | None]:
-    """Ids of series, and when the first window of each ended."""
+def extents_query(
+    series_ids: Sequence[int], since: Time | None, until: Time
+) -> Select[int, Time | None, Time | None]:  # fmt: skip
+    """Ids of series, and when the first and the last window of each ended."""
     series, window = TelemetrySeries, ModelWindowRow
-    first = select(func.min(window.ended_at)).where(window.series_id == series.id, window.ended_at < until)
-    if since is not None:
-        first = first.where(window.ended_at >= since)
-    return select(series.id, first.correlate(series).scalar_subquery()).where(series.id.in_(series_ids))
+
+    def end(which: ColumnElement[Any]) -> ScalarSelect[Any]:
+        query = select(which).where(window.series_id == series.id, window.ended_at < until)
+        if since is not None:
+            query = query.where(window.ended_at >= since)
+        return query.correlate(series).scalar_subquery()
+
+    ends = end(func.min(window.ended_at)), end(func.max(window.ended_at))
+    return select(series.id, *ends).where(series.id.in_(series_ids))
 
 
 def some_windows_query(series_ids: Sequence[int], spans: Sequence[tuple[Time, Time]]) -> Select[int, int, bytes | None]:

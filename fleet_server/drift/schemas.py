@@ -26,7 +26,9 @@ class DriftFigure(Response):
     metric: Metric
     measure: Literal["psi", "ks"]
     value: float | None = Field(description="Null where one of both sides says too little of it.")
-    threshold: float | None = Field(description="Of the fleet's alert rule that fires first; null where it has none.")
+    threshold: float | None = Field(
+        description="Of the fleet's alert rule for all devices that fires first; null: it has none."
+    )
     rule: str | None = Field(description="That rule's name.")
 
 
@@ -93,7 +95,7 @@ class DriftRow(Response):
     input_drift: float | None
     output_drift: float | None
     confidence_shift: float | None
-    over: bool = Field(description="Whether a figure is beyond the threshold of one of the fleet's alert rules.")
+    over: bool = Field(description="Whether a figure is beyond the threshold of an alert rule for all devices.")
     requests: int = Field(description="Of the windows that were read.")
     since: dt.datetime = Field(description="Windows that ended from then")
     at: dt.datetime = Field(description="to then: when it was looked at.")

@@ -7,6 +7,7 @@ sides are of the same devices, so that a device that is off is not taken for dri
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -21,7 +22,7 @@ from fleet_server.domain.alerting import KINDS, Metric
 from fleet_server.domain.distributions import INPUT, OUTPUT, Bin, Name
 from fleet_server.domain.evidence import Sample
 from fleet_server.drift import repository
-from fleet_server.drift.repository import OfVersion
+from fleet_server.drift.repository import Extent, OfVersion
 from fleet_server.drift.schemas import (
     DriftBin,
     DriftDistribution,
@@ -109,27 +110,30 @@ def compare(
     if begin >= end:
         raise _invalid("since", "it must be before until")
     of = repository.series_of(session, wanted, SERIES)
-    active = repository.first_windows(session, of, begin, end)
+    active = repository.extents(session, of, begin, end)
     drawn = set(_spread(sorted({of[one] for one in active or of}), DEVICES))
     mine = {one: device for one, device in of.items() if device in drawn}
     looked_at = Side(since=begin, until=end)
-    _read(session, looked_at, {one: device for one, device in mine.items() if one in active}, begin, end)
+    _read(session, looked_at, mine, {one: extent for one, extent in active.items() if one in mine})
     reference = _kept(session, mine) or _first(session, mine, begin, end - begin) or Side()
     return _view(wanted, labels, looked_at, reference, thresholds(session, wanted.fleet_id, wanted.model))
 
 
 def thresholds(session: Session, fleet_id: str, model: str | None = None) -> dict[Metric, tuple[float, str]]:
-    """Of each metric of drift the lowest threshold among the fleet's alert rules that are on, and that rule's name.
+    """Of each metric of drift the lowest threshold among the fleet's alert rules, and that rule's name.
+
+    Those that are off, of some devices alone, or of another model alone don't count.
 
     Args:
         session: to read with.
         fleet_id: whose.
-        model: rules that are of another model alone don't count; None: only rules that are of all.
+        model: None: only rules that are of all count.
     """
     found: dict[Metric, tuple[float, str]] = {}
     for rule in repository.rules(session, fleet_id):
         spec = RuleSpec.model_validate(rule.spec)
-        if spec.metric not in METRICS or not spec.enabled or spec.low or spec.model not in {None, model}:
+        for_all = spec.enabled and not spec.low and spec.query is None and spec.model in {None, model}
+        if spec.metric not in METRICS or not for_all:
             continue
         if spec.threshold is not None and spec.threshold < found.get(spec.metric, (float("inf"), ""))[0]:
             found[spec.metric] = spec.threshold, rule.name
@@ -144,15 +148,18 @@ def row(drift: ModelDrift, bounds: Mapping[Metric, tuple[float, str]]) -> DriftR
     return DriftRow.model_validate({name: getattr(drift, name) for name in names} | {"over": over})
 
 
-def _read(session: Session, side: Side, of: Mapping[int, str], begin: Time, end: Time) -> None:
-    """Add windows that are spread evenly over a time, about as many of each series."""
-    if not of:
+def _read(session: Session, side: Side, of: Mapping[int, str], extents: Mapping[int, Extent]) -> None:
+    """Add windows of series, spread evenly over the time in which they have any, about as many of each."""
+    if not extents:
         return
-    chosen = _spread(sorted(of), WINDOWS)
+    chosen = _spread(sorted(extents), WINDOWS)
     count = min(max(WINDOWS // len(chosen), 1), MOST_WINDOWS)
-    step = (end - begin) / count
-    spans = [(begin + step * one, end if one == count - 1 else begin + step * (one + 1)) for one in range(count)]
-    for series_id, requests, signals in session.execute(repository.some_windows_query(chosen, spans)):
+    begin = min(extents[one].first for one in chosen)
+    end = max(extents[one].last for one in chosen) + dt.timedelta(microseconds=1)
+    edges = [begin + (end - begin) * one / count for one in range(count)] + [end]
+    for series_id, requests, signals in session.execute(
+        repository.some_windows_query(chosen, list(itertools.pairwise(edges)))
+    ):
         side.add(of[series_id], requests, shapes(unpack_signals(signals)))
 
 
@@ -168,14 +175,14 @@ def _kept(session: Session, of: Mapping[int, str]) -> Side | None:
 
 def _first(session: Session, of: Mapping[int, str], before: Time, length: dt.timedelta) -> Side | None:
     """The first windows that there are, over so long a time, as long as they are not those that are looked at."""
-    times = repository.first_windows(session, of, None, before)
-    if not times:
+    known = repository.extents(session, of, None, before)
+    if not known:
         return None
-    since = min(times.values())
-    side = Side(Source.FIRST_WINDOWS, since, min(since + min(length, before - since), before))
-    assert side.until is not None
-    _read(session, side, {one: of[one] for one, at in times.items() if at < side.until}, since, side.until)
-    return side if side.devices else None
+    since = min(one.first for one in known.values())
+    until = since + min(length, before - since)
+    side = Side(Source.FIRST_WINDOWS, since, until)
+    _read(session, side, of, repository.extents(session, known, since, until))
+    return side
 
 
 def _view(

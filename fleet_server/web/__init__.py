@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from fleet_server.web import live
 from fleet_server.web.api import ApiError, segment
 from fleet_server.web.cookies import CookieSessions
-from fleet_server.web.pages import access, audit, devices, models, rollouts, sign_in
+from fleet_server.web.pages import access, audit, devices, drift, models, rollouts, sign_in
 from fleet_server.web.templating import render
 
 STATIC = Path(__file__).parent / "static"
@@ -29,7 +29,7 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def add_pages(app: FastAPI) -> None:
     """Serve the dashboard, `/docs` and what they need."""
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    for part in (sign_in, devices, models, rollouts, audit, access, live):
+    for part in (sign_in, devices, models, rollouts, drift, audit, access, live):
         app.include_router(part.router)
     app.add_exception_handler(ApiError, _refused)
     app.add_middleware(CookieSessions)

@@ -24,7 +24,7 @@ from fleet_server.devices import service as devices
 from fleet_server.domain.alerting import Metric
 from fleet_server.domain.drift import psi
 from fleet_server.drift import repository, service
-from fleet_server.drift.repository import OfVersion, first_windows_query, some_windows_query
+from fleet_server.drift.repository import OfVersion, extents_query, some_windows_query
 from fleet_server.drift.schemas import DriftDistribution, DriftView, Source
 from fleet_server.errors import InvalidError
 from fleet_server.models import (
@@ -99,6 +99,7 @@ def test_a_version_now_is_beside_what_was_kept_of_it(works: Clockwork) -> None:
     works.rule("inputs", metric="input_drift", threshold=0.3, window_s=120)
     works.rule("stricter", metric="input_drift", threshold=0.2, model="m", window_s=120)
     works.rule("elsewhere", metric="input_drift", threshold=0.1, model="other")
+    works.rule("some", metric="input_drift", threshold=0.1, query="id==a")
     works.rule("off", metric="input_drift", threshold=0.1, enabled=False)
     serve(works, "a", "b")
     works.tick()
@@ -271,8 +272,8 @@ def test_no_question_reads_a_whole_table(database: Database) -> None:
     with database.read() as session:
         wanted = (
             (some_windows_query([1, 2], [(now - HOUR, now), (now, now + HOUR)]), "INDEX"),
-            (first_windows_query([1, 2], None, now), "COVERING INDEX"),
-            (first_windows_query([1, 2], now - HOUR, now), "COVERING INDEX"),
+            (extents_query([1, 2], None, now), "COVERING INDEX"),
+            (extents_query([1, 2], now - HOUR, now), "COVERING INDEX"),
         )
         for query, kind in wanted:
             plan = explained(session, query)
