@@ -96,7 +96,7 @@ def _show(found: Json, *, bins: bool) -> None:
         ("now", found["now"], f"{_minute(found['now']['since'])} to {_minute(found['now']['until'])} UTC"),
         ("reference", found["reference"], SAID[found["reference"]["source"]]),
     ):
-        console.print(f"{name}: {side['requests']} requests of {side['devices']} devices ({said})")
+        console.print(f"{name}: {side['requests']} requests, {side['devices']} devices ({said})")
     console.print(
         rows_table(
             found["figures"],

@@ -47,8 +47,8 @@ def list_drift(
         session, paging, fleet_id, model=model, version=version, device_id=device,
         devices=_condition(session, fleet_id, query),
     )  # fmt: skip
-    known = {one: service.thresholds(session, fleet_id, one) for one in {row.model for row in found.items}}
-    return page(found, paging, lambda one: service.row(one, known[one.model]))
+    thresholds = service.Thresholds(session, fleet_id)
+    return page(found, paging, lambda one: service.row(one, thresholds))
 
 
 @router.get(

@@ -116,32 +116,37 @@ def compare(
     looked_at = Side(since=begin, until=end)
     _read(session, looked_at, mine, {one: extent for one, extent in active.items() if one in mine})
     reference = _kept(session, mine) or _first(session, mine, begin, end - begin) or Side()
-    return _view(wanted, labels, looked_at, reference, thresholds(session, wanted.fleet_id, wanted.model))
+    return _view(wanted, labels, looked_at, reference, Thresholds(session, wanted.fleet_id).of(wanted.model))
 
 
-def thresholds(session: Session, fleet_id: str, model: str | None = None) -> dict[Metric, tuple[float, str]]:
-    """Of each metric of drift the lowest threshold among the fleet's alert rules, and that rule's name.
+class Thresholds:
+    """Of each metric of drift the lowest threshold among a fleet's alert rules, and that rule's name.
 
-    Those that are off, of some devices alone, or of another model alone don't count.
-
-    Args:
-        session: to read with.
-        fleet_id: whose.
-        model: None: only rules that are of all count.
+    Rules that are off, or of some devices alone, don't count.
     """
-    found: dict[Metric, tuple[float, str]] = {}
-    for rule in repository.rules(session, fleet_id):
-        spec = RuleSpec.model_validate(rule.spec)
-        for_all = spec.enabled and not spec.low and spec.query is None and spec.model in {None, model}
-        if spec.metric not in METRICS or not for_all:
-            continue
-        if spec.threshold is not None and spec.threshold < found.get(spec.metric, (float("inf"), ""))[0]:
-            found[spec.metric] = spec.threshold, rule.name
-    return found
+
+    def __init__(self, session: Session, fleet_id: str) -> None:
+        specs = [(one.name, RuleSpec.model_validate(one.spec)) for one in repository.rules(session, fleet_id)]
+        self._rules = [
+            (spec.threshold, name, spec)
+            for name, spec in specs
+            if spec.metric in METRICS and spec.enabled and not spec.low and spec.query is None
+            if spec.threshold is not None
+        ]
+
+    def of(self, model: str) -> dict[Metric, tuple[float, str]]:
+        """Those of a model."""
+        found: dict[Metric, tuple[float, str]] = {}
+        for threshold, name, spec in self._rules:
+            lowest = found.get(spec.metric)
+            if spec.model in {None, model} and (lowest is None or threshold < lowest[0]):
+                found[spec.metric] = threshold, name
+        return found
 
 
-def row(drift: ModelDrift, bounds: Mapping[Metric, tuple[float, str]]) -> DriftRow:
+def row(drift: ModelDrift, thresholds: Thresholds) -> DriftRow:
     """The HTTP shape of what a look said of a model on a device."""
+    bounds = thresholds.of(drift.model)
     values = {metric: getattr(drift, metric.value) for metric in METRICS}
     over = any(value is not None and metric in bounds and value > bounds[metric][0] for metric, value in values.items())
     names = DriftRow.model_fields.keys() - {"over"}

@@ -208,8 +208,8 @@ def test_drift_by_commands(fleet: LocalFleet) -> None:
     ask(5.0, 80)
     shown = here(fleet, "model", "drift", "r@1", "--since", began, "--device", "dev-1", "--bins")
     assert shown.exit_code == 0, shown.stderr
-    assert "reference: 40 requests of 1 devices (the first telemetry that there is)" in shown.stdout
-    assert "now: 40 requests of 1 devices" in shown.stdout
+    assert "reference: 40 requests, 1 devices (the first telemetry that there is)" in shown.stdout
+    assert "now: 40 requests, 1 devices" in shown.stdout
     assert "input x: mean" in shown.stdout
     found = json.loads(here(fleet, "model", "drift", "r@1", "--since", began, "-o", "json").stdout)
     figures = {one["metric"]: one["value"] for one in found["figures"]}

@@ -252,7 +252,7 @@ def test_what_moved_most_is_listed_first_each_model_once(works: Clockwork) -> No
     assert listed(works.database, version="2") == []
     with works.database.read() as session:
         condition = devices.query_condition(session, DEFAULT_FLEET, "id==c", field="query")
-        bounds = service.thresholds(session, DEFAULT_FLEET)
+        bounds = service.Thresholds(session, DEFAULT_FLEET)
     assert {one.device_id for one in listed(works.database, devices=condition)} == {"c"}
     assert [service.row(one, bounds).over for one in found] == [True, False, False, False]
 
