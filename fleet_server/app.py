@@ -37,6 +37,7 @@ from fleet_server.conversions.scheduler import ConversionScheduler
 from fleet_server.db import Database
 from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.devices import endpoints as devices
+from fleet_server.drift import endpoints as drift
 from fleet_server.enrolment import endpoints as enrolment
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import UnavailableError
@@ -139,7 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.request_max_mb << 20,
     )
     subjects = (
-        overview, devices, catalog, conversions, gates, rollouts, telemetry, commands, samples, alerts,
+        overview, devices, catalog, conversions, gates, rollouts, telemetry, drift, commands, samples, alerts,
         enrolment, trust, webhooks, access,
     )  # fmt: skip
     for subject in subjects:

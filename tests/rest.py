@@ -33,6 +33,7 @@ from fleet_server.models import (
     Grant,
     HostWindowRow,
     Model,
+    ModelDrift,
     ModelWindowRow,
     Profile,
     Rollout,
@@ -143,6 +144,8 @@ def fill(database: Database, count: int) -> dict[str, str]:
             add(AlertSilence(**fleet, rule="x", ends_at=due, comment="", created_by=""))
             series = add(TelemetrySeries(**fleet, device_id=device.id, deployment_id="", model="m", version="1",
                                          digest="", provider="cpu"))  # fmt: skip
+            add(ModelDrift(**fleet, device_id=device.id, model="m", version="1", series_id=series.id, requests=1,
+                           worst=number // 2, input_drift=number // 2, since=at, at=at))  # fmt: skip
             group = add(TelemetryGroup(**fleet, stored_at=at))
             add(ModelWindowRow(group_id=group.id, number=0, series_id=series.id, started_at=at, ended_at=at,
                                requests=number // 2, errors=number % 2, rejected=0, items=0, latency=b"",

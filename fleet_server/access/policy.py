@@ -36,6 +36,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_alert_silences", "show_alert_silence"),
         *("list_commands", "show_command"),
         *("show_overview", "overview_history"),
+        *("list_drift", "show_drift"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),

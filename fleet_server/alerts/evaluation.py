@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from fleet_server.alerts import repository
-from fleet_server.alerts.drift import Drift, keep_references
+from fleet_server.alerts.drift import Drift, keep_figures, keep_references
 from fleet_server.alerts.readings import find
 from fleet_server.alerts.repository import OpenAlert
 from fleet_server.alerts.schemas import RouteSpec, RuleSpec
@@ -44,7 +44,7 @@ class _Look:
 
     @property
     def matters(self) -> bool:
-        return bool(self.moves or self.found.references or self.unheard)
+        return bool(self.moves or self.found.references or self.found.figures or self.unheard)
 
 
 def evaluate(database: Database, settings: Settings, rule_id: str, now: dt.datetime) -> bool:
@@ -103,6 +103,8 @@ def _write(session: Session, rule: AlertRule, looked: _Look) -> None:
     if not looked.matters:
         return
     keep_references(session, looked.found.references, looked.at)
+    since = looked.at - dt.timedelta(seconds=looked.spec.seconds)
+    keep_figures(session, rule.fleet_id, looked.found.figures, (since, looked.at))
     new, changed, gone, heard_over = [], [], [], False
     for move in looked.moves:
         known = looked.known.get(move.subject)

@@ -15,6 +15,7 @@ from agent.protocol.processing_rules import ProcessingError, read
 from fleet_server.cli.candidates import columns, plot
 from fleet_server.cli.compress import pruned_share
 from fleet_server.cli.documents import read_document
+from fleet_server.cli.drift import version_drift
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -31,6 +32,7 @@ from fleet_server.cli.output import (
 from fleet_server.sdk import Client, segment
 
 model = typer.Typer(no_args_is_help=True, help="Models: push versions, see what there is.")
+model.command("drift")(version_drift)
 variant = typer.Typer(no_args_is_help=True, help="Variants: versions converted for profiles, measured and gated.")
 FORMATS = {".onnx": "onnx", ".tflite": "tflite"}
 UNSAFE = {".pt", ".pt2", ".pth", ".pkl", ".pickle", ".ckpt"}

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from fleet_server.cli.drift import list_drift
 from fleet_server.cli.output import Output, OutputOption, QueryOption, client, fail, print_json, show_rows
 from fleet_server.sdk import segment
 
 telemetry = typer.Typer(
     no_args_is_help=True, help="Telemetry: what models and devices did, as the devices measured it."
 )
+telemetry.command("drift")(list_drift)
 
 
 @telemetry.command("models")

@@ -9,6 +9,7 @@ from fleet_server.models.alerts import (
     AlertRule,
     AlertSilence,
     DriftReference,
+    ModelDrift,
 )
 from fleet_server.models.catalog import Blob, CandidateArtifact, Model, SourceForm, Variant, Version
 from fleet_server.models.commands import CommandLogLine, DeviceCommand
@@ -75,6 +76,7 @@ __all__ = [
     "IdempotencyKey",
     "Lease",
     "Model",
+    "ModelDrift",
     "ModelWindowRow",
     "OutboxMessage",
     "Profile",

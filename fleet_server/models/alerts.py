@@ -149,3 +149,27 @@ class DriftReference(Base):
     shapes: Mapped[bytes] = mapped_column(LargeBinary)  # fleet_server.alerts.drift
     rows: Mapped[int]
     taken_at: Mapped[dt.datetime]
+
+
+class ModelDrift(Base):
+    """How far a model on a device had moved from its series' reference when it was last looked at for drift."""
+
+    __tablename__ = "model_drifts"
+    __table_args__ = (
+        UniqueConstraint("series_id"),
+        Index(None, "fleet_id", "worst", "series_id"),
+        Index(None, "fleet_id", "at", "series_id"),
+    )
+
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
+    version: Mapped[str]
+    series_id: Mapped[int] = mapped_column(BigInteger)
+    worst: Mapped[float]  # the largest of those that there are
+    input_drift: Mapped[float | None]
+    output_drift: Mapped[float | None]
+    confidence_shift: Mapped[float | None]
+    requests: Mapped[int] = mapped_column(BigInteger)  # of the windows that were looked at
+    since: Mapped[dt.datetime]  # windows that ended from then
+    at: Mapped[dt.datetime]  # to then

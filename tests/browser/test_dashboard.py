@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from fleet_server.alerts.evaluation import evaluate
+from fleet_server.clock import utc_now
+from fleet_server.db import Database
+from fleet_server.settings import Settings
 from tests.fleet import LocalFleet, wait_until, write_classifier, write_data
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -119,6 +124,56 @@ def test_from_a_file_to_a_rollout_that_is_taken_back(fleet: LocalFleet, page: Pa
     expect(page.locator(".badge.reverted")).to_be_visible(timeout=60_000)
     serving = [one["version"] for device in fleet.get("/devices")["items"] for one in device["serving"]]
     assert serving == ["1", "1", "1"]
+
+
+def test_drift_is_found_and_shown_beside_what_was_first(fleet: LocalFleet, page: Page, problems: list[str]) -> None:
+    page.goto("/ui/drift")
+    expect(page.get_by_role("heading", name="Nothing was looked at yet")).to_be_visible()
+    rule = fleet.post("/alert-rules", {"name": "moved", "metric": "input_drift", "threshold": 0.25, "window_s": 60})
+    for middle in (0.0, 3.0):
+        ask(fleet, "cam-1", middle)
+        ask(fleet, "cam-2", 0.0)
+        look_for_drift(fleet, rule["id"])
+    page.reload()
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("cam-1")
+    expect(rows.first).to_contain_text("beyond a threshold")
+    expect(rows.last).not_to_contain_text("beyond")
+    rows.first.get_by_role("link", name="tri@1").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Drift of tri@1")
+    expect(page.locator(".stat", has_text="input drift")).to_contain_text("of rule moved")
+    expect(page.locator(".note")).to_contain_text("when it was first looked at")
+    inputs = page.locator("section", has_text="input x: mean of each row")
+    expect(inputs.get_by_role("img")).to_be_visible()
+    inputs.get_by_text("The same as a table").click()
+    shares = [float(text.removesuffix(" %")) for text in inputs.locator("tbody td:nth-child(2)").all_inner_texts()]
+    assert sum(shares) == pytest.approx(100, abs=2)
+    page.get_by_label("Devices", exact=True).fill("site=")
+    page.get_by_role("button", name="Look").click()
+    expect(page.get_by_role("alert")).to_contain_text("query")
+    problems.clear()  # that a page was answered with 4xx, Chromium says too
+
+
+def ask(fleet: LocalFleet, device: str, middle: float) -> None:
+    """Enough requests for a reference; until the server knows of them."""
+
+    def known() -> int:
+        found = fleet.get("/telemetry/models", device=device, model="tri")["items"]
+        return sum(one["requests"] for one in found)
+
+    chance, before = np.random.default_rng(1), known()
+    for _ in range(220):
+        fleet.infer(device, "tri", chance.normal(middle, 1, (2, 8)).astype(np.float32))
+    wait_until("all of it is told", lambda: known() >= before + 220)
+
+
+def look_for_drift(fleet: LocalFleet, rule: str) -> None:
+    """As the server does every ten minutes, now, and at a fleet whose devices tell what they do every few seconds."""
+    settings = Settings(telemetry_interval_s=10, state_dir=fleet.folder / "server")
+    database = Database(settings.effective_database_url)
+    evaluate(database, settings, rule, utc_now())
+    database.dispose()
 
 
 def push(fleet: LocalFleet, page: Page, version: str) -> None:
@@ -254,6 +309,9 @@ def pages(fleet: LocalFleet) -> dict[str, str]:
         "rollouts": "/ui/rollouts",
         "rollout-new": "/ui/rollouts/new?version=tri@1",
         "rollout": f"/ui/rollouts/{rollout}",
+        "drift": "/ui/drift",
+        "drift-version": "/ui/drift/tri/1",
+        "drift-of-nothing": "/ui/drift/tri/2",
         "audit": "/ui/audit",
         "access": "/ui/access",
         "not-found": "/ui/devices/nobody",

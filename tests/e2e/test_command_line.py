@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from fleet_server.clock import utc_now
 from tests.fleet import BIN, LocalFleet, free_port, wait_until, write_classifier, write_data
 
 TOKEN = "correct-horse"
@@ -189,6 +191,38 @@ def test_a_rollout_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
     assert here(fleet, "rollout", "create", "r@1", "--all", "--stages", "half").exit_code == 2
 
 
+def test_drift_by_commands(fleet: LocalFleet) -> None:
+    """Of what the test above rolled out."""
+    chance = np.random.default_rng(1)
+
+    def ask(middle: float, total: int) -> None:
+        for _ in range(40):
+            fleet.infer("dev-1", "r", chance.normal(middle, 1, (4, 8)).astype(np.float32))
+        wait_until(
+            "all of it is told",
+            lambda: sum(one["requests"] for one in fleet.get("/telemetry/models", model="r")["items"]) == total,
+        )
+
+    ask(0.0, 40)
+    began = utc_now().isoformat()
+    ask(5.0, 80)
+    shown = here(fleet, "model", "drift", "r@1", "--since", began, "--device", "dev-1", "--bins")
+    assert shown.exit_code == 0, shown.stderr
+    assert "reference: 40 requests, 1 devices (the first telemetry that there is)" in shown.stdout
+    assert "now: 40 requests, 1 devices" in shown.stdout
+    assert "input x: mean" in shown.stdout
+    found = json.loads(here(fleet, "model", "drift", "r@1", "--since", began, "-o", "json").stdout)
+    figures = {one["metric"]: one["value"] for one in found["figures"]}
+    assert figures["input_drift"] > 1
+    (moved,) = [one for one in found["distributions"] if one["part"] == "mean" and one["kind"] == "input"]
+    assert sum(one["now"] for one in moved["bins"] if one["low"] is None or one["low"] > 2.5) > 0.9
+    wrong = here(fleet, "model", "drift", "r@1", "--query", "site=")
+    assert wrong.exit_code == 1
+    assert "query" in wrong.stderr
+    assert here(fleet, "model", "drift", "r").exit_code == 2
+    assert here(fleet, "model", "drift", "r@9").exit_code == 4
+
+
 def test_people_and_programs_get_access_by_commands(fleet: LocalFleet, tmp_path: Path) -> None:
     def run(*arguments: str, token: str | None = None, said: str | None = None) -> Result:
         environment = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": token, "XDG_CONFIG_HOME": str(tmp_path), "COLUMNS": "80"}
@@ -228,7 +262,12 @@ def test_people_and_programs_get_access_by_commands(fleet: LocalFleet, tmp_path:
 def test_every_list_is_json_for_machines_and_fits_a_terminal(fleet: LocalFleet) -> None:
     groups = ("device", "profile", "model", "variant", "rollout", "audit", "fleet", "user", "token")
     lists = tuple((group,) for group in groups)
-    for words in (*[(*group, "list") for group in lists], ("telemetry", "models"), ("telemetry", "hosts")):
+    for words in (
+        *[(*group, "list") for group in lists],
+        ("telemetry", "models"),
+        ("telemetry", "hosts"),
+        ("telemetry", "drift"),
+    ):
         assert isinstance(json.loads(here(fleet, *words, "-o", "json").stdout), list)
         table = here(fleet, *words)
         assert table.exit_code == 0

@@ -33,6 +33,7 @@ from fleet_server.models import (
     Enrolment,
     GateRun,
     GateTrial,
+    ModelDrift,
     Rollout,
     SampleRequestRow,
     SampleUpload,
@@ -161,7 +162,9 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
         )  # fmt: skip
         silence = AlertSilence(**of_fleet, rule="x", ends_at=utc_now() + dt.timedelta(days=1), comment="alpha",
                                created_by="alpha-user")  # fmt: skip
-        session.add_all([alert_rule, alert_route, alert, silence])
+        drift = ModelDrift(**of_fleet, device_id="alpha-device", model="alpha-model", version="1", series_id=1,
+                           worst=0.1, input_drift=0.1, requests=1, since=utc_now(), at=utc_now())  # fmt: skip
+        session.add_all([alert_rule, alert_route, alert, silence, drift])
         session.add_all([rollout, run, asked, identity, letter])
         session.flush()
         rule = SamplingRule(

@@ -82,7 +82,7 @@ async def _now(api: Api, state: str, rule: str, cursor: str) -> dict[str, Any]:
     shown = [state] if state else ["firing", "pending"]
     counts, *pages = await asyncio.gather(
         api.get("/alert-counts"),
-        *(api.get("/alerts", state=one, rule=rule, limit=50, cursor=cursor, sort="since:DESC") for one in shown),
+        *(api.get("/alerts", state=one, rule=rule, limit=50, cursor=cursor, sort="-since") for one in shown),
     )
     return {
         "counts": counts,

@@ -120,7 +120,7 @@ async def _list(
 async def _now(api: Api, device_id: str) -> dict[str, Any]:
     path = f"/devices/{segment(device_id)}"
     found = await api.get(path)
-    deployments = await api.get("/deployments", device=device_id, limit=20, sort="created_at:DESC")
+    deployments = await api.get("/deployments", device=device_id, limit=20, sort="-created_at")
     return {"device": found, "deployments": deployments["items"]}
 
 

@@ -48,9 +48,9 @@ async def model(request: Request, api: PageApi, model: str, cursor: str = "") ->
     """One model: its versions."""
     path = f"/models/{segment(model)}"
     found = await api.get(path)
-    page = await api.get(f"{path}/versions", limit=50, cursor=cursor, sort="created_at:DESC")
+    page = await api.get(f"{path}/versions", limit=50, cursor=cursor, sort="-created_at")
     telemetry = await api.get("/telemetry/models", model=model, by="version", limit=100)
-    rollouts = await api.get("/rollouts", model=model, limit=10, sort="created_at:DESC")
+    rollouts = await api.get("/rollouts", model=model, limit=10, sort="-created_at")
     done = {row["version"]: row for row in telemetry["items"]}
     return render(request, "model.html", model=found, page=page, done=done, rollouts=rollouts["items"])
 
@@ -159,7 +159,7 @@ async def _variant_page(
     reference = f"{found['model']}@{found['version']}"
     runs: list[Any] = [
         run
-        for run in (await api.get("/gate-runs", version=reference, limit=50, sort="created_at:DESC"))["items"]
+        for run in (await api.get("/gate-runs", version=reference, limit=50, sort="-created_at"))["items"]
         if run["profile"] == found["profile"]
     ]
     return render(

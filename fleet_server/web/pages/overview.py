@@ -36,7 +36,7 @@ async def overview_now(request: Request, api: PageApi) -> Response:
 async def _now(api: Api) -> dict[str, Any]:
     found, firing, *rollouts = await asyncio.gather(
         api.get("/overview"),
-        api.get("/alerts", state="firing", limit=10, sort="since:DESC"),
+        api.get("/alerts", state="firing", limit=10, sort="-since"),
         *(api.get("/rollouts", state=state, limit=10) for state in UNDER_WAY),
     )
     under_way = [one for page in rollouts for one in page["items"]]

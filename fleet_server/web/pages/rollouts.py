@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/ui/rollouts")
 async def rollouts(request: Request, api: PageApi, state: str = "", model: str = "", cursor: str = "") -> Response:
     """The list, newest first."""
-    page = await api.get("/rollouts", state=state, model=model, cursor=cursor, limit=50, sort="created_at:DESC")
+    page = await api.get("/rollouts", state=state, model=model, cursor=cursor, limit=50, sort="-created_at")
     base = f"/ui/rollouts?state={segment(state)}&model={segment(model)}"
     return render(request, "rollouts.html", page=page, state=state, model=model, states=STATES, base=base)
 
@@ -188,7 +188,7 @@ async def _now(api: Api, rollout_id: str) -> dict[str, Any]:
         f"{path}/explain",
         f"{path}/comparison",
         f"{path}/deployments?phase=failed&limit=20",
-        f"{path}/deployments?limit=50&sort=created_at:DESC",
+        f"{path}/deployments?limit=50&sort=-created_at",
     )
     cohorts = [cohort | {"figures": [bands(one) for one in cohort["figures"]]} for cohort in compared["cohorts"]]
     shown = {one["id"]: one for one in (*failed["items"], *all_of_them["items"])}
