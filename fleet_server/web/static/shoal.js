@@ -18,7 +18,7 @@
         points: { show: at.length < 40 },
       }))],
       axes: [axis, { ...axis, size: 56 }],
-      scales: { y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+      scales: { x: { range: (_, low, high) => (low === high ? [low - 1800, high + 1800] : [low, high]) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
     }, [at, ...series.map((one) => one.values)], canvas);
   }
   const drawAll = (root) => root.querySelectorAll("figure.plot[data-at]").forEach(draw);
