@@ -1,4 +1,4 @@
-"""What the tests of pages share: Debian's Chromium, and where pictures of pages are kept (`SHOAL_SCREENSHOTS`)."""
+"""What the tests of pages share: Debian's Chromium, and where pictures of pages are kept: build/screenshots."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -25,9 +26,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for pictures of pages."""
-    kept = os.environ.get("SHOAL_SCREENSHOTS")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
+def pictures() -> Path:
+    """The folder for pictures of pages, to be looked at; SHOAL_SCREENSHOTS names another."""
+    folder = Path(os.environ.get("SHOAL_SCREENSHOTS") or ROOT / "build" / "screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
