@@ -71,7 +71,7 @@ class Reservoir(Generic[ValueT]):
     def add(self, key: float, size: int, at: float, value: ValueT) -> list[Entry[ValueT]]:
         """Let one in; those that had to go for it, which may be itself."""
         self._number += 1
-        insort(self._entries, Entry(key, self._number, size, at, value))
+        insort(self._entries, Entry(key, -self._number, size, at, value))  # of equal keys the first stays
         self.bytes += size
         return self._fitted()
 

@@ -124,7 +124,8 @@ def fell_back(scope: Scope) -> Rows:
             Deployment.fleet_id == scope.fleet_id,
             Deployment.fell_back != NOTHING,
             Deployment.desired.is_(True),
-            Deployment.device_id.in_(scope.ids()),
+            # As an expression: else SQLite reads all deployments of the fleet's devices to find the few of its index.
+            Deployment.device_id.concat("").in_(scope.ids()),
         )
     )
     return query if scope.spec.model is None else query.where(Model.name == scope.spec.model)

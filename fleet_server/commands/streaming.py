@@ -48,6 +48,11 @@ class Streams:
         self._lock = threading.Lock()
         self._stopping = False
 
+    @property
+    def stopping(self) -> bool:
+        """Whether this server is about to end."""
+        return self._stopping
+
     def stop(self) -> None:
         """End them all: clients go on at the server that comes next."""
         self._stopping = True

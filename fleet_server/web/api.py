@@ -6,6 +6,7 @@ Pages have no other way to data, so rights, checks and audit are the API's.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
@@ -101,10 +102,10 @@ class Api:
         answer = _checked(await self._http.request(method, path, json=body))
         return answer.json() if answer.content else None
 
-    async def tag(self, path: str) -> str:
-        """The ETag of what is there; of a refusal its status."""
+    async def fingerprint(self, path: str) -> bytes:
+        """What stands for all that is there; ETags leave out what is only observed."""
         answer = await self._http.get(path)
-        return str(answer.headers.get("etag", answer.status_code))
+        return hashlib.sha256(answer.content).digest()
 
 
 def segment(name: object) -> str:

@@ -1,7 +1,7 @@
 """Server-sent events that tell a page that what it shows has changed: it then fetches the part anew.
 
-What has changed is known by the ETags of the API: they are asked for here, so that a page that is open costs one
-connection and sends nothing while nothing happens, whichever server the change was made by.
+The API is asked here, again and again, for what the page shows: a page that is open costs one connection and is sent
+nothing while nothing happens, whichever server a change was made by.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ async def live(
 
 async def _events(request: Request, paths: list[str]) -> AsyncIterator[bytes]:
     api = Api(request)
-    known = await _tags(api, paths)
+    known = await _fingerprints(api, paths)
     yield b": watching\n\n"
     silent = elapsed = 0.0
     while elapsed < LONGEST_S and not await request.is_disconnected():
         await asyncio.sleep(LOOK_S)
+        if request.app.state.log_streams.stopping:
+            return  # the browser connects anew by itself: to the server that comes next
         silent, elapsed = silent + LOOK_S, elapsed + LOOK_S
-        tags = await _tags(api, paths)
-        if tags != known:
-            known, silent = tags, 0.0
+        now = await _fingerprints(api, paths)
+        if now != known:
+            known, silent = now, 0.0
             yield b"event: changed\ndata: \n\n"
         elif silent >= KEEP_S:
             silent = 0.0
             yield b": still here\n\n"
 
 
-async def _tags(api: Api, paths: list[str]) -> list[str]:
-    return list(await asyncio.gather(*(api.tag(path) for path in paths)))
+async def _fingerprints(api: Api, paths: list[str]) -> list[bytes]:
+    return list(await asyncio.gather(*(api.fingerprint(path) for path in paths)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from fleet_server.app import create_app
 from fleet_server.settings import Settings
@@ -35,7 +35,9 @@ def test_the_page_lists_every_operation_without_the_internet(
     page.goto(f"{fleet.url}/docs")
     page.wait_for_selector(".opblock")
     document = create_app(Settings()).openapi()
-    assert page.locator(".opblock").count() == sum(len(item) for item in document["paths"].values())
+    expect(page.locator(".opblock")).to_have_count(
+        sum(len(item) for item in document["paths"].values()), timeout=30_000
+    )
     page.locator("#operations-rollouts-create_rollout .opblock-summary-control").click()
     page.wait_for_selector("#operations-rollouts-create_rollout .opblock-body")
     assert "latency_p95_ratio" in page.locator("#operations-rollouts-create_rollout .opblock-body").inner_text()

@@ -42,7 +42,15 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 def child(fleet: LocalFleet, parent: str, words: str) -> psutil.Process:
     children = psutil.Process(fleet.processes[parent].pid).children(recursive=True)
-    return next(one for one in children if words in " ".join(one.cmdline()))
+    return next(one for one in children if words in said(one))
+
+
+def said(process: psutil.Process) -> str:
+    """Its command line; nothing of one that ended between being listed and being asked."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 def version_that_answers(fleet: LocalFleet) -> str | None:

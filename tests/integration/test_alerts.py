@@ -662,7 +662,7 @@ QUERIES = {
     "certificates": (readings.certificates, Metric.CERTIFICATE_DAYS, "device_certificates"),
     "fell_back": (readings.fell_back, Metric.FELL_BACK, "ix_deployments_fell_back"),
     "rolled_back": (readings.rolled_back, Metric.ROLLED_BACK, "ix_deployments_rolled_back"),
-    "moving": (readings.moving, Metric.ROLLOUT_STUCK_S, "ix_deployments_rollout_id_phase"),
+    "moving": (readings.moving, Metric.ROLLOUT_STUCK_S, "deployments"),
     "counted": (counted, Metric.ERROR_PERCENT, "ix_model_windows_series_id_ended_at"),
     "served": (served, Metric.THROUGHPUT_PER_S, "device_attributes"),
     "drift": (recent, Metric.INPUT_DRIFT, "ix_model_windows_series_id_ended_at"),

@@ -323,7 +323,7 @@ def test_postgresql_finds_each_window_by_the_index(works: Clockwork) -> None:
 def test_over_http(tmp_path: Path) -> None:
     with rest.serving(tmp_path, None, alert_tick_s=60) as application:
         works, api = Clockwork(application.state.database), rest.caller(application)
-        works.now -= 5 * HOUR
+        works.now = utc_now() - 5 * HOUR
         works.devices("a")
         model = Model(fleet_id=DEFAULT_FLEET, name="m")
         works.add(model)

@@ -38,7 +38,7 @@ def test_every_operation_below_the_api_has_a_declared_role_and_no_other_has() ->
 
 def test_who_reads_needs_no_more_than_a_viewer_and_who_changes_needs_more() -> None:
     document = create_app(Settings()).openapi()
-    kinds = ("user", "token", "enrolment_token", "webhook")
+    kinds = ("user", "token", "enrolment_token", "webhook", "alert_route")
     beyond_viewers = {name for one in kinds for name in (f"list_{one}s", f"show_{one}")} | {
         "list_deliveries",
         "show_delivery",
