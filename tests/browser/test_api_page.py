@@ -26,7 +26,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 def test_the_page_lists_every_operation_without_the_internet(
     fleet: LocalFleet, browser: Browser, pictures: Path
 ) -> None:
-    page = browser.new_page(viewport={"width": 1200, "height": 1600})
+    # As high as the page: what is far below is not drawn before somebody scrolls there.
+    page = browser.new_page(viewport={"width": 1200, "height": 16_000})
     requests: list[str] = []
     problems: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
