@@ -141,9 +141,8 @@ class Connection(asyncio.BufferedProtocol):
     def _straighten(self) -> None:
         """Where a large body is whole, its request is."""
         if self._straight is not None and self._arrived == len(self._straight):
-            self._request.body, self._straight = self._straight, None
             self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
-            self._whole()
+            self._whole(self._straight)
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -200,15 +199,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """It is whole."""
-        if self._straight is None:
-            self._request.body = self._body
-        else:
-            self._request.body, self._straight = self._straight, None
-        self._whole()
+        self._whole(self._body if self._straight is None else self._straight)
         if self._refused is not None:
             raise _RefusedError
 
-    def _whole(self) -> None:
+    def _whole(self, body: bytearray | memoryview) -> None:
+        self._request.body, self._straight = body, None
         self._begun_at = None
         if self._waiting.qsize() >= PIPELINED_LIMIT:
             self._refuse(429, f"{PIPELINED_LIMIT} requests wait on this connection: read the answers")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fleet_server.cli.output import Json, fail
+from fleet_server.domain.candidates import quality_of
 
 Column = tuple[str, Callable[[Json], object]]
 POINTS_PER_ROOT_MB = 160.0
@@ -29,7 +30,7 @@ def columns(candidates: Sequence[Json]) -> list[Column]:
             return None
         return f"{row['measurements']['latency_p50_ms'] / plain['latency_p50_ms']:.2f}x"
 
-    quality = _quality(candidates)
+    quality = quality_of(candidates)
     return [
         ("recipe", lambda row: ("* " if row.get("on_front") else "  ") + row["recipe"]),
         ("MB", measured("size", 1e-6)),
@@ -40,13 +41,6 @@ def columns(candidates: Sequence[Json]) -> list[Column]:
     ]
 
 
-def _quality(candidates: Sequence[Json]) -> str:
-    """Which measurement accuracy budgets were about."""
-    measured = [one["measurements"] or {} for one in candidates]
-    names = (name for name in ("accuracy", "fidelity") if any(one.get(name) is not None for one in measured))
-    return next(names, "agreement")
-
-
 def plot(candidates: Sequence[Json], path: Path, *, title: str) -> None:
     """Accuracy against latency, size as the dot; a ring marks the Pareto front, and the legend names each dot."""
     try:
@@ -54,7 +48,7 @@ def plot(candidates: Sequence[Json], path: Path, *, title: str) -> None:
     except ImportError:
         raise fail("plots need matplotlib: pip install 'shoal[plot]'") from None
     built = [one for one in candidates if one["measurements"]]
-    name = _quality(built)
+    name = quality_of(built)
     figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.add_subplot()
     for number, one in enumerate(sorted(built, key=lambda row: row["measurements"]["latency_p50_ms"]), start=1):

@@ -66,12 +66,6 @@ def open_counts(session: Session, device_ids: Sequence[str]) -> Counter[str]:
     return found
 
 
-def matching(session: Session, fleet_id: str, condition: ColumnElement[bool], limit: int) -> Sequence[Device]:
-    """Devices that a condition holds for."""
-    query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None), condition)
-    return session.scalars(query.order_by(Device.id).limit(limit)).all()
-
-
 def overdue(session: Session, now: dt.datetime, grace: dt.timedelta) -> Sequence[DeviceCommand]:
     """Commands whose time is over: of those that a device has, a while ago, so that its own word comes first."""
     queued = (DeviceCommand.state == CommandState.QUEUED.value) & (DeviceCommand.deadline_at < now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -21,9 +20,9 @@ from fleet_server.commands.schemas import (
     CommandView,
 )
 from fleet_server.commands.sending import send, send_cancel
-from fleet_server.devices.service import get_device, query_condition
+from fleet_server.devices.service import chosen_devices, get_device
 from fleet_server.domain.commands import ENDED, CommandState
-from fleet_server.errors import ConflictError, InvalidError, NotFoundError
+from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import CommandLogLine, Device, DeviceCommand
 from fleet_server.principals import Who
 
@@ -56,7 +55,7 @@ def command_devices(session: Session, fleet_id: str, wanted: CommandCreate, *, a
         NotFoundError: for an unknown device.
         InvalidError: when no device is meant, or too many, or the query can't be read.
     """
-    found, now = _meant(session, fleet_id, wanted), utc_now()
+    found, now = chosen_devices(session, fleet_id, wanted.devices, wanted.query, most=MOST_DEVICES), utc_now()
     counts = repository.open_counts(session, [one.id for one in found])
     rows = []
     for device in found:
@@ -66,22 +65,6 @@ def command_devices(session: Session, fleet_id: str, wanted: CommandCreate, *, a
             end(session, row, CommandState.REFUSED, *why, now, by="server")
         rows.append(row)
     return rows
-
-
-def _meant(session: Session, fleet_id: str, wanted: CommandCreate) -> Sequence[Device]:
-    found = [get_device(session, fleet_id, one) for one in dict.fromkeys(wanted.devices)]
-    if wanted.query is not None:
-        condition = query_condition(session, fleet_id, wanted.query, field="query")
-        named = {one.id for one in found}
-        matching = repository.matching(session, fleet_id, condition, MOST_DEVICES + 1)
-        found += [one for one in matching if one.id not in named]
-    if not found:
-        raise InvalidError(
-            "no_device", "devices or query: no device is meant; see `shoal device list`", field="devices"
-        )
-    if len(found) > MOST_DEVICES:
-        raise InvalidError("too_many_devices", f"query: more than {MOST_DEVICES} devices: ask fewer", field="query")
-    return found
 
 
 def _refusal(device: Device, kind: CommandKind, waiting: int) -> tuple[str, str] | None:

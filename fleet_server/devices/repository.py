@@ -169,3 +169,9 @@ def keep_holdings(session: Session, device: Device, digests: set[str]) -> None:
         DeviceHolding(device_id=device.id, digest=one, fleet_id=device.fleet_id) for one in sorted(digests - known)
     )
     session.flush()
+
+
+def matching(session: Session, fleet_id: str, condition: ColumnElement[bool], limit: int) -> Sequence[Device]:
+    """Devices that a condition holds for."""
+    query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None), condition)
+    return session.scalars(query.order_by(Device.id).limit(limit)).all()

@@ -148,6 +148,36 @@ def select_devices(
     ]
 
 
+def chosen_devices(
+    session: Session, fleet_id: str, named: Sequence[str], query: str | None, *, most: int
+) -> Sequence[Device]:
+    """Devices that are named, and those that a query holds for.
+
+    Args:
+        session: to read with.
+        fleet_id: of the devices.
+        named: their ids.
+        query: in RSQL; None for no more than those.
+        most: how many there may be.
+
+    Raises:
+        NotFoundError: when one that is named is not there.
+        InvalidError: naming the field, when the query can't be read, or none or too many are meant.
+    """
+    found = [get_device(session, fleet_id, one) for one in dict.fromkeys(named)]
+    if query is not None:
+        holds = query_condition(session, fleet_id, query, field="query")
+        known = {one.id for one in found}
+        found += [one for one in repository.matching(session, fleet_id, holds, most + 1) if one.id not in known]
+    if not found:
+        raise InvalidError(
+            "no_device", "devices or query: no device is meant; see `shoal device list`", field="devices"
+        )
+    if len(found) > most:
+        raise InvalidError("too_many_devices", f"query: more than {most} devices: ask fewer", field="query")
+    return found
+
+
 def query_condition(session: Session, fleet_id: str, query: str, *, field: str) -> ColumnElement[bool]:
     """A query as a condition over `devices`.
 

@@ -6,11 +6,11 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from fleet_server.db import pieces
-from fleet_server.models import Device, Model, Profile, SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
+from fleet_server.models import Model, Profile, SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.paging import PageRequest, Rows, TableList
 from fleet_server.samples.schemas import RequestState, UploadState
 
@@ -62,12 +62,6 @@ def profiles_of(session: Session, fleet_id: str, model: str) -> set[str]:
         .where(SamplingRule.fleet_id == fleet_id, Model.name == model)
     )
     return set(session.scalars(query))
-
-
-def matching(session: Session, fleet_id: str, condition: ColumnElement[bool], limit: int) -> Sequence[Device]:
-    """Devices that a condition holds for."""
-    query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None), condition)
-    return session.scalars(query.order_by(Device.id).limit(limit)).all()
 
 
 def told_counts(session: Session, device_ids: Sequence[str]) -> Counter[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
@@ -14,8 +13,8 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.catalog.service import get_model
 from fleet_server.clock import utc_now
 from fleet_server.devices import repository as devices
-from fleet_server.devices.service import get_device, get_profile, query_condition
-from fleet_server.errors import ConflictError, InvalidError, NotFoundError
+from fleet_server.devices.service import chosen_devices, get_profile
+from fleet_server.errors import ConflictError, NotFoundError
 from fleet_server.models import Device, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.principals import Who
 from fleet_server.rollouts.desired import queue_all
@@ -109,7 +108,7 @@ def ask(
         InvalidError: when no device is meant, or too many, or the query can't be read.
     """
     get_model(session, fleet_id, wanted.model)
-    found = _asked(session, fleet_id, wanted)
+    found = chosen_devices(session, fleet_id, wanted.devices, wanted.query, most=MOST_DEVICES)
     now = utc_now()
     row = SampleRequestRow(
         fleet_id=fleet_id,
@@ -146,22 +145,6 @@ def ask(
         detail=detail,
     )  # fmt: skip
     return row
-
-
-def _asked(session: Session, fleet_id: str, wanted: SampleRequestCreate) -> Sequence[Device]:
-    found = [get_device(session, fleet_id, one) for one in dict.fromkeys(wanted.devices)]
-    if wanted.query is not None:
-        condition = query_condition(session, fleet_id, wanted.query, field="query")
-        named = {one.id for one in found}
-        matching = repository.matching(session, fleet_id, condition, MOST_DEVICES + 1)
-        found += [one for one in matching if one.id not in named]
-    if not found:
-        raise InvalidError(
-            "no_device", "devices or query: no device is meant; see `shoal device list`", field="devices"
-        )
-    if len(found) > MOST_DEVICES:
-        raise InvalidError("too_many_devices", f"query: more than {MOST_DEVICES} devices: ask fewer", field="query")
-    return found
 
 
 def _hopeless(device: Device, profiles: set[str], told: int, model: str) -> tuple[str, str] | None:

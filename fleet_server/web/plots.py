@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+from fleet_server.domain.candidates import quality_of
 from fleet_server.web.api import Json
 
 Plot = dict[str, Any]
@@ -12,7 +13,6 @@ LINES = {
     "latency": (("p50", "latency_p50_ms"), ("p95", "latency_p95_ms"), ("p99", "latency_p99_ms")),
     "requests": (("requests", "requests"), ("errors", "errors"), ("refused", "rejected")),
     "accuracy": (("accuracy", "accuracy"),),
-    "devices": (("devices", "devices"),),
 }
 
 
@@ -23,22 +23,17 @@ def series(answer: Json, what: str) -> Plot:
         answer: of the API.
         what: one of `LINES`.
     """
-    points = answer["points"]
-    return {
-        "at": [seconds(point["at"]) for point in points],
-        "series": [{"label": label, "values": [point[name] for point in points]} for label, name in LINES[what]],
-    }
+    return _lines(answer["points"], *LINES[what])
 
 
 def hosts(windows: list[Json]) -> dict[str, Plot]:
     """How a device itself was, by what was measured; the windows come newest first."""
     rows = windows[::-1]
-    at = [seconds(row["at"]) for row in rows]
 
     def lines(*names: tuple[str, str]) -> Plot:
-        found = [{"label": label, "values": [row[name] for row in rows]} for label, name in names]
-        some = any(value is not None for one in found for value in one["values"])
-        return {"at": at if some else [], "series": found}
+        found = _lines(rows, *names)
+        some = any(value is not None for one in found["series"] for value in one["values"])
+        return found if some else found | {"at": []}
 
     return {
         "temperature": lines(("temperature", "temperature_c")),
@@ -51,18 +46,10 @@ def hosts(windows: list[Json]) -> dict[str, Plot]:
 def history(answer: Json) -> dict[str, Plot]:
     """A fleet over time: devices, and what all models did."""
     points = answer["points"]
-    at = [seconds(point["at"]) for point in points]
-
-    def lines(*names: tuple[str, str]) -> Plot:
-        return {
-            "at": at,
-            "series": [{"label": label, "values": [point[name] for point in points]} for label, name in names],
-        }
-
     return {
-        "devices": lines(("online", "online"), ("all", "devices")),
-        "requests": lines(("requests", "requests"), ("errors", "errors")),
-        "latency": lines(("p50", "latency_p50_ms"), ("p95", "latency_p95_ms"), ("p99", "latency_p99_ms")),
+        "devices": _lines(points, ("online", "online"), ("all", "devices")),
+        "requests": _lines(points, ("requests", "requests"), ("errors", "errors")),
+        "latency": _lines(points, *LINES["latency"]),
     }
 
 
@@ -80,6 +67,14 @@ def versions_over_time(answer: Json, most: int = 6) -> Plot:
         rest = [sum(devices for name, devices in count.items() if name not in named) for count in counts]
         series_of.append({"label": "others", "values": rest})
     return {"at": [seconds(point["at"]) for point in points], "series": series_of}
+
+
+def _lines(rows: list[Json], *names: tuple[str, str]) -> Plot:
+    """A line for each name in the rows, with its label."""
+    return {
+        "at": [seconds(row["at"]) for row in rows],
+        "series": [{"label": label, "values": [row[name] for row in rows]} for label, name in names],
+    }
 
 
 def seconds(value: str) -> float:
@@ -128,13 +123,6 @@ def scatter(candidates: list[Json], width: float = 620.0, height: float = 280.0)
         "across": [(across(slowest * part / 4), slowest * part / 4) for part in range(5)],
         "up": [(up(worst + (best - worst) * part / 4), worst + (best - worst) * part / 4) for part in range(5)],
     }
-
-
-def quality_of(candidates: list[Json]) -> str:
-    """The measurement that budgets of accuracy were about."""
-    measured = [one["measurements"] or {} for one in candidates]
-    names = (name for name in ("accuracy", "fidelity") if any(one.get(name) is not None for one in measured))
-    return next(names, "agreement")
 
 
 def band(figure: Json | None, low: float, high: float) -> Json | None:

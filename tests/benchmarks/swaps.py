@@ -24,7 +24,6 @@ sys.path.insert(0, str(ROOT))
 
 import msgspec
 import numpy as np
-import psutil
 
 from agent.protocol.manifest import Manifest
 from agent.serving.framing import FrameChannel
@@ -40,6 +39,7 @@ from tests.benchmarks.common import (
     write_conv,
 )
 from tests.fleet import LocalFleet, wait_until, write_classifier
+from tests.processes import descendants
 from tests.serving_worker import serve
 
 SIDE = 112
@@ -158,8 +158,7 @@ def restarts(checks: Checks, folder: Path, rounds: int) -> None:
             away = []
             for _ in range(rounds):
                 time.sleep(11)  # a worker that lived for less is replaced after a pause
-                children = psutil.Process(fleet.processes["dev-1"].pid).children(recursive=True)
-                worker = next(one for one in children if "agent.serving.worker" in " ".join(one.cmdline()))
+                worker = descendants(fleet.processes["dev-1"].pid, "agent.serving.worker")[0]
                 os.kill(worker.pid, number)
                 began = time.monotonic()
                 while not ask_once(address, request):

@@ -12,7 +12,6 @@ from typing import Any, Self
 import httpx
 import msgspec
 import numpy as np
-import psutil
 import pytest
 
 from agent.protocol.limits import LIMITS
@@ -27,6 +26,7 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.fleet import LocalFleet, wait_until, write_classifier
+from tests.processes import descendants
 from tests.traps import ARMED, write_deadly, write_trapped
 
 ROW = np.eye(8, dtype=np.float32)[:1]
@@ -266,8 +266,7 @@ def test_a_version_that_ends_the_worker_at_load_never_serves(fleet: LocalFleet, 
 def test_a_worker_that_no_longer_answers_is_ended_and_the_old_one_is_back(fleet: LocalFleet) -> None:
     rollout = fleet.rollout("m@error", strategy={**STRATEGY, "probation": {"seconds": 60}})
     wait_until("probation", lambda: answers(fleet) == "error")
-    children = psutil.Process(fleet.processes["dev-1"].pid).children(recursive=True)
-    next(one for one in children if "agent.serving.worker" in " ".join(one.cmdline())).suspend()
+    descendants(fleet.processes["dev-1"].pid, "agent.serving.worker")[0].suspend()
     deployment = went_back(fleet, rollout)
     assert "did not answer for 20 s" in deployment["failure"]["detail"]
 

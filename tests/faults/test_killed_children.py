@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.fleet import LocalFleet, wait_until, write_classifier
+from tests.processes import descendants
 
 ROW = np.eye(8, dtype=np.float32)[:1]
 
@@ -41,16 +42,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 def child(fleet: LocalFleet, parent: str, words: str) -> psutil.Process:
-    children = psutil.Process(fleet.processes[parent].pid).children(recursive=True)
-    return next(one for one in children if words in said(one))
-
-
-def said(process: psutil.Process) -> str:
-    """Its command line; nothing of one that ended between being listed and being asked."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
+    return descendants(fleet.processes[parent].pid, words)[0]
 
 
 def version_that_answers(fleet: LocalFleet) -> str | None:

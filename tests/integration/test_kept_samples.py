@@ -23,6 +23,7 @@ from agent.samples.collecting import FOLDER, SampleConfig
 from agent.samples.sample import Sample, read_sample
 from tests.faults.device import NAME
 from tests.fleet import wait_until, write_classifier
+from tests.processes import descendants
 from tests.real_device import RealDevice
 
 ALLOWED = SampleConfig(allow=True)
@@ -112,15 +113,7 @@ def test_the_least_sure_are_kept_survive_the_worker_and_go_when_turned_off(
 
 
 def workers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if "agent.serving.worker" in words(one)]
-
-
-def words(process: psutil.Process) -> str:
-    """Its command line; nothing of one that has ended, also between being listed and being asked."""
-    try:
-        return " ".join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return ""
+    return descendants(os.getpid(), "agent.serving.worker")
 
 
 def answers(device: RealDevice) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from fleet_server.domain.candidates import quality_of
 from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
 from fleet_server.web.forms import Form, read_form
-from fleet_server.web.plots import quality_of, scatter, series
+from fleet_server.web.plots import scatter, series
 from fleet_server.web.templating import render
 
 FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".safetensors": "safetensors"}
