@@ -154,6 +154,17 @@ class Inference:
         """Whether the worker is there and loads nothing: what does not serve now will not in a moment."""
         return self._is_ready and not (self._loads or self._activations or self._stand_ins.loading)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on that must be looked after often."""
+        replacing = self.replacement is not None and not self.replacement.over
+        return not self.settled or replacing or bool(self._probation.watched) or self._ensemble_health.busy
+
+    @property
+    def looks_every_s(self) -> float:
+        """How often the worker must be looked after when nothing goes on, in seconds."""
+        return self._watchdog.every_s
+
     def replace(self) -> str:
         """Replace the worker by a new one that serves the same; `replacement` says how far that is.
 

@@ -55,7 +55,7 @@ from agent.samples.collecting import Collecting
 from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
 from agent.telemetry.figures import PhaseFigure, SupervisorFigures
-from agent.telemetry.host import measure_host, own_memory_mb
+from agent.telemetry.host import HostMeter, own_memory_mb
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.budget import Ledger
@@ -78,7 +78,9 @@ from agent.update.zones import zone_of
 from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
-TICK_S = 0.1
+TICK_S = 0.1  # between looks at what goes on
+LIVELY_S = 1.0  # what goes on may be followed by something else
+QUIET_TICK_S = 5.0  # where nothing does: what comes from elsewhere is an event, and waits for no look
 REPORT_EVERY_S = 300.0
 LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
@@ -109,7 +111,7 @@ class Supervisor:
     def __init__(self, config: Config) -> None:
         config.state_dir.mkdir(parents=True, exist_ok=True)
         self._config = config
-        self._events: queue.Queue[Any] = queue.Queue()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # its `put` may be called by a signal handler
         self._boot_id = uuid.uuid4().hex
         self._sequence = 0
         remove_leftovers(config.state_dir)
@@ -212,22 +214,35 @@ class Supervisor:
             take_facts=self._take_facts,
         )
         self._pipelines = Pipelines(config, self._events.put, self._condition)
+        self._parts = (
+            self._inference,
+            self._deployments,
+            self._trials,
+            self._commands,
+            self._samples,
+            self._pipelines,
+            self._verifier,
+            self._bundles,
+        )
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
+        self._meter = HostMeter()
         self._report_at = 0.0
         self._collect_at = time.monotonic() + self._telemetry_interval_s
         self._link_at = 0.0
+        self._quiet_at = 0.0
         self._stopping = False
 
     def stop(self) -> None:
         """Ask the main loop to end; may be called from a signal handler."""
         self._stopping = True
+        self._events.put(None)  # the main loop may wait for one
 
     def run(self) -> None:
         """Work until asked to stop."""
         self.begin()
         try:
             while not self._stopping:
-                self.turn(TICK_S)
+                self.turn(self._wait_s)
         finally:
             self.end()
 
@@ -476,7 +491,7 @@ class Supervisor:
 
     def _window(self, message: Window, started: float) -> None:
         ended = time.time()
-        host = measure_host(self._config.state_dir, message.rss_mb)
+        host = self._meter.measure(self._config.state_dir, message.rss_mb)
         models = fitting(message.models)
         self._condition.guard(
             lambda: self._spool.add(
@@ -495,6 +510,16 @@ class Supervisor:
         self._report_at = 0.0
 
     # -- time
+
+    @property
+    def _wait_s(self) -> float:
+        """How long nothing need be looked after if no event comes, in seconds: each look costs an idle device."""
+        now = time.monotonic()
+        if any(one.busy for one in self._parts):
+            self._quiet_at = now + LIVELY_S
+        if now < self._quiet_at:
+            return TICK_S
+        return max(0.0, min(QUIET_TICK_S, self._collect_at - now, self._inference.looks_every_s))
 
     @property
     def _steps(self) -> tuple[Callable[[], None], ...]:

@@ -363,7 +363,7 @@ def run(
     module.WorkerProcess, module.MqttLink = make_worker, make_link
     module.Verifier = lambda *_arguments, answered, **_options: FakeVerifier(answered)
     module.measure = lambda *_arguments, **_options: FACTS
-    module.TICK_S = 0.001
+    module.TICK_S = module.QUIET_TICK_S = 0.001
     until = time.monotonic() + SECONDS
 
     class Watched(Supervisor):
