@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -207,6 +207,17 @@ class Inference:
         except OSError as error:
             self._condition.worker_started(error)
             self._start_later()
+
+    def take_over(self, loads: Mapping[int, str]) -> None:
+        """A worker was started, and told what to load, before there was anything else.
+
+        Args:
+            loads: deployments that it was told to load, by the request's id.
+        """
+        self._loads = dict(loads)
+        self._load_since = dict.fromkeys(loads.values(), time.monotonic())
+        self._request_id = max(loads, default=0)
+        self._condition.worker_started(None)
 
     def died(self) -> None:
         """The worker ended: another is started, and loads what ought to serve."""
