@@ -43,6 +43,14 @@ def moment(value: str | None) -> str:
     return dt.datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M:%S") if value else "–"
 
 
+def unix_moment(value: float) -> str:
+    """Unix seconds, such as a device's clock says, to the second, in UTC; a dash for what no calendar has."""
+    try:
+        return dt.datetime.fromtimestamp(value, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):
+        return "–"
+
+
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:
     """A number with so many digits that count; a dash for none."""
     if value is None:
@@ -87,6 +95,7 @@ ENVIRONMENT.filters |= {
     "ago": ago,
     "span": span,
     "moment": moment,
+    "unix_moment": unix_moment,
     "number": number,
     "size": size,
     "percent": percent,
