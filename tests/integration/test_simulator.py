@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from agent.protocol.commands import CommandKind
 from agent.protocol.lifecycle import Phase
 from fleet_server.app import create_app, running
 from fleet_server.devices import shipped
@@ -113,6 +116,51 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         api.close()
 
 
+def does_what_it_is_asked(world: World, device: str) -> None:
+    """Every command of the protocol, and what came of each."""
+    results = {}
+    for kind in CommandKind:
+        asked = {"kind": kind.value} | ({"seconds": 0.5} if kind is CommandKind.BENCHMARK else {})
+        made = world.post(f"/devices/{device}/commands", asked)
+        path = f"/commands/{made['id']}"
+        eventually(kind.value, lambda path=path: world.get(path)["state"] not in {"queued", "sent", "running"})
+        found = world.get(path)
+        assert (found["state"], found["detail"]) == ("succeeded", ""), kind
+        results[kind] = found["result"]
+        if kind is CommandKind.LOGS:
+            lines = [one["text"] for one in world.get(f"{path}/log-lines")["items"]]
+            assert results[kind] == {"lines": len(lines)}
+            assert "m@1: active" in lines
+    assert results[CommandKind.RESTART_RUNTIME]["models"] == ["m"]
+    (measured,) = results[CommandKind.BENCHMARK]["benchmarks"]
+    assert measured["latency_p50_ms"] < measured["latency_p95_ms"] < measured["latency_p99_ms"]
+    assert results[CommandKind.IDENTIFY]["output"]
+
+
+def sends_samples(world: World) -> None:
+    """What was unsure is kept where a rule says so, and comes as a file that the server takes for one."""
+    answer = world.api.put("/api/v1/models/m/sampling-rules/raspberry-pi-5", json={"samples": 20, "below": 0.9})
+    assert answer.status_code == 200, answer.text
+
+    def came() -> bool:
+        made = world.post("/sample-requests", {"model": "m", "query": "id==sim-0000*", "samples": 5})
+        path = f"/sample-requests/{made['id']}"
+        eventually("samples", lambda: world.get(path)["state"] == "done")
+        counts = world.get(path)["counts"]
+        assert counts.get("failed", 0) == sum(
+            one["reason"] == "off" for one in world.get(path)["uploads"] if one["state"] == "failed"
+        )
+        return counts.get("stored", 0) > 0
+
+    eventually("some are kept", came)
+    found = world.get("/sample-sets")["items"][0]
+    content = world.api.get(f"/api/v1/sample-sets/{found['id']}/content").content
+    with np.load(io.BytesIO(content)) as file:
+        names = {name for name in file.files if name.startswith("0/in/")}
+        assert names
+        assert all(np.isfinite(file[name]).all() for name in names)
+
+
 @pytest.fixture(scope="module")
 def behaviours() -> Behaviours:
     return read(FILE)
@@ -131,6 +179,8 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
         assert world.phases(rollout) == ["active"] * 50
         assert simulation.counts().phases == {"m@1": {Phase.ACTIVE: 50}}
         eventually("telemetry", lambda: simulation.counts().acknowledged >= 50)
+        does_what_it_is_asked(world, population[0].device_id)
+        sends_samples(world)
         deployments = world.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]
         sources = {name for one in deployments for name in one["sources"]}
         assert sources == {"simulated", "mqtt"}
