@@ -46,6 +46,7 @@ def add_pages(app: FastAPI) -> None:
     pages = (sign_in, overview, commands, devices, models, rollouts, samples, drift, audit, access)
     for part in (*pages, alerts, alert_rules, alert_routes, live):
         app.include_router(part.router)
+    app.state.page_looks = live.Looks()
     app.add_exception_handler(ApiError, _refused)
     app.add_middleware(CookieSessions)
 
