@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -20,8 +21,10 @@ from fleet_server.settings import Settings
 from fleet_server.simulator.behaviours import Behaviours, read
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.runner import Simulation
+from fleet_server.web import api
 from tests.fabricated import fabricate
 from tests.fleet import free_port, wait_until
+from tests.page_numbers import printed, shown, told
 
 eventually = partial(wait_until, seconds=200.0)  # a busy machine's server takes its time
 ADMIN = "the-admin-of-tests"
@@ -105,15 +108,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
     )
     with running(app):
-        api = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
-        eventually("the broker", lambda: api.get("/readyz").status_code == 200)
-        found = World(folder, api, f"mqtt://127.0.0.1:{port}")
+        client = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
+        eventually("the broker", lambda: client.get("/readyz").status_code == 200)
+        found = World(folder, client, f"mqtt://127.0.0.1:{port}")
         for name in PROFILES:
             found.post("/profiles", shipped.load(name))
         for version in "12":
             fabricate(app.state.database, app.state.artifacts, folder, "m", version)
         yield found
-        api.close()
+        client.close()
 
 
 def does_what_it_is_asked(world: World, device: str) -> None:
@@ -193,3 +196,35 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
     eventually("goodbyes", lambda: not any(one["online"] for one in world.devices()))
     assert ended.refused == 0
     eventually("every request that devices told of", lambda: world.requests() == ended.requests)
+    every_number_on_a_page_is_the_apis(world, slow)
+
+
+def every_number_on_a_page_is_the_apis(world: World, rollout: str) -> None:
+    """Pages of a fleet that has done something show no number that the API did not give them."""
+    given: list[Any] = []
+    checked = api._checked  # what pages ask is seen nowhere else
+
+    def noted(answer: httpx.Response) -> httpx.Response:
+        found = checked(answer)
+        given.append(answer.json() if answer.content else None)
+        return found
+
+    device, asked = world.devices()[0]["id"], world.get("/sample-requests")["items"][0]["id"]
+    sample_set, command = world.get("/sample-sets")["items"][0]["id"], world.get("/commands")["items"][0]["id"]
+    paths = (
+        "/ui", "/ui/devices", f"/ui/devices/{device}", "/ui/models", "/ui/models/m", "/ui/models/m/1", "/ui/rollouts",
+        f"/ui/rollouts/{rollout}", "/ui/alerts", "/ui/samples", f"/ui/samples/requests/{asked}",
+        f"/ui/samples/sets/{sample_set}", f"/ui/commands/{command}", "/ui/audit", "/ui/access",
+    )  # fmt: skip
+    words, seen, of_its_own = printed(), 0, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_checked", noted)
+        for path in paths:
+            given.clear()
+            page = world.api.get(path)
+            assert page.status_code == 200, path
+            numbers = shown(page.text)
+            seen += len(numbers)
+            of_its_own[path] = numbers - told(given) - words
+    assert {path: found for path, found in of_its_own.items() if found} == {}
+    assert seen > 200
