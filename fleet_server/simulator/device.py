@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from agent.commands.ring import LogRing
 from agent.protocol.codec import decode
 from agent.protocol.commands import Command, CommandAnswer
@@ -95,7 +97,7 @@ class SimulatedDevice:
         self._trials: tuple[str, ...] = ()
         self._spool = Spool(self._boot_id)
         self._book, self._log = Book(), LogRing()
-        self._asked = stream(seed, traits.index, Purpose.COMMANDS)
+        self._asked: np.random.Generator | None = None
         self._asking = False
         self.connected = False
         self._now = now
@@ -168,7 +170,7 @@ class SimulatedDevice:
                 self.acknowledged += self._spool.acknowledge(decode(payload, TelemetryAck))
                 self._send_telemetry()
             elif leaf is DeviceTopic.COMMAND:
-                self._commands.received(decode(payload, Command), now, now + self._ahead_s)
+                self._taking().received(decode(payload, Command), now, now + self._ahead_s)
             elif leaf is DeviceTopic.SAMPLES_ACK:
                 self._samples.acknowledged(decode(payload, SampleAck), now)
         except WireError:
@@ -219,18 +221,7 @@ class SimulatedDevice:
         )
         self._deployments.now = now
         conduct, index = self.traits.conduct, self.traits.index
-        self._commands = Commands(
-            self._book,
-            self._log,
-            self.traits.facts.commands,
-            conduct.commands,
-            self._inference,
-            drawn(conduct.load_s),
-            lambda: float(self._asked.random()),
-            report=self._report,
-            restart=self._deployments.restart_worker,
-            say=lambda answer: self._tell(DeviceTopic.COMMAND_ANSWER, answer),
-        )
+        self._commands: Commands | None = None
         if self._boots == 1:
             self._samples = Samples(
                 conduct.samples,
@@ -359,13 +350,42 @@ class SimulatedDevice:
 
     def _look_after(self) -> None:
         """While something goes on that it was asked for, look at it again and again."""
-        if not self._asking and self.connected and (self._commands.busy or self._samples.busy):
+        if not self._asking and self.connected and (self._busy or self._samples.busy):
             self._asking = True
             self._agenda.at(self._now + ASKED_TICK_S, self._go_on)
 
+    @property
+    def _busy(self) -> bool:
+        return self._commands is not None and self._commands.busy
+
+    def _taking(self) -> Commands:
+        """Who takes commands, made when the first one comes: of most devices nobody ever asks anything."""
+        if self._commands is None:
+            conduct = self.traits.conduct
+            self._commands = Commands(
+                self._book,
+                self._log,
+                self.traits.facts.commands,
+                conduct.commands,
+                self._inference,
+                drawn(conduct.load_s),
+                self._draw,
+                report=self._report,
+                restart=self._deployments.restart_worker,
+                say=lambda answer: self._tell(DeviceTopic.COMMAND_ANSWER, answer),
+            )
+        return self._commands
+
+    def _draw(self) -> float:
+        """For commands, the same numbers with every run of a seed."""
+        if self._asked is None:
+            self._asked = stream(self._seed, self.traits.index, Purpose.COMMANDS)
+        return float(self._asked.random())
+
     def _go_on(self) -> None:
         self._asking = False
-        self._commands.tick(self._now)
+        if self._commands is not None:
+            self._commands.tick(self._now)
         if self.connected:
             self._samples.tick(self._now, self._now + self._ahead_s)
 
