@@ -22,6 +22,8 @@ BUILDING = frozenset({"queued", "building"})
 ROLLING = frozenset({"awaiting_approval", "running", "reverting"})
 PIECE = 1 << 20
 RETRIES = 3
+INFERENCE_HEADER = "Inference-Header-Content-Length"
+LATER_S = 15.0  # that an answer may come after the fleet's time is over: the server says why
 SILENT_S = 60.0  # of a stream, whose server says at least every 15 s that it is there
 IN_PROGRESS_S = 90.0  # how long to wait for an answer to the same request; longer than a server's claim on it holds
 
@@ -226,12 +228,54 @@ class Client:
         digest: str = self._call("POST", "/uploads", content=pieces(), headers=headers, timeout=3600)["digest"]
         return digest
 
+    def infer(
+        self,
+        model: str,
+        content: bytes,
+        header_length: int,
+        *,
+        version: str | None = None,
+        target: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> tuple[bytes, str]:
+        """Have devices answer a request of the Open Inference Protocol v2 in its binary form.
+
+        Args:
+            model: its name.
+            content: JSON, and the tensors' bytes behind it.
+            header_length: bytes of the JSON.
+            version: that is to answer; None: the one that devices serve.
+            target: devices that may answer, in RSQL; None: all that serve it.
+            timeout_s: how long the fleet may take.
+
+        Returns:
+            The answer's bytes, and its `Inference-Header-Content-Length`; empty where it is JSON alone.
+        """
+        answer = self._again(
+            "POST",
+            f"/models/{segment(model)}/infer",
+            content=content,
+            headers={"Content-Type": "application/octet-stream", INFERENCE_HEADER: str(header_length)},
+            params=_given({"version": version, "target": target, "timeout_s": timeout_s}),
+            timeout=timeout_s + LATER_S,
+        )
+        return answer.content, answer.headers.get(INFERENCE_HEADER, "")
+
     def wait_for_variants(self, ids: list[str], *, poll_s: float = 0.5) -> Iterator[list[Json]]:
         """The variants, again and again, until none is being built."""
         while True:
             variants = [self.get(f"/variants/{segment(one)}") for one in ids]
             yield variants
             if all(variant["state"] not in BUILDING for variant in variants):
+                return
+            time.sleep(poll_s)
+
+    def watch_gate_run(self, run_id: str, *, poll_s: float = 0.3) -> Iterator[Json]:
+        """The gate run, again and again, until it is over."""
+        while True:
+            run = self.get(f"/gate-runs/{segment(run_id)}")
+            yield run
+            if run["state"] != "running":
                 return
             time.sleep(poll_s)
 
