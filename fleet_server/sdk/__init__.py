@@ -10,12 +10,14 @@ from fleet_server.sdk.errors import (
     ChangedError,
     ConflictError,
     DeployError,
+    ExportError,
     LocalError,
     NetError,
     NotFoundError,
     ShoalError,
     UnreachableError,
 )
+from fleet_server.sdk.exporting import ExportFormat
 from fleet_server.sdk.model import Model
 from fleet_server.sdk.shoal import Shoal
 
@@ -31,6 +33,8 @@ __all__ = [
     "ConflictError",
     "DeployError",
     "Deployment",
+    "ExportError",
+    "ExportFormat",
     "LocalError",
     "Model",
     "NetError",

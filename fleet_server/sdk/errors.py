@@ -74,3 +74,7 @@ class DeployError(ShoalError):
 
 class LocalError(ShoalError):
     """A server or an agent on this machine did not start."""
+
+
+class ExportError(ShoalError):
+    """A variant can't be written as what was asked for."""

@@ -12,6 +12,7 @@ from fleet_server.sdk.client import Client, Json, segment
 from fleet_server.sdk.deployment import Deployment, deploy
 from fleet_server.sdk.display import table
 from fleet_server.sdk.errors import BuildError, ConflictError, NetError, NotFoundError
+from fleet_server.sdk.exporting import ExportFormat, export
 from fleet_server.sdk.progress import Bars, bars
 
 if TYPE_CHECKING:
@@ -199,6 +200,15 @@ class Model:
             )
 
         return predicting.predict(inputs, self._inputs, send)
+
+    def export(self, output: Path | str, kind: ExportFormat | str = "triton", *, profile: str | None = None) -> Path:
+        """Write a variant as a model repository of Triton (`triton`), or for KServe (`kserve`); see `shoal export`.
+
+        Raises:
+            ExportError: when no variant fits, or something is there already.
+        """
+        self._must_be_pushed()
+        return export(self._client, self.name, self.version, ExportFormat(kind), Path(output), profile=profile)
 
     def _net(self) -> LiveNet:
         if self._live is None:
