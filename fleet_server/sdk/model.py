@@ -29,6 +29,7 @@ class Model:
         name: on the server; empty until it was optimized.
         version: likewise.
         variants: what was built of it, as the API shows variants.
+        answered: which devices answered how many rows of the last `predict`, as `device` and `rows`.
         chosen: the net that was pushed, with those it was chosen from; None where nothing was pushed from here.
     """
 
@@ -37,6 +38,7 @@ class Model:
         self._live = live
         self.name = self.version = ""
         self.variants: list[Json] = []
+        self.answered: list[Json] = []
         self.chosen: Chosen | None = None
         self._inputs: list[Json] = []
 
@@ -194,12 +196,13 @@ class Model:
         """
         self._must_be_pushed()
 
-        def send(content: bytes, length: int) -> tuple[bytes, str]:
+        def ask(body: bytes, header_length: int) -> tuple[bytes, int]:
             return self._client.infer(
-                self.name, content, length, version=self.version, target=target, timeout_s=timeout_s
+                self.name, body, header_length, version=self.version, target=target, timeout_s=timeout_s
             )
 
-        return predicting.predict(inputs, self._inputs, send)
+        outputs, self.answered = predicting.predict(inputs, self._inputs, ask)
+        return outputs
 
     def export(self, output: Path | str, kind: ExportFormat | str = "triton", *, profile: str | None = None) -> Path:
         """Write a variant as a model repository of Triton (`triton`), or for KServe (`kserve`); see `shoal export`.

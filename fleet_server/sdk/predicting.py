@@ -1,31 +1,29 @@
-"""`predict`: rows in pieces to the fleet, two at once, and answers together again in their order."""
+"""`predict`: rows of a notebook to the fleet and its answers back, as tensors where they were tensors."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fleet_server.sdk.errors import NetError, ShoalError
 
-PIECE_BYTES = 16 << 20
-IN_FLIGHT = 2
+if TYPE_CHECKING:
+    from fleet_server.sdk.tensors import Ask, Gathered
+
 Json = dict[str, Any]
-Send = Callable[[bytes, int], tuple[bytes, str]]
 
 
-def predict(given: Any, inputs: Sequence[Json], send: Send, *, piece_bytes: int = PIECE_BYTES) -> Any:
+def predict(given: Any, inputs: Sequence[Json], ask: Ask) -> tuple[Any, list[Json]]:
     """Answers to rows, of the kind that the rows are: tensors to tensors, arrays to arrays.
 
     Args:
         given: rows of the only input, or rows by the name of the input.
         inputs: of the version, as the API shows them: `name`, `dtype`, `shape`.
-        send: posts a request and gives the answer.
-        piece_bytes: of a request at most; a row is never divided.
+        ask: posts a request and gives the answer.
 
     Returns:
-        The output, or outputs by name where there are several.
+        The output, or outputs by name where there are several; and of each device its id as `device`, and the `rows`
+        that it answered.
 
     Raises:
         NetError: when the rows do not fit the model.
@@ -33,59 +31,28 @@ def predict(given: Any, inputs: Sequence[Json], send: Send, *, piece_bytes: int 
     """
     import numpy as np
 
+    from fleet_server.sdk.tensors import in_pieces
+
     arrays, as_tensors = fitting(given, inputs)
-    rows = len(next(iter(arrays.values())))
-    pieces = list(_answers(arrays, rows, send, piece_bytes))
-    found = {name: np.concatenate([part[name] for part in pieces]) for name in pieces[0]}
+    try:
+        pieces = list(in_pieces(ask, arrays))
+        found: Json = {name: np.concatenate([one.outputs[name] for one in pieces]) for name in pieces[0].outputs}
+    except (ValueError, KeyError) as error:
+        raise ShoalError(f"the server's answer can't be read: {error}") from None
     if as_tensors:
         import torch
 
         found = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
-    return next(iter(found.values())) if len(found) == 1 else found
+    return next(iter(found.values())) if len(found) == 1 else found, _answered(pieces)
 
 
-def _answers(arrays: Mapping[str, Any], rows: int, send: Send, piece_bytes: int) -> Iterator[dict[str, Any]]:
-    """Answers to pieces in their order; no more than two are on their way, or wait, at once."""
-    a_row = max(1, sum(array.nbytes for array in arrays.values()) // rows)
-    step = max(1, piece_bytes // a_row)
-    waiting: deque[tuple[int, Future[dict[str, Any]]]] = deque()
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shoal-predict") as pool:
-        try:
-            for start in range(0, rows, step):
-                if len(waiting) == IN_FLIGHT:
-                    yield _whole(*waiting.popleft())
-                piece = {name: array[start : start + step] for name, array in arrays.items()}
-                waiting.append((min(step, rows - start), pool.submit(_ask, piece, send)))
-            while waiting:
-                yield _whole(*waiting.popleft())
-        finally:
-            for _, one in waiting:
-                one.cancel()
-
-
-def _ask(piece: Mapping[str, Any], send: Send) -> dict[str, Any]:
-    from agent.client.encoding import Wish, answer_of, header, parts_of
-    from agent.client.errors import ModelFailedError
-
-    parts = parts_of(piece)
-    head = header(parts, Wish())
-    body, length = send(b"".join([head, *(part.content for part in parts)]), len(head))
-    try:
-        return dict(answer_of(body, length))
-    except ModelFailedError as error:
-        raise ShoalError(f"the server's answer can't be read: {error}") from None
-
-
-def _whole(rows: int, answer: Future[dict[str, Any]]) -> dict[str, Any]:
-    found = answer.result()
-    for name, value in found.items():
-        if value.ndim == 0 or len(value) != rows:
-            raise ShoalError(
-                f"output {name!r} has shape {list(value.shape)} for {rows} rows: one answer a row is meant"
-            )
-    if not found:
-        raise ShoalError("the answer has no output")
-    return found
+def _answered(pieces: Sequence[Gathered]) -> list[Json]:
+    """Rows by device, over all requests."""
+    rows: dict[str, int] = {}
+    for one in pieces:
+        for device in one.devices:
+            rows[device["device"]] = rows.get(device["device"], 0) + device["rows"]
+    return [{"device": device, "rows": count} for device, count in rows.items()]
 
 
 def fitting(given: Any, inputs: Sequence[Json]) -> tuple[dict[str, Any], bool]:

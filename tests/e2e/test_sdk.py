@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from fleet_server.sdk import AsyncModel, BuildError, DeployError, LocalError, Model, NetError, NotFoundError, Shoal
+from fleet_server.sdk import (
+    ApiError,
+    AsyncModel,
+    BuildError,
+    DeployError,
+    LocalError,
+    Model,
+    NetError,
+    NotFoundError,
+    Shoal,
+)
 
 PROFILE = {"name": "here", "match": {}, "runtime": "onnx", "precisions": ["fp32", "int8"]}
 
@@ -73,6 +83,15 @@ def test_from_a_net_to_a_device_and_back(shoal: Shoal, compiled: Model) -> None:
     assert "succeeded, 1 of 1 devices" in repr(deployment)
     assert "agent-1" in deployment._repr_html_()
     assert "agent-1" in shoal._repr_html_()
+    images, labels = rows(300, 3)
+    outputs = model.predict(images)
+    assert isinstance(outputs, torch.Tensor)
+    assert model.answered == [{"device": "agent-1", "rows": 300}]
+    assert (outputs.argmax(1) == labels).double().mean() > 0.85
+    assert (shoal.model("net").predict(images.numpy()) == outputs.numpy()).all(), "an array gives an array"
+    with pytest.raises(ApiError) as refused:
+        model.predict(images, target="arch==none")
+    assert refused.value.code == "no_device_serves"
     (measured,) = model.measured()
     assert measured["on"] == "agent-1", "deploy had the device prove it"
     assert shoal.devices("version==net@1")

@@ -14,6 +14,7 @@ import torch
 from agent.client.encoding import Answer, answer_of
 from fleet_server.sdk import NetError, ShoalError
 from fleet_server.sdk.predicting import predict
+from fleet_server.sdk.tensors import in_pieces
 
 X = [{"name": "x", "dtype": "float32", "shape": [-1, 3]}]
 
@@ -27,7 +28,7 @@ class Fleet:
         self._now = 0
         self._lock = threading.Lock()
 
-    def __call__(self, content: bytes, length: int) -> tuple[bytes, str]:
+    def __call__(self, content: bytes, length: int) -> tuple[bytes, int]:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -47,41 +48,43 @@ def asked(content: bytes, length: int) -> Answer:
     return answer_of(head + content[length:], str(len(head)))
 
 
-def answer(outputs: dict[str, Any]) -> tuple[bytes, str]:
+def answer(outputs: dict[str, Any]) -> tuple[bytes, int]:
     told, tail = [], b""
     for name, value in outputs.items():
         array = np.ascontiguousarray(value, np.float32)
         size = {"binary_data_size": array.nbytes}
         told.append({"name": name, "datatype": "FP32", "shape": array.shape, "parameters": size})
         tail += array.tobytes()
-    head = json.dumps({"model_name": "m", "outputs": told}).encode()
-    return head + tail, str(len(head))
+    devices = [{"device": "camera-01", "rows": len(next(iter(outputs.values()), ())), "left_out": ""}]
+    said = {"model_name": "m", "outputs": told, "parameters": {"devices": devices}}
+    head = json.dumps(said).encode()
+    return head + tail, len(head)
 
 
 def test_pieces_come_back_in_their_order_two_at_once() -> None:
     fleet, rows = Fleet(), np.arange(60, dtype=np.float32).reshape(20, 3)
-    found = predict(rows, X, fleet, piece_bytes=3 * 12)
-    assert isinstance(found, np.ndarray)
-    assert (found == rows * 2).all()
+    found = [one.outputs["y"] for one in in_pieces(fleet, {"x": rows}, piece_bytes=3 * 12)]
+    assert (np.concatenate(found) == rows * 2).all()
     assert sorted(fleet.sizes) == [24, *[36] * 6]
     assert fleet.most == 2
 
 
 def test_a_row_larger_than_a_piece_goes_alone() -> None:
     fleet = Fleet()
-    assert predict(np.ones((2, 3), np.float32), X, fleet, piece_bytes=5).shape == (2, 3)
+    assert len(list(in_pieces(fleet, {"x": np.ones((2, 3), np.float32)}, piece_bytes=5))) == 2
     assert fleet.sizes == [12, 12]
 
 
 def test_tensors_come_back_as_tensors_and_wider_numbers_are_narrowed() -> None:
-    found = predict(torch.ones(2, 3, dtype=torch.float64), X, Fleet())
+    found, answered = predict(torch.ones(2, 3, dtype=torch.float64), X, Fleet())
+    assert answered == [{"device": "camera-01", "rows": 2}]
     assert isinstance(found, torch.Tensor)
     assert found.dtype == torch.float32
     assert found.tolist() == [[2.0] * 3] * 2
 
 
 def test_several_outputs_come_by_name() -> None:
-    found = predict({"x": np.ones((2, 3))}, X, lambda *_: answer({"a": np.ones((2, 1)), "b": np.zeros((2, 4))}))
+    found, _ = predict({"x": np.ones((2, 3))}, X, lambda *_: answer({"a": np.ones((2, 1)), "b": np.zeros((2, 4))}))
     assert {name: value.shape for name, value in found.items()} == {"a": (2, 1), "b": (2, 4)}
 
 
@@ -114,9 +117,9 @@ def test_several_inputs_are_given_by_name() -> None:
 @pytest.mark.parametrize(
     ("garbage", "said"),
     [
-        ((b"{", ""), "can't be read"),
-        (answer({}), "no output"),
-        (answer({"y": np.ones((1, 3))}), r"has shape \[1, 3\] for 2 rows"),
+        ((b"{", 1), "can't be read"),
+        (answer({}), "outputs: there is none"),
+        (answer({"y": np.ones((1, 3))}), "can't be read: .*rows"),
     ],
 )
 def test_an_answer_that_makes_no_sense_is_said(garbage: tuple[bytes, str], said: str) -> None:
@@ -127,10 +130,10 @@ def test_an_answer_that_makes_no_sense_is_said(garbage: tuple[bytes, str], said:
 def test_a_piece_that_fails_ends_it_and_no_more_are_sent() -> None:
     sent = []
 
-    def send(content: bytes, length: int) -> tuple[bytes, str]:
+    def send(content: bytes, length: int) -> tuple[bytes, int]:
         sent.append(length)
         raise ShoalError("no device serves it")
 
     with pytest.raises(ShoalError, match="no device serves it"):
-        predict(np.ones((50, 3)), X, send, piece_bytes=12)
+        list(in_pieces(send, {"x": np.ones((50, 3))}, piece_bytes=24))
     assert len(sent) <= 2
