@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.pictures import response_ms, scores, tensors
+from examples.pictures import Rows, response_ms, scores, tensors
 from fleet_server.sdk import Shoal
 
 EPOCHS = 2
@@ -20,11 +20,11 @@ def build() -> nn.Module:
     )  # fmt: skip
 
 
-def main(training: int = 50_000, testing: int = 10_000, folder: str = ".shoal-local") -> dict[str, float]:
+def main(rows: tuple[Rows, Rows, Rows], folder: str = ".shoal-local") -> dict[str, float]:
     """Train, optimize, deploy and predict; gives what it printed."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    (x, y), held_out, (test_x, test_y) = tensors(training, testing)
+    (x, y), held_out, (test_x, test_y) = rows
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
     net, criterion = build(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -36,7 +36,7 @@ def main(training: int = 50_000, testing: int = 10_000, folder: str = ".shoal-lo
 
     with Shoal.local(folder) as shoal:
         model = shoal.compile(net, optimizer, criterion, example_inputs=x[:2], train=loader, evaluate=held_out)
-        model.optimize(name="cifar-net", prune=0.5, quantize=True)
+        model.optimize(name="cifar-net", prune=0.7, quantize=True)
         deployment = model.deploy(target="accelerator==cuda", fallback="cpu")
         outputs = model.predict(test_x)
         print(model, *model.chosen.tried, deployment, model.answered, sep="\n")
@@ -51,4 +51,4 @@ def main(training: int = 50_000, testing: int = 10_000, folder: str = ".shoal-lo
 
 
 if __name__ == "__main__":
-    main()
+    main(tensors(50_000, 10_000))

@@ -18,6 +18,8 @@ Say = Callable[[str], None]
 CALIBRATION_ROWS = 512
 TIMED_ROWS = 32
 TIMES = 15
+AS_FAST = 1.1  # times that are closer are told apart by chance
+AWARE = "-qat"  # ends the names of nets that were fine-tuned for integers
 
 
 @dataclass(frozen=True)
@@ -236,12 +238,27 @@ class LiveNet:
                 "bytes": path.stat().st_size,
             }
             tried.append((row, one.net, path))
-        whole = tried[0][0]["error"]
-        fitting = [one for one in tried if whole is None or one[0]["error"] <= whole + budget]
-        ready = {one[0]["net"].removesuffix("-qat") for one in fitting if one[0]["net"].endswith("-qat")}
-        # What was fine-tuned for integers is as fast as what it was made of, and better in integers.
-        row, net, path = min((one for one in fitting if one[0]["net"] not in ready), key=lambda one: one[0]["seconds"])
+        row, net, path = tried[best([one[0] for one in tried], budget)]
         return Chosen(row["net"], net, path, row["error"], tuple(one[0] for one in tried), tuple(problems))
+
+
+def best(tried: Sequence[Mapping[str, Any]], budget: float) -> int:
+    """Which of the nets is pushed: pure.
+
+    Args:
+        tried: of each its `net`, `error`, `seconds` and `bytes`; the first is the whole net.
+        budget: points by which the error may rise.
+
+    Returns:
+        The number of the smallest of those that are as fast as the fastest within the budget.
+    """
+    whole = tried[0]["error"]
+    fitting = [number for number, one in enumerate(tried) if whole is None or one["error"] <= whole + budget]
+    ready = {tried[number]["net"].removesuffix(AWARE) for number in fitting if tried[number]["net"].endswith(AWARE)}
+    # What was fine-tuned for integers is as fast as what it was made of, and better in integers.
+    left = [number for number in fitting if tried[number]["net"] not in ready]
+    fastest = min(tried[number]["seconds"] for number in left)
+    return min((n for n in left if tried[n]["seconds"] <= fastest * AS_FAST), key=lambda n: float(tried[n]["bytes"]))
 
 
 def write_rows(rows: Any, path: Path, *, targets: bool, most: int | None = None) -> None:

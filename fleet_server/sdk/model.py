@@ -97,8 +97,8 @@ class Model:
         """Make the net small here, push it, and have the server build a variant for each profile; waits for them.
 
         Training passes run on this machine with the optimizer's class and settings and the criterion. Of the nets that
-        came out the fastest is pushed whose error on the evaluation rows rose by no more than the budget, and the
-        gate holds every variant against the accuracy of the net as it was.
+        came out whose error on the evaluation rows rose by no more than the budget the fastest is pushed, the smaller
+        one where two are as fast, and the gate holds every variant against the accuracy of the net as it was.
 
         Args:
             name: of the model.
