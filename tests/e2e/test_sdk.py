@@ -13,6 +13,7 @@ from torch import nn
 from fleet_server.sdk import (
     ApiError,
     AsyncModel,
+    AsyncShoal,
     BuildError,
     DeployError,
     LocalError,
@@ -22,7 +23,7 @@ from fleet_server.sdk import (
     Shoal,
 )
 
-PROFILE = {"name": "here", "match": {}, "runtime": "onnx", "precisions": ["fp32", "int8"]}
+PROFILE = {"name": "here", "match": {}, "runtime": "onnx", "precisions": ["fp32"]}
 
 
 def rows(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,9 +105,26 @@ def test_the_next_version_has_the_next_number_and_the_async_twin_does_the_same(s
     async def build() -> AsyncModel:
         return await AsyncModel(compiled).optimize(name="net", profiles=["plain"], quantize=False)
 
-    shoal.client.post("/profiles", {**PROFILE, "name": "plain", "precisions": ["fp32"]})
+    shoal.client.post("/profiles", {**PROFILE, "name": "plain"})
     found = asyncio.run(build())
     assert repr(found) == "<AsyncModel net@2: plain ready>"
+
+    async def ask() -> tuple[str, str, list[str]]:
+        token = shoal.client.post("/tokens", {"name": "twin", "role": "releaser"})["token"]
+        async with AsyncShoal(shoal.url, token) as twin:
+            assert [one["id"] for one in await twin.devices("provider==cpu")] == ["agent-1"]
+            model = await twin.model("net", "1")
+            deployment = await model.deploy("cpu")
+            served = await deployment.status()
+            images, labels = rows(100, 4)
+            outputs = await model.predict(images)
+            assert (outputs.argmax(1) == labels).double().mean() > 0.85
+            shown = [repr(one) for one in (twin, model, deployment) if "<table>" in one._repr_html_()]
+            return served, await (await deployment.revert()).status(), shown
+
+    served, after, shown = asyncio.run(ask())
+    assert (served, after) == ("succeeded", "reverted")
+    assert [one.split()[0] for one in shown] == ["<AsyncShoal", "<AsyncModel", "<AsyncDeployment"]
 
 
 def test_a_target_that_no_device_matches_names_what_there_is(shoal: Shoal) -> None:
@@ -118,7 +136,7 @@ def test_a_profile_of_the_same_name_that_says_otherwise_is_refused(shoal: Shoal,
     other = {**PROFILE, "name": "differs"}
     shoal.client.post("/profiles", other)
     with pytest.raises(BuildError, match="another precisions"):
-        compiled.optimize(name="net", profiles=[{**other, "precisions": ["fp32"]}])
+        compiled.optimize(name="net", profiles=[{**other, "precisions": ["int8"]}])
 
 
 def test_a_model_that_is_not_there(shoal: Shoal) -> None:
