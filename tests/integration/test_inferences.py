@@ -198,7 +198,7 @@ def test_a_device_that_answers_badly_or_not_at_all_spoils_nothing(fleet: LocalFl
     stranger = Stranger(fleet, f"bad-{kind}", reply)
     try:
         wait_until("it", lambda: fleet.get("/devices", query=f"id==bad-{kind};model==net;online==true")["items"])
-        rows = np.tile(ROWS, (400, 1))  # more than the other one has done before it is asked
+        rows = np.tile(ROWS, (3000, 1))  # more than the other one has done before it is asked
         _, expected = read(ask(fleet, rows, target="id==one"))
         told, together = read(ask(fleet, rows, target=f"id=in=(one,bad-{kind})", timeout_s=20))
         assert stranger.parts
