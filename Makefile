@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries dashboard
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries dashboard distributed
 
 .PHONY: help
 help: ## list the targets
@@ -63,6 +63,10 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
 	@KEEP=$(KEEP) $(BIN)/python -m deploy.demo.demo
+
+.PHONY: example
+example: setup ## four lines of Python: a net from training to a fleet on this machine and back (examples/cifar_style.py)
+	@$(BIN)/python -m examples.cifar_style
 
 .PHONY: check
 check: setup ## lint, types and import contracts
@@ -125,6 +129,7 @@ bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and
 bench-queries: setup ## what requests cost at the database with 10,000 and 100,000 devices, with every plan (.bench; half an hour)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
 bench-dashboard: setup ## when pages of 10,000 devices with a month of telemetry show something, in Chromium
+bench-distributed: setup ## one request over several devices, beside one device: equal, unequal, one that dies (about 1 min)
 $(addprefix bench-,$(BENCHES)): bench-%:
 	@$(BIN)/python tests/benchmarks/$*.py
 
