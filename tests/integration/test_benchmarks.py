@@ -17,7 +17,17 @@ WANTS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (
 
 
 @pytest.mark.parametrize(
-    "name", ["serving", "swaps", "footprint", "delta", "ingest", "queries", pytest.param("delivery", marks=WANTS_NGINX)]
+    "name",
+    [
+        "serving",
+        "swaps",
+        "footprint",
+        "delta",
+        "ingest",
+        "queries",
+        "stages",
+        pytest.param("delivery", marks=WANTS_NGINX),
+    ],
 )
 def test_a_benchmark_ends_in_one_json_line(name: str) -> None:
     command = [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), "--short"]
