@@ -19,6 +19,7 @@ from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.grpc_config import GrpcConfig, read_grpc
 from agent.identity import identity_folder, load_identity
+from agent.inferences import InferenceConfig, read_inference
 from agent.pipelines.config import PipelineConfig, read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
@@ -59,6 +60,7 @@ KEYS = (
     "samples",
     "grpc",
     "commands",
+    "inference",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -103,6 +105,7 @@ class Config:
         ensembles: graphs of models that are asked as one.
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
         commands: which commands of the server are carried out here.
+        inference: whether the server may ask this device's models.
     """
 
     device_id: str
@@ -133,6 +136,7 @@ class Config:
     ensembles: tuple[EnsembleConfig, ...] = ()
     samples: SampleConfig = field(default_factory=SampleConfig)
     commands: CommandConfig = field(default_factory=CommandConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -206,6 +210,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         ensembles=read_ensembles(values.get("ensembles", [])),
         samples=_samples(values.get("samples", {})),
         commands=read_commands(values.get("commands", {})),
+        inference=read_inference(values.get("inference", {})),
         **_link(values.get("link", {})),
     )
 
@@ -257,7 +262,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples", "grpc", "commands"}:
+    if key in {*TABLES, "samples", "grpc", "commands", "inference"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:

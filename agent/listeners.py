@@ -47,6 +47,17 @@ class Listeners:
                 raise
         return self._sockets
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where to connect from this machine: `host:port`, and the path of the Unix socket, empty for none."""
+        host, port = self._address
+        for one in self._sockets:
+            if one.family != socket.AF_UNIX:
+                host, port = one.getsockname()[:2]
+                break
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", self._unix_path
+
     def close(self) -> None:
         """Listen no more."""
         if self._sockets and self._unix_path:

@@ -45,7 +45,7 @@ class MqttMessage:
 
 @dataclass(frozen=True)
 class MqttChunk:
-    """A large message: a chunk, for nothing else is one.
+    """A large message: a chunk. Of others that are large a copy is made.
 
     Attributes:
         payload: may be read until `release`.
@@ -112,6 +112,10 @@ class MqttLink:
         self._keep = keep
 
     def _chunk(self, chunk: MqttChunk) -> None:
+        if "/b/" not in chunk.topic:
+            self._put(MqttMessage(chunk.topic, bytes(chunk.payload)))
+            chunk.release()
+            return
         kept = self._keep(chunk)
         if kept is None:
             self._put(chunk)

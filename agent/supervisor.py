@@ -24,6 +24,7 @@ from agent.deployments import Deployments
 from agent.files import remove_leftovers
 from agent.hardware import measure
 from agent.inference import Inference
+from agent.inferences import Inferences
 from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.peers.network import Lan
@@ -47,6 +48,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.parts import FEATURE, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
 from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
@@ -211,6 +213,7 @@ class Supervisor:
             measure=self._measure,
             take_facts=self._take_facts,
         )
+        self._inferences = Inferences(config.inference, self._worker.place, self._say_part)
         self._pipelines = Pipelines(config, self._events.put, self._condition)
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
         self._report_at = 0.0
@@ -255,6 +258,7 @@ class Supervisor:
         self._link.stop()
         logging.getLogger().removeHandler(self._ring_handler)
         self._commands.stop()
+        self._inferences.stop()
         self._pipelines.stop()
         self._trials.stop()
         self._deployments.stop()
@@ -374,10 +378,16 @@ class Supervisor:
                 self._others.offered(decode(message.payload, SourceOffer), time.monotonic())
             elif leaf is DeviceTopic.SAMPLES_ACK:
                 self._samples.acknowledged(decode(message.payload, SampleAck), time.monotonic())
-            elif leaf is DeviceTopic.COMMAND:
-                self._commands.received(decode(message.payload, Command), time.monotonic(), time.time())
+            else:
+                self._asked(leaf, message.payload)
         except WireError as error:
             log.warning("refused a message on %s: %s", message.topic, error)
+
+    def _asked(self, leaf: DeviceTopic, payload: bytes) -> None:
+        if leaf is DeviceTopic.COMMAND:
+            self._commands.received(decode(payload, Command), time.monotonic(), time.time())
+        elif leaf is DeviceTopic.INFER:
+            self._inferences.received(decode(payload, InferPart))
 
     def _desired(self, state: DesiredState) -> None:
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
@@ -448,6 +458,10 @@ class Supervisor:
     def _choose_samples(self, sampling: tuple[Sampling, ...]) -> None:
         self._worker.send(ChooseSamples(sampling))
 
+    def _say_part(self, answer: PartAnswer) -> None:
+        """Called from threads."""
+        self._link.publish(DeviceTopic.INFERRED, encode(answer))
+
     # -- commands
 
     def _say_command(self, answer: CommandAnswer) -> bool:
@@ -460,7 +474,8 @@ class Supervisor:
     def _measure(self) -> DeviceFacts:
         """Called from a thread too."""
         facts = measure(self._config.state_dir, tags=self._config.tags, runtimes=self._config.runtimes)
-        return msgspec.structs.replace(facts, commands=self._config.commands.allowed)
+        features = (*facts.features, FEATURE) if self._config.inference.remote else facts.features
+        return msgspec.structs.replace(facts, commands=self._config.commands.allowed, features=features)
 
     def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
         before, self._facts = self._facts, msgspec.structs.replace(facts, link=self._facts.link)

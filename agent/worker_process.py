@@ -45,6 +45,10 @@ class WorkerProcess:
         self._channel: FrameChannel | None = None
         self.generation = 0
 
+    def place(self) -> tuple[str, str]:
+        """Where the local API is: `host:port`, and the path of its Unix socket, empty where there is none."""
+        return self._listeners.place
+
     def start(self) -> None:
         """Start a fresh worker.
 

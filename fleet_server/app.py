@@ -46,6 +46,8 @@ from fleet_server.gates import endpoints as gates
 from fleet_server.gates.keeper import GateKeeper
 from fleet_server.gateway.service import Gateway
 from fleet_server.idempotency import add_idempotency, claim_key
+from fleet_server.inferences import endpoints as inferences
+from fleet_server.inferences.service import Desk
 from fleet_server.instruments import Instruments
 from fleet_server.metrics import endpoints as metrics
 from fleet_server.metrics.figures import FigureCollector, Figures
@@ -109,6 +111,7 @@ TAGS = [
     {"name": "overview", "description": "How the whole fleet is, and what would be done next."},
     {"name": "telemetry", "description": "What models and devices did, as the devices measured it."},
     {"name": "commands", "description": "What devices are asked to do at once: restart, logs, benchmark and more."},
+    {"name": "inferences", "description": "Asking the devices that serve a model, as if they were one."},
     {"name": "samples", "description": "Rows that models were least sure of: kept on devices, sent when asked for."},
     {"name": "alerts", "description": "Rules over what the fleet says, what came of them, and who is told."},
     {"name": "webhooks", "description": "Events told by HTTP, signed and tried again, and what nobody took."},
@@ -143,8 +146,8 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=settings.request_max_mb << 20,
     )
     subjects = (
-        overview, devices, catalog, conversions, gates, rollouts, telemetry, drift, commands, samples, alerts,
-        enrolment, trust, webhooks, access, shards,
+        overview, devices, catalog, conversions, gates, rollouts, telemetry, drift, commands, inferences, samples,
+        alerts, enrolment, trust, webhooks, access, shards,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
@@ -238,8 +241,8 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         ShardKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
-    app.state.inspector = ProcessInspector(artifacts, settings)
-    app.state.sharder = ProcessSharder(artifacts, settings)
+    app.state.inference_desk = Desk(database, gateway.dispatch)
+    app.state.inspector, app.state.sharder = ProcessInspector(artifacts, settings), ProcessSharder(artifacts, settings)
     app.state.log_streams = Streams(database)
     stack.callback(app.state.log_streams.stop)
     for part in parts:

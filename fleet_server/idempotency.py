@@ -38,7 +38,8 @@ HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 CLAIM_S = 60.0  # after it, a server that has not answered is taken for dead
 MOST_KEYS = 10_000  # of one principal in a fleet; the oldest are forgotten first
-STREAMED = frozenset({"upload"})  # of any size, and never read twice; it is kept by its digest, so twice is once
+# Of any size, and never kept: an upload is known by its digest, so twice is once; an inference changes nothing.
+STREAMED = frozenset({"upload", "infer_model"})
 _KEY = re.compile(r'"([\x20-\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x7e]{1,255})')
 _KEPT_HEADERS = ("content-type", "location", "etag")
 _NONCE = 12

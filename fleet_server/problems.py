@@ -23,7 +23,7 @@ from fleet_server.secure_headers import secure_headers
 
 log = logging.getLogger(__name__)
 SHOWN = 20
-UPLOADS = "/api/v1/uploads"  # files: they have a bound of their own
+OWN_BOUND = re.compile(r"/api/v1/(uploads|models/[^/]+/infer)")  # files and tensors
 _HOST = re.compile(r"\[?([^\[\]]+?)\]?(?::\d+)?")
 _SAID = {
     "extra_forbidden": "there is no such field: mend its name, or leave it out",
@@ -66,7 +66,7 @@ def _refusal(request: Request, *, loopback_only: bool, body_limit: int) -> Respo
         detail = "this server is for its own machine only: ask for it as localhost or 127.0.0.1, or set SHOAL_HOST"
         return _problem(request, status=400, title="Bad request", code="unknown_host", detail=detail)
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > body_limit and request.url.path != UPLOADS:
+    if declared.isdecimal() and int(declared[:20]) > body_limit and not OWN_BOUND.fullmatch(request.url.path):
         return _too_large(request)
     if "\0" in request.scope["path"] or "\0" in "".join(request.query_params.values()):
         detail = "the address holds a NUL character (%00), which no name has: leave it out"
@@ -152,7 +152,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _too_large(request: Request) -> JSONResponse:
-    detail = f"the body is too large (SHOAL_REQUEST_MAX_MB): send less; files go to {UPLOADS}"
+    detail = "the body is too large (SHOAL_REQUEST_MAX_MB): send less; files go to /api/v1/uploads"
     return _problem(request, status=413, title="Too large", code="body_too_large", detail=detail)
 
 

@@ -1,4 +1,4 @@
-"""Encoding and decoding of messages: JSON, but MessagePack for telemetry, trust and samples.
+"""Encoding and decoding of messages: JSON, but MessagePack for telemetry, trust, samples and parts of inferences.
 
 Bounds are checked before decoding.
 
@@ -40,6 +40,7 @@ from agent.protocol.messages import (
     TrustNeed,
     TrustPiece,
 )
+from agent.protocol.parts import Hop, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, SamplesReport
 from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
@@ -63,6 +64,8 @@ Message = (
     | SampleAck
     | Command
     | CommandAnswer
+    | InferPart
+    | PartAnswer
 )
 MessageT = TypeVar(
     "MessageT",
@@ -82,13 +85,15 @@ MessageT = TypeVar(
     SampleAck,
     Command,
     CommandAnswer,
+    InferPart,
+    PartAnswer,
 )
 
 _PLAIN = (
     *(DesiredState, Reported, Presence, Need, Renew, Certificate, SourceNeed, SourceOffer),
     *(Command, CommandAnswer),
 )
-_PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece, SamplePiece, SampleAck)
+_PACKED = (TelemetryBatch, TelemetryAck, TrustNeed, TrustPiece, SamplePiece, SampleAck, InferPart, PartAnswer)
 _DECODERS: dict[type, Any] = {
     **{kind: msgspec.json.Decoder(kind) for kind in _PLAIN},
     **{kind: msgspec.msgpack.Decoder(kind) for kind in _PACKED},
@@ -141,18 +146,56 @@ def _check(message: Message) -> None:
             _check_renewal(message)
         case TrustNeed() | TrustPiece():
             _check_trust(message)
-        case SourceNeed() | SourceOffer() | SamplePiece() | SampleAck() | Command() | CommandAnswer():
+        case _:
             _check_more(message)
 
 
-def _check_more(message: SourceNeed | SourceOffer | SamplePiece | SampleAck | Command | CommandAnswer) -> None:
+def _check_more(message: Message) -> None:
     if isinstance(message, SourceNeed | SourceOffer):
         _check_source(message)
+    elif isinstance(message, InferPart | PartAnswer):
+        _check_part(message)
     elif isinstance(message, Command | CommandAnswer):
         problem = problem_of(message)
         _require(not problem, problem)
-    else:
+    elif isinstance(message, SamplePiece | SampleAck):
         _check_upload(message)
+
+
+def _check_part(message: InferPart | PartAnswer) -> None:
+    _require(DEVICE_ID.match(message.part_id) is not None, "part_id is not an id")
+    _require(0 <= message.attempt < LIMITS.counter, "attempt is out of bounds")
+    _bound(message.body, LIMITS.part_bytes, "body")
+    _require(0 <= message.header_length <= len(message.body), "header_length is out of bounds")
+    _bound(message.route, LIMITS.hops, "route")
+    for hop in message.route:
+        _check_hop(hop)
+    if isinstance(message, InferPart):
+        _check_asked_model("", message.model, message.version)
+        _require(0 < message.deadline_ms <= LIMITS.total, "deadline_ms is out of bounds")
+        _bound(message.keep, LIMITS.kept_tensors, "keep")
+        for name in message.keep:
+            _bound(name, LIMITS.name_chars, "keep")
+        return
+    _require(100 <= message.status <= 599, "status is none of HTTP")
+    _bound(message.error, LIMITS.detail_chars, "error")
+    _bound(message.hops, LIMITS.hops, "hops")
+    times = (message.retry_after_s, message.queue_s, message.infer_s, *message.hops)
+    _require(all(0 <= one <= LIMITS.seconds for one in times), "a time is out of bounds")
+    _require(0 <= message.waiting < LIMITS.counter, "waiting is out of bounds")
+
+
+def _check_hop(hop: Hop) -> None:
+    _require(DEVICE_ID.match(hop.device) is not None, "route.device is not a device id")
+    _check_asked_model("route.", hop.model, hop.version)
+    _bound(hop.address or "", LIMITS.name_chars, "route.address")
+    _require(_visible(hop.address or ""), "route.address holds what no address may")
+
+
+def _check_asked_model(where: str, model: str, version: str | None) -> None:
+    _names(**{f"{where}model": model})
+    if version is not None:
+        _names(**{f"{where}version": version})
 
 
 def _check_renewal(message: Renew | Certificate) -> None:

@@ -73,7 +73,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         runtimes: inference runtimes.
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
         link: its way to the server, as it is now.
-        features: what the agent can do that not every one could: `commands`, `exposure`, `samples`.
+        features: what the agent can do that not every one could: `commands`, `exposure`, `infer`, `samples`.
         commands: by the name of each command that the agent knows, whether the device's owner allows it.
     """
 

@@ -43,6 +43,8 @@ class DeviceTopic(StrEnum):
     SAMPLES_ACK = "samples-ack"
     COMMAND = "rpc/command"
     COMMAND_ANSWER = "rpc/answer"
+    INFER = "infer"
+    INFERRED = "inferred"
 
 
 FROM_DEVICE = frozenset(
@@ -56,6 +58,7 @@ FROM_DEVICE = frozenset(
         DeviceTopic.SOURCE_NEED,
         DeviceTopic.SAMPLES,
         DeviceTopic.COMMAND_ANSWER,
+        DeviceTopic.INFERRED,
     },
 )
 TO_DEVICE = frozenset(DeviceTopic) - FROM_DEVICE

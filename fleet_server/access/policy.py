@@ -46,6 +46,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         # Samples hold what a model was asked: a viewer sees that there are some, and not what is in them.
         *("create_sample_request", "cancel_sample_request", "delete_sampling_rule"),
         *("download_sample_set", "delete_sample_set"),
+        "infer_model",  # it takes devices' time
         *("acknowledge_alert", "create_alert_silence", "delete_alert_silence"),
         *("create_alert_rule", "change_alert_rule", "delete_alert_rule"),
         # A log may say what an owner would not tell everybody.

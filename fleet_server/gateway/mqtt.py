@@ -57,6 +57,7 @@ class MqttLink:
         self._client_id = client_id
         self._context = context
         self._filters = list(filters)
+        self._more: set[str] = set()
         self._put = put
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._waiting: dict[int, Callable[[], None] | None] = {}
@@ -156,6 +157,15 @@ class MqttLink:
             self._settle(acknowledged)
         return True
 
+    def listen(self, topic: str) -> None:
+        """Subscribe to one more topic, now and at every connect."""
+        with self._lock:
+            if topic in self._more:
+                return
+            self._more.add(topic)
+        if self.connected:
+            self._client.subscribe(topic, 1)
+
     def _on_connect(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.value == UNSUPPORTED:
             if self._choice.refused():
@@ -167,7 +177,9 @@ class MqttLink:
             log.warning("the broker refused the connection: %s", reason)
             return
         client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
-        client.subscribe([(topic, 1) for topic in self._filters])
+        with self._lock:
+            wanted = [*self._filters, *sorted(self._more)]
+        client.subscribe([(topic, 1) for topic in wanted])
 
     def _on_disconnect(self, client: paho.Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
         if client is self._client and self._choice.closed():

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from agent.protocol.topics import FROM_DEVICE, every_shard_filter
+from agent.protocol.topics import FROM_DEVICE, DeviceTopic, every_shard_filter
 from fleet_server import outbox
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import UNAVAILABLE, Database
@@ -19,10 +19,11 @@ from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
-from fleet_server.gateway.inbox import FairInbox
+from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
 from fleet_server.gateway.publishing import spans_of
+from fleet_server.inferences.dispatch import Dispatch
 from fleet_server.instruments import Instruments
 from fleet_server.outbox import PendingMessage
 from fleet_server.samples.receiving import Receiving
@@ -68,10 +69,11 @@ class Gateway:
         self._link = MqttLink(
             settings.effective_broker_url,
             SERVER_NAME,
-            [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE)],
-            self._inbox.put,
+            [every_shard_filter(leaf) for leaf in sorted(FROM_DEVICE - {DeviceTopic.INFERRED})],
+            self._take,
             self._lockout.context,
         )
+        self.dispatch = Dispatch(self._link.publish, self._link.listen)
         self._delivery = Delivery(artifacts, self._link.publish, settings.delivery_rate)
         receiving = Receiving(database, artifacts.below(SAMPLES_FOLDER), settings.state_dir)
         self._handlers = Handlers(
@@ -172,6 +174,11 @@ class Gateway:
                     return
             else:
                 return
+
+    def _take(self, message: Message) -> None:
+        """Called from the link's thread. Answers to parts wait for no other messages: a request waits for them."""
+        if not self.dispatch.hear(message.topic, message.payload):
+            self._inbox.put(message)
 
     def _flooded(self, device_id: str) -> None:
         """Called from the link's thread."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.fleet import LocalFleet, wait_until
 
 WIDTH, LAYERS = 256, 6
 LAYER_MIB = WIDTH * WIDTH * 4 / 2**20
+LENGTH = "Inference-Header-Content-Length"
 DEVICES = ("edge-1", "edge-2", "edge-3")
 
 
@@ -75,6 +79,22 @@ def through(fleet: LocalFleet, stages: list[dict[str, Any]], rows: np.ndarray) -
     return arrays["y"]
 
 
+def asked(fleet: LocalFleet, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """The same by the server, which knows the way; and what it says of it."""
+    blob = rows.tobytes()
+    tensor = {"name": "x", "datatype": "FP32", "shape": rows.shape, "parameters": {"binary_data_size": len(blob)}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    answer = fleet.api.post(
+        "/models/deep/infer", content=head + blob, params={"timeout_s": 120},
+        headers={LENGTH: str(len(head)), "Content-Type": "application/octet-stream"},
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers[LENGTH])
+    said = json.loads(answer.content[:length])
+    (output,) = said["outputs"]
+    return np.frombuffer(answer.content[length:], np.float32).reshape(output["shape"]), said["parameters"]
+
+
 def served(fleet: LocalFleet, plan: str) -> dict[str, Any] | None:
     found: dict[str, Any] = fleet.get(f"/shard-plans/{plan}")
     assert found["state"] != "failed", found
@@ -118,10 +138,22 @@ def test_stages_serve_on_their_devices_and_move_when_one_is_lost(fleet: LocalFle
         assert one["serves"]
         assert one["weight_bytes"] + one["activation_bytes"] <= one["memory_limit"] == int(LAYER_MIB * 3.5 * 2**20)
     rows = np.random.default_rng(2).normal(size=(5, WIDTH)).astype(np.float32)
-    whole = onnxruntime.InferenceSession(fleet.folder / "deep.onnx").run(None, {"x": rows})[0]
+    session = onnxruntime.InferenceSession(fleet.folder / "deep.onnx")
+    whole = session.run(None, {"x": rows})[0]
     assert np.abs(through(fleet, found["stages"], rows) - whole).max() <= 1e-5
+    many = np.random.default_rng(3).normal(size=(12_000, WIDTH)).astype(np.float32)
+    expected = session.run(None, {"x": many})[0]
+    answers, said = asked(fleet, many)
+    assert np.abs(answers - expected).max() <= 1e-5
+    assert [one["device"] for one in said["devices"]] == devices
+    assert {one["rows"] for one in said["devices"]} == {len(many)}, "every row passed both"
 
-    fleet.kill(devices[1])
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(asked, fleet, many)
+        time.sleep(0.5)
+        fleet.kill(devices[1])
+        answers, _ = under_way.result()
+    assert np.abs(answers - expected).max() <= 1e-5, "the rows that were left took another way"
     spare = next(iter(set(DEVICES) - set(devices)))
 
     def moved() -> dict[str, Any] | None:

@@ -295,7 +295,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
         for method, operation in item.items()
         if method != "get" and path.startswith("/api/v1")
     }
-    changing.remove("preview_rollout")  # a question with a body
+    changing -= {"preview_rollout", "infer_model"}  # questions with a body
     assert walk.done == changing
     assert walk.api.get("/api/v1/audit-events/verify").json()["whole"]
     moved = next(one for one in walk.events() if one["action"] == "rollout.pause")

@@ -295,6 +295,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"model": "own", "devices": ["alpha-device"]}, 404),
             ({"model": "own", "query": "id==alpha-*"}, 422),
         ],
+        "infer_model": [({"inputs": []}, 404)],
         "acknowledge_alert": [({}, 404)],
         "change_alert_rule": [({"enabled": True}, 404)],
         "change_alert_route": [({"enabled": True}, 404)],

@@ -1,0 +1,404 @@
+"""Which rows of an inference request go to which devices, and when: least expected completion. Pure; no clock, no I/O.
+
+A `Lane` is what takes parts: one device, or the devices of a route where a model is cut into stages. What is known of
+lanes (`Speeds`) outlives a request. Rows are given out in parts of about `PART_S` of work, and smaller ones towards the
+end, so that all lanes end together; each row's first right answer counts, and no other.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+PART_S = 0.25  # of work in a part
+IN_FLIGHT = 2  # parts of a lane at once: while one is on its way, the other is worked off
+PROBE_ROWS = 16  # at most, of the first parts of a lane of which nothing is known
+PROBE_S = 5.0  # that such a part is expected to take
+LATE = 3.0  # times what was expected, after which a part is given to another lane
+LATE_S = 0.5  # and at least so much more, in seconds
+LEARNING = 0.4  # how much the newest answer counts for a lane's speed
+PAUSE_S = 0.2  # of a lane that refuses and does not say for how long; doubled each time
+LONGEST_PAUSE_S = 5.0
+KEPT_SPEEDS = 20_000
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What takes parts.
+
+    Attributes:
+        id: names what is known of it: the same devices with the same model.
+        devices: that a part passes, in their order; one for data sharding, one a stage for model sharding.
+        in_flight: parts of it at once.
+    """
+
+    id: str
+    devices: tuple[str, ...]
+    in_flight: int = IN_FLIGHT
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is known of a lane.
+
+    Attributes:
+        row_s: seconds a row, while the lane is busy.
+        fixed_s: seconds of a part beyond that: the link, and what does not grow with rows.
+    """
+
+    row_s: float
+    fixed_s: float = 0.0
+
+
+class Speeds:
+    """What was learnt of lanes; may be kept for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Speed] = {}
+
+    def of(self, lane: str) -> Speed | None:
+        """What is known of a lane."""
+        return self._known.get(lane)
+
+    def learn(self, lane: str, rows: int, busy_s: float, elapsed_s: float) -> None:
+        """A part of so many rows kept the lane busy for `busy_s`, and was answered after `elapsed_s`."""
+        before = self._known.get(lane)
+        row_s = max(busy_s, 1e-6) / rows
+        fixed_s = max(0.0, elapsed_s - busy_s)
+        if before is not None:
+            row_s = before.row_s + LEARNING * (row_s - before.row_s)
+            fixed_s = before.fixed_s + LEARNING * (fixed_s - before.fixed_s)
+        elif len(self._known) >= KEPT_SPEEDS:
+            self._known.pop(next(iter(self._known)))
+        self._known[lane] = Speed(row_s, fixed_s)
+
+
+@dataclass(frozen=True)
+class Sending:
+    """A part to send now.
+
+    Attributes:
+        id: of this sending; its answer is told by it.
+        lane: that takes it.
+        first: its first row.
+        last: the row after its last one.
+        attempt: how often these rows were sent before.
+    """
+
+    id: int
+    lane: Lane
+    first: int
+    last: int
+    attempt: int
+
+
+@dataclass
+class _Part:
+    first: int
+    last: int
+    attempts: int = 0
+    done: bool = False
+    sent: set[int] = field(default_factory=set)  # ids of what is under way
+
+    @property
+    def rows(self) -> int:
+        return self.last - self.first
+
+
+@dataclass
+class _Sent:
+    part: _Part
+    state: _LaneState
+    at: float
+    expected_at: float
+    late_at: float
+    given_up: bool = False
+
+
+@dataclass
+class _LaneState:
+    lane: Lane
+    under_way: dict[int, _Sent] = field(default_factory=dict)
+    paused_until: float = 0.0
+    pause_s: float = PAUSE_S
+    answered_at: float = -math.inf
+    out: str = ""  # why it is given nothing any more
+    rows: int = 0  # that it answered first
+
+
+@dataclass(frozen=True)
+class LaneReport:
+    """What a lane did for a request.
+
+    Attributes:
+        lane: which.
+        rows: that its answers gave.
+        out: why it was given no more; empty where it was not left out.
+    """
+
+    lane: Lane
+    rows: int
+    out: str
+
+
+class Schedule:
+    """One request.
+
+    Args:
+        rows: of it.
+        lanes: that may answer them.
+        speeds: what is known of lanes; it is learnt from here too.
+        most_rows: of a part, so that a message holds it.
+
+    Attributes:
+        reissued: parts that were sent once more.
+    """
+
+    def __init__(self, rows: int, lanes: Sequence[Lane], speeds: Speeds, *, most_rows: int) -> None:
+        self._rows = rows
+        self._lanes = {one.id: _LaneState(one) for one in lanes}
+        self._speeds = speeds
+        self._most_rows = max(1, most_rows)
+        self._fresh = 0  # the first row that was never given out
+        self._again: list[tuple[int, int, _Part]] = []  # a heap of parts that wait to be sent again
+        self._open: dict[int, _Part] = {}  # by first row, parts that are not done
+        self._sent: dict[int, _Sent] = {}
+        self._ids = 0
+        self._left = rows
+        self.reissued = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has its answer."""
+        return self._left == 0
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no lane is left."""
+        return not self.done and all(one.out for one in self._lanes.values())
+
+    def add(self, lane: Lane) -> None:
+        """A lane that may answer from now on; one that was left out begins anew."""
+        self._lanes[lane.id] = _LaneState(lane)
+
+    def report(self) -> list[LaneReport]:
+        """What each lane did."""
+        return [LaneReport(one.lane, one.rows, one.out) for one in self._lanes.values()]
+
+    def send(self, now: float) -> list[Sending]:
+        """What to send now. Parts that are late are given out again."""
+        self._give_up_late(now)
+        for state in self._lanes.values():
+            if state.paused_until <= now:
+                state.paused_until = 0.0
+        found = []
+        while (lane := self._best(now)) is not None:
+            part = self._part_for(lane, now)
+            if part is None:
+                break
+            found.append(self._give(lane, part, now))
+        return found
+
+    def wake_at(self) -> float:
+        """When to call `send` again though nothing was heard; infinite where that changes nothing."""
+        late = (one.late_at for one in self._sent.values() if not one.given_up)
+        waits = self._waiting > 0
+        paused = (one.paused_until for one in self._lanes.values() if waits and not one.out and one.paused_until > 0)
+        return min((*late, *paused), default=math.inf)
+
+    def take(self, sending: int, now: float) -> tuple[int, int] | None:
+        """A right answer came: its rows, from the first up to and without the last; None: not needed any more."""
+        sent = self._sent.pop(sending, None)
+        if sent is None:
+            return None
+        state, part = sent.state, sent.part
+        state.under_way.pop(sending, None)
+        part.sent.discard(sending)
+        busy = now - max(sent.at, state.answered_at)
+        state.answered_at, state.pause_s, state.paused_until = now, PAUSE_S, 0.0
+        self._speeds.learn(state.lane.id, part.rows, busy, now - sent.at)
+        if part.done:
+            return None
+        part.done = True
+        del self._open[part.first]
+        self._left -= part.rows
+        state.rows += part.rows
+        return part.first, part.last
+
+    def refuse(self, sending: int, now: float, retry_s: float = 0.0) -> None:
+        """A lane has too much to do: it is asked again when it says, and its part goes to whom has time."""
+        sent = self._end(sending)
+        if sent is None:
+            return
+        state = sent.state
+        pause = min(max(retry_s, state.pause_s), max(LONGEST_PAUSE_S, retry_s))
+        state.paused_until, state.pause_s = now + pause, min(2 * state.pause_s, LONGEST_PAUSE_S)
+
+    def divide(self, sending: int) -> bool:
+        """A part was too large: its rows are sent in halves; False where it is one row."""
+        sent = self._sent.get(sending)
+        if sent is None or sent.part.done:
+            self._end(sending)
+            return True
+        part = sent.part
+        if part.rows == 1:
+            return False
+        self._most_rows = min(self._most_rows, math.ceil(part.rows / 2))
+        for one in list(part.sent):
+            self._drop(one)
+        part.done = True  # no answer to it counts any more
+        middle = part.first + part.rows // 2
+        for first, last in ((part.first, middle), (middle, part.last)):
+            half = self._open[first] = _Part(first, last, part.attempts)
+            self._wait(half)
+        return True
+
+    def leave_out(self, lane_id: str, why: str) -> None:
+        """A lane failed, or answered what is no answer: it gets nothing more, and others get what it had."""
+        state = self._lanes[lane_id]
+        if not state.out:
+            state.out = why
+            for sending in list(state.under_way):
+                self._end(sending)
+        # What it was late with counts no more either.
+        for sending in [one for one, sent in self._sent.items() if sent.state is state]:
+            self._drop(sending)
+
+    def gone(self, device_id: str) -> None:
+        """A device is offline: lanes that pass it are left out."""
+        for state in list(self._lanes.values()):
+            if device_id in state.lane.devices and not state.out:
+                self.leave_out(state.lane.id, f"{device_id} went offline")
+
+    def lane_of(self, sending: int) -> Lane | None:
+        """Which lane was sent this, while its answer may count."""
+        sent = self._sent.get(sending)
+        return sent.state.lane if sent is not None else None
+
+    def rows_of(self, sending: int) -> int:
+        """How many rows an answer must have; 0 where none is waited for."""
+        sent = self._sent.get(sending)
+        return sent.part.rows if sent is not None else 0
+
+    # -- what goes where
+
+    @property
+    def _waiting(self) -> int:
+        """Rows that nobody works on."""
+        return self._rows - self._fresh + sum(part.rows for _, _, part in self._again if not part.done)
+
+    def _best(self, now: float) -> _LaneState | None:
+        """The lane that would have a further part done first, of those that may take one."""
+        free = [
+            one
+            for one in self._lanes.values()
+            if not one.out and one.paused_until <= now and len(one.under_way) < one.lane.in_flight
+        ]
+        return min(free, key=lambda one: (self._queue_s(one, now) + self._row_s(one), one.rows), default=None)
+
+    def _part_for(self, state: _LaneState, now: float) -> _Part | None:
+        while self._again and self._again[0][2].done:
+            heapq.heappop(self._again)
+        if self._again:
+            return heapq.heappop(self._again)[2]
+        if self._fresh < self._rows:
+            rows = self._rows_for(state, now)
+            part = self._open[self._fresh] = _Part(self._fresh, min(self._rows, self._fresh + rows))
+            self._fresh = part.last
+            return part
+        return self._straggler(state, now)
+
+    def _rows_for(self, state: _LaneState, now: float) -> int:
+        """As many rows as the lane works off in `PART_S`, and fewer towards the end."""
+        known = self._speeds.of(state.lane.id)
+        left = self._rows - self._fresh
+        if known is None:
+            return max(1, min(PROBE_ROWS, self._most_rows, left // (8 * len(self._lanes))))
+        fair = self._fair_s(left, now) - self._queue_s(state, now)
+        wanted = min(PART_S, max(fair / 2, 0.0)) / known.row_s
+        return max(1, min(self._most_rows, round(wanted)))
+
+    def _fair_s(self, left: int, now: float) -> float:
+        """In how many seconds all lanes would have so many rows done, each beginning when it is free."""
+        usable = [one for one in self._lanes.values() if not one.out]
+        queues = sorted((self._queue_s(one, now), self._row_s(one)) for one in usable)
+        rate = begun = 0.0
+        for number, (queue_s, row_s) in enumerate(queues):
+            rate += 1 / row_s
+            begun += queue_s / row_s
+            fair = (left + begun) / rate
+            if number + 1 == len(queues) or fair <= queues[number + 1][0]:
+                return fair
+        return 0.0
+
+    def _straggler(self, state: _LaneState, now: float) -> _Part | None:
+        """The part that would be done soonest by this lane instead, of those that others are still at."""
+        mine = {id(sent.part) for sent in state.under_way.values()}
+        best, gain = None, 0.0
+        for part in self._open.values():
+            if len(part.sent) != 1 or id(part) in mine:
+                continue
+            other = self._sent[next(iter(part.sent))]
+            here = self._queue_s(state, now) + self._part_s(state, part.rows)
+            there = max(other.expected_at - now, 0.0) or (now - other.expected_at) + self._part_s(state, part.rows)
+            if there - here > gain and there > 1.5 * here:
+                best, gain = part, there - here
+        return best
+
+    def _give(self, state: _LaneState, part: _Part, now: float) -> Sending:
+        expected = self._queue_s(state, now) + self._part_s(state, part.rows)
+        sent = _Sent(part, state, now, now + expected, now + LATE * expected + LATE_S)
+        self._ids += 1
+        if part.attempts:
+            self.reissued += 1
+        sending = Sending(self._ids, state.lane, part.first, part.last, part.attempts)
+        part.attempts += 1
+        part.sent.add(self._ids)
+        self._sent[self._ids] = state.under_way[self._ids] = sent
+        return sending
+
+    def _row_s(self, state: _LaneState) -> float:
+        known = self._speeds.of(state.lane.id)
+        return known.row_s if known is not None else PROBE_S / PROBE_ROWS
+
+    def _part_s(self, state: _LaneState, rows: int) -> float:
+        known = self._speeds.of(state.lane.id)
+        return known.fixed_s + rows * known.row_s if known is not None else PROBE_S
+
+    def _queue_s(self, state: _LaneState, now: float) -> float:
+        """What a lane still has to do."""
+        return max((sent.expected_at - now for sent in state.under_way.values()), default=0.0)
+
+    # -- what is over
+
+    def _give_up_late(self, now: float) -> None:
+        for sending, sent in list(self._sent.items()):
+            if sent.given_up or now < sent.late_at:
+                continue
+            state = sent.state
+            sent.given_up = True  # an answer may come yet, and counts if it is the first
+            state.under_way.pop(sending, None)
+            sent.part.sent.discard(sending)
+            state.paused_until = max(state.paused_until, now + state.pause_s)
+            state.pause_s = min(2 * state.pause_s, LONGEST_PAUSE_S)
+            self._wait(sent.part)
+
+    def _end(self, sending: int) -> _Sent | None:
+        sent = self._drop(sending)
+        if sent is not None and not sent.given_up:
+            self._wait(sent.part)
+        return sent
+
+    def _drop(self, sending: int) -> _Sent | None:
+        sent = self._sent.pop(sending, None)
+        if sent is not None:
+            sent.state.under_way.pop(sending, None)
+            sent.part.sent.discard(sending)
+        return sent
+
+    def _wait(self, part: _Part) -> None:
+        """It is to be sent again, unless another lane has it."""
+        if not part.done and not part.sent:
+            heapq.heappush(self._again, (part.first, self._ids, part))
