@@ -201,6 +201,7 @@ class _Request:
         self._deadline = self._began + wanted.timeout_s
         self._answers: dict[int, tuple[Tensor, ...]] = {}
         self._bytes = 0
+        self._relayed = 0  # from one stage to the next, by this server
         self._wrong: dict[str, str] = {}
 
     def run(self) -> tuple[bytes, int | None]:
@@ -227,6 +228,7 @@ class _Request:
         said["parameters"] = {
             "took_s": round(time.monotonic() - self._began, 6),
             "reissued": self._schedule.reissued,
+            "relayed": self._relayed,
             "devices": [
                 {"device": device, "rows": one.rows, "left_out": one.out}
                 for one in self._schedule.report()
@@ -280,6 +282,7 @@ class _Request:
         part = InferPart(
             "", answer.attempt, following.model, body, header_length, following.version, left_ms, tuple(rest)
         )
+        self._relayed += 1
         self._pass(event.sending, lane, following.device, part)
 
     def _heard(self, event: Answered) -> None:
