@@ -17,6 +17,7 @@ from fleet_server.cli.commands import command
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
 from fleet_server.cli.gates import gate
+from fleet_server.cli.infer import infer
 from fleet_server.cli.models import model, variant
 from fleet_server.cli.profiles import profile
 from fleet_server.cli.rollouts import audit, rollout
@@ -94,6 +95,7 @@ def version() -> None:
 for one in (login, logout, whoami):
     app.command(one.__name__)(one)
 app.command("convert")(convert)
+app.command("infer")(infer)
 app.command("worker")(worker)
 app.command("simulate")(simulate)
 app.command("top")(fleet_top)

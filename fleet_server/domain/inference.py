@@ -7,7 +7,6 @@ end, so that all lanes end together; each row's first right answer counts, and n
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -162,7 +161,7 @@ class Schedule:
         self._speeds = speeds
         self._most_rows = max(1, most_rows)
         self._fresh = 0  # the first row that was never given out
-        self._again: list[tuple[int, int, _Part]] = []  # a heap of parts that wait to be sent again
+        self._again: dict[int, _Part] = {}  # by first row, parts that wait to be sent again
         self._open: dict[int, _Part] = {}  # by first row, parts that are not done
         self._sent: dict[int, _Sent] = {}
         self._ids = 0
@@ -223,6 +222,7 @@ class Schedule:
             return None
         part.done = True
         del self._open[part.first]
+        self._again.pop(part.first, None)
         self._left -= part.rows
         state.rows += part.rows
         return part.first, part.last
@@ -287,7 +287,7 @@ class Schedule:
     @property
     def _waiting(self) -> int:
         """Rows that nobody works on."""
-        return self._rows - self._fresh + sum(part.rows for _, _, part in self._again if not part.done)
+        return self._rows - self._fresh + sum(part.rows for part in self._again.values())
 
     def _best(self, now: float) -> _LaneState | None:
         """The lane that would have a further part done first, of those that may take one."""
@@ -299,10 +299,8 @@ class Schedule:
         return min(free, key=lambda one: (self._queue_s(one, now) + self._row_s(one), one.rows), default=None)
 
     def _part_for(self, state: _LaneState, now: float) -> _Part | None:
-        while self._again and self._again[0][2].done:
-            heapq.heappop(self._again)
         if self._again:
-            return heapq.heappop(self._again)[2]
+            return self._again.pop(min(self._again))
         if self._fresh < self._rows:
             rows = self._rows_for(state, now)
             part = self._open[self._fresh] = _Part(self._fresh, min(self._rows, self._fresh + rows))
@@ -401,4 +399,4 @@ class Schedule:
     def _wait(self, part: _Part) -> None:
         """It is to be sent again, unless another lane has it."""
         if not part.done and not part.sent:
-            heapq.heappush(self._again, (part.first, self._ids, part))
+            self._again[part.first] = part

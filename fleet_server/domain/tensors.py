@@ -140,7 +140,7 @@ class Asked:
         said: dict[str, Any] = {"parameters": {"binary_data_output": True}}
         if self.outputs:
             said["outputs"] = [{"name": one, "parameters": {"binary_data": True}} for one in self.outputs]
-        return _binary(said, "inputs", [one.cut(first, last) for one in self.inputs])
+        return binary_body(said, "inputs", [one.cut(first, last) for one in self.inputs])
 
 
 def read_request(body: bytes, header_length: int | None) -> Asked:
@@ -209,14 +209,21 @@ def write_answer(parts: Sequence[Sequence[Tensor]], said: dict[str, Any], *, bin
         for like in zip(*parts, strict=True)
     ]
     if binary:
-        return _binary(said, "outputs", joined)
+        return binary_body(said, "outputs", joined)
     said["outputs"] = [
         {"name": one.name, "datatype": one.datatype, "shape": one.shape, "data": _values(one)} for one in joined
     ]
     return msgspec.json.encode(said), None
 
 
-def _binary(said: dict[str, Any], key: str, tensors: Sequence[Tensor]) -> tuple[bytes, int]:
+def binary_body(said: dict[str, Any], key: str, tensors: Sequence[Tensor]) -> tuple[bytes, int]:
+    """A body whose tensors follow its JSON, and the length of that.
+
+    Args:
+        said: what the JSON says beside them.
+        key: `inputs` or `outputs`.
+        tensors: in their order.
+    """
     said[key] = [
         {
             "name": one.name,
@@ -298,8 +305,7 @@ def _packed(one: _Tensor, where: str) -> bytes:
     try:
         values = _flat(msgspec.json.decode(bytes(one.data)), LIMITS.tensor_rank)
         if one.datatype == "BYTES":
-            texts = [str(value).encode() for value in values]
-            return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+            return bytes_of_texts([str(value).encode() for value in values])
         return struct.pack(f"<{len(values)}{_CODES[one.datatype]}", *values)
     except (
         msgspec.MsgspecError,
@@ -321,10 +327,19 @@ def _flat(values: Any, depth: int) -> list[Any]:
     return values
 
 
+def texts_of(tensor: Tensor) -> list[bytes]:
+    """Elements of `BYTES`."""
+    return [bytes(tensor.data[a + 4 : b]) for a, b in itertools.pairwise(_ends(tensor.data))]
+
+
+def bytes_of_texts(texts: Sequence[bytes]) -> bytes:
+    """Elements of `BYTES`, each behind its length."""
+    return b"".join(_LENGTH.pack(len(text)) + text for text in texts)
+
+
 def _values(tensor: Tensor) -> list[Any]:
     if tensor.datatype == "BYTES":
-        ends = _ends(tensor.data)
-        return [bytes(tensor.data[a + 4 : b]).decode(errors="replace") for a, b in itertools.pairwise(ends)]
+        return [text.decode(errors="replace") for text in texts_of(tensor)]
     code = _CODES.get(tensor.datatype)
     if code is None:
         raise InvalidError("wrong_input", f"outputs: {tensor.datatype} has no text form: ask in binary form")

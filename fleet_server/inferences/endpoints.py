@@ -74,8 +74,9 @@ async def infer_model(
 ) -> Response:
     """A request of the Open Inference Protocol v2; its first axes are rows, which devices that serve the model share.
 
-    `parameters` of the answer say who answered how many rows, who was left out and why, and how many parts were sent once
-    more. All rows are answered by one version. Tensors follow the JSON in binary form where they did in the request.
+    `parameters` of the answer say who answered how many rows, who was left out and why, and how many parts were sent
+    once more. All rows are answered by one version. Tensors follow the JSON in binary form where they did in the
+    request.
     """
     desk: Desk = request.app.state.inference_desk
     await run_in_threadpool(_require_model, database, fleet_id, model)

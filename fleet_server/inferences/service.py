@@ -1,7 +1,7 @@
 """One inference request over many devices: who may answer, what each is sent, what becomes of what it says.
 
-What goes where is decided by `fleet_server.domain.inference`; `fleet_server.domain.tensors` cuts and joins bodies. Nothing is
-written: a request that ends with its server is asked again by who asked it.
+What goes where is decided by `fleet_server.domain.inference`; `fleet_server.domain.tensors` cuts and joins bodies.
+Nothing is written: a request that ends with its server is asked again by who asked it.
 """
 
 from __future__ import annotations

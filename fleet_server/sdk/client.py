@@ -22,6 +22,7 @@ BUILDING = frozenset({"queued", "building"})
 ROLLING = frozenset({"awaiting_approval", "running", "reverting"})
 PIECE = 1 << 20
 RETRIES = 3
+HEADER_LENGTH = "Inference-Header-Content-Length"
 SILENT_S = 60.0  # of a stream, whose server says at least every 15 s that it is there
 IN_PROGRESS_S = 90.0  # how long to wait for an answer to the same request; longer than a server's claim on it holds
 
@@ -243,6 +244,39 @@ class Client:
             if rollout["state"] not in ROLLING:
                 return
             time.sleep(poll_s)
+
+    def infer(
+        self,
+        model: str,
+        body: bytes,
+        header_length: int,
+        *,
+        target: str | None = None,
+        version: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> tuple[bytes, int]:
+        """Ask devices that serve a model: a request of the Open Inference Protocol v2, answered in the same form.
+
+        Args:
+            model: its name.
+            body: at most 64 MiB; `fleet_server.sdk.tensors` makes it of arrays, and arrays of the answer.
+            header_length: of the body's JSON, which binary tensors follow.
+            target: only devices that this query holds for.
+            version: only this version.
+            timeout_s: how long the devices may take.
+
+        Returns:
+            The answer's body, and the length of its JSON.
+        """
+        answer = self._request(
+            "POST",
+            f"/models/{segment(model)}/infer",
+            content=body,
+            headers={"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)},
+            params=_given({"target": target, "version": version, "timeout_s": timeout_s}),
+            timeout=timeout_s + 30,
+        )
+        return answer.content, int(answer.headers[HEADER_LENGTH])
 
     def _again(self, method: str, path: str, **options: Any) -> httpx.Response:
         """A request that may be sent twice: tried again, later and later, when the connection fails."""

@@ -4,6 +4,9 @@ Two forms. *Sleeps*: a device is a thread that computes its stage for real and t
 it was planned to take, compute and link, scaled so that the slowest takes a calibrated time; so it shows whether all
 stages work at once, on however few cores. *Real compute*: each of two devices is the agent's own inference worker on
 one core, asked through its local API; nothing sleeps. In both this process passes tensors from device to device.
+
+Then the whole product: a server, a broker and two agents on this machine, asked by REST. There is nothing but these
+cores to compute on, and they also run the server, the broker and this program.
 """
 
 from __future__ import annotations
@@ -35,7 +38,10 @@ from converters.package import manifest_for, onnx_specs
 from converters.sharding.cutter import run_stages
 from converters.sharding.graph import open_session
 from converters.sharding.shard import shard
+from fleet_server.sdk import Client as RestClient
+from fleet_server.sdk.tensors import gathered, request_of
 from tests.benchmarks.common import Array, Checks, pss_mb, write_mlp
+from tests.fleet import LocalFleet, wait_until
 from tests.serving_worker import serve, start_worker
 
 WIDTH, LAYERS, ROWS = 1024, 12, 128
@@ -81,6 +87,7 @@ def model_sharding(checks: Checks, *, short: bool) -> None:
             _sleeping(checks, found, folder, rows, expected)
             if count == 2:
                 _real(checks, found, folder, rows, expected)
+        _fleet(checks, Path(name) / "fleet", whole, np.concatenate(rows), np.concatenate(expected))
 
 
 def _job(path: Path, devices: tuple[ShardDevice, ...], count: int) -> ShardJob:
@@ -176,6 +183,54 @@ def _real(checks: Checks, found: Sharding, folder: Path, rows: list[Array], expe
             shares.append((before + after) / 2 / seconds)
     checks.at_most("2 stages, real compute: largest difference", _difference(answers, expected), TOLERANCE)
     checks.at_least("2 stages, real compute: throughput, of the slowest stage's alone", statistics.median(shares), 0.8)
+
+
+def _fleet(checks: Checks, folder: Path, whole: Path, rows: Array, expected: Array) -> None:
+    folder.mkdir()
+    fleet = LocalFleet(folder)
+    try:
+        fleet.start_server(SHOAL_PROBATION_S="1")
+        for name in ("left", "right"):
+            fleet.start_agent(name, tables='[inference]\naddress = "127.0.0.1:{port}"\n')
+        fleet.post("/profiles", {"name": "any", "runtime": "onnx", "precisions": ["fp32"]})
+        sources = [{"format": "onnx", "digest": fleet.upload(whole)}]
+        fleet.post("/models/deep/versions", {"name": "1", "sources": sources})
+        wait_until("devices", lambda: len(fleet.get("/devices", query="online==true;profile==any")["items"]) == 2)
+        plan = fleet.post("/shard-plans", {"version": "deep@1", "target": "online==true", "stages": 2, "rows": ROWS})
+        wait_until("stages", lambda: fleet.get(f"/shard-plans/{plan['id']}")["state"] == "active", 120)
+        with RestClient(fleet.url, fleet.token) as client:
+            _through_fleet(checks, client, plan["stages"], whole, rows, expected)
+    finally:
+        fleet.stop()
+
+
+def _through_fleet(
+    checks: Checks, client: RestClient, stages: list[dict[str, Any]], whole: Path, rows: Array, expected: Array
+) -> None:
+    folder = whole.parent / "cut"
+    folder.mkdir()
+    places = tuple(ShardDevice(stage["device"], 1e12) for stage in stages)
+    middle = shard(_job(whole, places, len(stages)), folder, lambda _, __: None)
+    first = onnx.load(folder / middle.stages[0].path)
+    inputs: list[Tensors] = [{"x": rows}, run_stages([first], {"x": rows})[0]]
+
+    def seconds(model: str, arrays: Tensors) -> tuple[float, Array]:
+        body, length = request_of(arrays)
+        began = time.perf_counter()
+        answer = gathered(*client.infer(model, body, length, timeout_s=120), len(rows))
+        return time.perf_counter() - began, next(iter(answer.outputs.values()))
+
+    seconds("deep", inputs[0])  # how fast it is, is learnt
+    shares, difference = [], 0.0
+    for _ in range(3):
+        alone = max(seconds(stage["model"], given)[0] for stage, given in zip(stages, inputs, strict=True))
+        took, answers = seconds("deep", inputs[0])
+        shares.append(alone / took)
+        difference = max(difference, _difference([answers], [expected]))
+    checks.at_most("2 stages, server and agents: largest difference", difference, TOLERANCE)
+    checks.at_least(
+        "2 stages, server and agents: throughput, of the slowest stage's alone", statistics.median(shares), 0.8
+    )
 
 
 def _asking(client: Client, model: str) -> Device:
