@@ -194,7 +194,7 @@ def as_request(body: bytes, header_length: int, rows: int) -> tuple[bytes, int]:
         TensorError: where it is no answer for so many rows.
     """
     outputs, _ = read_answer(body, header_length, rows)
-    return _binary({"parameters": {"binary_data_output": True}}, "inputs", outputs)
+    return binary_body({"parameters": {"binary_data_output": True}}, "inputs", outputs)
 
 
 def write_answer(parts: Sequence[Sequence[Tensor]], said: dict[str, Any], *, binary: bool) -> tuple[bytes, int | None]:

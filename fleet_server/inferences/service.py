@@ -24,10 +24,10 @@ from fleet_server.db import Database
 from fleet_server.domain.inference import IN_FLIGHT, Lane, Schedule, Sending
 from fleet_server.domain.tensors import Asked, Tensor, TensorError, as_request, read_answer, write_answer
 from fleet_server.errors import ConflictError, InvalidError, TooLargeError, UnavailableError
-from fleet_server.models import Device
 from fleet_server.inferences import repository
 from fleet_server.inferences.dispatch import Answered, Dispatch, Exchange, Gone
 from fleet_server.inferences.schemas import ANSWER_BYTES, MOST_LANES, MOST_REQUESTS
+from fleet_server.models import Device
 
 log = logging.getLogger(__name__)
 HEADER_BYTES = 64 << 10  # of a part's body, that its JSON may have
@@ -162,8 +162,8 @@ class Desk:
         away = [one for one in ids if one not in able]
         if away:
             detail = (
-                f"{wanted.model}@{version} is cut into stages, and {', '.join(away)} can't be asked: wait until they are "
-                "online or their stages have moved (`shoal model shards`), or widen `target`"
+                f"{wanted.model}@{version} is cut into stages, and {', '.join(away)} can't be asked: wait until they "
+                "are online or their stages have moved (`shoal model shards`), or widen `target`"
             )
             raise ConflictError("no_device_serves", detail)
         hops = tuple(

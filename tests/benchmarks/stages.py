@@ -75,7 +75,7 @@ def model_sharding(checks: Checks, *, short: bool) -> None:
         expected = [session.run(["y"], {"x": one})[0] for one in rows]
         del session
         growth = _growth(whole, rows[0], "whole")
-        for count, share in ((2, 0.75), (3, 0.6)):
+        for count, share in ((2, 0.85), (3, 0.65)):
             limit = growth * share
             folder = Path(name) / str(count)
             folder.mkdir()
@@ -199,34 +199,31 @@ def _fleet(checks: Checks, folder: Path, whole: Path, rows: Array, expected: Arr
         plan = fleet.post("/shard-plans", {"version": "deep@1", "target": "online==true", "stages": 2, "rows": ROWS})
         wait_until("stages", lambda: fleet.get(f"/shard-plans/{plan['id']}")["state"] == "active", 120)
         with RestClient(fleet.url, fleet.token) as client:
-            _through_fleet(checks, client, plan["stages"], whole, rows, expected)
+            _through_fleet(checks, client, plan["stages"], rows, expected)
     finally:
         fleet.stop()
 
 
 def _through_fleet(
-    checks: Checks, client: RestClient, stages: list[dict[str, Any]], whole: Path, rows: Array, expected: Array
+    checks: Checks, client: RestClient, stages: list[dict[str, Any]], rows: Array, expected: Array
 ) -> None:
-    folder = whole.parent / "cut"
-    folder.mkdir()
-    places = tuple(ShardDevice(stage["device"], 1e12) for stage in stages)
-    middle = shard(_job(whole, places, len(stages)), folder, lambda _, __: None)
-    first = onnx.load(folder / middle.stages[0].path)
-    inputs: list[Tensors] = [{"x": rows}, run_stages([first], {"x": rows})[0]]
-
-    def seconds(model: str, arrays: Tensors) -> tuple[float, Array]:
+    def asked(model: str, arrays: Tensors) -> tuple[float, Tensors]:
         body, length = request_of(arrays)
         began = time.perf_counter()
         answer = gathered(*client.infer(model, body, length, timeout_s=120), len(rows))
-        return time.perf_counter() - began, next(iter(answer.outputs.values()))
+        return time.perf_counter() - began, dict(answer.outputs)
 
-    seconds("deep", inputs[0])  # how fast it is, is learnt
+    asked("deep", {"x": rows})  # how fast it is, is learnt
     shares, difference = [], 0.0
-    for _ in range(3):
-        alone = max(seconds(stage["model"], given)[0] for stage, given in zip(stages, inputs, strict=True))
-        took, answers = seconds("deep", inputs[0])
-        shares.append(alone / took)
-        difference = max(difference, _difference([answers], [expected]))
+    for number in range(ROUNDS):
+        arrays, alone = {"x": rows}, []
+        for stage in stages:
+            took, arrays = asked(stage["model"], arrays)
+            alone.append(took)
+        took, outputs = asked("deep", {"x": rows})
+        if number:  # how fast a stage is alone, is learnt in the first
+            shares.append(max(alone) / took)
+        difference = max(difference, _difference([outputs["y"]], [expected]))
     checks.at_most("2 stages, server and agents: largest difference", difference, TOLERANCE)
     checks.at_least(
         "2 stages, server and agents: throughput, of the slowest stage's alone", statistics.median(shares), 0.8
