@@ -8,7 +8,7 @@ end, so that all lanes end together; each row's first right answer counts, and n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 PART_S = 0.25  # of work in a part
@@ -17,7 +17,10 @@ PROBE_ROWS = 16  # at most, of the first parts of a lane of which nothing is kno
 PROBE_S = 5.0  # that such a part is expected to take
 LATE = 3.0  # times what was expected, after which a part is given to another lane
 LATE_S = 0.5  # and at least so much more, in seconds
-LEARNING = 0.4  # how much the newest answer counts for a lane's speed
+LEAST_S = 0.03  # of work in a part, that sending it is worth
+HALF_S = 1.0  # of a lane's work, after which what was known of its speed counts half
+LEARNING = 0.4  # how much the newest answer counts for what the link takes
+SLOWER = 3.0  # times what was expected, from which on an idle lane is taken to have become slower
 PAUSE_S = 0.2  # of a lane that refuses and does not say for how long; doubled each time
 LONGEST_PAUSE_S = 5.0
 KEPT_SPEEDS = 20_000
@@ -43,12 +46,19 @@ class Speed:
     """What is known of a lane.
 
     Attributes:
-        row_s: seconds a row, while the lane is busy.
-        fixed_s: seconds of a part beyond that: the link, and what does not grow with rows.
+        rows: that it answered lately, of which older ones count less.
+        busy_s: seconds that it took for those.
+        fixed_s: seconds of a part to a lane that has nothing to do, beyond those of its rows: the link, above all.
     """
 
-    row_s: float
+    rows: float
+    busy_s: float
     fixed_s: float = 0.0
+
+    @property
+    def row_s(self) -> float:
+        """Seconds a row, while the lane is busy."""
+        return max(self.busy_s, 1e-6) / self.rows
 
 
 class Speeds:
@@ -61,17 +71,33 @@ class Speeds:
         """What is known of a lane."""
         return self._known.get(lane)
 
-    def learn(self, lane: str, rows: int, busy_s: float, elapsed_s: float) -> None:
-        """A part of so many rows kept the lane busy for `busy_s`, and was answered after `elapsed_s`."""
+    def learn(self, lane: str, rows: int, busy_s: float, *, idle: bool) -> None:
+        """A part of so many rows kept the lane busy for so many seconds.
+
+        Answers of parts that are worked off together come together: sums of rows and seconds bear that.
+
+        Args:
+            lane: which.
+            rows: of the part.
+            busy_s: since the answer before, or since it was sent.
+            idle: whether the lane had nothing to do when it was sent: then `busy_s` has the link's time too.
+        """
         before = self._known.get(lane)
-        row_s = max(busy_s, 1e-6) / rows
-        fixed_s = max(0.0, elapsed_s - busy_s)
-        if before is not None:
-            row_s = before.row_s + LEARNING * (row_s - before.row_s)
-            fixed_s = before.fixed_s + LEARNING * (fixed_s - before.fixed_s)
-        elif len(self._known) >= KEPT_SPEEDS:
-            self._known.pop(next(iter(self._known)))
-        self._known[lane] = Speed(row_s, fixed_s)
+        if before is None:
+            if len(self._known) >= KEPT_SPEEDS:
+                self._known.pop(next(iter(self._known)))
+            self._known[lane] = Speed(rows, busy_s)
+            return
+        kept = 0.5 ** (busy_s / HALF_S)
+        learnt = Speed(kept * before.rows + rows, kept * before.busy_s + busy_s, before.fixed_s)
+        if idle:
+            known_s = rows * before.row_s
+            fixed_s = before.fixed_s + LEARNING * (max(0.0, busy_s - known_s) - before.fixed_s)
+            if busy_s < known_s:  # it is faster than was thought, whatever the link takes of that
+                learnt = Speed(rows, busy_s, fixed_s)
+            elif busy_s <= SLOWER * (known_s + before.fixed_s):
+                learnt = Speed(before.rows, before.busy_s, fixed_s)
+        self._known[lane] = learnt
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,7 @@ class _Sent:
     at: float
     expected_at: float
     late_at: float
+    idle: bool  # whether its lane had nothing else to do
     given_up: bool = False
 
 
@@ -180,7 +207,8 @@ class Schedule:
 
     def add(self, lane: Lane) -> None:
         """A lane that may answer from now on; one that was left out begins anew."""
-        self._lanes[lane.id] = _LaneState(lane)
+        before = self._lanes.get(lane.id)
+        self._lanes[lane.id] = _LaneState(lane, rows=before.rows if before is not None else 0)
 
     def report(self) -> list[LaneReport]:
         """What each lane did."""
@@ -193,11 +221,13 @@ class Schedule:
             if state.paused_until <= now:
                 state.paused_until = 0.0
         found = []
-        while (lane := self._best(now)) is not None:
-            part = self._part_for(lane, now)
+        passed: set[str] = set()
+        while (state := self._best(now, passed)) is not None:
+            part = self._part_for(state, now)
             if part is None:
-                break
-            found.append(self._give(lane, part, now))
+                passed.add(state.lane.id)
+            else:
+                found.append(self._give(state, part, now))
         return found
 
     def wake_at(self) -> float:
@@ -217,7 +247,7 @@ class Schedule:
         part.sent.discard(sending)
         busy = now - max(sent.at, state.answered_at)
         state.answered_at, state.pause_s, state.paused_until = now, PAUSE_S, 0.0
-        self._speeds.learn(state.lane.id, part.rows, busy, now - sent.at)
+        self._speeds.learn(state.lane.id, part.rows, busy, idle=sent.idle)
         if part.done:
             return None
         part.done = True
@@ -289,39 +319,47 @@ class Schedule:
         """Rows that nobody works on."""
         return self._rows - self._fresh + sum(part.rows for part in self._again.values())
 
-    def _best(self, now: float) -> _LaneState | None:
+    def _best(self, now: float, passed: Container[str]) -> _LaneState | None:
         """The lane that would have a further part done first, of those that may take one."""
         free = [
             one
             for one in self._lanes.values()
-            if not one.out and one.paused_until <= now and len(one.under_way) < one.lane.in_flight
+            if not one.out
+            and one.lane.id not in passed
+            and one.paused_until <= now
+            and len(one.under_way) < one.lane.in_flight
         ]
-        return min(free, key=lambda one: (self._queue_s(one, now) + self._row_s(one), one.rows), default=None)
+        return min(free, key=lambda one: (self._done_s(one, 1, now), one.rows), default=None)
 
     def _part_for(self, state: _LaneState, now: float) -> _Part | None:
         if self._again:
             return self._again.pop(min(self._again))
-        if self._fresh < self._rows:
-            rows = self._rows_for(state, now)
-            part = self._open[self._fresh] = _Part(self._fresh, min(self._rows, self._fresh + rows))
-            self._fresh = part.last
-            return part
-        return self._straggler(state, now)
+        if self._fresh == self._rows:
+            return self._straggler(state, now)
+        rows = self._rows_for(state, now)
+        if rows == 0:
+            return None
+        part = self._open[self._fresh] = _Part(self._fresh, min(self._rows, self._fresh + rows))
+        self._fresh = part.last
+        return part
 
     def _rows_for(self, state: _LaneState, now: float) -> int:
-        """As many rows as the lane works off in `PART_S`, and fewer towards the end."""
+        """As many rows as are `PART_S` of work, fewer towards the end; none where other lanes are done sooner."""
         known = self._speeds.of(state.lane.id)
         left = self._rows - self._fresh
         if known is None:
             return max(1, min(PROBE_ROWS, self._most_rows, left // (8 * len(self._lanes))))
-        fair = self._fair_s(left, now) - self._queue_s(state, now)
-        wanted = min(PART_S, max(fair / 2, 0.0)) / known.row_s
+        share_s = self._fair_s(left, now) - max(self._queue_s(state, now), known.fixed_s)
+        busy = any(one.under_way for one in self._lanes.values())
+        if busy and share_s < known.row_s / 2 and share_s < LEAST_S:
+            return 0
+        wanted = min(PART_S, max(share_s / 2, LEAST_S)) / known.row_s
         return max(1, min(self._most_rows, round(wanted)))
 
     def _fair_s(self, left: int, now: float) -> float:
         """In how many seconds all lanes would have so many rows done, each beginning when it is free."""
         usable = [one for one in self._lanes.values() if not one.out]
-        queues = sorted((self._queue_s(one, now), self._row_s(one)) for one in usable)
+        queues = sorted((self._done_s(one, 0, now), self._row_s(one)) for one in usable)
         rate = begun = 0.0
         for number, (queue_s, row_s) in enumerate(queues):
             rate += 1 / row_s
@@ -339,15 +377,17 @@ class Schedule:
             if len(part.sent) != 1 or id(part) in mine:
                 continue
             other = self._sent[next(iter(part.sent))]
-            here = self._queue_s(state, now) + self._part_s(state, part.rows)
-            there = max(other.expected_at - now, 0.0) or (now - other.expected_at) + self._part_s(state, part.rows)
+            here = self._done_s(state, part.rows, now)
+            overdue = now - other.expected_at
+            there = -overdue if overdue < 0 else overdue + self._row_s(other.state) * part.rows
             if there - here > gain and there > 1.5 * here:
                 best, gain = part, there - here
         return best
 
     def _give(self, state: _LaneState, part: _Part, now: float) -> Sending:
-        expected = self._queue_s(state, now) + self._part_s(state, part.rows)
-        sent = _Sent(part, state, now, now + expected, now + LATE * expected + LATE_S)
+        expected = self._done_s(state, part.rows, now)
+        late_at = now + LATE * expected + LATE_S
+        sent = _Sent(part, state, now, now + expected, late_at, idle=not state.under_way)
         self._ids += 1
         if part.attempts:
             self.reissued += 1
@@ -361,9 +401,13 @@ class Schedule:
         known = self._speeds.of(state.lane.id)
         return known.row_s if known is not None else PROBE_S / PROBE_ROWS
 
-    def _part_s(self, state: _LaneState, rows: int) -> float:
+    def _done_s(self, state: _LaneState, rows: int, now: float) -> float:
+        """In how many seconds a lane would have so many rows more done: while it is busy the link costs nothing."""
         known = self._speeds.of(state.lane.id)
-        return known.fixed_s + rows * known.row_s if known is not None else PROBE_S
+        queue_s = self._queue_s(state, now)
+        if known is None:
+            return queue_s + (PROBE_S if rows else 0.0)
+        return max(queue_s, known.fixed_s) + rows * known.row_s
 
     def _queue_s(self, state: _LaneState, now: float) -> float:
         """What a lane still has to do."""

@@ -25,7 +25,7 @@ import numpy as np
 
 from fleet_server.sdk import Client
 from fleet_server.sdk.tensors import Array, Gathered, gathered, request_of
-from tests.benchmarks.common import Checks, write_mlp
+from tests.benchmarks.common import Checks
 from tests.benchmarks.stages import model_sharding
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
@@ -155,18 +155,15 @@ def computing(checks: Checks, folder: Path, *, rows: int) -> None:
         for name in ("left", "right"):
             fleet.start_agent(name)
         fleet.post("/profiles", {"name": "any", "runtime": "onnx", "precisions": ["fp32"]})
-        write_mlp(folder / "model.onnx", 512, 8)
-        fleet.post(
-            "/models/mlp/versions",
-            {"name": "1", "sources": [{"format": "onnx", "digest": fleet.upload(folder / "model.onnx")}]},
-        )
+        write_classifier(folder / "model.onnx", hidden=1024)
+        fleet.push("mlp", "1", folder / "model.onnx")
         fleet.build("mlp@1", "any")
         wait_until("devices", lambda: len(fleet.get("/devices")["items"]) == 2)
         fleet.rollout("mlp@1")
         wait_until("both serve", lambda: len(fleet.get("/devices", query="model==mlp")["items"]) == 2)
         with Client(fleet.url, fleet.token) as client:
             asking = Asking(client, "mlp")
-            some = np.random.default_rng(0).random((rows, 512), dtype=np.float32)
+            some = np.random.default_rng(0).random((rows, 8), dtype=np.float32)
             asking.seconds(some, "left", "right")
             one = asking.seconds(some, "left")
             alone = asking.output()

@@ -7,6 +7,7 @@ the row's squares.
 from __future__ import annotations
 
 import queue
+import socket
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main() -> None:
         client.publish(device_topic(device, DeviceTopic.REPORTED), encode(said), qos=1)
 
     client.on_connect = connected
+    client.on_socket_open = lambda _c, _d, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.connect("127.0.0.1", port, keepalive=15)
     client.loop_start()
     free_at = 0.0

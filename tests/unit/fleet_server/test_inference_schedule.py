@@ -130,7 +130,7 @@ def test_it_says_when_no_device_is_left(rows: int, count: int, dies: bool) -> No
 def known(row_s: list[float]) -> Speeds:
     speeds = Speeds()
     for number, one in enumerate(row_s):
-        speeds.learn(f"lane-{number}", 100, 100 * one, 100 * one)
+        speeds.learn(f"lane-{number}", 100, 100 * one, idle=False)
     return speeds
 
 
