@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
+from agent.serving.company import Company
 from agent.serving.exchange import BODY_LIMIT
 
 CLIENTS_LIMIT = 512
@@ -34,6 +35,7 @@ class Clients:
 
     Attributes:
         bytes_allowed: that all requests together may hold.
+        company: who of them asks at present.
         inbox: what a connection's bytes are read into, and parsed from before another's are read.
     """
 
@@ -41,6 +43,7 @@ class Clients:
         self._limit = limit
         self.bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
         self.inbox = memoryview(bytearray(INBOX_BYTES))
+        self.company = Company()
         self._held = 0
         self._all: set[Client] = set()
         self._idle: dict[Client, None] = {}  # who has been idle for longest comes first

@@ -10,6 +10,8 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import httptools
@@ -43,6 +45,35 @@ class Application(Protocol):
         """One request's answer."""
         ...
 
+    def answer_soon(self, request: Request, say: Callable[[Answer | None], None], *, alone: bool) -> bool:
+        """Have it answered without a task that waits for it.
+
+        Args:
+            request: that is whole.
+            say: is called once where this is true, before this returns or later; with None where it has to be answered
+                by `answer` after all.
+            alone: whether no other client asks at present, so that nobody waits meanwhile.
+
+        Returns:
+            Whether it will be.
+        """
+        ...
+
+
+class _Elsewhere:
+    """Stands among requests for one that is answered without the task: what follows on it waits.
+
+    Attributes:
+        over: whether it was answered.
+        request: it, where it was not after all.
+        last: whether the connection ends with it.
+    """
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.request: Request | None = None
+        self.last = False
+
 
 class _RefusedError(Exception):
     """Raised through the parser, which loses it: what to say is kept beside it."""
@@ -59,11 +90,14 @@ class Connection(asyncio.BufferedProtocol):
         self._body = bytearray()
         self._straight: memoryview | None = None  # where a large body goes
         self._arrived = 0  # bytes of that
-        self._waiting: asyncio.Queue[Request | Answer | None] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Request | Answer | _Elsewhere | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._local = False
         self._refused: Answer | None = None
         self._begun_at: float | None = None  # the request that is not whole yet
+        self._alone = False  # no other client has asked lately
+        self._soon = False  # one is answered elsewhere
+        self._elsewhere: _Elsewhere | None = None  # stands for it where others wait behind it
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = self._header_bytes = 0
@@ -149,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         self._request, self._body, self._straight = Request(local=self._local), bytearray(), None
         self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
         self._begun_at = asyncio.get_running_loop().time()
+        self._alone = self._application.clients.company.is_alone(self, self._begun_at)
         self._application.clients.busy(self)
 
     def on_url(self, url: bytes) -> None:
@@ -206,17 +241,55 @@ class Connection(asyncio.BufferedProtocol):
     def _whole(self, body: bytearray | memoryview) -> None:
         self._request.body, self._straight = body, None
         self._begun_at = None
+        if self._answers_soon():
+            return
         if self._waiting.qsize() >= PIPELINED_LIMIT:
             self._refuse(429, f"{PIPELINED_LIMIT} requests wait on this connection: read the answers")
             return
-        self._waiting.put_nowait(self._request)
+        self._wait(self._request)
         if self._waiting.qsize() >= PIPELINED and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
+    def _answers_soon(self) -> bool:
+        """Have the request answered without a task that waits for it, where that can be."""
+        request = self._request
+        if self._has_more_to_say() or "accept-encoding" in request.headers or "content-encoding" in request.headers:
+            return False
+        say, self._soon = partial(self._say_soon, request, len(request.body)), True
+        try:
+            if self._application.answer_soon(request, say, alone=self._alone):
+                return True
+        except Exception as error:  # noqa: BLE001 (it is logged, and the client told)
+            say(_failed(request, error))
+            return True
+        self._soon = False
+        return False
+
+    def _say_soon(self, request: Request, size: int, answer: Answer | None) -> None:
+        """The answer to such a request; None where it is to be answered like others after all."""
+        self._soon, here, self._elsewhere = False, self._elsewhere, None
+        keep_alive = answer is None or self._say(request, answer, size)
+        if here is None and answer is not None and keep_alive and self._writable.is_set() and not self._ended:
+            if self._begun_at is None:
+                self._application.clients.idle(self)
+            return
+        if here is None:
+            here = _Elsewhere()
+            self._waiting.put_nowait(here)
+        here.request, here.last = request if answer is None else None, not keep_alive
+        here.over.set()
+
+    def _wait(self, one: Request | Answer) -> None:
+        """Let one wait for what came before it."""
+        if self._soon and self._elsewhere is None:
+            self._elsewhere = _Elsewhere()
+            self._waiting.put_nowait(self._elsewhere)
+        self._waiting.put_nowait(one)
+
     def _has_more_to_say(self) -> bool:
         """Whether answers to earlier requests are still to come."""
-        return self._answering or not self._waiting.empty()
+        return self._answering or self._soon or not self._waiting.empty()
 
     def _hold(self, size: int) -> bool:
         if not self._application.clients.hold(size):
@@ -226,6 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def _release(self, size: int) -> None:
+        size = min(size, self._held)  # nothing, where the client has gone and all of its bytes with it
         self._application.clients.release(size)
         self._held -= size
 
@@ -245,7 +319,7 @@ class Connection(asyncio.BufferedProtocol):
         """Read nothing more, and say why when what came before is answered."""
         if self._refused is None:
             self._refused = error_answer(status, message)
-            self._waiting.put_nowait(self._refused)
+            self._wait(self._refused)
 
     async def _serve(self) -> None:
         try:
@@ -254,7 +328,8 @@ class Connection(asyncio.BufferedProtocol):
                 if isinstance(came, Answer):
                     await self._part(came)
                     return
-                if not await self._serve_one(came) or (self._ended and self._waiting.empty()):
+                going_on = await (self._pass(came) if isinstance(came, _Elsewhere) else self._serve_one(came))
+                if not going_on or (self._ended and self._waiting.empty()):
                     self._close()
                     return
                 self._answering = False
@@ -268,13 +343,34 @@ class Connection(asyncio.BufferedProtocol):
         size = len(request.body)
         try:
             answer = await self._answer(request)
-        except Exception as error:
-            log.exception("answering %s failed", request.path)
-            answer = error_answer(500, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 (it is logged, and the client told)
+            answer = _failed(request, error)
+        keep_alive = self._say(request, answer, size)
+        if not await self._taken():
+            return False
+        if self._paused and self._waiting.qsize() < PIPELINED and self._transport is not None:
+            self._paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+        return keep_alive
+
+    async def _pass(self, here: _Elsewhere) -> bool:
+        """Wait for an answer that is given elsewhere; false when it was the connection's last."""
+        await here.over.wait()
+        if here.request is not None:
+            return await self._serve_one(here.request)
+        return await self._taken() and not here.last
+
+    def _say(self, request: Request, answer: Answer, size: int) -> bool:
+        """Write an answer to a request, whose body had so many bytes; false when it is the connection's last."""
         keep_alive = request.keep_alive and not self._application.draining
         self._write(answer, keep_alive=keep_alive)
         answer.follow()
         self._release(size)
+        return keep_alive
+
+    async def _taken(self) -> bool:
+        """Wait until the client has taken most of what was written; false when it does not."""
         if not self._writable.is_set():
             try:
                 await asyncio.wait_for(self._writable.wait(), TAKE_S)
@@ -282,11 +378,7 @@ class Connection(asyncio.BufferedProtocol):
                 if self._transport is not None:
                     self._transport.abort()
                 return False
-        if self._paused and self._waiting.qsize() < PIPELINED and self._transport is not None:
-            self._paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
-        return keep_alive
+        return True
 
     async def _answer(self, request: Request) -> Answer:
         """Its answer; bodies are expanded before, and compressed after."""
@@ -354,3 +446,8 @@ def _is_local(transport: asyncio.Transport) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
+
+
+def _failed(request: Request, error: Exception) -> Answer:
+    log.error("answering %s failed", request.path, exc_info=error)
+    return error_answer(500, f"{type(error).__name__}: {error}")

@@ -53,9 +53,7 @@ class Api:
 
     async def answer(self, request: Request) -> Answer:
         """One request's answer."""
-        parts = [part for part in request.path.partition("?")[0].split("/") if part]
-        if "%" in request.path:
-            parts = [unquote(part) for part in parts]
+        parts = _parts(request.path)
         if parts == ["metrics"] and request.method == "GET":
             figures = await self.ask_supervisor()
             return Answer(200, metrics_text(self._registry, figures), {"Content-Type": CONTENT_TYPE})
@@ -77,6 +75,22 @@ class Api:
                 return await self._model(request, name, None, rest)
             case _:
                 return error_answer(404, f"there is no {request.method} {request.path[:200]!r}")
+
+    def answer_soon(self, request: Request, say: Callable[[Answer | None], None], *, alone: bool) -> bool:
+        """An inference's answer, by the shortest way; see `agent.serving.connection.Application`."""
+        if request.method != "POST":
+            return False
+        match _parts(request.path):
+            case ["v2", "models", name, "infer"]:
+                version = None
+            case ["v2", "models", name, "versions", version, "infer"]:
+                pass
+            case _:
+                return False
+        model = self._registry.serving(name)
+        if model is None or self.ensembles.get(name) is not None or version not in {None, model.manifest.version}:
+            return False
+        return self._inferring.answer_soon(request, model, say, alone=alone)
 
     async def _model(self, request: Request, name: str, version: str | None, rest: list[str]) -> Answer:
         model, ensemble = self._registry.serving(name), self.ensembles.get(name)
@@ -129,6 +143,11 @@ class Api:
             matched += found
             unknown += found == 0
         return json_answer({"matched_rows": matched, "unknown_ids": unknown})
+
+
+def _parts(path: str) -> list[str]:
+    parts = [part for part in path.partition("?")[0].split("/") if part]
+    return [unquote(part) for part in parts] if "%" in path else parts
 
 
 async def _nobody() -> SupervisorFigures | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from agent.protocol.manifest import Manifest
@@ -51,8 +52,7 @@ class Inferring:
         try:
             wanted = await self._read(request, model.manifest)
         except BadRequestError as error:
-            model.recorder.rejected()
-            return error_answer(error.status, str(error), error.field)
+            return _refused(model, error)
         except QueueFullError:
             model.recorder.rejected()
             return again_answer(429, "too many images wait to be decoded: send fewer, or later")
@@ -71,6 +71,55 @@ class Inferring:
         if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
             answer.then = partial(self._copy, beside, request, wanted, outputs, model.manifest)
         return answer
+
+    def answer_soon(
+        self, request: Request, model: LoadedModel, say: Callable[[Answer | None], None], *, alone: bool
+    ) -> bool:
+        """The same by the shortest way, without a task that waits.
+
+        Args:
+            request: as it came.
+            model: that serves.
+            say: is given the answer, before this returns or later; None when another version serves now.
+            alone: whether no other client asks at present, so that nobody waits meanwhile.
+
+        Returns:
+            Whether it will be: not where an image has to be decoded, or versions run side by side.
+        """
+        if is_image(request.headers.get("content-type", "")) or self._registry.beside(model.manifest.model) is not None:
+            return False
+        try:
+            wanted = read_tensors(request, model.manifest, self._regions, self._heads)
+        except BadRequestError as error:
+            say(_refused(model, error))
+            return True
+        heard = partial(self._heard, model, wanted, say)
+        if not (alone and model.infer_now(wanted.inputs, wanted.request_id, heard)):
+            try:
+                model.take(
+                    wanted.inputs, wanted.request_id, heard, priority=wanted.priority, timeout_s=wanted.timeout_s
+                )
+            except (QueueFullError, RetiredError) as error:
+                heard(error)
+        return True
+
+    def _heard(
+        self,
+        model: LoadedModel,
+        wanted: InferRequest,
+        say: Callable[[Answer | None], None],
+        result: Tensors | Exception,
+    ) -> None:
+        if isinstance(result, RetiredError):
+            say(None)
+        elif isinstance(result, Exception):
+            say(failed_answer(result, wanted.timeout_s))
+        else:
+            try:
+                answer = tensors_answer(wanted, result, model.manifest, self._regions)
+            except Exception as error:  # noqa: BLE001 (an output has no room, or is not what the manifest says)
+                answer = failed_answer(error, wanted.timeout_s)
+            say(answer)
 
     async def _read(self, request: Request, manifest: Manifest) -> InferRequest | ImageRequest:
         """What a request's body asks of a model: tensors, or an image."""
@@ -132,6 +181,11 @@ class Inferring:
 
 async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tensors:
     return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
+
+
+def _refused(model: LoadedModel, error: BadRequestError) -> Answer:
+    model.recorder.rejected()
+    return error_answer(error.status, str(error), error.field)
 
 
 def read_tensors(request: Request, described: Described, regions: Regions, heads: Heads) -> InferRequest:

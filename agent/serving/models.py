@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from functools import partial
 
@@ -25,7 +25,7 @@ from agent.serving.batch_times import BatchTimes
 from agent.serving.company import Company
 from agent.serving.ipc import Counts
 from agent.serving.processors import pin
-from agent.serving.results import Results
+from agent.serving.results import Heard, Results
 from agent.serving.statistics import Statistics
 from agent.serving.waiting import DEFAULT, ClosedError, DeadlineError, QueueFullError, Request, RequestQueue
 from agent.telemetry.recorder import Recorder
@@ -73,6 +73,7 @@ class LoadedModel:
         self.company = Company()
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
         self._times = BatchTimes()
+        self._ran: deque[tuple[int, float]] = deque()  # rows and seconds of what is not counted yet
         self._predictions: OrderedDict[str, list[int]] = OrderedDict()
         self._remembered = 0
         self._began_at: float | None = None
@@ -105,21 +106,46 @@ class LoadedModel:
             CancelledError: when the caller is cancelled; where its turn has not come, it is not run.
             Exception: whatever the runtime raises.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Tensors] = loop.create_future()
+        future: asyncio.Future[Tensors] = asyncio.get_running_loop().create_future()
+        request = self.take(inputs, request_id, partial(_settle, future), priority=priority, timeout_s=timeout_s)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._queue.give_up(request)  # nobody waits for it any more
+            raise
 
+    def take(
+        self, inputs: Tensors, request_id: str, heard: Heard, *, priority: int = DEFAULT, timeout_s: float = 0.0
+    ) -> Request:
+        """The same for one who is not kept waiting: called in the event loop, as is who hears what became of it.
+
+        Args:
+            inputs: as `infer` takes them, like all others.
+            request_id: likewise.
+            heard: is told once, the outputs or what `infer` would raise; never before this returns.
+            priority: likewise.
+            timeout_s: likewise.
+
+        Raises:
+            QueueFullError: when too many wait.
+            RetiredError: when the artifact was taken out meanwhile.
+        """
+        loop = asyncio.get_running_loop()
         results = self._results
         if results is None or results.loop is not loop:
             results = self._results = Results(loop)
-        done = partial(results.add, future)
-        request = Request(inputs, rows_of(inputs), request_id, time.perf_counter(), done, priority)
+        request = Request(inputs, rows_of(inputs), request_id, time.perf_counter(), _ignore, priority)
+        expiry = loop.call_later(timeout_s, self._expire, request) if timeout_s > 0 else None
+        request.done = partial(results.add, heard if expiry is None else partial(_in_time, expiry, heard))
         self._alone = self.company.is_alone(self, request.came_at)
         at_once = self._at_once or self._is_short(request.rows, self._longest_s(len(self._queue) + 1))
         try:
             gone = self._queue.put(request, wake=not at_once)
-        except ClosedError:
-            raise RetiredError from None
-        except QueueFullError:
+        except (ClosedError, QueueFullError) as error:
+            if expiry is not None:
+                expiry.cancel()
+            if isinstance(error, ClosedError):
+                raise RetiredError from None
             self.recorder.rejected()
             raise QueueFullError(self._retry_after_s()) from None
         if gone is not None:
@@ -128,15 +154,42 @@ class LoadedModel:
         if at_once and not self._at_once:
             self._at_once = True
             loop.call_soon(self._take_at_once, results)
-        expiry = loop.call_later(timeout_s, self._expire, request) if timeout_s > 0 else None
+        return request
+
+    def infer_now(self, inputs: Tensors, request_id: str, heard: Heard) -> bool:
+        """One request, answered before the event loop does anything else; false where it had better wait its turn.
+
+        Args:
+            inputs: as `infer` takes them.
+            request_id: likewise.
+            heard: is told before this returns.
+        """
+        came_at, rows = time.perf_counter(), rows_of(inputs)
+        self._alone = self.company.is_alone(self, came_at)
+        if (
+            self._began_at is not None
+            or len(self._queue)
+            or rows > self.manifest.max_batch
+            or not self._is_short(rows, self._longest_s(1))
+        ):
+            return False
+        one = Request(inputs, rows, request_id, came_at, heard)
+        self._began_at = one.turn_at = came_at
+        outputs: Tensors = {}
+        result: Tensors | Exception
         try:
-            return await future
-        except asyncio.CancelledError:
-            self._queue.give_up(request)  # nobody waits for it any more
-            raise
-        finally:
-            if expiry is not None:
-                expiry.cancel()
+            result = outputs = self._run(inputs, rows)
+        except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
+            result = error
+        self._began_at = None
+        now, failed = time.perf_counter(), isinstance(result, Exception)
+        if not failed:
+            self._remember(one, outputs)  # before its client can say what was right
+        heard(result)
+        if not isinstance(result, RetiredError):
+            self._answered(one, now, failed=failed)
+        self._observed([] if failed else [(inputs, outputs, rows)])
+        return True
 
     def _is_short(self, rows: int, longest_s: float) -> bool:
         """Whether the event loop itself may infer, which reads no requests while it does."""
@@ -163,9 +216,11 @@ class LoadedModel:
             return
         self._began_at = first.came_at
         results.gather()
-        seen = self._answer(self._batch(first, AT_ONCE_S))
-        self._began_at = None
-        results.tell()
+        try:
+            seen = self._answer(self._batch(first, AT_ONCE_S))
+        finally:
+            self._began_at = None
+            results.tell()
         results.loop.call_soon(self._observed, seen)  # behind the answers, which are sent before that
         if len(self._queue):
             self._at_once = True
@@ -173,7 +228,7 @@ class LoadedModel:
 
     def _expire(self, request: Request) -> None:
         if self._queue.give_up(request):
-            self._answered(request, failed=True)
+            self._answered(request, time.perf_counter(), failed=True)
             request.done(DeadlineError())
 
     def _retry_after_s(self) -> float:
@@ -218,19 +273,21 @@ class LoadedModel:
         Returns:
             The answer; None when it failed, which is counted, or when the artifact was taken out meanwhile.
         """
-        one = Request(inputs, rows, request_id, time.perf_counter(), lambda _result: None)
+        one = Request(inputs, rows, request_id, time.perf_counter(), _ignore)
         self._began_at = one.turn_at = one.came_at
         try:
-            outputs = self._run(one)
+            outputs = self._run(inputs, rows)
         except RetiredError:
             return None
         except Exception:  # noqa: BLE001 (a model may fail in any way)
-            self._answered(one, failed=True)
+            self._answered(one, time.perf_counter(), failed=True)
+            self._count_runs()
             self.recorder.shadowed()
             return None
         finally:
             self._began_at = None
         self._finish(one, outputs)
+        self._count_runs()
         self.recorder.shadowed()
         self.recorder.observed(inputs, outputs, rows, time.perf_counter())
         return outputs
@@ -301,27 +358,26 @@ class LoadedModel:
 
     def _answer_one(self, one: Request) -> list[_Seen]:
         try:
-            outputs = self._run(one)
+            outputs = self._run(one.inputs, one.rows)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
-            self._answered(one, failed=True)
+            self._answered(one, time.perf_counter(), failed=True)
             one.done(error)
             return []
         self._finish(one, outputs)
         return [(one.inputs, outputs, one.rows)]
 
     def _observed(self, seen: list[_Seen]) -> None:
-        """Rows were answered, and those who asked have their answers."""
+        """A batch was answered, and those who asked have their answers."""
+        self._count_runs()
         for inputs, outputs, rows in seen:
             self.recorder.observed(inputs, outputs, rows, time.perf_counter())
             if self.sampler is not None:
                 self.sampler.offer(inputs, outputs, rows)
 
-    def _run(self, one: Request) -> Tensors:
-        if one.rows == 1 or not self.manifest.row_by_row:
-            return self._infer(one.inputs)
-        rows = [
-            self._infer({name: array[row : row + 1] for name, array in one.inputs.items()}) for row in range(one.rows)
-        ]
+    def _run(self, inputs: Tensors, count: int) -> Tensors:
+        if count == 1 or not self.manifest.row_by_row:
+            return self._infer(inputs)
+        rows = [self._infer({name: array[row : row + 1] for name, array in inputs.items()}) for row in range(count)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     def _infer(self, inputs: Tensors) -> Tensors:
@@ -334,26 +390,36 @@ class LoadedModel:
                 outputs = self.runtime.run(inputs)
             finally:
                 self._runs_since = None
-            took, rows = time.perf_counter() - began, rows_of(inputs)
-            self._times.measured(rows, took)
-            self.statistics.ran(rows, took)
+            self._ran.append((rows_of(inputs), time.perf_counter() - began))
             return outputs
 
+    def _count_runs(self) -> None:
+        """Count what ran, behind the answers: that is nothing to wait for."""
+        with self._lock:
+            while self._ran:
+                rows, took = self._ran.popleft()
+                self._times.measured(rows, took)
+                self.statistics.ran(rows, took)
+
     def _finish(self, one: Request, outputs: Tensors) -> None:
-        if one.request_id:
-            self._remember(one, outputs)
-        self._answered(one)
+        self._remember(one, outputs)
+        self._answered(one, time.perf_counter())
         one.done(outputs)
 
-    def _answered(self, one: Request, *, failed: bool = False) -> None:
-        now = time.perf_counter()
+    def _answered(self, one: Request, now: float, *, failed: bool = False) -> None:
         waited = (one.turn_at or now) - one.came_at
         self.recorder.answered(now - one.came_at, one.rows, failed=failed)
         self.statistics.answered(waited, now - one.came_at - waited, one.rows, failed=failed)
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
-        """Keep the winning class of each row, where an output holds a score for each class."""
-        scores = outputs[answering(self.manifest.outputs, outputs)]
+        """Keep the winning class of each row, where a request has a name and an output a score for each class."""
+        if not one.request_id:
+            return
+        try:
+            scores = outputs[answering(self.manifest.outputs, outputs)]
+        except (KeyError, ValueError) as error:
+            log.warning("feedback on answers of %s can't be counted: %s", self.manifest.model, error)
+            return
         if scores.dtype.kind in "OU" or scores.ndim != 2 or scores.shape[1] < 2 or scores.shape[0] != one.rows:
             return
         answers = [int(index) for index in scores.argmax(axis=1)]
@@ -362,6 +428,24 @@ class LoadedModel:
             self._predictions[one.request_id] = answers
             while self._remembered > REMEMBERED_ROWS:
                 self._remembered -= len(self._predictions.popitem(last=False)[1])
+
+
+def _settle(future: asyncio.Future[Tensors], result: Tensors | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+def _in_time(expiry: asyncio.TimerHandle, heard: Heard, result: Tensors | Exception) -> None:
+    expiry.cancel()
+    heard(result)
+
+
+def _ignore(_result: Tensors | Exception) -> None:
+    """Nobody waits for it."""
 
 
 def rows_of(inputs: Tensors) -> int:

@@ -77,6 +77,7 @@ class InferRequest:
         request_id: the client's.
         inputs: by name.
         outputs: in the order they are answered in.
+        spans: of the inputs that lie in shared memory, where.
         priority: 1 for the most urgent to 100; 50 where the client says nothing.
         timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
     """
@@ -84,6 +85,7 @@ class InferRequest:
     request_id: str
     inputs: Tensors
     outputs: list[Wanted]
+    spans: dict[str, Span]
     priority: int = DEFAULT
     timeout_s: float = 0.0
 
@@ -153,19 +155,40 @@ def decode_request(
         header = _DECODER.decode(memoryview(body)[:length])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequestError(f"the body is no request in JSON: {error}", *json_field(error)) from None
-    inputs, end = _inputs(header, memoryview(body), length, manifest, memory)
+    inputs, spans, end = _inputs(header, memoryview(body), length, manifest, memory)
     if end != len(body):
         raise BadRequestError(f"the body has {len(body) - end} bytes that no input claims")
     request_id = "" if header.id is None else str(header.id)[:ID_LIMIT]
-    return InferRequest(request_id, inputs, _wanted(header, manifest, memory), *_urgency(header))
+    return InferRequest(request_id, inputs, _wanted(header, manifest, memory), spans, *_urgency(header))
+
+
+def read_span(memory: Memory | None, span: Span) -> Bytes:
+    """The bytes of an input in shared memory.
+
+    Raises:
+        BadRequestError: when they are not there.
+    """
+    with _at_region():
+        return _usable(memory).read(span.region, span.offset, span.size)
+
+
+def check_span(memory: Memory | None, span: Span) -> None:
+    """Refuse an output in shared memory for which there is no room.
+
+    Raises:
+        BadRequestError: then.
+    """
+    with _at_region():
+        _usable(memory).check(span.region, span.offset, span.size)
 
 
 def _inputs(
     header: _Body, body: memoryview, position: int, manifest: Described, memory: Memory | None
-) -> tuple[Tensors, int]:
-    """The input tensors, and where their bytes in the body end, which begin at `position`."""
+) -> tuple[Tensors, dict[str, Span], int]:
+    """The input tensors, which of them lie elsewhere, and where their bytes in the body end, from `position` on."""
     specs = {spec.name: spec for spec in manifest.inputs}
     inputs: Tensors = {}
+    spans: dict[str, Span] = {}
     for tensor in header.inputs:
         if tensor.name not in specs:
             raise BadRequestError(
@@ -177,7 +200,10 @@ def _inputs(
             size = _binary_size(tensor)
             raw = None if size is None else body[position : position + size]
             position += size or 0
-            inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, memory, any_rows=manifest.row_by_row)
+            span = _span(f"input {tensor.name!r}", tensor.parameters or _NOTHING)
+            if span is not None:
+                spans[tensor.name] = span
+            inputs[tensor.name] = _tensor(specs[tensor.name], tensor, raw, span, memory, any_rows=manifest.row_by_row)
         except BadRequestError as error:
             raise error.within("inputs", tensor.name) from None
     missing = sorted(set(specs) - set(inputs))
@@ -186,7 +212,7 @@ def _inputs(
     if manifest.row_by_row and len({array.shape[0] for array in inputs.values()}) > 1:
         rows = {name: array.shape[0] for name, array in inputs.items()}
         raise BadRequestError(f"inputs: they have different numbers of rows: {rows}", "inputs")
-    return inputs, position
+    return inputs, spans, position
 
 
 def _urgency(header: _Body) -> tuple[int, float]:
@@ -212,7 +238,15 @@ def _binary_size(tensor: _Input) -> int | None:
     return size
 
 
-def _tensor(spec: TensorSpec, tensor: _Input, raw: Bytes | None, memory: Memory | None, *, any_rows: bool) -> Array:
+def _tensor(
+    spec: TensorSpec,
+    tensor: _Input,
+    raw: Bytes | None,
+    span: Span | None,
+    memory: Memory | None,
+    *,
+    any_rows: bool,
+) -> Array:
     if tensor.datatype != datatype(spec.dtype):
         raise BadRequestError(
             f"input {spec.name!r} has datatype {tensor.datatype[:100]!r}, the model takes {datatype(spec.dtype)}",
@@ -226,15 +260,13 @@ def _tensor(spec: TensorSpec, tensor: _Input, raw: Bytes | None, memory: Memory 
         raise BadRequestError(f"input {spec.name!r} has shape {shape}, the model takes {taken} (-1: any)", "shape")
     data = bytes(tensor.data)
     data = b"" if data == b"null" else data
-    span = _span(f"input {spec.name!r}", tensor.parameters or _NOTHING)
     if (raw is not None) + (span is not None) + bool(data) != 1:
         raise BadRequestError(
             f"input {spec.name!r}: its data comes by one of `data`, binary_data_size and shared_memory_region",
             "data",
         )
     if span is not None:
-        with _at_region():
-            raw = _usable(memory).read(span.region, span.offset, span.size)
+        raw = read_span(memory, span)
     return from_json(spec, data, shape) if raw is None else from_binary(spec, raw, shape)
 
 
@@ -293,8 +325,7 @@ def _one_wanted(name: str, own: _TensorParameters, memory: Memory | None, *, bin
     if span is not None:
         if classes:
             raise BadRequestError(f"output {name!r}: a classification is not put into shared memory", *_CLASSES)
-        with _at_region():
-            _usable(memory).check(span.region, span.offset, span.size)
+        check_span(memory, span)
     return Wanted(name, binary if own.binary_data is None else own.binary_data, classes, span)
 
 

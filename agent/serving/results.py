@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
 
 from agent.runtimes.base import Tensors
+
+log = logging.getLogger(__name__)
+Heard = Callable[[Tensors | Exception], None]
 
 
 class Results:
@@ -17,12 +22,12 @@ class Results:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._results: deque[tuple[asyncio.Future[Tensors], Tensors | Exception]] = deque()
+        self._results: deque[tuple[Heard, Tensors | Exception]] = deque()
         self._called = False  # the loop is about to look, for something that was or will be added
 
-    def add(self, future: asyncio.Future[Tensors], result: Tensors | Exception) -> None:
-        """One is there: from any thread."""
-        self._results.append((future, result))
+    def add(self, heard: Heard, result: Tensors | Exception) -> None:
+        """One is there, for whoever is to hear of it in the loop: from any thread."""
+        self._results.append((heard, result))
         if not self._called:
             self._called = True
             self.loop.call_soon_threadsafe(self.tell)
@@ -35,10 +40,8 @@ class Results:
         """Give everyone theirs: in the loop."""
         self._called = False  # first: what is added from here on calls again
         while self._results:
-            future, result = self._results.popleft()
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+            heard, result = self._results.popleft()
+            try:
+                heard(result)
+            except Exception:
+                log.exception("what became of a request is lost")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -29,6 +29,18 @@ class Echo:
             await self.free.wait()
         if "slow" in request.path:
             await asyncio.sleep(0.1)
+        return self.echo(request)
+
+    def answer_soon(self, request: Request, say: Callable[[Answer | None], None], *, alone: bool) -> bool:
+        if "held" in request.path or "slow" in request.path:
+            return False
+        if "soon" in request.path:
+            asyncio.get_running_loop().call_later(0.1, say, None if "after-all" in request.path else self.echo(request))
+        else:
+            say(self.echo(request))
+        return True
+
+    def echo(self, request: Request) -> Answer:
         return json_answer({"path": request.path, "bytes": len(request.body), "local": request.local})
 
 
@@ -69,6 +81,44 @@ def test_pipelined_requests_are_answered_in_their_order() -> None:
     got = asyncio.run(said(Echo(), b"".join(get(path) for path in paths)))
     assert [line.split(b'"')[3].decode() for line in got.splitlines() if line.startswith(b"{")] == paths
     assert b'"local":true' in got
+
+
+@pytest.mark.parametrize("first", ["/soon", "/soon-after-all", "/slow", "/at-once"])
+def test_what_follows_on_one_that_is_answered_elsewhere_waits_for_it(first: str) -> None:
+    paths = [first, "/1", "/soon", "/2", "/soon-after-all"]
+    got = asyncio.run(said(Echo(), get(paths[0]), b"".join(get(path) for path in paths[1:]), pause=0.02))
+    assert [line.split(b'"')[3].decode() for line in got.splitlines() if line.startswith(b"{")] == paths
+
+
+@pytest.mark.parametrize("first", ["/soon", "/soon-after-all", "/at-once"])
+def test_the_last_request_of_a_connection_ends_it_however_it_is_answered(first: str) -> None:
+    got = asyncio.run(said(Echo(), get(first, "Connection: close")))
+    assert got.startswith(b"HTTP/1.1 200")
+    assert not got.endswith(b"(still open)")
+
+
+@pytest.mark.parametrize("first", ["/soon", "/soon-after-all"])
+def test_what_is_refused_behind_one_that_is_answered_elsewhere_waits_for_it(first: str) -> None:
+    got = asyncio.run(said(Echo(), get(first), b"no HTTP at all\r\n\r\n", pause=0.02))
+    assert got.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 400" in got
+
+
+def test_who_goes_before_the_answer_is_there_leaves_no_bytes_behind() -> None:
+    async def run() -> None:
+        application = Echo()
+        async with served(application) as port:
+            for _ in range(2):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(post(b"x" * 50_000).replace(b"/x", b"/soon"))
+                await writer.drain()
+                await asyncio.sleep(0.03)
+                writer.close()
+            await asyncio.sleep(0.2)
+        assert application.clients.hold(application.clients.bytes_allowed), "as much as at the beginning"
+        assert not application.clients.hold(1)
+
+    asyncio.run(run())
 
 
 def test_a_client_that_says_it_is_done_gets_its_answer() -> None:
@@ -167,6 +217,9 @@ class Kept(Echo):
     async def answer(self, request: Request) -> Answer:
         self.bodies.append(request.body)
         return await super().answer(request)
+
+    def answer_soon(self, request: Request, say: Callable[[Answer | None], None], *, alone: bool) -> bool:
+        return False
 
 
 def post(content: bytes, *headers: str) -> bytes:

@@ -81,6 +81,60 @@ def test_requests_with_ids_or_numbers_in_json_are_read_each_time(decoded: list[i
     assert len(decoded) == 4
 
 
+class Lent:
+    """Shared memory with a region that holds two numbers, and has room for as many bytes as it says."""
+
+    def __init__(self) -> None:
+        self.content = np.array([1.0, 2.0], np.float32).tobytes()
+        self.room = 64
+        self.gone = False
+
+    def read(self, region: str, offset: int, size: int) -> bytes:
+        if self.gone:
+            raise BadRequestError(f"{region} is not registered")
+        return self.content[offset : offset + size]
+
+    def check(self, region: str, offset: int, size: int) -> None:
+        if offset + size > self.room:
+            raise BadRequestError(f"{region} has {self.room} bytes")
+
+    def write(self, region: str, offset: int, content: bytes) -> None:
+        raise AssertionError("nothing is answered here")
+
+
+def placed() -> tuple[bytes, int]:
+    spot = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": spot}
+    output = {"name": NET.outputs[0].name, "parameters": {**spot, "shared_memory_offset": 8}}
+    head = msgspec.json.encode({"inputs": [tensor], "outputs": [output]})
+    return head, len(head)
+
+
+def test_what_lies_in_shared_memory_is_looked_at_each_time(decoded: list[int]) -> None:
+    heads, memory = Heads(), Lent()
+    for number in (1.0, 3.0):
+        memory.content = np.array([number, 2.0], np.float32).tobytes()
+        found = heads.read(*placed(), NET, memory)
+        assert found.inputs["x"].tolist() == [[number, 2.0]]
+        assert found.outputs[0].span is not None
+    assert len(decoded) == 1
+    memory.room = 12
+    with pytest.raises(BadRequestError, match="has 12 bytes") as small:
+        heads.read(*placed(), NET, memory)
+    assert small.value.field == ("outputs", NET.outputs[0].name, "parameters", "shared_memory_region")
+    memory.gone = True
+    with pytest.raises(BadRequestError, match="not registered") as gone:
+        heads.read(*placed(), NET, memory)
+    assert gone.value.field == ("inputs", "x", "parameters", "shared_memory_region")
+
+
+def test_who_may_use_no_shared_memory_is_refused_what_another_was_given() -> None:
+    heads = Heads()
+    heads.read(*placed(), NET, Lent())
+    with pytest.raises(BadRequestError, match="on this device alone"):
+        heads.read(*placed(), NET, None)
+
+
 def test_what_is_remembered_is_bounded(decoded: list[int]) -> None:
     heads = Heads()
     for number in range(3 * module.MOST):

@@ -197,7 +197,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def until_idle(model: LoadedModel) -> None:
     """Until the model's thread has ended what it began: whoever is answered may ask before that."""
-    while model.totals().oldest_s:
+    while model.totals().oldest_s:  # noqa: ASYNC110 (nobody tells of that)
         await asyncio.sleep(0.001)
 
 
