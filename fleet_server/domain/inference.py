@@ -217,9 +217,9 @@ class Schedule:
     def send(self, now: float) -> list[Sending]:
         """What to send now. Parts that are late are given out again."""
         self._give_up_late(now)
-        for state in self._lanes.values():
-            if state.paused_until <= now:
-                state.paused_until = 0.0
+        for one in self._lanes.values():
+            if one.paused_until <= now:
+                one.paused_until = 0.0
         found = []
         passed: set[str] = set()
         while (state := self._best(now, passed)) is not None:
