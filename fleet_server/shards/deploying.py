@@ -12,6 +12,7 @@ from fleet_server.catalog.schemas import VariantBuild, VariantState
 from fleet_server.catalog.service import resolve_version
 from fleet_server.conversions.service import request_builds
 from fleet_server.domain.sharding import Need, taken_over
+from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
 from fleet_server.domain.strategy import Stage as RolloutStage
 from fleet_server.errors import ConflictError, FleetError, InvalidError
@@ -24,6 +25,7 @@ from fleet_server.shards.schemas import PlanState, ShardPlanCreate, StageView
 from fleet_server.shards.service import candidates
 
 SERVES = frozenset({Phase.PROBATION.value, Phase.ACTIVE.value})
+ENDED = frozenset({RolloutState.STOPPED.value, RolloutState.REVERTED.value})
 FAILED = frozenset({Phase.FAILED.value, Phase.ROLLED_BACK.value})
 _HOPELESS = {
     VariantState.FAILED.value: "could not be built",
@@ -116,44 +118,55 @@ def _brought(
     session: Session, settings: Settings, plan: ShardPlan, stage: StageView, device: Device, said: list[str]
 ) -> StageView:
     """A stage after the next step towards its device; what it waits for is added to `said`."""
-    actor = f"shard-plan/{plan.id}"
     reference = f"{stage.model}@{stage.version}"
     if stage.rollout is None:
-        if device.profile_id is None:
-            raise _StageError(f"no profile matches {device.id} any more: create one, then cut anew")
-        version = resolve_version(session, plan.fleet_id, reference)
-        variant = catalog.variant_of(session, version.id, device.profile_id)
-        if variant is None:
-            profile = session.get_one(Profile, device.profile_id).name
-            wanted = VariantBuild(version=reference, profiles=[profile])
-            request_builds(session, plan.fleet_id, wanted, actor=actor)
-            said.append(f"{reference} is built for {profile}")
+        stage = _rolled_out(session, settings, plan, stage, device, said)
+        if stage.rollout is None:
             return stage
-        if variant.state in _HOPELESS:
-            profile = session.get_one(Profile, device.profile_id).name
-            why = f" ({variant.failure['detail']})" if variant.failure else ""
-            raise _StageError(f"{reference} for {profile} {_HOPELESS[variant.state]}{why}: see `shoal variant list`")
-        if variant.state != VariantState.READY.value:
-            said.append(f"{reference} is {variant.state}")
-            return stage
-        try:
-            with session.begin_nested():
-                rollout = rollouts.create(session, settings, plan.fleet_id, _rollout(reference, device.id), actor=actor)
-        except ConflictError as error:
-            said.append(f"{reference}: {error.detail}")
-            return stage
-        except FleetError as error:
-            raise _StageError(f"{reference} can't be rolled out: {error.detail}") from None
-        stage = stage.model_copy(update={"rollout": rollout.id})
-    assert stage.rollout is not None
     deployment = repository.deployment(session, stage.rollout, device.id)
     phase = deployment.phase if deployment is not None else "waiting for its rollout to begin"
     if phase in FAILED:
         raise _StageError(f"{device.id} did not take {reference} ({phase}): see `shoal rollout show {stage.rollout}`")
     serves = phase in SERVES
+    if not serves and repository.rollout_state(session, stage.rollout) in ENDED:
+        raise _StageError(f"rollout {stage.rollout} of {reference} was ended: cut anew when it may go there")
     if not serves:
         said.append(f"{reference} on {device.id} is {phase}")
     return stage.model_copy(update={"serves": serves}) if serves != stage.serves else stage
+
+
+def _rolled_out(
+    session: Session, settings: Settings, plan: ShardPlan, stage: StageView, device: Device, said: list[str]
+) -> StageView:
+    """A stage with the rollout that brings it to its device, once there is one; before that it is built."""
+    actor = f"shard-plan/{plan.id}"
+    reference = f"{stage.model}@{stage.version}"
+    if device.profile_id is None:
+        raise _StageError(f"no profile matches {device.id} any more: create one, then cut anew")
+    version = resolve_version(session, plan.fleet_id, reference)
+    variant = catalog.variant_of(session, version.id, device.profile_id)
+    if variant is None:
+        profile = session.get_one(Profile, device.profile_id).name
+        wanted = VariantBuild(version=reference, profiles=[profile])
+        request_builds(session, plan.fleet_id, wanted, actor=actor)
+        said.append(f"{reference} is built for {profile}")
+        return stage
+    if variant.state in _HOPELESS:
+        profile = session.get_one(Profile, device.profile_id).name
+        why = f" ({variant.failure['detail']})" if variant.failure else ""
+        raise _StageError(f"{reference} for {profile} {_HOPELESS[variant.state]}{why}: see `shoal variant list`")
+    if variant.state != VariantState.READY.value:
+        said.append(f"{reference} is {variant.state}")
+        return stage
+    try:
+        with session.begin_nested():
+            rollout = rollouts.create(session, settings, plan.fleet_id, _rollout(reference, device.id), actor=actor)
+    except ConflictError as error:
+        said.append(f"{reference}: {error.detail}")
+        return stage
+    except FleetError as error:
+        raise _StageError(f"{reference} can't be rolled out: {error.detail}") from None
+    return stage.model_copy(update={"rollout": rollout.id})
 
 
 def _rollout(reference: str, device: str) -> RolloutCreate:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
+from fleet_server.errors import FleetError
 from fleet_server.leases import DatabaseLease
 from fleet_server.settings import Settings
 from fleet_server.shards import deploying, repository
+from fleet_server.shards.schemas import PlanState
 from fleet_server.ticker import Ticker
 
 EVERY_S = 1.0
@@ -35,6 +37,16 @@ class ShardKeeper:
         """Do the next of what each plan needs."""
         if not self._lease.hold():
             return
-        with self._database.write() as session:
-            for plan in repository.open_plans(session):
-                deploying.step(session, self._settings, plan, utc_now())
+        with self._database.read() as session:
+            plans = repository.open_plans(session)
+        for one in plans:
+            try:
+                with self._database.write() as session:
+                    plan = repository.open_plan(session, one)
+                    if plan is not None:
+                        deploying.step(session, self._settings, plan, utc_now())
+            except FleetError as error:  # one plan must not keep the others
+                with self._database.write() as session:
+                    plan = repository.open_plan(session, one)
+                    if plan is not None:
+                        plan.state, plan.detail = PlanState.FAILED.value, error.detail

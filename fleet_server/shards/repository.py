@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleet_server.models import Deployment, Device, Model, ShardPlan, Version
+from fleet_server.models import Deployment, Device, Model, Rollout, ShardPlan, Version
 from fleet_server.paging import PageRequest, Rows, TableList
 from fleet_server.shards.schemas import PlanState
 
@@ -37,17 +37,29 @@ def plans_page(
     return PLANS.scalars(session, query, request)
 
 
-def open_plans(session: Session) -> Sequence[ShardPlan]:
-    """Plans that somebody has to look after."""
-    states = (PlanState.DEPLOYING.value, PlanState.ACTIVE.value)
-    query = select(ShardPlan).where(ShardPlan.state.in_(states)).order_by(ShardPlan.id)
-    return session.scalars(query.with_for_update(skip_locked=True)).all()
+_OPEN = (PlanState.DEPLOYING.value, PlanState.ACTIVE.value)
+
+
+def open_plans(session: Session) -> Sequence[str]:
+    """Ids of plans that somebody has to look after."""
+    return session.scalars(select(ShardPlan.id).where(ShardPlan.state.in_(_OPEN)).order_by(ShardPlan.id)).all()
+
+
+def open_plan(session: Session, plan_id: str) -> ShardPlan | None:
+    """One of them, locked; None where it is gone, or over by now."""
+    query = select(ShardPlan).where(ShardPlan.id == plan_id, ShardPlan.state.in_(_OPEN))
+    return session.scalar(query.with_for_update())
 
 
 def devices(session: Session, ids: Sequence[str]) -> dict[str, Device]:
     """Devices by id, those that were forgotten left out."""
     query = select(Device).where(Device.id.in_(ids), Device.forgotten_at.is_(None))
     return {device.id: device for device in session.scalars(query)}
+
+
+def rollout_state(session: Session, rollout_id: str) -> str | None:
+    """The state of a rollout, if it is there."""
+    return session.scalar(select(Rollout.state).where(Rollout.id == rollout_id))
 
 
 def deployment(session: Session, rollout_id: str, device_id: str) -> Deployment | None:
@@ -58,6 +70,5 @@ def deployment(session: Session, rollout_id: str, device_id: str) -> Deployment 
 
 def held_devices(session: Session, fleet_id: str) -> set[str]:
     """Devices that have a stage of some plan."""
-    states = (PlanState.DEPLOYING.value, PlanState.ACTIVE.value)
-    query = select(ShardPlan.stages).where(ShardPlan.fleet_id == fleet_id, ShardPlan.state.in_(states))
+    query = select(ShardPlan.stages).where(ShardPlan.fleet_id == fleet_id, ShardPlan.state.in_(_OPEN))
     return {str(stage["device"]) for stages in session.scalars(query) for stage in stages}
