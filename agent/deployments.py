@@ -115,6 +115,11 @@ class Deployments:
         self._clock = SteadyClock()
         self._logged = {key: record.phase for key, record in updater.records.items()}
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is fetched or decoded, or waits for the journal."""
+        return bool(self._waiting or self._updater.changed) or self._fetcher.busy or self._retriever.busy
+
     def begin(self, inference: Inference) -> None:
         """Take up what an earlier run left."""
         self._inference = inference

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from agent import __version__, runtime_registry
 from agent.protocol.facts import FEATURES, AcceleratorFacts, DeviceFacts, RuntimeFacts
 
@@ -62,7 +60,9 @@ def measure(state_dir: Path, *, tags: Mapping[str, str], runtimes: tuple[str, ..
         cpu_model=cpu_model or _read("/proc/device-tree/model").strip("\0 \n") or platform.processor(),
         cpu_cores=len(os.sched_getaffinity(0)),
         cpu_features=features,
-        memory_mb=memory_mb(psutil.virtual_memory().total, _read("/sys/fs/cgroup/memory.max")),
+        memory_mb=memory_mb(
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _read("/sys/fs/cgroup/memory.max")
+        ),
         disk_free_mb=shutil.disk_usage(state_dir).free >> 20,
         accelerators=(*_nvidia(), *_edge_tpus()),
         runtimes=_runtimes(runtimes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -154,6 +154,17 @@ class Inference:
         """Whether the worker is there and loads nothing: what does not serve now will not in a moment."""
         return self._is_ready and not (self._loads or self._activations or self._stand_ins.loading)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something goes on that must be looked after often."""
+        replacing = self.replacement is not None and not self.replacement.over
+        return not self.settled or replacing or bool(self._probation.watched) or self._ensemble_health.busy
+
+    @property
+    def looks_every_s(self) -> float:
+        """How often the worker must be looked after when nothing goes on, in seconds."""
+        return self._watchdog.every_s
+
     def replace(self) -> str:
         """Replace the worker by a new one that serves the same; `replacement` says how far that is.
 
@@ -196,6 +207,17 @@ class Inference:
         except OSError as error:
             self._condition.worker_started(error)
             self._start_later()
+
+    def take_over(self, loads: Mapping[int, str]) -> None:
+        """A worker was started, and told what to load, before there was anything else.
+
+        Args:
+            loads: deployments that it was told to load, by the request's id.
+        """
+        self._loads = dict(loads)
+        self._load_since = dict.fromkeys(loads.values(), time.monotonic())
+        self._request_id = max(loads, default=0)
+        self._condition.worker_started(None)
 
     def died(self) -> None:
         """The worker ended: another is started, and loads what ought to serve."""

@@ -33,6 +33,7 @@ SESSION_EXPIRY_S = 7 * 86_400
 QUEUE_LIMIT = 200
 RECONNECT_MAX_S = 60
 KEEPALIVE_S = 15
+LOOK_S = 3.0  # how often the library looks at the time where nothing comes or goes; each look wakes the processor
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,10 @@ class _Client(paho.Client):
         self._buffers = buffers
         self._read_from: Any = None  # the socket that the reader reads
         self._reader = PacketReader(buffers, five=False)
+
+    def loop_forever(self, *given: Any, **options: Any) -> MQTTErrorCode:
+        """As the library's, which `loop_start` calls in a thread, but for how long it waits."""
+        return super().loop_forever(*given, **{"timeout": LOOK_S, **options})
 
     def _packet_read(self) -> MQTTErrorCode:
         """Read what there is. What was read ahead is worked off at once: no `select` would tell of it later."""

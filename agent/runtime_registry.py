@@ -7,14 +7,17 @@ and its names can't be taken. Nothing is imported here before it is asked for.
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import RUNTIME_NAME, RuntimeName
+
+if TYPE_CHECKING:  # at run time only where packages are looked at: it takes as long to import as half the agent
+    from importlib.metadata import EntryPoint
 
 GROUP = "shoal.runtimes"
 PACKAGES = {
@@ -53,7 +56,8 @@ def load(name: str) -> Any:
         Exception: whatever importing it raises.
     """
     if name in _CLASSES:
-        return importlib.metadata.EntryPoint(name, _CLASSES[RuntimeName(name)], GROUP).load()
+        module, _, cls = _CLASSES[RuntimeName(name)].partition(":")
+        return getattr(importlib.import_module(module), cls)
     return _others()[name].load()
 
 
@@ -65,12 +69,14 @@ def providers_of(name: str) -> tuple[str, ...]:
 
 def installed() -> tuple[Installed, ...]:
     """What there is by its packages' metadata; whether it can be imported is not asked."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = []
     for name, packages in PACKAGES.items():
         for package in packages:
             try:
-                found.append(Installed(name.value, package, importlib.metadata.version(package)))
-            except importlib.metadata.PackageNotFoundError:
+                found.append(Installed(name.value, package, version(package)))
+            except PackageNotFoundError:
                 continue
             if name is RuntimeName.LITERT:
                 break  # the first is the one that is used where both are installed
@@ -90,8 +96,10 @@ def asked_providers(one: Installed) -> tuple[str, ...] | None:
     return tuple(done.stdout.split())
 
 
-def _others() -> dict[str, importlib.metadata.EntryPoint]:
+def _others() -> dict[str, EntryPoint]:
     """By name, what other packages bring."""
-    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name)
+    from importlib.metadata import entry_points
+
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     fit = [point for point in points if point.name not in _CLASSES and RUNTIME_NAME.match(point.name)]
     return {point.name: point for point in fit[:_MOST]}

@@ -21,8 +21,8 @@ from agent.commands.starters import open_desk
 from agent.condition import Condition
 from agent.config import Config
 from agent.deployments import Deployments
-from agent.files import remove_leftovers
 from agent.hardware import measure
+from agent.head_start import MEMORY_SETTINGS
 from agent.inference import Inference
 from agent.inferences import Inferences
 from agent.link import detect_link
@@ -32,7 +32,7 @@ from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
 from agent.protocol.commands import Command, CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
-from agent.protocol.facts import DeviceFacts
+from agent.protocol.facts import DeviceFacts, LinkFacts
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
@@ -53,34 +53,32 @@ from agent.protocol.samples import SampleAck, SamplePiece, Sampling
 from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
+from agent.resuming import Files, Resumed
 from agent.samples.collecting import Collecting
 from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
 from agent.telemetry.figures import PhaseFigure, SupervisorFigures
-from agent.telemetry.host import measure_host, own_memory_mb
+from agent.telemetry.host import HostMeter, own_memory_mb
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.budget import Ledger
 from agent.update.bundle_file import BundlesSeen, Held
 from agent.update.bundles import Bundles, BundleTrustSaid
 from agent.update.fetcher import Fetcher, Kept
-from agent.update.journal import Journal
-from agent.update.lastgood import LastGood
 from agent.update.other_sources import OtherSources
 from agent.update.pace import Pacer
 from agent.update.source_tls import Credentials
-from agent.update.store import ArtifactStore
 from agent.update.transfer import SourceChunk, TransferEnded
 from agent.update.trust_ipc import Target
-from agent.update.updater import (
-    Updater,
-)
 from agent.update.verify import TrustSaid, Verifier
 from agent.update.zones import zone_of
-from agent.worker_process import MEMORY_SETTINGS, WorkerDied, WorkerProcess
+from agent.worker_process import WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
-TICK_S = 0.1
+TICK_S = 0.1  # between looks at what goes on
+FACTS_WITHIN_S = 5.0  # of the start, whatever the worker does
+LIVELY_S = 1.0  # what goes on may be followed by something else
+QUIET_TICK_S = 5.0  # where nothing does: what comes from elsewhere is an event, and waits for no look
 REPORT_EVERY_S = 300.0
 LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
@@ -106,30 +104,30 @@ class _Turn:
 
 
 class Supervisor:
-    """The daemon."""
+    """The daemon.
 
-    def __init__(self, config: Config) -> None:
-        config.state_dir.mkdir(parents=True, exist_ok=True)
+    Args:
+        config: of the agent.
+        resumed: what was begun before; None where nothing was.
+    """
+
+    def __init__(self, config: Config, resumed: Resumed | None = None) -> None:
         self._config = config
-        self._events: queue.Queue[Any] = queue.Queue()
+        # Its `put` may be called by a signal handler.
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue() if resumed is None else resumed.events
+        self._resumed = resumed
         self._boot_id = uuid.uuid4().hex
         self._sequence = 0
-        remove_leftovers(config.state_dir)
+        files = Files.open(config) if resumed is None else resumed.files
         self._ring = LogRing()
         self._ring_handler = RingHandler(self._log)
         logging.getLogger().addHandler(self._ring_handler)
-        self._store = ArtifactStore(
-            config.state_dir / "artifacts",
-            floor_bytes=int(config.disk_floor_mb * 2**20),
-            keep_bytes=int(config.store_keep_mb * 2**20),
-            drop_other=self._drop_sample,
-        )
-        self._journal = Journal(config.state_dir / "journal.db")
+        self._store, self._journal, self._updater, good = files.store, files.journal, files.updater, files.good
+        self._store.drop_other = self._drop_sample
         self._spool = Spool(config.state_dir / "spool.db")
-        self._updater = Updater(self._journal.load(), int(self._journal.number("revision", 0)))
-        good = LastGood(config.state_dir / "serving.json")
         self._condition = Condition(self._journal, self._spool, good.lost, str(config.state_dir))
-        self._facts = self._measure()
+        self._facts: DeviceFacts | None = None  # measured when what served before serves again
+        self._link_facts = LinkFacts()
         context = tls_context(config)
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
@@ -189,7 +187,7 @@ class Supervisor:
             journal_renewed=self._keep_all,
             changed=self._changed,
         )
-        self._worker = WorkerProcess(config, self._events.put)
+        self._worker = WorkerProcess(config, self._events.put) if resumed is None else resumed.worker
         self._inference = Inference(
             self._worker,
             self._store,
@@ -215,29 +213,46 @@ class Supervisor:
         )
         self._inferences = Inferences(config.inference, self._worker.place, self._say_part)
         self._pipelines = Pipelines(config, self._events.put, self._condition)
+        self._parts = (
+            self._inference,
+            self._deployments,
+            self._trials,
+            self._commands,
+            self._samples,
+            self._pipelines,
+            self._verifier,
+            self._bundles,
+        )
         self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
+        self._meter = HostMeter()
         self._report_at = 0.0
         self._collect_at = time.monotonic() + self._telemetry_interval_s
         self._link_at = 0.0
+        self._quiet_at = 0.0
+        self._facts_at = time.monotonic() + FACTS_WITHIN_S
         self._stopping = False
 
     def stop(self) -> None:
         """Ask the main loop to end; may be called from a signal handler."""
         self._stopping = True
+        self._events.put(None)  # the main loop may wait for one
 
     def run(self) -> None:
         """Work until asked to stop."""
         self.begin()
         try:
             while not self._stopping:
-                self.turn(TICK_S)
+                self.turn(self._wait_s)
         finally:
             self.end()
 
     def begin(self) -> None:
         """Take up what an earlier run left, and connect."""
         log.info("device %s, boot %s", self._config.device_id, self._boot_id[:8])
-        self._inference.start()
+        if self._resumed is None or self._resumed.loads is None:
+            self._inference.start()
+        else:
+            self._inference.take_over(self._resumed.loads)
         self._look_at_link(time.monotonic())
         self._deployments.begin(self._inference)
         self._bundles.start()
@@ -483,9 +498,9 @@ class Supervisor:
         )
 
     def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
-        before, self._facts = self._facts, msgspec.structs.replace(facts, link=self._facts.link)
+        before, self._facts = self._facts or facts, facts
         self._report(force=True)
-        return changed(before, self._facts)
+        return changed(before, facts)
 
     def _keep_all(self) -> None:
         """The journal was lost."""
@@ -496,7 +511,7 @@ class Supervisor:
 
     def _window(self, message: Window, started: float) -> None:
         ended = time.time()
-        host = measure_host(self._config.state_dir, message.rss_mb)
+        host = self._meter.measure(self._config.state_dir, message.rss_mb)
         models = fitting(message.models)
         self._condition.guard(
             lambda: self._spool.add(
@@ -517,12 +532,23 @@ class Supervisor:
     # -- time
 
     @property
+    def _wait_s(self) -> float:
+        """How long nothing need be looked after if no event comes, in seconds: each look costs an idle device."""
+        now = time.monotonic()
+        if any(one.busy for one in self._parts):
+            self._quiet_at = now + LIVELY_S
+        if now < self._quiet_at:
+            return TICK_S
+        return max(0.0, min(QUIET_TICK_S, self._collect_at - now, self._inference.looks_every_s))
+
+    @property
     def _steps(self) -> tuple[Callable[[], None], ...]:
         """What is looked after again and again."""
         return (
             self._inference.tick,
             self._deployments.tick_journal,
             self._deployments.tick,
+            self._tick_facts,
             self._tick_condition,
             self._tick_telemetry,
             lambda: self._trials.tick(time.monotonic()),
@@ -532,6 +558,12 @@ class Supervisor:
             self._tick_link,
             lambda: self._report(force=False),
         )
+
+    def _tick_facts(self) -> None:
+        """Measure the machine once what served before serves again: that takes processors and time from it."""
+        if self._facts is None and (self._inference.settled or time.monotonic() >= self._facts_at):
+            self._facts = self._measure()
+            self._changed()
 
     def _tick_condition(self) -> None:
         self._condition.mend(time.monotonic())
@@ -560,8 +592,8 @@ class Supervisor:
         """Find out by what kind of link the server is reached; a change is reported."""
         self._link_at = now + LINK_EVERY_S
         found = detect_link(self._config.link_type, self._config.link_metered)
-        if found != self._facts.link:
-            self._facts = msgspec.structs.replace(self._facts, link=found)
+        if found != self._link_facts:
+            self._link_facts = found
             self._pacer.set_link(found)
             self._changed()
 
@@ -576,6 +608,9 @@ class Supervisor:
         changed = self._report_at == 0.0
         if not (force or changed or now - self._report_at > REPORT_EVERY_S) or not self._link.connected:
             return
+        if self._facts is None:
+            self._report_at = 0.0  # as soon as they are known
+            return
         self._report_at = now
         self._sequence += 1
         reported = Reported(
@@ -583,7 +618,7 @@ class Supervisor:
             boot_id=self._boot_id,
             sequence=self._sequence,
             revision=self._updater.revision,
-            facts=self._facts,
+            facts=msgspec.structs.replace(self._facts, link=self._link_facts),
             deployments=self._deployments.reports(),
             serving=self._inference.serving,
             sent_at=time.time(),

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from agent.children import end_child
 from agent.config import Config
+from agent.head_start import Spawned, spawn
 from agent.listeners import Listeners
-from agent.serving.framing import FrameChannel
-from agent.serving.ipc import FromWorker, Shutdown, ToWorker
+from agent.serving.framing import FrameChannel, lend
+from agent.serving.ipc import FromWorker, Lend, Shutdown, ToWorker
 
-# Measured: these keep the worker's memory flat over swaps.
-MEMORY_SETTINGS = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-}
-GRPC_SETTINGS = {"GRPC_VERBOSITY": "NONE"}  # else whatever clients do wrong is a line in the log
 STOP_S = 15.0
 
 
@@ -34,14 +26,20 @@ class WorkerDied:
 
 
 class WorkerProcess:
-    """Starts workers, one at a time; each has a generation, so that late words of a dead one are known as such."""
+    """Starts workers, one at a time; each has a generation, so that late words of a dead one are known as such.
 
-    def __init__(self, config: Config, put: Callable[[Any], None]) -> None:
+    Args:
+        config: where the worker serves.
+        put: takes what it says, and its end; called from a thread.
+        spawned: the first one's process, where that was begun before.
+    """
+
+    def __init__(self, config: Config, put: Callable[[Any], None], spawned: Spawned | None = None) -> None:
         self._put = put
+        self._spawned = spawned
         self._listeners = Listeners(config.listen, config.unix_socket)
-        self._grpc_addresses = config.grpc.addresses
-        self._log_format, self._device_id = config.log_format, config.device_id
-        self._process: subprocess.Popen[bytes] | None = None
+        self._lend = Lend(tuple(config.grpc.addresses), config.log_format, config.device_id)
+        self._process: Spawned | None = None
         self._channel: FrameChannel | None = None
         self.generation = 0
 
@@ -56,21 +54,12 @@ class WorkerProcess:
             OSError: when the system refuses a process, or an address of the local inference API.
         """
         self.generation += 1
-        listeners = [str(one.fileno()) for one in self._listeners.open()]
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "agent.serving.worker", "--fd", str(theirs.fileno()), "--listen", *listeners]
-        command += ["--grpc", *self._grpc_addresses] if self._grpc_addresses else []
-        command += ["--log-format", self._log_format, "--device", self._device_id]
-        descriptors = [theirs.fileno(), *map(int, listeners)]
-        environment = {**MEMORY_SETTINGS, **GRPC_SETTINGS, **os.environ}
-        try:
-            self._process = subprocess.Popen(command, pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL)
-        except OSError:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._channel = FrameChannel(ours, FromWorker)
+        listeners = self._listeners.open()
+        self._process, self._spawned = self._spawned or spawn(), None
+        sock = socket.socket(fileno=self._process.descriptor)
+        with contextlib.suppress(OSError):  # it has ended already, which is noticed like any end
+            lend(sock, self._lend, listeners)
+        self._channel = FrameChannel(sock, FromWorker)
         threading.Thread(target=self._read, args=(self._channel, self.generation), daemon=True).start()
 
     def send(self, message: ToWorker) -> bool:
@@ -88,16 +77,19 @@ class WorkerProcess:
             return None
         if self._channel is not None:
             self._channel.close()
-        return end_child(self._process, 2)
+        return self._process.end(2)
 
     def stop(self) -> None:
         """Let it answer what has begun, then end it."""
         self.generation += 1
+        if self._spawned is not None:  # it was never told to begin
+            os.close(self._spawned.descriptor)
+            self._spawned.end(STOP_S)
         if self._process is None or self._channel is None:
             self._listeners.close()
             return
         self._channel.send(Shutdown())
-        end_child(self._process, STOP_S)
+        self._process.end(STOP_S)
         self._channel.close()
         self._listeners.close()
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from agent.head_start import MEMORY_SETTINGS, QUIET_SETTINGS, WORKER
 from agent.listeners import Listeners
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
-from agent.serving.framing import FrameChannel
-from agent.serving.ipc import Activate, Activated, Expect, FromWorker, GrpcServed, Load, Loaded, Ready
-from agent.worker_process import GRPC_SETTINGS, MEMORY_SETTINGS
+from agent.serving.framing import FrameChannel, lend
+from agent.serving.ipc import Activate, Activated, Expect, FromWorker, GrpcServed, Lend, Load, Loaded, Ready
 
 KINDS = {
     "float32": TensorProto.FLOAT,
@@ -64,16 +64,14 @@ def start_worker(
     """
     ours, theirs = socket.socketpair()
     listeners = Listeners("127.0.0.1:0", unix_socket).open()
-    lent = [str(one.fileno()) for one in listeners]
-    command = [str(python or sys.executable), "-m", "agent.serving.worker", "--fd", str(theirs.fileno())]
-    command += ["--listen", *lent]
-    command += ["--grpc", *grpc] if grpc else []
+    command = [str(python or sys.executable), "-c", WORKER, "--fd", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
-        pass_fds=[theirs.fileno(), *map(int, lent)],
-        env={**MEMORY_SETTINGS, **GRPC_SETTINGS, **os.environ, **(environment or {})},
+        pass_fds=[theirs.fileno()],
+        env={**MEMORY_SETTINGS, **QUIET_SETTINGS, **os.environ, **(environment or {})},
         cwd=folder,
     )
+    lend(ours, Lend(tuple(grpc)), listeners)
     for one in (theirs, *listeners):
         one.close()
     channel = FrameChannel(ours, FromWorker)

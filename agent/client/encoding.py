@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from agent.client.http1 import Content
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import STRING, Array
 from agent.serving.bad_request import BadRequestError as TensorError
-from agent.serving.tensors import DATATYPES, datatype, from_binary, from_json, to_binary
+from agent.serving.tensors import DATATYPES, datatype, from_binary, from_json, little_endian, name_of, to_binary
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorError, ValueError)
 
@@ -63,14 +64,14 @@ def parts_of(inputs: Mapping[str, Any]) -> list[Part]:
     found = []
     for name, value in inputs.items():
         array = np.asarray(value)
-        kind = datatype(array.dtype.name)
+        kind = datatype(name_of(array.dtype))
         if kind not in DATATYPES:
             said = f"input {name!r}: arrays of {array.dtype} can't be sent: {', '.join(DATATYPES)} can"
             raise BadRequestError(said, ("inputs", name, "datatype"))
         if kind == "BYTES":
             content = memoryview(to_binary(array))
         else:
-            ready = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            ready = np.ascontiguousarray(array, little_endian(name_of(array.dtype)))
             content = ready.reshape(-1).view(np.uint8).data
         found.append(Part(name, kind, array.shape, content))
     return found
@@ -134,14 +135,14 @@ def _span(region: str, offset: int, size: int) -> dict[str, Any]:
     return said | ({"shared_memory_offset": offset} if offset else {})
 
 
-class _Parameters(msgspec.Struct):
+class _Parameters(msgspec.Struct, frozen=True):
     binary_data_size: int | None = None
     shared_memory_region: str | None = None
     shared_memory_byte_size: int = 0
     shared_memory_offset: int = 0
 
 
-class _Output(msgspec.Struct):
+class _Output(msgspec.Struct, frozen=True):
     name: str
     datatype: str
     shape: list[int]
@@ -149,13 +150,19 @@ class _Output(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw()
 
 
-class _Answer(msgspec.Struct):
-    outputs: list[_Output]
+class _Answer(msgspec.Struct, frozen=True):
+    outputs: tuple[_Output, ...]
     model_version: str = ""
     id: str = ""
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
+KNOWN_MOST = 1024  # bytes of JSON that are remembered: with binary tensors, most answers of a model have the same
+
+
+@lru_cache(maxsize=64)
+def _known(content: bytes) -> _Answer:
+    return _DECODER.decode(content)
 
 
 class Answer(dict[str, Array]):
@@ -191,7 +198,7 @@ def answer_of(
     whole, rooms = memoryview(body), {} if placed is None else placed.outputs
     found = Answer()
     try:
-        told = _DECODER.decode(whole[:length])
+        told = _known(bytes(whole[:length])) if length <= KNOWN_MOST else _DECODER.decode(whole[:length])
         for one in told.outputs:
             spec = TensorSpec(one.name, DATATYPES.get(one.datatype, STRING), tuple(one.shape))
             said = one.parameters or _Parameters()

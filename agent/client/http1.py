@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 import msgspec
 
@@ -100,7 +102,7 @@ class ReplyReader:
         self.reply: Reply | None = None
         self.last = False
         self._status = 0
-        self._headers: dict[str, str] = {}
+        self._headers: Mapping[str, str] = {}
         self._buffer = bytearray(HEAD_LIMIT)
         self._filled = 0
         self._in_head = True
@@ -127,24 +129,35 @@ class ReplyReader:
             if self._filled == HEAD_LIMIT:
                 raise ReplyError(f"the head of a reply has more than {HEAD_LIMIT} bytes")
             return
-        first, *lines = bytes(self._buffer[:end]).split(b"\r\n")
-        status = _STATUS.match(first)
-        if status is None:
-            raise ReplyError("what answers there does not speak HTTP/1.1")
-        for line in lines:
-            name, _, value = line.decode("latin-1").partition(":")
-            self._headers[name.lower()] = value.strip()
-        self._status = int(status[1])
+        self._status, self._headers, length = _read_head(bytes(memoryview(self._buffer)[:end]))
         self.last = self._headers.get("connection", "").lower() == "close"
-        length = self._headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in self._headers:
-            raise ReplyError("a reply does not say how long it is")
-        if len(length) > len(str(ANSWER_LIMIT)) or int(length) > ANSWER_LIMIT:
-            raise ReplyError(f"a reply has {length[:20]} bytes, and may have {ANSWER_LIMIT}")
-        rest = bytes(self._buffer[end + 4 : self._filled])
-        if len(rest) > int(length):
+        rest = bytes(memoryview(self._buffer)[end + 4 : self._filled])
+        if len(rest) > length:
             raise ReplyError("more came than was asked for")
         self._in_head = False
-        self._buffer = bytearray(int(length))
+        self._buffer = bytearray(length)
         self._buffer[: len(rest)] = rest
         self._filled = len(rest)
+
+
+@lru_cache(maxsize=64)
+def _read_head(content: bytes) -> tuple[int, Mapping[str, str], int]:
+    """Status, headers and the body's length that a head says; most heads of one API are the same.
+
+    Raises:
+        ReplyError: when it says nothing that can be taken.
+    """
+    first, *lines = content.split(b"\r\n")
+    status = _STATUS.match(first)
+    if status is None:
+        raise ReplyError("what answers there does not speak HTTP/1.1")
+    headers = {}
+    for line in lines:
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip()
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit()) or "transfer-encoding" in headers:
+        raise ReplyError("a reply does not say how long it is")
+    if len(length) > len(str(ANSWER_LIMIT)) or int(length) > ANSWER_LIMIT:
+        raise ReplyError(f"a reply has {length[:20]} bytes, and may have {ANSWER_LIMIT}")
+    return int(status[1]), MappingProxyType(headers), int(length)

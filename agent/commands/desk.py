@@ -69,6 +69,11 @@ class CommandDesk:
         elif not command.cancel:
             self._begin(command, now, wall)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command is carried out."""
+        return bool(self._running)
+
     def tick(self, now: float) -> None:
         """Let those that go on go on.
 

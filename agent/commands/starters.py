@@ -16,12 +16,12 @@ from agent.commands.measuring import MeasuringFacts
 from agent.commands.restarting import Restarting
 from agent.commands.ring import LogRing
 from agent.config import Config
+from agent.head_start import MEMORY_SETTINGS
 from agent.inference import Inference
 from agent.protocol.commands import Command, CommandAnswer, CommandKind
 from agent.protocol.facts import DeviceFacts
 from agent.update.journal import Journal
 from agent.update.store import ArtifactStore
-from agent.worker_process import MEMORY_SETTINGS
 
 log = logging.getLogger("agent.commands")
 FOLDER = "benchmark"

@@ -60,6 +60,11 @@ class Pipelines:
         self._config, self._put, self._condition = config, put, condition
         self._children = {one.name: _Child(one) for one in config.pipelines}
 
+    @property
+    def busy(self) -> bool:
+        """Whether one is to be started soon."""
+        return any(child.process is None for child in self._children.values())
+
     def tick(self, now: float) -> None:
         """Start those that do not run."""
         for child in self._children.values():

@@ -158,6 +158,11 @@ class Collecting:
             upload.sending.acknowledged(ack.received, now)
             self._go_on(upload, now)
 
+    @property
+    def busy(self) -> bool:
+        """Whether samples are packed or sent."""
+        return self._upload is not None
+
     def tick(self, now: float, *, connected: bool) -> None:
         """Go on with what is asked for; remove what is too old.
 

@@ -20,6 +20,11 @@ class EnsembleHealth:
         self._since: dict[str, float] = {}
         self._told: dict[str, str] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is to be told soon."""
+        return any(self._told.get(name) != why for name, why in self._why.items())
+
     def said(self, problems: Mapping[str, str], now: float) -> None:
         """Take the worker's word.
 

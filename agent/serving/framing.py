@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import struct
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.serving.ipc import FRAME_LIMIT
+from agent.serving.ipc import FRAME_LIMIT, Lend
 
+if TYPE_CHECKING:  # who reads such a stream has imported it
+    import asyncio
+
+MOST_LISTENERS = 64
 _LENGTH = struct.Struct(">I")
 
 
@@ -20,6 +24,24 @@ def pack(message: Any) -> bytes:
     """A message as a frame."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body
+
+
+def lend(sock: socket.socket, told: Lend, listeners: Sequence[socket.socket]) -> None:
+    """Tell a new worker what it must know first, and lend it the sockets that it serves on.
+
+    Raises:
+        OSError: when it has ended already.
+    """
+    socket.send_fds(sock, [pack(told)], [one.fileno() for one in listeners])
+
+
+def borrow(sock: socket.socket) -> tuple[Lend, list[socket.socket]] | None:
+    """The other end of `lend`; None where the stream ends before anything comes."""
+    header, descriptors, _, _ = socket.recv_fds(sock, _LENGTH.size, MOST_LISTENERS)  # such a short piece is sent whole
+    if len(header) < _LENGTH.size:
+        return None
+    body = sock.recv(_LENGTH.unpack(header)[0], socket.MSG_WAITALL)
+    return msgspec.msgpack.decode(body, type=Lend), [socket.socket(fileno=one) for one in descriptors]
 
 
 class FrameChannel:
@@ -78,5 +100,5 @@ async def read_frame(reader: asyncio.StreamReader, decoder: msgspec.msgpack.Deco
     try:
         length = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))[0]
         return decoder.decode(await reader.readexactly(length)) if length <= FRAME_LIMIT else None
-    except (asyncio.IncompleteReadError, ConnectionError, msgspec.MsgspecError):
+    except (EOFError, ConnectionError, msgspec.MsgspecError):
         return None

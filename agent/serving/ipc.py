@@ -19,6 +19,20 @@ from agent.telemetry.figures import SupervisorFigures
 FRAME_LIMIT = 16 * 1024 * 1024
 
 
+class Lend(msgspec.Struct, frozen=True):
+    """What a worker is told first, with the sockets that it is to serve on. They listen, and stay the supervisor's too.
+
+    Attributes:
+        grpc: addresses at which gRPC is to be served; empty for nowhere.
+        log_format: of its log, `text` or `json`.
+        device: the device's id, for the log.
+    """
+
+    grpc: tuple[str, ...] = ()
+    log_format: str = "text"
+    device: str = ""
+
+
 class Load(msgspec.Struct, frozen=True, tag="load"):
     """Load an artifact beside what is served, and warm it up. Answered by `Loaded` with the same `request_id`.
 
@@ -31,6 +45,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
         need_mb: free memory without which it is not loaded, in MiB.
         compiled: a folder in which what a provider compiles of it may be kept; empty for none.
         may_fall_back: whether another execution provider than the first that the manifest wants will do.
+        serve: whether it answers as soon as it is loaded, where nothing else of its model does. It may be activated
+            all the same.
     """
 
     request_id: int
@@ -41,6 +57,7 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     need_mb: float = 0.0
     may_fall_back: bool = True
     compiled: str = ""
+    serve: bool = False
 
 
 class Activate(msgspec.Struct, frozen=True, tag="activate"):

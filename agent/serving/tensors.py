@@ -48,7 +48,7 @@ def from_binary(spec: TensorSpec, raw: Bytes, shape: list[int]) -> Array:
     count = math.prod(shape)
     if spec.dtype == STRING:
         return _strings(spec, bytes(raw), count).reshape(shape)
-    dtype = _little_endian(spec.dtype)
+    dtype = little_endian(spec.dtype)
     if len(raw) != count * dtype.itemsize:
         said = f"does not fill shape {shape}: it has {len(raw)} bytes, and {count * dtype.itemsize} are taken"
         raise BadRequestError(f"input {spec.name!r}: its data {said}", "data")
@@ -59,7 +59,8 @@ def from_binary(spec: TensorSpec, raw: Bytes, shape: list[int]) -> Array:
 
 
 @cache
-def _little_endian(dtype: str) -> np.dtype[Any]:
+def little_endian(dtype: str) -> np.dtype[Any]:
+    """A dtype as it is on the way."""
     return np.dtype(dtype).newbyteorder("<")
 
 
@@ -141,7 +142,7 @@ def _decoder(dtype: str, depth: int) -> msgspec.json.Decoder[Any]:
 def to_binary(array: Array) -> bytes:
     """An array of an answer as bytes."""
     if array.dtype.kind not in "OU":
-        return array.astype(_little_endian(name_of(array.dtype)), copy=False).tobytes()
+        return array.astype(little_endian(name_of(array.dtype)), copy=False).tobytes()
     pieces = []
     for text in array.reshape(-1):
         encoded = str(text).encode(errors="replace")

@@ -5,17 +5,18 @@ Started by the supervisor, told what to do over the inherited socket (`agent.ser
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,7 +26,7 @@ from agent.protocol.logs import log_to_stderr
 from agent.runtimes import open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.connection import Connection
-from agent.serving.framing import pack, read_frame
+from agent.serving.framing import borrow, pack, read_frame
 from agent.serving.http import Api
 from agent.serving.ipc import (
     Activate,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # at run time only where gRPC is configured
 log = logging.getLogger("agent.worker")
 ResultT = TypeVar("ResultT")
 DRAIN_S = 10.0
+OPEN_WITHIN_S = 2.0
 SETTLE_S = 3.0
 SETTLED = 5  # looks at clients, of whom nobody asks
 FIGURES_S = 2.0
@@ -74,16 +76,15 @@ MEMORY_WAIT_S = 3.0
 
 def main() -> None:
     """Serve until the supervisor's stream ends."""
-    parser = argparse.ArgumentParser(prog="agent.serving.worker", description="Started by shoal-agent, not by people.")
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--listen", type=int, nargs="+", required=True)
-    parser.add_argument("--grpc", nargs="+", default=[])
-    parser.add_argument("--log-format", default="text")
-    parser.add_argument("--device", default="")
-    options = parser.parse_args()
-    log_to_stderr("INFO", options.log_format, device=options.device)
-    listeners = [socket.socket(fileno=one) for one in options.listen]
-    asyncio.run(Worker(listeners, options.grpc).run(socket.socket(fileno=options.fd)))
+    if sys.argv[1:2] != ["--fd"]:
+        sys.exit("agent.serving.worker is started by shoal-agent, not by people")
+    sock = socket.socket(fileno=int(sys.argv[2]))
+    borrowed = borrow(sock)
+    if borrowed is None:
+        return
+    told, listeners = borrowed
+    log_to_stderr("INFO", told.log_format, device=told.device)
+    asyncio.run(Worker(listeners, list(told.grpc)).run(sock))
 
 
 class Worker:
@@ -106,6 +107,7 @@ class Worker:
         self._writer: asyncio.StreamWriter | None = None
         self._stop = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
+        self._loading: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
         self._unservable: dict[str, str] | None = {}  # as was said; None: to be said in any case
 
     async def run(self, sock: socket.socket) -> None:
@@ -152,9 +154,7 @@ class Worker:
                     self._unservable = None
                 case Expect():
                     self._api.expected = frozenset(message.models)
-                    for server in self._servers:
-                        await server.start_serving()
-                    await self._serve_grpc()
+                    self._begin(self._take_requests())
                 case ChooseSamples():
                     self._registry.choose_samples(message.models)
                 case Collect() | Peek() | TellFigures():
@@ -165,6 +165,21 @@ class Worker:
                     self._change(message)
             self._say_unservable()
         self._stop.set()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        job = asyncio.create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return job
+
+    async def _take_requests(self) -> None:
+        """Take requests from now on. What is just being loaded is waited for: until then who comes waits in a queue."""
+        loading = [job for job in self._loading if not job.done()]
+        if loading:
+            await asyncio.wait(loading, timeout=OPEN_WITHIN_S)
+        for server in self._servers:
+            await server.start_serving()
+        await self._serve_grpc()
 
     def _count(self, message: Collect | Peek | TellFigures) -> None:
         """Say what was counted, or take what the supervisor counted."""
@@ -219,9 +234,7 @@ class Worker:
         """Change what is loaded, and what answers."""
         match message:
             case Load():
-                job = asyncio.create_task(self._load(message))
-                self._jobs.add(job)
-                job.add_done_callback(self._jobs.discard)
+                self._loading.add(self._begin(self._load(message)))
             case Activate():
                 ok = self._registry.activate(message.model, message.digest)
                 self._send(Activated(message.request_id, ok))
@@ -237,7 +250,9 @@ class Worker:
         started, before_mb = time.monotonic(), own_memory_mb()
         try:
             runtime, allowed = await _in_quiet_thread(
-                lambda: _proven(message), starts_threads=message.manifest.threads > 1
+                lambda: _proven(message),
+                starts_threads=message.manifest.threads > 1,
+                yields=any(self._registry.all()),  # while nobody is answered, to load is the most urgent there is
             )
         except RuntimeLoadError as error:
             self._send(Loaded(message.request_id, code=error.code, detail=error.detail))
@@ -249,6 +264,8 @@ class Worker:
             return
         # Made here, not in the loading thread: its thread would inherit that one's niceness.
         self._registry.add(LoadedModel(message.manifest, message.deployment_id, runtime, allowed))
+        if message.serve and self._registry.serving(message.manifest.model) is None:
+            self._registry.activate(message.manifest.model, message.manifest.digest)
         self._say_unservable()
         took = time.monotonic() - started
         self._send(
@@ -318,14 +335,14 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
     raise RuntimeLoadError(WireErrorCode.GOLDEN_MISMATCH, detail)
 
 
-async def _in_quiet_thread(function: Callable[[], ResultT], *, starts_threads: bool) -> ResultT:
-    """Run a load in a thread of its own that yields to those which answer requests."""
+async def _in_quiet_thread(function: Callable[[], ResultT], *, starts_threads: bool, yields: bool) -> ResultT:
+    """Run a load in a thread of its own that yields to those which answer requests, where there are any."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[ResultT] = loop.create_future()
 
     def work() -> None:
         try:
-            with yielding(starts_threads=starts_threads):
+            with yielding(starts_threads=starts_threads) if yields else contextlib.nullcontext():
                 result = function()
         except Exception as error:  # noqa: BLE001 (carried over to the caller)
             loop.call_soon_threadsafe(future.set_exception, error)

@@ -12,7 +12,6 @@ Where a version declares how images become its input, a data set may hold images
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,6 +126,8 @@ def read_checked(path: Path, specs: tuple[TensorSpec, ...], processing: Processi
     Raises:
         DataSetError: when it can't be read, unpacks to more than `UNPACKED_BYTES`, or does not fit the inputs.
     """
+    import zipfile  # the inference worker, which imports this, opens no data sets
+
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(entry.file_size for entry in packed.infolist()) > UNPACKED_BYTES:

@@ -12,7 +12,6 @@ Texts are written as arrays of `str` (numpy's `U`), which need no pickle; NUL ch
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -142,6 +141,8 @@ def read(path: Path, manifest: Manifest) -> Golden:
     Raises:
         GoldenError: when they are damaged, too large, or not of this artifact.
     """
+    import zipfile  # not at each start of the inference worker
+
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(entry.file_size for entry in packed.infolist()) > UNPACKED_BYTES:

@@ -99,6 +99,11 @@ class Trials:
         """Files that must stay."""
         return self._book.kept_digests()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is fetched or measured."""
+        return self._process is not None or self._fetching is not None
+
     def tick(self, now: float) -> None:
         """Do what is next."""
         if self._process is not None:

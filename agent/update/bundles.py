@@ -146,6 +146,11 @@ class Bundles:
         """Take a word of the verifying process."""
         self._verifier.said(word.said, now)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an order is being judged."""
+        return self._stick.bundle is not None or self._verifier.busy
+
     def tick(self, now: float) -> None:
         """Have the next order judged."""
         if self._stick.bundle is not None and now > self._until:

@@ -131,6 +131,11 @@ class Fetcher:
         self._pacer = pacer or Pacer()
         self._wanted: dict[str, _Wanted] = {}
 
+    @property
+    def busy(self) -> bool:
+        """Whether something comes, or might: what waits for its time, or for another link, does not."""
+        return any(wanted.waiting is None for wanted in self._wanted.values())
+
     def begin(
         self,
         key: str,

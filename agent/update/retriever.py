@@ -94,6 +94,11 @@ class Retriever:
         self._jobs: dict[str, _Job] = {}
         self._now = 0.0  # when it was last told the time
 
+    @property
+    def busy(self) -> bool:
+        """Whether an encoding comes, or is decoded."""
+        return bool(self._jobs)
+
     def begin(self, record: Record, owner: Owner, now: float) -> None:
         """Bring a deployment's artifact; `owner` is told how it went, as the fetcher tells it."""
         self._now = now

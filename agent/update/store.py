@@ -35,6 +35,8 @@ class ArtifactStore:
         folder: made where it is not there.
         floor_bytes: what a download must leave free on the disk.
         keep_bytes: how much of what is not needed may stay, if it is of use.
+
+    Attributes:
         drop_other: removes something that others keep on the same disk and that is worth less than any artifact;
             false when there is nothing.
     """
@@ -51,7 +53,7 @@ class ArtifactStore:
         self._folder = folder
         self._floor_bytes = floor_bytes
         self._keep_bytes = keep_bytes
-        self._drop_other = drop_other
+        self.drop_other = drop_other
         self._spare: list[str] = []
         remove_leftovers(folder)
 
@@ -148,7 +150,7 @@ class ArtifactStore:
 
     def drop_spare(self) -> bool:
         """Remove the least useful of what is not needed: others' first, then artifacts; false when there is none."""
-        if self._drop_other():
+        if self.drop_other():
             return True
         while self._spare:
             path = self.path(self._spare.pop())

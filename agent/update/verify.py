@@ -149,6 +149,11 @@ class Verifier:
             case _:
                 self._ended(now)
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being judged, or could be."""
+        return self._process is not None or (bool(self._jobs) and self._link.connected)
+
     def tick(self, now: float) -> None:
         """Start a process when something waits; ask again; end one that takes too long."""
         if self._process is None:

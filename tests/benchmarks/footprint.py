@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +79,14 @@ class Place:
     """What every start needs.
 
     Attributes:
+        python: of an environment of its own: this interpreter may have been told to look for modules elsewhere.
         libraries: the installed files.
         model: the net's file.
         broker_port: of Mosquitto.
     """
 
     folder: Path
+    python: Path
     libraries: Path
     model: Path
     broker_port: int
@@ -100,7 +103,9 @@ def main() -> None:
     rounds, settle_s, idle_s = (1, 0.5, 1.0) if options.short else (7, 4.0, 20.0)
     checks = Checks("footprint")
     with tempfile.TemporaryDirectory() as name, broker(Path(name)) as (port, _), acknowledger(port):
-        place = Place(Path(name), Path(name) / "libraries", Path(name) / "model", port)
+        venv.create(Path(name) / "venv", symlinks=True)
+        python = Path(name) / "venv" / "bin" / "python"
+        place = Place(Path(name), python, Path(name) / "libraries", Path(name) / "model", port)
         write_mlp(place.model, WIDTH, LAYERS)
         disk(checks, place)
         cold_start(checks, place, rounds)
@@ -171,7 +176,7 @@ def acknowledger(port: int) -> Iterator[None]:
 @contextlib.contextmanager
 def floor(place: Place) -> Iterator[int]:
     """The bare script, when it has answered; its pid."""
-    command = [sys.executable, "-c", FLOOR, str(place.model), str(place.broker_port)]
+    command = [str(place.python), "-c", FLOOR, str(place.model), str(place.broker_port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=place.environment, cwd=place.folder)
     try:
         assert process.stdout is not None
@@ -194,7 +199,7 @@ def agent(place: Place, *, deployed: bool) -> Iterator[tuple[int, tuple[str, int
             f'device_id = "bench"\nstate_dir = "{state}"\nbroker = "mqtt://127.0.0.1:{place.broker_port}"\n'
             f'listen = "127.0.0.1:{port}"\nlog_level = "ERROR"\n'
         )
-        command = [sys.executable, "-m", "agent.main", "run", "--config", str(config)]
+        command = [str(place.python), "-m", "agent.main", "run", "--config", str(config)]
         process = subprocess.Popen(command, env=place.environment, cwd=place.folder)
         try:
             request = oip_request("large", np.zeros((1, WIDTH), np.float32))

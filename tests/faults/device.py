@@ -292,6 +292,8 @@ class FakeLink:
 class FakeVerifier:
     """Everything is signed."""
 
+    busy = False
+
     def __init__(self, answered: Callable[[str, WireErrorCode | None, str], None]) -> None:
         self._answered = answered
         self._waiting: list[str] = []
@@ -363,7 +365,7 @@ def run(
     module.WorkerProcess, module.MqttLink = make_worker, make_link
     module.Verifier = lambda *_arguments, answered, **_options: FakeVerifier(answered)
     module.measure = lambda *_arguments, **_options: FACTS
-    module.TICK_S = 0.001
+    module.TICK_S = module.QUIET_TICK_S = module.FACTS_WITHIN_S = 0.001
     until = time.monotonic() + SECONDS
 
     class Watched(Supervisor):

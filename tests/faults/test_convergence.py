@@ -254,10 +254,10 @@ class World:
             "WorkerProcess": lambda _config, put: self.worker,
             "MqttLink": lambda *_arguments: Link(self),
             "Verifier": verifier,
-            "measure": lambda *_arguments, **_options: FACTS,
         }
         with mock.patch.multiple(agent.supervisor, **patches):
             self.agent = Supervisor(Config(device.NAME, self.folder / "device", disk_floor_mb=0.0))
+        self.agent._facts = FACTS
         self.agent.begin()
 
     def boundary(self) -> None:

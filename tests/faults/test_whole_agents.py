@@ -80,17 +80,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         fleet.stop()
 
 
+def answers(fleet: LocalFleet) -> bool:
+    """Whether anybody does, at the device's local API."""
+    try:
+        httpx.get(f"http://127.0.0.1:{fleet.agent_ports['dev-1']}/v2/health/live")
+    except httpx.TransportError:
+        return False
+    return True
+
+
 def nobody_answers(fleet: LocalFleet) -> None:
     """Wait for the end of a killed agent's worker: its last answers are not those of the next agent."""
-
-    def silent() -> bool:
-        try:
-            httpx.get(f"http://127.0.0.1:{fleet.agent_ports['dev-1']}/v2/health/live")
-        except httpx.TransportError:
-            return True
-        return False
-
-    wait_until("the worker's end", silent, 30)
+    wait_until("the worker's end", lambda: not answers(fleet), 30)
 
 
 def lives_through(fleet: LocalFleet, point: int, side: str, version: str) -> None:
@@ -108,6 +109,11 @@ def lives_through(fleet: LocalFleet, point: int, side: str, version: str) -> Non
         nobody_answers(fleet)
         fleet.start_agent("dev-1")
     wait_until(f"m@{version}", lambda: fleet.rollout_state(rollout) == "succeeded", 120)
+    if fleet.processes["dev-1"] is killed:  # it was done before it came to that point, and might come to it yet
+        fleet.kill("dev-1")
+        nobody_answers(fleet)
+        fleet.start_agent("dev-1")
+        wait_until("an answer", lambda: answers(fleet), 30)
     # It may have been killed just after the end: then it says anew what serves.
     wait_until("its word", lambda: [one["version"] for one in fleet.get("/devices/dev-1")["serving"]] == [version], 30)
     assert fleet.infer("dev-1", "m", ROW)["model_version"] == version

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from agent.protocol.messages import ModelWindow
 from agent.serving.ipc import Counts, Peeked
 from agent.telemetry.crashes import Crashes
-from agent.watchdog import ASK_S, Watchdog
+from agent.watchdog import ASK_S, IDLE_ASK_S, Watchdog
 
 
 def peeked(*running_s: float) -> Peeked:
@@ -38,6 +40,21 @@ def test_a_worker_that_answers_nothing_hangs_but_not_while_the_supervisor_itself
     assert sleeper.hangs() is None
     sleeper.answered(peeked())
     assert sleeper.hangs() is None
+
+
+def test_an_idle_worker_is_asked_seldom_and_one_that_is_at_it_often() -> None:
+    watchdog = Watchdog(120.0)
+
+    def asked(begin: int, running_s: float) -> list[int]:
+        found = [
+            now
+            for now in range(begin, begin + 60)
+            if watchdog.asks(float(now)) and not watchdog.answered(peeked(running_s))
+        ]
+        return [later - earlier for earlier, later in itertools.pairwise(found)]
+
+    assert set(asked(0, 0.0)) == {IDLE_ASK_S}
+    assert set(asked(60, 20.0)) == {ASK_S}
 
 
 def test_a_short_limit_is_asked_for_often_enough_and_none_is_never_asked_for() -> None:
