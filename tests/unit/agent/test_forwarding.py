@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from agent.errors import ConfigError
 from agent.forwarding import Forwarder, is_of_lan, next_request
+from agent.inferences import read_inference
 from agent.protocol.parts import Hop, InferPart, PartAnswer
 from tests.serving_worker import running_worker, serve, write_echo
 
@@ -80,3 +82,10 @@ def test_what_is_not_reached_goes_by_the_server() -> None:
 def test_what_is_no_answer_is_not_passed_on(header: bytes) -> None:
     with pytest.raises(ValueError):
         next_request(header, len(header))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8:80", "192.168.1.7", "edge.local:8470", 7])
+def test_an_owner_names_an_address_of_the_lan(address: object) -> None:
+    with pytest.raises(ConfigError, match=r"inference\.address"):
+        read_inference({"address": address})
+    assert read_inference({"address": "192.168.1.7:8470"}).address == "192.168.1.7:8470"
