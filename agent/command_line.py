@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -27,7 +28,10 @@ def run(spawned: Spawned | None) -> None:
     try:
         commands = {"facts": _facts, "enroll": _enroll, "bundle": _bundle}
         command = commands.get(options.command)
-        sys.exit(command(options) if command is not None else _run(options, spawned))
+        if command is None:
+            sys.exit(_run(options, spawned))
+        gc.enable()
+        sys.exit(command(options))
     except AgentError as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -98,6 +102,8 @@ def _run(options: argparse.Namespace, spawned: Spawned | None) -> int:
     from agent.supervisor import Supervisor  # what it imports takes longer than to have the models served
 
     supervisor = Supervisor(config, resumed)
+    gc.freeze()
+    gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     supervisor.run()

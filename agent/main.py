@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from agent.head_start import spawn_for
@@ -10,6 +11,7 @@ from agent.head_start import spawn_for
 def main() -> None:
     """Run the daemon, enrol the device, or print this machine's facts."""
     spawned = spawn_for(sys.argv[1:])
+    gc.disable()  # as the worker does, until all is imported
     from agent.command_line import run
 
     run(spawned)

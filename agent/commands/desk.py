@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from agent.commands.book import CommandBook
 from agent.commands.execution import Execution, Outcome, RefusedError
 from agent.database import DatabaseError
 from agent.protocol.commands import Command, CommandAnswer, CommandKind, CommandPhase
@@ -30,6 +30,27 @@ class _Running:
     until: float
 
 
+class Book(Protocol):
+    """Which commands were acted on."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether what is noted now is known after a restart."""
+        ...
+
+    def answer(self, command_id: str) -> CommandAnswer | None:
+        """What was last said of a command; None for one that is new."""
+        ...
+
+    def note(self, answer: CommandAnswer) -> None:
+        """A command has come so far.
+
+        Raises:
+            DatabaseError: when it can't be written; it is known until the agent ends.
+        """
+        ...
+
+
 class CommandDesk:
     """Takes commands.
 
@@ -42,7 +63,7 @@ class CommandDesk:
 
     def __init__(
         self,
-        book: CommandBook,
+        book: Book,
         allowed: Mapping[str, bool],
         starters: Mapping[CommandKind, Start],
         say: Callable[[CommandAnswer], bool],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -72,6 +73,7 @@ def simulate(
     try:
         wanted = _behaviours(behaviours, profile_mix, faults)
         population = populate(wanted, devices, seed, first=first, prefix=prefix)
+        logging.getLogger("agent.commands").setLevel(logging.ERROR)  # each of thousands of devices would tell of each
         simulation = Simulation(
             broker,
             population,

@@ -96,7 +96,7 @@ class SampleUploadView(Response):
 class SampleRequestView(Response):
     """A request for samples."""
 
-    observed = frozenset({"uploads"})
+    observed = frozenset({"uploads", "counts"})
 
     id: str
     model: str
@@ -104,6 +104,7 @@ class SampleRequestView(Response):
     samples: int
     megabytes: float
     uploads: list[SampleUploadView]
+    counts: dict[UploadState, int] = Field(description="How many devices' parts are in each state that one is in.")
     created_by: str
     created_at: dt.datetime
     deadline_at: dt.datetime

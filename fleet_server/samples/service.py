@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 
 from sqlalchemy.orm import Session
 
@@ -242,6 +243,7 @@ def request_view(session: Session, row: SampleRequestRow) -> SampleRequestView:
         samples=row.samples,
         megabytes=row.size / MIB,
         uploads=uploads,
+        counts=Counter(one.state for one in uploads),
         created_by=row.created_by,
         created_at=row.created_at,
         deadline_at=row.deadline_at,

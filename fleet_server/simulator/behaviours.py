@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from agent.protocol.commands import CommandKind
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
 from fleet_server.devices import shipped
@@ -123,6 +124,32 @@ class Offline(Part, frozen=True):
     for_s: float
 
 
+class CommandConduct(Part, frozen=True):
+    """How a device takes commands.
+
+    Attributes:
+        delay_s: how much longer each takes than it needs to.
+        fails: share that fails.
+        forbidden: those that its owner does not allow.
+    """
+
+    delay_s: Number = 0.0
+    fails: float = 0.0
+    forbidden: tuple[CommandKind, ...] = ()
+
+
+class SampleConduct(Part, frozen=True):
+    """How a device keeps samples.
+
+    Attributes:
+        allow: whether its owner allows any.
+        fails: share of uploads that the device can't make.
+    """
+
+    allow: bool = True
+    fails: float = 0.0
+
+
 class Conduct(Part, frozen=True):
     """How a device behaves.
 
@@ -140,6 +167,8 @@ class Conduct(Part, frozen=True):
         reboot_s: how long that takes.
         clock_offset_s: how far its clock is ahead.
         load_s: seconds to load a version.
+        commands: what it does when it is asked to do something.
+        samples: what it keeps, and sends when it is asked to.
     """
 
     requests: Requests = Requests()
@@ -155,6 +184,8 @@ class Conduct(Part, frozen=True):
     reboot_s: float = 10.0
     clock_offset_s: Number = 0.0
     load_s: Number = 0.5
+    commands: CommandConduct = CommandConduct()
+    samples: SampleConduct = SampleConduct()
 
 
 class DeviceClass(Conduct, frozen=True, kw_only=True):
@@ -197,6 +228,8 @@ class Fault(Part, frozen=True):
     reboots_per_day: float | None = None
     reboot_s: float | None = None
     clock_offset_s: Number | None = None
+    commands: CommandConduct | None = None
+    samples: SampleConduct | None = None
 
 
 class Where(Part, frozen=True):
@@ -318,6 +351,7 @@ def check(found: Behaviours) -> Behaviours:
         _within(where, 0, YEAR_S, slower=fault.slower, cuts_per_hour=fault.cuts_per_hour, cut_s=fault.cut_s)
         _within(where, 0, YEAR_S, reboots_per_day=fault.reboots_per_day, reboot_s=fault.reboot_s)
         _check_offline(where, fault.offline)
+        _check_asked(where, fault.commands, fault.samples)
     for effect in found.effects:
         _check_effect(effect, names)
     return found
@@ -345,6 +379,7 @@ def _check_class(one: DeviceClass, where: str) -> None:
         if not isinstance(number, Distribution):
             _within(where, 0, 1e5, **{field: number})
     _check_offline(where, one.offline)
+    _check_asked(where, one.commands, one.samples)
     for name, values in one.tags.items():
         if not values or (isinstance(values, dict) and not (min(values.values()) >= 0 < sum(values.values()))):
             raise BehavioursError(f"{where}: tags: {name}: give a text, a list of texts, or texts with weights above 0")
@@ -357,6 +392,15 @@ def _check_class(one: DeviceClass, where: str) -> None:
 def _check_offline(where: str, offline: Offline | None) -> None:
     if offline is not None and not 0 < offline.for_s < offline.every_s <= YEAR_S:
         raise BehavioursError(f"{where}: offline: `for_s` must be above 0 and below `every_s`, which is at most a year")
+
+
+def _check_asked(where: str, commands: CommandConduct | None, samples: SampleConduct | None) -> None:
+    if commands is not None:
+        _within(f"{where}: commands", 0, 1, fails=commands.fails)
+        if not isinstance(commands.delay_s, Distribution):
+            _within(f"{where}: commands", 0, YEAR_S, delay_s=commands.delay_s)
+    if samples is not None:
+        _within(f"{where}: samples", 0, 1, fails=samples.fails)
 
 
 def _check_effect(effect: Effect, names: list[str]) -> None:

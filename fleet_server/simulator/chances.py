@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     FAULTS = 4
     EFFECTS = 5
     VERSION = 6
+    COMMANDS = 7
+    SAMPLES = 8
 
 
 class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

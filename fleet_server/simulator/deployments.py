@@ -41,6 +41,7 @@ HELD = 6
 LOOK_S = 1.0
 FETCH_TICK_S = 0.2
 WORKER_RESTART_S = 0.5
+UNSETTLED = frozenset({Phase.LOADING, Phase.PROBATION, Phase.EXPOSED})
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Deployments:
         agenda: where what takes time is put.
         put: takes what is to be done.
         connected: whether it has a connection.
+        note: takes a level and a sentence for the device's log.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Deployments:
         agenda: Agenda,
         put: Callable[[Output], None],
         connected: Callable[[], bool],
+        note: Callable[[str, str], None],
     ) -> None:
         self._updater = Updater(records, revision)
         self._probation = Probation()
@@ -85,6 +88,7 @@ class Deployments:
         self._agenda = agenda
         self._put = put
         self._connected = connected
+        self._note = note
         self._fetches: dict[str, _Fetch] = {}
         self._worker = 0  # how often it was started
         self._ticking = False
@@ -163,10 +167,21 @@ class Deployments:
         while waiting:
             waiting += self._carry_out_one(waiting.pop(0))
         if self._updater.changed:
+            for key in sorted(self._updater.changed):
+                self._tell(key)
             self._updater.changed.clear()
             self.changed = True
             for key in self._updater.forgettable():
                 del self.records[key]
+
+    def _tell(self, key: str) -> None:
+        record = self.records.get(key)
+        if record is not None:
+            what = f"{record.manifest.model}@{record.manifest.version}: {record.phase.value}"
+            if record.failure is not None and record.phase in ENDED:
+                self._note("WARNING", f"{what}: {record.failure.detail}")
+            else:
+                self._note("INFO", what)
 
     def _carry_out_one(self, effect: Effect) -> list[Effect]:
         """Do what is wanted; returns what follows at once."""
@@ -290,13 +305,25 @@ class Deployments:
         self._inference.load(record.manifest, key)
         self._carry_out(self._updater.loaded(key))
 
+    def restart_worker(self) -> bool:
+        """Replace the process, as somebody asked: what answers is loaded anew. False while a version is watched."""
+        if any(one.phase in UNSETTLED for one in self.records.values()):
+            return False
+        self._updater.worker_leaves()
+        self._inference.ended(self.now)
+        self._begin_worker()
+        return True
+
     def _worker_died(self) -> None:
         seen = self._probation.clear()
         self._watched.clear()
         self._inference.ended(self.now)
+        self._carry_out(self._updater.worker_crashed(seen))
+        self._begin_worker()
+
+    def _begin_worker(self) -> None:
         self._worker += 1
         self.changed = True
-        self._carry_out(self._updater.worker_crashed(seen))
         self._agenda.at(self.now + WORKER_RESTART_S, self._worker_ready, self._worker)
 
     def _watch(self, record: Record, before_id: str | None) -> None:

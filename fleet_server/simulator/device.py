@@ -2,17 +2,23 @@
 
 It speaks the agent's protocol with the agent's messages. It has two clocks: the true one, by which everything happens,
 and its own, which may lie, and is what it tells. What is left out of the agent: it checks no signatures, decodes no
-encodings, keeps to no delivery policy, measures no candidates of a gate, and renews no certificate.
+encodings, keeps to no delivery policy, measures no candidates of a gate, and renews no certificate. Commands and
+requests for samples are answered as an agent would, from what it simulates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from agent.commands.ring import LogRing
 from agent.protocol.codec import decode
+from agent.protocol.commands import Command, CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.lifecycle import Phase
 from agent.protocol.limits import LIMITS
+from agent.protocol.manifest import Manifest
 from agent.protocol.messages import (
     DesiredState,
     Failure,
@@ -23,19 +29,23 @@ from agent.protocol.messages import (
     TrialPhase,
     TrialReport,
 )
+from agent.protocol.samples import SampleAck
 from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.update.updater import Record
 from fleet_server.simulator.agenda import Agenda
 from fleet_server.simulator.behaviours import Effect
 from fleet_server.simulator.chances import Purpose, drawn, stream
+from fleet_server.simulator.commands import Book, Commands
 from fleet_server.simulator.deployments import Deployments
 from fleet_server.simulator.inference import Inference
 from fleet_server.simulator.outputs import Connect, Cut, Output, Say
 from fleet_server.simulator.population import Traits
+from fleet_server.simulator.samples import Samples
 from fleet_server.simulator.spool import Spool
 
 REPORT_EVERY_S = 300.0
+ASKED_TICK_S = 0.5  # while a command or an upload goes on
 INTERVAL_S = 10.0  # of telemetry, until the server names another
 RETRY_S = 1.0
 RETRY_MOST_S = 60.0
@@ -86,6 +96,9 @@ class SimulatedDevice:
         self._pause_s = RETRY_S
         self._trials: tuple[str, ...] = ()
         self._spool = Spool(self._boot_id)
+        self._book, self._log = Book(), LogRing()
+        self._asked: np.random.Generator | None = None
+        self._asking = False
         self.connected = False
         self._now = now
         self._begin({}, 0, {}, now)
@@ -130,6 +143,7 @@ class SimulatedDevice:
         self._spool.pace.link_up()
         self._put(Say(DeviceTopic.PRESENCE, Presence(online=True, boot_id=self._boot_id), retain=True))
         self._deployments.link_up()
+        self._samples.link_up()
         self._deployments.changed = True
         return self._done()
 
@@ -155,6 +169,10 @@ class SimulatedDevice:
             elif leaf is DeviceTopic.TELEMETRY_ACK:
                 self.acknowledged += self._spool.acknowledge(decode(payload, TelemetryAck))
                 self._send_telemetry()
+            elif leaf is DeviceTopic.COMMAND:
+                self._taking().received(decode(payload, Command), now, now + self._ahead_s)
+            elif leaf is DeviceTopic.SAMPLES_ACK:
+                self._samples.acknowledged(decode(payload, SampleAck), now)
         except WireError:
             self.refused += 1
         return self._done()
@@ -181,6 +199,7 @@ class SimulatedDevice:
             self._plan_window(min(self._window_at, self._now + self._interval_s))
         if self._deployments.desired(state):
             self._trials = tuple(one.trial_id for one in state.trials)
+            self._samples.desired(state)
         self._deployments.changed = True
 
     # -- what it does
@@ -198,8 +217,20 @@ class SimulatedDevice:
             self._agenda,
             self._put,
             lambda: self.connected,
+            self._note,
         )
         self._deployments.now = now
+        conduct, index = self.traits.conduct, self.traits.index
+        self._commands: Commands | None = None
+        if self._boots == 1:
+            self._samples = Samples(
+                conduct.samples,
+                self._manifest_of,
+                lambda number: stream(self._seed, index, Purpose.SAMPLES, number),
+                send=lambda piece: self._put(Say(DeviceTopic.SAMPLES, piece)),
+                changed=self._changed,
+            )
+        self._note("INFO", f"shoal-agent {self.traits.facts.agent_version} (simulated) begins, start {self._boots}")
         self._deployments.recover()
         self._window_from = now
         self._plan_window(now + self._interval_s * float(self._chance.uniform(0.2, 1.0)))
@@ -214,6 +245,7 @@ class SimulatedDevice:
             return
         now, began = self._now, self._window_from
         models, host = self._inference.collect(now), self._inference.host(now)
+        self._samples.saw(models)
         self._window_from = now
         self.windows += 1
         self.requests += sum(one.requests for one in models)
@@ -252,6 +284,7 @@ class SimulatedDevice:
             sent_at=self._now + self._ahead_s,
             trials=tuple(TrialReport(one, TrialPhase.FAILED, failure=failure) for one in self._trials),
             held=tuple(self._deployments.held)[: LIMITS.held],
+            samples=self._samples.report,
         )
         self._put(Say(DeviceTopic.REPORTED, reported))
 
@@ -304,6 +337,8 @@ class SimulatedDevice:
             self._boots += 1
             self._anew = True
             self._spool.restarted(self._boot_id)
+            self._book.interrupt()
+            self._asking = False
             self._begin(before.records, before.revision, before.held, self._now)
         self._connect()
 
@@ -311,7 +346,65 @@ class SimulatedDevice:
         if not self.connected:
             self._connect()
 
+    # -- what it is asked for
+
+    def _look_after(self) -> None:
+        """While something goes on that it was asked for, look at it again and again."""
+        if not self._asking and self.connected and (self._busy or self._samples.busy):
+            self._asking = True
+            self._agenda.at(self._now + ASKED_TICK_S, self._go_on)
+
+    @property
+    def _busy(self) -> bool:
+        return self._commands is not None and self._commands.busy
+
+    def _taking(self) -> Commands:
+        """Who takes commands, made when the first one comes: of most devices nobody ever asks anything."""
+        if self._commands is None:
+            conduct = self.traits.conduct
+            self._commands = Commands(
+                self._book,
+                self._log,
+                self.traits.facts.commands,
+                conduct.commands,
+                self._inference,
+                drawn(conduct.load_s),
+                self._draw,
+                report=self._report,
+                restart=self._deployments.restart_worker,
+                say=lambda answer: self._tell(DeviceTopic.COMMAND_ANSWER, answer),
+            )
+        return self._commands
+
+    def _draw(self) -> float:
+        """For commands, the same numbers with every run of a seed."""
+        if self._asked is None:
+            self._asked = stream(self._seed, self.traits.index, Purpose.COMMANDS)
+        return float(self._asked.random())
+
+    def _go_on(self) -> None:
+        self._asking = False
+        if self._commands is not None:
+            self._commands.tick(self._now)
+        if self.connected:
+            self._samples.tick(self._now, self._now + self._ahead_s)
+
     # -- helpers
+
+    def _tell(self, leaf: DeviceTopic, message: CommandAnswer) -> bool:
+        """Say something; false where there is no connection."""
+        if self.connected:
+            self._put(Say(leaf, message))
+        return self.connected
+
+    def _note(self, level: str, text: str) -> None:
+        self._log.add(self._now + self._ahead_s, level, "agent", "agent", text)
+
+    def _manifest_of(self, model: str) -> Manifest | None:
+        return self._inference.manifest_of(model)  # of the worker that there is now
+
+    def _changed(self) -> None:
+        self._deployments.changed = True
 
     def _connect(self) -> None:
         if not self._away:
@@ -336,5 +429,6 @@ class SimulatedDevice:
     def _done(self) -> list[Output]:
         if self._deployments.changed and self.connected:
             self._report()
+        self._look_after()
         outputs, self._outputs = self._outputs, []
         return outputs

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from agent import __version__
+from agent.protocol.commands import FEATURE as COMMANDS
 from agent.protocol.facts import AcceleratorFacts, DeviceFacts, LinkFacts, RuntimeFacts
+from agent.protocol.samples import FEATURE as SAMPLES
 
 OS = "Simulated by Shoal"
 PACKAGES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}
@@ -64,6 +66,7 @@ def of_profile(profile: Mapping[str, Any]) -> DeviceFacts:
         ),
         tags=facts["tags"],
         link=LinkFacts("ethernet"),
+        features=(COMMANDS, SAMPLES),
     )
 
 

@@ -179,6 +179,17 @@ class Inference:
             chance = stream(self._seed, self._traits.index, Purpose.TRAFFIC, self._start, self._drawn)
             one.add(sample(self._load(one.manifest, begun + seconds / 2), seconds, chance))
 
+    def load_of(self, deployment_id: str, now: float) -> Load | None:
+        """How what a deployment brought is asked and answers now; None where it is not loaded."""
+        found = self._loaded.get(deployment_id)
+        return None if found is None else self._load(found.manifest, now)
+
+    def manifest_of(self, model: str) -> Manifest | None:
+        """Of the version of a model that answers; None where none does."""
+        serving = self._serving.get(model)
+        found = self._loaded.get(serving.deployment_id) if serving else None
+        return None if found is None else found.manifest
+
     def _counted(self) -> Iterable[Counted]:
         keys = [one.deployment_id for one in self._serving.values()]
         return [self._loaded[key] for key in keys if key in self._loaded]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from agent.protocol.commands import CommandKind
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.manifest import Manifest
 from agent.protocol.topics import check_device_id
@@ -113,7 +114,9 @@ def _traits(behaviours: Behaviours, one: DeviceClass, facts: DeviceFacts, seed: 
         device_id=f"{prefix}-{index:05d}",
         index=index,
         class_name=one.name,
-        facts=msgspec.structs.replace(facts, tags=tags),
+        facts=msgspec.structs.replace(
+            facts, tags=tags, commands={kind.value: kind not in conduct.commands.forbidden for kind in CommandKind}
+        ),
         conduct=_drawn(conduct, chance),
         latency_factor=factor,
         faults=tuple(names),
@@ -137,6 +140,7 @@ def _drawn(conduct: Conduct, chance: np.random.Generator) -> Conduct:
         link=replace(conduct.link, bytes_s=max(draw(conduct.link.bytes_s, chance), 1.0)),
         clock_offset_s=draw(conduct.clock_offset_s, chance),
         load_s=max(draw(conduct.load_s, chance), 0.0),
+        commands=replace(conduct.commands, delay_s=max(draw(conduct.commands.delay_s, chance), 0.0)),
     )
 
 

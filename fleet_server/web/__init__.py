@@ -19,7 +19,21 @@ from starlette.staticfiles import StaticFiles
 from fleet_server.web import live
 from fleet_server.web.api import ApiError, segment
 from fleet_server.web.cookies import CookieSessions
-from fleet_server.web.pages import access, alerts, audit, commands, devices, drift, models, overview, rollouts, sign_in
+from fleet_server.web.pages import (
+    access,
+    alert_routes,
+    alert_rules,
+    alerts,
+    audit,
+    commands,
+    devices,
+    drift,
+    models,
+    overview,
+    rollouts,
+    samples,
+    sign_in,
+)
 from fleet_server.web.templating import render
 
 STATIC = Path(__file__).parent / "static"
@@ -29,9 +43,10 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def add_pages(app: FastAPI) -> None:
     """Serve the dashboard, `/docs` and what they need."""
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    pages = (sign_in, overview, commands, devices, models, rollouts, alerts, drift, audit, access)
-    for part in (*pages, live):
+    pages = (sign_in, overview, commands, devices, models, rollouts, samples, drift, audit, access)
+    for part in (*pages, alerts, alert_rules, alert_routes, live):
         app.include_router(part.router)
+    app.state.page_looks = live.Looks()
     app.add_exception_handler(ApiError, _refused)
     app.add_middleware(CookieSessions)
 

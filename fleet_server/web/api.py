@@ -93,13 +93,29 @@ class Api:
                 break
         return rows
 
-    async def send(self, method: str, path: str, body: Any = None) -> Any:
-        """Change something.
+    async def tagged(self, path: str) -> tuple[Json, str]:
+        """What is there, and the ETag by which a form changes just that and nothing newer.
 
         Raises:
             ApiError: when it refuses.
         """
-        answer = _checked(await self._http.request(method, path, json=body))
+        answer = _checked(await self._http.get(path))
+        return answer.json(), answer.headers.get("etag", "")
+
+    async def send(self, method: str, path: str, body: Any = None, *, tag: str = "") -> Any:
+        """Change something.
+
+        Args:
+            method: of HTTP.
+            path: below `/api/v1`.
+            body: as JSON.
+            tag: only while what is there is what this ETag stands for; whatever is there when empty.
+
+        Raises:
+            ApiError: when it refuses.
+        """
+        headers = {"If-Match": tag} if tag else None
+        answer = _checked(await self._http.request(method, path, json=body, headers=headers))
         return answer.json() if answer.content else None
 
     async def fingerprint(self, path: str) -> bytes:
@@ -120,6 +136,15 @@ def refuse(detail: str, status: int = 422) -> NoReturn:
         ApiError: saying so, as the API would.
     """
     raise ApiError(status, {"detail": detail})
+
+
+def refuse_field(field: str, detail: str) -> NoReturn:
+    """What was typed into a field can't be sent at all.
+
+    Raises:
+        ApiError: saying so, as the API would.
+    """
+    raise ApiError(422, {"detail": f"{field}: {detail}", "problems": [{"field": field, "detail": detail}]})
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -41,13 +42,14 @@ class Form:
 
 
 def number(text: str) -> float | str | None:
-    """A number; the text where it is none; None for nothing."""
+    """A number; the text where it is none that JSON has; None for nothing."""
     if not text:
         return None
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
         return text
+    return found if math.isfinite(found) else text
 
 
 async def read_form(request: Request) -> Form:

@@ -18,6 +18,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
+NOTHING = 1e-12  # less is what rounding left of zero
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _SPANS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -27,7 +28,11 @@ def ago(value: str | None) -> str:
     if not value:
         return "never"
     seconds = (utc_now() - dt.datetime.fromisoformat(value)).total_seconds()
-    return "now" if 0 <= seconds < 2 else f"{span(seconds)} ago" if seconds > 0 else f"in {span(-seconds)}"
+    if 0 <= seconds < 2:
+        return "now"
+    unit, name = next(((unit, name) for unit, name in _SPANS if abs(seconds) >= unit), (1.0, "s"))
+    whole = f"{abs(seconds) // unit:.0f} {name}"
+    return f"{whole} ago" if seconds > 0 else f"in {whole}"
 
 
 def span(seconds: float | None) -> str:
@@ -35,7 +40,7 @@ def span(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     unit, name = next(((unit, name) for unit, name in _SPANS if seconds >= unit), (1.0, "s"))
-    return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit or unit == 1.0 else f"{seconds / unit:.3g} {name}"
+    return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.3g} {name}"
 
 
 def moment(value: str | None) -> str:
@@ -43,10 +48,20 @@ def moment(value: str | None) -> str:
     return dt.datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M:%S") if value else "–"
 
 
+def unix_moment(value: float) -> str:
+    """Unix seconds, such as a device's clock says, to the second, in UTC; a dash for what no calendar has."""
+    try:
+        return dt.datetime.fromtimestamp(value, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, OSError, ValueError):
+        return "–"
+
+
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:
     """A number with so many digits that count; a dash for none."""
     if value is None:
         return "–"
+    if abs(value) < NOTHING:
+        value = 0
     text = f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 10**digits else f"{value:.{digits}g}"
     return f"{text} {unit}".rstrip()
 
@@ -87,6 +102,7 @@ ENVIRONMENT.filters |= {
     "ago": ago,
     "span": span,
     "moment": moment,
+    "unix_moment": unix_moment,
     "number": number,
     "size": size,
     "percent": percent,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from agent.protocol.commands import CommandKind
 from agent.protocol.lifecycle import Phase
 from fleet_server.app import create_app, running
 from fleet_server.devices import shipped
@@ -17,8 +21,10 @@ from fleet_server.settings import Settings
 from fleet_server.simulator.behaviours import Behaviours, read
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.runner import Simulation
+from fleet_server.web import api
 from tests.fabricated import fabricate
 from tests.fleet import free_port, wait_until
+from tests.page_numbers import printed, shown, told
 
 eventually = partial(wait_until, seconds=200.0)  # a busy machine's server takes its time
 ADMIN = "the-admin-of-tests"
@@ -102,15 +108,60 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
     )
     with running(app):
-        api = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
-        eventually("the broker", lambda: api.get("/readyz").status_code == 200)
-        found = World(folder, api, f"mqtt://127.0.0.1:{port}")
+        client = TestClient(app, base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {ADMIN}"})
+        eventually("the broker", lambda: client.get("/readyz").status_code == 200)
+        found = World(folder, client, f"mqtt://127.0.0.1:{port}")
         for name in PROFILES:
             found.post("/profiles", shipped.load(name))
         for version in "12":
             fabricate(app.state.database, app.state.artifacts, folder, "m", version)
         yield found
-        api.close()
+        client.close()
+
+
+def does_what_it_is_asked(world: World, device: str) -> None:
+    """Every command of the protocol, and what came of each."""
+    results = {}
+    for kind in CommandKind:
+        asked = {"kind": kind.value} | ({"seconds": 0.5} if kind is CommandKind.BENCHMARK else {})
+        made = world.post(f"/devices/{device}/commands", asked)
+        path = f"/commands/{made['id']}"
+        eventually(kind.value, lambda path=path: world.get(path)["state"] not in {"queued", "sent", "running"})
+        found = world.get(path)
+        assert (found["state"], found["detail"]) == ("succeeded", ""), kind
+        results[kind] = found["result"]
+        if kind is CommandKind.LOGS:
+            lines = [one["text"] for one in world.get(f"{path}/log-lines")["items"]]
+            assert results[kind] == {"lines": len(lines)}
+            assert "m@1: active" in lines
+    assert results[CommandKind.RESTART_RUNTIME]["models"] == ["m"]
+    (measured,) = results[CommandKind.BENCHMARK]["benchmarks"]
+    assert measured["latency_p50_ms"] < measured["latency_p95_ms"] < measured["latency_p99_ms"]
+    assert results[CommandKind.IDENTIFY]["output"]
+
+
+def sends_samples(world: World) -> None:
+    """What was unsure is kept where a rule says so, and comes as a file that the server takes for one."""
+    answer = world.api.put("/api/v1/models/m/sampling-rules/raspberry-pi-5", json={"samples": 20, "below": 0.9})
+    assert answer.status_code == 200, answer.text
+
+    def came() -> bool:
+        made = world.post("/sample-requests", {"model": "m", "query": "id==sim-0000*", "samples": 5})
+        path = f"/sample-requests/{made['id']}"
+        eventually("samples", lambda: world.get(path)["state"] == "done")
+        counts = world.get(path)["counts"]
+        assert counts.get("failed", 0) == sum(
+            one["reason"] == "off" for one in world.get(path)["uploads"] if one["state"] == "failed"
+        )
+        return counts.get("stored", 0) > 0
+
+    eventually("some are kept", came)
+    found = world.get("/sample-sets")["items"][0]
+    content = world.api.get(f"/api/v1/sample-sets/{found['id']}/content").content
+    with np.load(io.BytesIO(content)) as file:
+        names = {name for name in file.files if name.startswith("0/in/")}
+        assert names
+        assert all(np.isfinite(file[name]).all() for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +182,8 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
         assert world.phases(rollout) == ["active"] * 50
         assert simulation.counts().phases == {"m@1": {Phase.ACTIVE: 50}}
         eventually("telemetry", lambda: simulation.counts().acknowledged >= 50)
+        does_what_it_is_asked(world, population[0].device_id)
+        sends_samples(world)
         deployments = world.get(f"/rollouts/{rollout}/deployments", limit=100)["items"]
         sources = {name for one in deployments for name in one["sources"]}
         assert sources == {"simulated", "mqtt"}
@@ -143,3 +196,35 @@ def test_fifty_devices_take_a_rollout_and_tell_of_it(world: World, behaviours: B
     eventually("goodbyes", lambda: not any(one["online"] for one in world.devices()))
     assert ended.refused == 0
     eventually("every request that devices told of", lambda: world.requests() == ended.requests)
+    every_number_on_a_page_is_the_apis(world, slow)
+
+
+def every_number_on_a_page_is_the_apis(world: World, rollout: str) -> None:
+    """Pages of a fleet that has done something show no number that the API did not give them."""
+    given: list[Any] = []
+    checked = api._checked  # what pages ask is seen nowhere else
+
+    def noted(answer: httpx.Response) -> httpx.Response:
+        found = checked(answer)
+        given.append(answer.json() if answer.content else None)
+        return found
+
+    device, asked = world.devices()[0]["id"], world.get("/sample-requests")["items"][0]["id"]
+    sample_set, command = world.get("/sample-sets")["items"][0]["id"], world.get("/commands")["items"][0]["id"]
+    paths = (
+        "/ui", "/ui/devices", f"/ui/devices/{device}", "/ui/models", "/ui/models/m", "/ui/models/m/1", "/ui/rollouts",
+        f"/ui/rollouts/{rollout}", "/ui/alerts", "/ui/samples", f"/ui/samples/requests/{asked}",
+        f"/ui/samples/sets/{sample_set}", f"/ui/commands/{command}", "/ui/audit", "/ui/access",
+    )  # fmt: skip
+    words, seen, of_its_own = printed(), 0, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_checked", noted)
+        for path in paths:
+            given.clear()
+            page = world.api.get(path)
+            assert page.status_code == 200, path
+            numbers = shown(page.text)
+            seen += len(numbers)
+            of_its_own[path] = numbers - told(given) - words
+    assert {path: found for path, found in of_its_own.items() if found} == {}
+    assert seen > 200

@@ -1,4 +1,4 @@
-"""Alerts: what fires, the rules, who is told, and silences."""
+"""Alerts: what fires, silences, and lists of the rules and of who is told."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.clock import utc_now
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
-from fleet_server.web.forms import read_form
+from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, refuse_field, segment
+from fleet_server.web.fields import place
+from fleet_server.web.forms import number, read_form
 from fleet_server.web.templating import render
 
 STATES = ("firing", "pending", "resolved")
+SILENCE = {"rule": "", "query": "", "subject": "", "hours": "2", "comment": ""}
+MOST_HOURS = 8760
 router = APIRouter(include_in_schema=False)
 
 
@@ -43,29 +46,24 @@ async def acknowledge(request: Request, api: PageApi, alert_id: str) -> Response
 async def silence(request: Request, api: PageApi) -> Response:
     """Tell nobody for a while."""
     form = await read_form(request)
-    hours = form.text("hours")
-    ends = utc_now() + dt.timedelta(hours=int(hours) if hours.isdigit() else 0)
-    given = {name: form.text(name) or None for name in ("rule", "query", "subject")}
-    body = given | {"ends_at": ends.isoformat(), "comment": form.text("comment")}
-    return await _do(request, api, "POST", "/alert-silences", body)
+    typed = {name: form.text(name) for name in SILENCE}
+    hours = number(typed["hours"])
+    body: Json = {name: typed[name] or None for name in ("rule", "query", "subject")}
+    try:
+        if not isinstance(hours, float) or not 0 < hours <= MOST_HOURS:
+            refuse_field("hours", f"a number above 0, at most {MOST_HOURS}")
+        body |= {"ends_at": (utc_now() + dt.timedelta(hours=hours)).isoformat(), "comment": typed["comment"]}
+        await api.send("POST", "/alert-silences", body)
+    except ApiError as error:
+        placed = place(error.problem, SILENCE)
+        return await _page(request, api, said=placed.said, wrong=placed.wrong, given=typed, status=error.status)
+    return RedirectResponse("/ui/alerts", 303)
 
 
 @router.post("/ui/alert-silences/{silence_id}/delete")
 async def end_silence(request: Request, api: PageApi, silence_id: str) -> Response:
     """Tell again."""
     return await _do(request, api, "DELETE", f"/alert-silences/{segment(silence_id)}")
-
-
-@router.post("/ui/alert-rules/{rule}/{action}")
-async def change_rule(request: Request, api: PageApi, rule: str, action: str) -> Response:
-    """Turn a rule on or off."""
-    return await _do(request, api, "PATCH", f"/alert-rules/{segment(rule)}", {"enabled": action == "enable"})
-
-
-@router.post("/ui/alert-routes/{route}/test")
-async def test_route(request: Request, api: PageApi, route: str) -> Response:
-    """Tell that route something, to see that it arrives."""
-    return await _do(request, api, "POST", f"/alert-routes/{segment(route)}/test")
 
 
 async def _do(request: Request, api: Api, method: str, path: str, body: Json | None = None) -> Response:
@@ -101,6 +99,8 @@ async def _page(
     rule: str = "",
     cursor: str = "",
     said: object = None,
+    wrong: dict[str, str] | None = None,
+    given: dict[str, str] | None = None,
     status: int = 200,
 ) -> Response:
     now = await _now(api, state, rule, cursor)
@@ -112,6 +112,8 @@ async def _page(
         "alerts.html",
         status,
         said=said,
+        wrong=wrong or {},
+        given=given or SILENCE,
         rules=rules,
         silences=silences,
         routes=None if routes is None else routes["items"],

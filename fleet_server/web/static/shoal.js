@@ -17,8 +17,9 @@
         label: one.label, stroke: css(COLOURS[index % COLOURS.length]), width: 2, spanGaps: false,
         points: { show: at.length < 40 },
       }))],
-      axes: [axis, { ...axis, size: 56 }],
-      scales: { x: { range: (_, low, high) => (low === high ? [low - 1800, high + 1800] : [low, high]) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+      axes: [axis, { ...axis, size: (_, texts) => Math.max(44, 20 + 7.5 * Math.max(0, ...(texts || []).map((text) => text.length))) }],
+      // Of a single time uPlot would make a range of years.
+      scales: { x: { range: (_, low, high) => (at.length === 1 ? [at[0] - 1800, at[0] + 1800] : [low, high]) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
     }, [at, ...series.map((one) => one.values)], canvas);
   }
   const drawAll = (root) => root.querySelectorAll("figure.plot[data-at]").forEach(draw);

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import zipfile
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from agent.protocol.codec import decode, encode
+from agent.protocol.commands import Command, CommandAnswer, CommandArguments, CommandPhase
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.lifecycle import TRANSITIONS, Phase
 from agent.protocol.manifest import DataFile, Manifest, ModelFormat, Precision, RuntimeName, TensorSpec, manifest_bytes
@@ -23,6 +26,15 @@ from agent.protocol.messages import (
     TelemetryBatch,
     Trial,
     TrialPhase,
+)
+from agent.protocol.samples import (
+    SampleAck,
+    SampleLine,
+    SamplePiece,
+    SampleRequest,
+    Sampling,
+    UploadPhase,
+    UploadReport,
 )
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic, repair_topic
 from agent.protocol.version import SPOKEN
@@ -80,7 +92,7 @@ class Driven:
                 self.connect()
         self.now = end
 
-    def hears(self, leaf: DeviceTopic, message: DesiredState | TelemetryAck) -> None:
+    def hears(self, leaf: DeviceTopic, message: DesiredState | TelemetryAck | Command | SampleAck) -> None:
         topic = device_topic(self.device.device_id, leaf)
         self.take(lambda now: self.device.message(topic, encode(message), now))
 
@@ -322,6 +334,148 @@ def test_it_measures_nothing_for_a_gate_and_says_so() -> None:
     (trial,) = it.reports[-1].trials
     assert trial.phase is TrialPhase.FAILED
     assert trial.failure is not None
+
+
+def asked(driven: Driven, kind: str, *, seconds: float = 5.0) -> CommandAnswer:
+    """What came last of a command."""
+    name = f"c-{kind}"
+    command = Command(name, kind, 60.0, driven.now + 60)
+    driven.hears(DeviceTopic.COMMAND, command)
+    driven.passes(seconds)
+    return decode(driven.said(DeviceTopic.COMMAND_ANSWER)[-1], CommandAnswer)
+
+
+def running(more: str = "") -> Driven:
+    driven = Driven(more)
+    driven.wants(("d", manifest("1")))
+    driven.passes(20)
+    return driven
+
+
+def test_a_command_is_done_once_however_often_it_comes() -> None:
+    driven = running()
+    first = asked(driven, "identify")
+    assert first.phase is CommandPhase.SUCCEEDED
+    answers = len(driven.said(DeviceTopic.COMMAND_ANSWER))
+    assert asked(driven, "identify") == first
+    assert len(driven.said(DeviceTopic.COMMAND_ANSWER)) == answers + 1
+
+
+def test_a_restart_takes_the_model_away_and_brings_it_back() -> None:
+    driven = running()
+    driven.hears(DeviceTopic.COMMAND, Command("r", "restart-runtime", 60.0, driven.now + 60))
+    assert driven.serves == []
+    driven.passes(5)
+    assert driven.serves == ["1"]
+    assert driven.phases("d")[-1] is Phase.ACTIVE  # the version is not to blame
+
+
+def test_a_restart_is_not_begun_while_a_version_is_watched() -> None:
+    driven = Driven()
+    driven.wants(("d", manifest("1")))
+    while Phase.PROBATION not in driven.phases("d"):
+        driven.passes(0.2)
+    answer = asked(driven, "restart-runtime", seconds=0.5)
+    assert (answer.phase, answer.code) == (CommandPhase.REFUSED, "busy")
+
+
+def test_a_log_is_followed_until_it_is_cancelled() -> None:
+    driven = running()
+    follow = Command("log", "logs", 600.0, driven.now + 60, CommandArguments(lines=1, follow=True))
+    driven.hears(DeviceTopic.COMMAND, follow)
+    driven.passes(5)
+    driven.wants(("e", manifest("2")))
+    driven.passes(20)
+    driven.hears(DeviceTopic.COMMAND, msgspec.structs.replace(follow, cancel=True))
+    answers = [decode(one, CommandAnswer) for one in driven.said(DeviceTopic.COMMAND_ANSWER)]
+    lines = [line.text for one in answers for line in one.lines]
+    assert "m@2: active" in lines
+    assert len(lines) == len(set(lines))
+    assert answers[-1].phase is CommandPhase.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("conduct", "kind", "phase", "code"),
+    [
+        ("fails: 1", "facts", CommandPhase.FAILED, "measuring_failed"),
+        ("fails: 1", "logs", CommandPhase.FAILED, "internal"),
+        ("forbidden: [identify]", "identify", CommandPhase.REFUSED, "not_allowed"),
+        ("delay_s: 30", "facts", CommandPhase.RUNNING, ""),
+        ("delay_s: 1000", "facts", CommandPhase.RUNNING, ""),
+    ],
+)
+def test_commands_are_slow_and_fail_where_the_file_says_so(
+    conduct: str, kind: str, phase: CommandPhase, code: str
+) -> None:
+    driven = running(f", commands: {{{conduct}}}")
+    answer = asked(driven, kind)
+    assert (answer.phase, answer.code) == (phase, code)
+    if phase is CommandPhase.RUNNING:
+        driven.passes(100)
+        last = decode(driven.said(DeviceTopic.COMMAND_ANSWER)[-1], CommandAnswer)
+        assert last.phase is (CommandPhase.TIMED_OUT if "1000" in conduct else CommandPhase.SUCCEEDED)
+    assert driven.reports[-1].facts.commands[kind] is (code != "not_allowed")
+
+
+def test_what_went_on_when_it_fell_was_interrupted() -> None:
+    driven = running(", reboots_per_day: 24, reboot_s: 1, commands: {delay_s: 1000000}")
+    command = Command("c", "identify", 86_000.0, driven.now + 86_000)
+    driven.hears(DeviceTopic.COMMAND, command)
+    first = driven.reports[-1].boot_id
+    while driven.reports[-1].boot_id == first:
+        driven.passes(60)
+    driven.hears(DeviceTopic.COMMAND, command)
+    answer = decode(driven.said(DeviceTopic.COMMAND_ANSWER)[-1], CommandAnswer)
+    assert (answer.phase, answer.code) == (CommandPhase.FAILED, "interrupted")
+
+
+def samples_asked(driven: Driven, *, sampling: bool = True, rows: int = 10) -> UploadReport:
+    """What came of a request for samples, the server having taken every piece."""
+    driven.revision += 1
+    rules = (Sampling("m", below=0.95),) if sampling else ()
+    wanted = (DesiredDeployment("d", msgspec.Raw(manifest_bytes(manifest("1"))), probation=WATCH),)
+    state = DesiredState(SPOKEN, "default", driven.revision, wanted, 10.0, sampling=rules)
+    driven.hears(DeviceTopic.DESIRED, state)
+    driven.passes(60)
+    driven.revision += 1
+    request = (SampleRequest("u", "m", rows, 1 << 20),)
+    driven.hears(DeviceTopic.DESIRED, msgspec.structs.replace(state, revision=driven.revision, sample_requests=request))
+    driven.passes(2)
+    for one in driven.said(DeviceTopic.SAMPLES):
+        piece = decode(one, SamplePiece)
+        ended = piece.offset + len(piece.data)
+        driven.hears(DeviceTopic.SAMPLES_ACK, SampleAck("u", piece.digest, ended, stored=ended == piece.size))
+    driven.passes(2)
+    samples = driven.reports[-1].samples
+    assert samples is not None
+    (upload,) = samples.uploads
+    return upload
+
+
+def test_samples_are_kept_sent_and_forgotten() -> None:
+    driven = running()
+    upload = samples_asked(driven)
+    assert (upload.phase, upload.samples) == (UploadPhase.DONE, 10)
+    (piece,) = [decode(one, SamplePiece) for one in driven.said(DeviceTopic.SAMPLES)]
+    with zipfile.ZipFile(io.BytesIO(piece.data)) as archive:
+        listing = msgspec.json.decode(archive.read("samples.json"), type=list[SampleLine])
+    assert len(listing) == 10
+    assert all(one.confidence < 0.95 for one in listing)
+    kept = [one.samples.kept for one in driven.reports if one.samples is not None]
+    assert kept[-1] == max(kept) - 10
+
+
+@pytest.mark.parametrize(
+    ("more", "sampling", "reason"),
+    [
+        ("", False, "off"),
+        (", samples: {allow: false}", True, "not_allowed"),
+        (", samples: {fails: 1}", True, "store_error"),
+    ],
+)
+def test_samples_do_not_come_where_they_are_off_or_fail(more: str, sampling: bool, reason: str) -> None:
+    upload = samples_asked(running(more), sampling=sampling)
+    assert (upload.phase, upload.reason) == (UploadPhase.FAILED, reason)
 
 
 def test_rubbish_is_refused_and_counted() -> None:
