@@ -25,7 +25,7 @@ WANTS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (
         "delta",
         "ingest",
         "queries",
-        "stages",
+        "distributed",
         pytest.param("delivery", marks=WANTS_NGINX),
     ],
 )

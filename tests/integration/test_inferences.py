@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import numpy as np
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.fleet import LocalFleet, wait_until, write_classifier
+from agent.hardware import measure
+from agent.protocol.codec import decode, encode
+from agent.protocol.messages import Presence, Reported, ServingReport
+from agent.protocol.parts import FEATURE, InferPart, PartAnswer
+from agent.protocol.topics import DeviceTopic, device_topic
+from agent.protocol.version import SPOKEN
+from tests.fleet import BIN, LocalFleet, wait_until, write_classifier
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 ROWS = np.random.default_rng(3).normal(size=(64, 8)).astype(np.float32)
@@ -122,3 +134,108 @@ def test_a_device_that_is_killed_meanwhile_loses_no_row(fleet: LocalFleet) -> No
         assert together == expected
     finally:
         fleet.start_agent("two")
+
+
+class Stranger:
+    """A device that speaks the protocol and answers as it is told to."""
+
+    def __init__(self, fleet: LocalFleet, name: str, reply: Callable[[InferPart], list[PartAnswer]]) -> None:
+        self.parts = 0
+        self._name, self._reply = name, reply
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"shoal-{name}")
+        self._client.on_connect = self._connected
+        self._client.on_message = self._came
+        self._client.connect("127.0.0.1", fleet.broker_port)
+        self._client.loop_start()
+
+    def _connected(self, client: paho.Client, *_: Any) -> None:
+        client.subscribe(device_topic(self._name, DeviceTopic.INFER), 1)
+        known = measure(Path.cwd(), tags={})
+        known = msgspec.structs.replace(known, features=(FEATURE,))
+        serving = ServingReport("net", "1", "0" * 64, "none", "onnxruntime 1", "cpu", 0.0)
+        said = Reported(SPOKEN, "b", 1, 0, known, serving=(serving,), sent_at=time.time())
+        client.publish(device_topic(self._name, DeviceTopic.PRESENCE), encode(Presence(online=True, boot_id="b")), 1)
+        client.publish(device_topic(self._name, DeviceTopic.REPORTED), encode(said), 1)
+
+    def _came(self, client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        self.parts += 1
+        for answer in self._reply(decode(message.payload, InferPart)):
+            client.publish(device_topic(self._name, DeviceTopic.INFERRED), encode(answer), 1)
+
+    def close(self) -> None:
+        gone = encode(Presence(online=False, boot_id="b"))
+        self._client.publish(device_topic(self._name, DeviceTopic.PRESENCE), gone, 1).wait_for_publish(5)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+def answer_of(part: InferPart, rows: int, datatype: str = "FP32") -> PartAnswer:
+    content = bytes(rows * 3 * 4)
+    told = {"name": "y", "datatype": datatype, "shape": [rows, 3], "parameters": {"binary_data_size": len(content)}}
+    header = msgspec.json.encode({"outputs": [told]})
+    return PartAnswer(part.part_id, part.attempt, 200, len(header), header + content)
+
+
+def rows_in(part: InferPart) -> int:
+    found: int = msgspec.json.decode(part.body[: part.header_length])["inputs"][0]["shape"][0]
+    return found
+
+
+REPLIES: dict[str, tuple[Callable[[InferPart], list[PartAnswer]], str]] = {
+    "no-answer": (lambda part: [PartAnswer(part.part_id, part.attempt, 200, 3, b"abc")], "what is no answer"),
+    "rows": (lambda part: [answer_of(part, rows_in(part) + 1)], "rows for"),
+    "datatype": (lambda part: [answer_of(part, rows_in(part), "FP31")], "no datatype"),
+    "fails": (lambda part: [PartAnswer(part.part_id, part.attempt, 500, error="broken")], "500 broken"),
+    "others": (lambda part: [PartAnswer("f" * 32, part.attempt, 200)], ""),
+    "silent": (lambda _part: [], ""),
+    "refuses": (lambda part: [PartAnswer(part.part_id, part.attempt, 429, retry_after_s=30.0)], ""),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(REPLIES))
+def test_a_device_that_answers_badly_or_not_at_all_spoils_nothing(fleet: LocalFleet, kind: str) -> None:
+    reply, said = REPLIES[kind]
+    stranger = Stranger(fleet, f"bad-{kind}", reply)
+    try:
+        wait_until("it", lambda: fleet.get("/devices", query=f"id==bad-{kind};model==net;online==true")["items"])
+        rows = np.tile(ROWS, (3000, 1))  # more than the other one has done before it is asked
+        _, expected = read(ask(fleet, rows, target="id==one"))
+        told, together = read(ask(fleet, rows, target=f"id=in=(one,bad-{kind})", timeout_s=20))
+        assert stranger.parts
+        assert together == expected
+        bad = next(one for one in told["parameters"]["devices"] if one["device"] == f"bad-{kind}")
+        assert bad["rows"] == 0
+        assert said in bad["left_out"]
+        if said:
+            alone = ask(fleet, ROWS, target=f"id==bad-{kind}")
+            assert (alone.status_code, alone.json()["code"]) == (503, "device_failed")
+            assert said in alone.json()["detail"]
+        elif kind == "silent":
+            alone = ask(fleet, ROWS, target=f"id==bad-{kind}", timeout_s=0.5)
+            assert (alone.status_code, alone.json()["code"]) == (503, "deadline")
+    finally:
+        stranger.close()
+
+
+def test_the_command_line_writes_what_devices_answer(fleet: LocalFleet, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=ROWS)
+    environment = {**os.environ, "SHOAL_URL": fleet.url, "SHOAL_TOKEN": fleet.token}
+
+    def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "shoal"), "infer", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    done = shoal("net", "--input", "x.npz", "--target", "id==one", "--results", "y.npz", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["version"]) == (64, "1")
+    assert told["devices"] == [{"device": "one", "rows": 64, "left_out": ""}]
+    with np.load(tmp_path / "y.npz") as outputs:
+        (name,) = outputs.files
+        _, expected = read(ask(fleet, ROWS, target="id==one"))
+        assert outputs[name].tobytes() == expected
+    wrong = shoal("net", "--input", "none.npz")
+    assert (wrong.returncode, "--input" in wrong.stderr) == (2, True)
+    nobody = shoal("net", "--input", "x.npz", "--target", "id==nobody")
+    assert (nobody.returncode, "serves net" in nobody.stderr) == (5, True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["x.npz", "y.npz"]
