@@ -64,6 +64,10 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
 	@KEEP=$(KEEP) $(BIN)/python -m deploy.demo.demo
 
+.PHONY: example
+example: setup ## four lines of Python: a net from training to a fleet on this machine and back (examples/cifar_style.py)
+	@$(BIN)/python -m examples.cifar_style
+
 .PHONY: check
 check: setup ## lint, types and import contracts
 	$(BIN)/ruff format --check .

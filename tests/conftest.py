@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Folders whose files take longest. A file is one process's: one of minutes that comes last keeps the others waiting.
-FIRST = ("e2e", "faults", "integration", "unit/converters")
+FIRST = ("e2e", "faults", "browser", "integration", "unit/converters")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -229,6 +230,11 @@ class LocalFleet:
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+    def end_leases(self) -> None:
+        """Those that a killed server held, as if their time had passed: some last for most of a minute."""
+        with contextlib.closing(sqlite3.connect(self.folder / "server" / "shoal.db")) as database, database:
+            database.execute("DELETE FROM leases")
 
     def stop(self) -> None:
         self.api.close()  # a server that speaks TLS waits for its clients' goodbye

@@ -40,6 +40,10 @@ class Fitting:
         seconds: when to end early; None never. The schedule is followed by what has passed, of steps or of time.
         bfloat16: whether layers multiply in bfloat16 (weights, sums and the loss stay float32); None: convolutional
             nets do, where the processor has instructions for it, which halves the time.
+        optimizer: makes an optimizer of parameters, in the place of AdamW; the schedule then scales the rates of its
+            groups, and `rate` and `weight_decay` do not count.
+        loss: of the first output and the targets of a batch, a scalar; None: cross-entropy of classes, squares of
+            numbers.
     """
 
     epochs: float = 5.0
@@ -51,6 +55,8 @@ class Fitting:
     seed: int = 0
     seconds: float | None = None
     bfloat16: bool | None = None
+    optimizer: Callable[[list[Any]], Any] | None = None
+    loss: Callable[[Any, Any], Any] | None = None
 
 
 def fit(
@@ -73,9 +79,8 @@ def fit(
 
     rng = np.random.default_rng(how.seed)
     total = max(1, int(how.epochs * -(-rows.count // how.batch)))
-    optimizer = torch.optim.AdamW(
-        [one for one in net.parameters() if one.requires_grad], lr=how.rate, weight_decay=how.weight_decay
-    )
+    optimizer = _optimizer(net, how)
+    highest = [float(group["lr"]) for group in optimizer.param_groups]
     if teacher is not None:
         teacher.eval()
     started, step = time.monotonic(), 0
@@ -90,8 +95,8 @@ def fit(
                 if passed >= 1 or (batch.count < 2 and rows.count > 1):  # normalization needs two rows
                     step += 1
                     break
-                for group in optimizer.param_groups:
-                    group["lr"] = how.rate * _schedule(passed)
+                for group, rate in zip(optimizer.param_groups, highest, strict=True):
+                    group["lr"] = rate * _schedule(passed)
                 with arithmetic():
                     loss = loss_of(net, batch, how, teacher, rng, mix=passed < MIXED_UNTIL)
                 optimizer.zero_grad()
@@ -107,6 +112,15 @@ def fit(
                 break
     net.eval()
     return step
+
+
+def _optimizer(net: Any, how: Fitting) -> Any:
+    import torch
+
+    learnt = [one for one in net.parameters() if one.requires_grad]
+    if how.optimizer is not None:
+        return how.optimizer(learnt)
+    return torch.optim.AdamW(learnt, lr=how.rate, weight_decay=how.weight_decay)
 
 
 @contextmanager
@@ -145,7 +159,7 @@ def loss_of(net: Any, batch: Rows, how: Fitting, teacher: Any, rng: np.random.Ge
     inputs = tensors(batch)
     targets = torch.from_numpy(batch.targets)
     if teacher is None:
-        return _hard(first(net(*inputs)), targets)
+        return _hard(first(net(*inputs)), targets, how)
     share, other = 1.0, torch.arange(batch.count)
     if mix and all(one.is_floating_point() for one in inputs):
         share, other = float(rng.uniform(0.5, 1.0)), torch.from_numpy(rng.permutation(batch.count))
@@ -153,13 +167,15 @@ def loss_of(net: Any, batch: Rows, how: Fitting, teacher: Any, rng: np.random.Ge
     answer = first(net(*inputs))
     with torch.no_grad():
         wanted = first(teacher(*inputs))
-    hard = share * _hard(answer, targets) + (1 - share) * _hard(answer, targets[other])
+    hard = share * _hard(answer, targets, how) + (1 - share) * _hard(answer, targets[other], how)
     return how.soft * _soft(answer, wanted, how.temperature, classifies=batch.classifies) + (1 - how.soft) * hard
 
 
-def _hard(answer: Any, targets: Any) -> Any:
+def _hard(answer: Any, targets: Any, how: Fitting) -> Any:
     import torch
 
+    if how.loss is not None:
+        return how.loss(answer, targets)
     if targets.is_floating_point():
         return torch.nn.functional.mse_loss(answer.reshape(targets.shape), targets)
     if answer.ndim == 1 or answer.shape[-1] == 1:  # one probability a row

@@ -16,6 +16,7 @@ from fleet_server.cli.bundles import bundle
 from fleet_server.cli.commands import command
 from fleet_server.cli.convert import convert
 from fleet_server.cli.devices import device
+from fleet_server.cli.export import export
 from fleet_server.cli.gates import gate
 from fleet_server.cli.infer import infer
 from fleet_server.cli.models import model, variant
@@ -95,6 +96,7 @@ def version() -> None:
 for one in (login, logout, whoami):
     app.command(one.__name__)(one)
 app.command("convert")(convert)
+app.command("export")(export)
 app.command("infer")(infer)
 app.command("worker")(worker)
 app.command("simulate")(simulate)

@@ -236,6 +236,15 @@ class Client:
                 return
             time.sleep(poll_s)
 
+    def watch_gate_run(self, run_id: str, *, poll_s: float = 0.3) -> Iterator[Json]:
+        """The gate run, again and again, until it is over."""
+        while True:
+            run = self.get(f"/gate-runs/{segment(run_id)}")
+            yield run
+            if run["state"] != "running":
+                return
+            time.sleep(poll_s)
+
     def watch_rollout(self, rollout_id: str, *, poll_s: float = 0.5) -> Iterator[Json]:
         """The rollout, again and again, until it stands still."""
         while True:

@@ -50,3 +50,31 @@ def error_for(status: int, problem: dict[str, Any]) -> ApiError:
     kinds: dict[int, type[ApiError]] = {401: AuthError, 403: AuthError, 404: NotFoundError, 409: ConflictError}
     kinds[412] = ChangedError
     return kinds.get(status, ApiError)(status, problem)
+
+
+class ShoalError(Exception):
+    """Something of a notebook's own: a net, rows or a rollout, as `detail` says; it ends in the remedy."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        super().__init__(detail)
+
+
+class NetError(ShoalError):
+    """A net, its rows or its optimizer can't be used: it can't be exported or trained, or its shapes are wrong."""
+
+
+class BuildError(ShoalError):
+    """A variant could not be built, or its gate refused it."""
+
+
+class DeployError(ShoalError):
+    """No device matches, a gate run did not pass, or a rollout did not succeed."""
+
+
+class LocalError(ShoalError):
+    """A server or an agent on this machine did not start."""
+
+
+class ExportError(ShoalError):
+    """A variant can't be written as what was asked for."""

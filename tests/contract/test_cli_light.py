@@ -12,3 +12,9 @@ CODE = "import sys, fleet_server.cli.main; print(*[name for name in sys.argv[1:]
 def test_the_command_line_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", CODE, *HEAVY], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_sdk_loads_nothing_heavy() -> None:
+    code = CODE.replace("fleet_server.cli.main", "fleet_server.sdk")
+    done = subprocess.run([sys.executable, "-c", code, *HEAVY, "typer"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

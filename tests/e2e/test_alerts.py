@@ -104,6 +104,7 @@ def test_a_device_that_goes_and_comes_back_is_told_by_every_way(
     assert fleet.get("/alert-counts")["unacknowledged"] == 0
 
     fleet.kill("server")  # what it did not tell yet, it tells when it is back
+    fleet.end_leases()
     fleet.start_agent("cam-1")
     start(fleet, sink)
     wait_until("the device", lambda: [one["online"] for one in fleet.get("/devices")["items"]] == [True])

@@ -64,8 +64,9 @@ def command(fleet: LocalFleet, *arguments: str, **variables: str) -> Any:
 
 def test_a_rollout_is_one_tree_from_the_command_to_what_devices_did(fleet: LocalFleet, receiver: Collector) -> None:
     made = command(
-        fleet, "rollout", "create", "m@1", "--all", "--allow-unproven", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url
-    )
+        fleet, "rollout", "create", "m@1", "--all", "--allow-unproven", "--stages", "50%,100%",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+    )  # fmt: skip
     wait_until("the rollout", lambda: fleet.rollout_state(made["id"]) == "succeeded")
     root = wait_until("its root", lambda: [one for one in receiver.spans if one.name == "shoal rollout create"])[0]
     assert (root.service, root.kind, root.parent_id, root.failed) == ("shoal-cli", CLIENT, "", False)
@@ -114,8 +115,9 @@ def test_a_rollout_is_one_tree_from_the_command_to_what_devices_did(fleet: Local
 
 def test_the_same_ids_are_in_the_logs_of_server_and_devices(fleet: LocalFleet, receiver: Collector) -> None:
     made = command(
-        fleet, "rollout", "create", "m@2", "--all", "--allow-unproven", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url
-    )
+        fleet, "rollout", "create", "m@2", "--all", "--allow-unproven", "--stages", "50%,100%",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+    )  # fmt: skip
     wait_until("the rollout", lambda: fleet.rollout_state(made["id"]) == "succeeded")
     deployments = {one["id"]: one["device_id"] for one in fleet.deployments(made["id"])}
     of_it = lambda: [one for one in receiver.spans if one.attributes.get("shoal.rollout") == made["id"]]  # noqa: E731
@@ -135,7 +137,7 @@ def test_the_same_ids_are_in_the_logs_of_server_and_devices(fleet: LocalFleet, r
 def test_steps_before_a_power_cut_are_in_the_tree_of_those_after_it(fleet: LocalFleet, receiver: Collector) -> None:
     made = command(
         fleet, "rollout", "create", "m@3", "--device", "dev-1", "--allow-unproven", "--probation", "6s",
-        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+        "--stages", "100%", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
     )  # fmt: skip
     wait_until("the watching", lambda: [one["phase"] for one in fleet.deployments(made["id"])] == ["probation"])
     fleet.kill("dev-1")

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.client.waiting import own_address
@@ -320,6 +320,7 @@ def test_nothing_declared_is_an_option_of_ffmpeg() -> None:
 # -- samples
 
 
+@settings(deadline=None)  # on a busy machine an example may wait
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 30), st.lists(st.integers(0, 20), max_size=12))
 def test_windows_are_those_of_the_whole_stream(window: int, hop: int, first: int, sizes: list[int]) -> None:
     stream = np.arange(sum(sizes), dtype=np.float32)

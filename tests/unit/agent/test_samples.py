@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
@@ -153,6 +153,7 @@ def test_what_is_half_written_or_damaged_is_removed(tmp_path: Path) -> None:
     assert files(tmp_path) == [whole]
 
 
+@settings(deadline=None)  # the disk may be slow
 @given(st.lists(st.tuples(CHANCES, CHANCES, st.integers(4, 400)), max_size=12))
 def test_on_the_disk_the_bounds_hold_too(stream: list[tuple[float, float, int]]) -> None:
     with TemporaryDirectory() as name:
