@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from agent.addresses import check_place
 from agent.client.connection import Connection, CutOffError
 from agent.client.http1 import Reply
+from agent.errors import ConfigError
+from agent.forwarding import Forwarder, is_of_lan
 from agent.protocol.limits import LIMITS
 from agent.protocol.parts import InferPart, PartAnswer
 from agent.tables import Table
@@ -38,9 +41,12 @@ class InferenceConfig:
 
     Attributes:
         remote: whether the server may send rows here for the device's models to answer.
+        address: `host:port` at which other devices of the LAN reach the local API, to pass on what they made of rows of
+            a model that is cut into stages; empty where they are to go by the server.
     """
 
     remote: bool = True
+    address: str = ""
 
 
 def read_inference(values: Any) -> InferenceConfig:
@@ -50,7 +56,9 @@ def read_inference(values: Any) -> InferenceConfig:
         ConfigError: naming the key and the remedy.
     """
     table = Table("inference", values)
-    config = InferenceConfig(table.flag("remote", default=InferenceConfig.remote))
+    config = InferenceConfig(table.flag("remote", default=InferenceConfig.remote), table.text("address", ""))
+    if config.address and not is_of_lan(check_place("inference.address", config.address)):
+        raise ConfigError("inference.address: name an address of the LAN in numbers, such as 192.168.1.7:8470")
     table.refuse_rest()
     return config
 
@@ -74,6 +82,7 @@ class Inferences:
         self._config = config
         self._place = place
         self._say = say
+        self._forwarder = Forwarder(say)
         self._parts: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = self._bytes = 0
@@ -83,8 +92,6 @@ class Inferences:
         """Take a part, or say why not; it never waits."""
         if not self._config.remote:
             self._refuse(part, 403, "its owner does not let the server ask its models ([inference] remote = false)")
-        elif part.route:
-            self._refuse(part, 501, "this agent does not pass parts on: upgrade it")
         elif not self._admit(part):
             self._refuse(part, 429, "as many parts as it takes wait already", retry_after_s=BUSY_S)
         else:
@@ -95,6 +102,7 @@ class Inferences:
         """Answer no more; what waits is asked of another device."""
         for _ in self._threads:
             self._parts.put(None)
+        self._forwarder.stop()
 
     def _start(self) -> None:
         """Threads begin when the first part comes: most devices are never asked."""
@@ -147,7 +155,9 @@ class Inferences:
         except OSError as error:
             self._refuse(part, 503, f"the inference worker can't be asked: {error}", retry_after_s=1.0)
             return
-        self._say(self._told(part, reply, queued, time.monotonic() - began))
+        answer = self._told(part, reply, queued, time.monotonic() - began)
+        if not self._forwarder.take(part, answer):
+            self._say(answer)
 
     def _told(self, part: InferPart, reply: Reply, queue_s: float, infer_s: float) -> PartAnswer:
         status, error, body, length = reply.status, "", bytes(reply.body), 0
@@ -169,6 +179,7 @@ class Inferences:
             queue_s=queue_s,
             infer_s=infer_s,
             waiting=max(0, self._waiting - AT_ONCE),
+            route=part.route if status == 200 else (),
         )
 
     def _refuse(self, part: InferPart, status: int, error: str, *, retry_after_s: float = 0.0) -> None:

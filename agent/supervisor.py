@@ -490,7 +490,12 @@ class Supervisor:
         """Called from a thread too."""
         facts = measure(self._config.state_dir, tags=self._config.tags, runtimes=self._config.runtimes)
         features = (*facts.features, FEATURE) if self._config.inference.remote else facts.features
-        return msgspec.structs.replace(facts, commands=self._config.commands.allowed, features=features)
+        return msgspec.structs.replace(
+            facts,
+            commands=self._config.commands.allowed,
+            features=features,
+            inference_address=self._config.inference.address,
+        )
 
     def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
         before, self._facts = self._facts or facts, facts

@@ -251,6 +251,89 @@ class BuildJob(msgspec.Struct, frozen=True, tag="build"):
     weights: Weights | None = None
 
 
+class ShardDevice(msgspec.Struct, frozen=True):
+    """A device that may have a stage: its id, bytes a stage may take, its speed beside this machine's, its link."""
+
+    device: str
+    memory: float
+    speed: float = 1.0
+    bytes_per_s: float = 12.5e6
+
+
+class ShardJob(msgspec.Struct, frozen=True, tag="shard"):
+    """Cut a net into stages for devices.
+
+    Attributes:
+        source: its ONNX form.
+        devices: to choose from.
+        stages: how many; None for the fewest that fit.
+        rows: of a micro-batch, whose activations a device holds.
+        calibration: rows whose activations the stages are calibrated on.
+        evaluation: rows whose activations the stages are evaluated on.
+        processing: how images of the data sets become inputs; None where they hold none.
+    """
+
+    source: SourceFile
+    devices: tuple[ShardDevice, ...]
+    stages: int | None = None
+    rows: int = 1
+    calibration: DataFile | None = None
+    evaluation: DataFile | None = None
+    processing: Processing | None = None
+
+
+class StageFile(msgspec.Struct, frozen=True):
+    """One stage of a net.
+
+    Attributes:
+        path: of its ONNX file, in the working folder.
+        digest: SHA-256 of it.
+        size: bytes of it.
+        evaluation: the activations that come to it of the evaluation set, an `.npz` in the working folder.
+        calibration: likewise of the calibration set; None where there is none.
+        device: that it was planned for.
+        nodes: that are placed in it.
+        compute_s: measured here for one row of the optimized stage, over the device's speed.
+        weight_bytes: of its weights.
+        activation_bytes: held at most, for all rows of a micro-batch.
+        bytes_in: that one row brings.
+        bytes_out: that one row sends on.
+        transfer_s: both over the device's link.
+    """
+
+    path: str
+    digest: str
+    size: int
+    evaluation: DataFile | None
+    calibration: DataFile | None
+    device: str
+    nodes: int
+    compute_s: float
+    weight_bytes: int
+    activation_bytes: int
+    bytes_in: int
+    bytes_out: int
+    transfer_s: float
+
+
+class Sharding(msgspec.Struct, frozen=True):
+    """A net in stages.
+
+    Attributes:
+        stages: in order.
+        whole_s: seconds of one row of the whole net, measured here.
+        difference: largest difference of the stages' answers from the whole's, both optimized; relative where over 1.
+        exact: whether they answer bit for bit the same where no node is optimized.
+        quantized: whether integers of one byte alone pass from stage to stage.
+    """
+
+    stages: tuple[StageFile, ...]
+    whole_s: float
+    difference: float
+    exact: bool
+    quantized: bool
+
+
 class ClassScore(msgspec.Struct, frozen=True):
     """One class: precision, recall and F1 from 0 to 1 (None where nothing was predicted or labelled), and its rows."""
 
@@ -425,7 +508,7 @@ class Progress(msgspec.Struct, frozen=True):
     step: str
 
 
-Job = InspectJob | BuildJob
+Job = InspectJob | BuildJob | ShardJob
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 ERROR_FILE = "error.json"

@@ -14,7 +14,7 @@ from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.job import Target
 
-_ONNX_DTYPES = {
+ONNX_DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64", 12: "uint32", 13: "uint64", 8: STRING,
 }  # fmt: skip
@@ -57,11 +57,11 @@ def _onnx_spec(value: Any) -> TensorSpec:
     if kind != "tensor_type":
         raise _unserved(value, _STRUCTURES.get(kind or "", "has no type: export it again"))
     tensor = value.type.tensor_type
-    if tensor.elem_type not in _ONNX_DTYPES:
+    if tensor.elem_type not in ONNX_DTYPES:
         dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         raise _unserved(value, f"is of {dtype}: put a Cast from or to a dtype that numpy has there")
     shape = tuple(max(size.dim_value, -1) if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-    return TensorSpec(value.name, _ONNX_DTYPES[tensor.elem_type], shape)
+    return TensorSpec(value.name, ONNX_DTYPES[tensor.elem_type], shape)
 
 
 def _unserved(value: Any, said: str) -> ConversionError:

@@ -1,4 +1,4 @@
-"""The two jobs: inspect an uploaded version, and build a variant."""
+"""The jobs: inspect an uploaded version, build a variant; to cut a net into stages is `sharding.shard`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ from converters.job import (
     Inspection,
     Job,
     Measurements,
+    Sharding,
+    ShardJob,
 )
 from converters.package import as_seen, manifest_for, with_examples
 from converters.planner import choose, fates, forms, plan, repairs
 from converters.sample import sample_rows, without_mixing
+from converters.sharding.shard import shard
 from converters.starts import Start, litert_start, of_derived, program_start
 from converters.step import Context, Recipe
 
 TIMED_AGAIN = 4
 
 
-def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildResult:
+def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildResult | Sharding:
     """Do a job in a working folder.
 
     Raises:
@@ -46,6 +49,8 @@ def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildRes
     """
     if isinstance(job, BuildJob):
         return build(job, folder, progress)
+    if isinstance(job, ShardJob):
+        return shard(job, folder, progress)
     progress(0.05, "export" if job.weights else "load")
     exported = export_weights(job, folder)
     found = inspect(msgspec.structs.replace(job, sources=(*job.sources, *exported)), progress)

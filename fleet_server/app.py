@@ -34,6 +34,7 @@ from fleet_server.commands.streaming import Streams
 from fleet_server.conversions import endpoints as conversions
 from fleet_server.conversions.inspector import ProcessInspector
 from fleet_server.conversions.scheduler import ConversionScheduler
+from fleet_server.conversions.sharder import ProcessSharder
 from fleet_server.db import Database
 from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.devices import endpoints as devices
@@ -67,6 +68,8 @@ from fleet_server.samples import endpoints as samples
 from fleet_server.samples.keeper import SampleKeeper
 from fleet_server.secure_headers import SecureHeaders
 from fleet_server.settings import Settings
+from fleet_server.shards import endpoints as shards
+from fleet_server.shards.keeper import ShardKeeper
 from fleet_server.telemetry import endpoints as telemetry
 from fleet_server.telemetry.keeper import TelemetryKeeper
 from fleet_server.trust import endpoints as trust
@@ -144,7 +147,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     subjects = (
         overview, devices, catalog, conversions, gates, rollouts, telemetry, drift, commands, inferences, samples,
-        alerts,        enrolment, trust, webhooks, access,
+        alerts, enrolment, trust, webhooks, access, shards,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)
@@ -235,10 +238,11 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         WebhookKeeper(database, settings),
         TelemetryKeeper(database, settings),
         OverviewKeeper(database, settings),
+        ShardKeeper(database, settings),
     )
     app.state.database, app.state.artifacts, app.state.gateway = database, artifacts, gateway
     app.state.inference_desk = Desk(database, gateway.dispatch)
-    app.state.inspector = ProcessInspector(artifacts, settings)
+    app.state.inspector, app.state.sharder = ProcessInspector(artifacts, settings), ProcessSharder(artifacts, settings)
     app.state.log_streams = Streams(database)
     stack.callback(app.state.log_streams.stop)
     for part in parts:

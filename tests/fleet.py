@@ -206,7 +206,7 @@ class LocalFleet:
 
         Args:
             name: its id.
-            tables: of its configuration, as TOML.
+            tables: of its configuration, as TOML; `{port}` is that of its local API.
             program: runs it in place of its console script.
             broker_port: in the place of the fleet's.
             tags: of the device.
@@ -218,7 +218,7 @@ class LocalFleet:
                 f"device_id = {json.dumps(name)}\nstate_dir = {json.dumps(str(self.folder / name))}\n"
                 + ("" if self.tls else f'broker = "mqtt://127.0.0.1:{broker_port or self.broker_port}"\n')
                 + f'listen = "127.0.0.1:{self.agent_ports[name]}"\n'
-                + tables
+                + tables.replace("{port}", str(self.agent_ports[name]))
                 + "[tags]\n"
                 + "".join(f"{key} = {json.dumps(value)}\n" for key, value in tags.items())
             )

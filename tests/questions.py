@@ -85,6 +85,7 @@ def questions(fleet: BigFleet) -> list[Question]:
         of("profiles", "/profiles"),
         of("profile, with its devices counted", f"/profiles/{fleet.profile}"),
         of("gate runs", "/gate-runs"),
+        of("shard plans", "/shard-plans"),
         of("requests to enrol", "/enrolments"),
         of("requests to enrol that wait", "/enrolments", state="pending"),
         of("identities", "/device-identities"),

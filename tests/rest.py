@@ -40,6 +40,7 @@ from fleet_server.models import (
     SampleRequestRow,
     SampleUpload,
     SamplingRule,
+    ShardPlan,
     TelemetryGroup,
     TelemetrySeries,
     User,
@@ -55,6 +56,12 @@ TOKEN = "the-admin-of-tests"
 SAMPLING = {"samples": 1, "megabytes": 1.0, "sample_megabytes": 1.0, "days": 1.0, "below": 0.5}
 ALERT_RULE = RuleSpec.model_validate({"metric": "cpu_percent", "threshold": 99, "enabled": False}).model_dump()
 ALERT_ROUTE = RouteSpec.model_validate({"kind": "mqtt", "enabled": False}).model_dump()
+STAGE = {
+    "model": "model-0.stage-1-of-1", "version": "1", "device": "dev-0", "nodes": 1, "compute_s": 1.0,
+    "weight_bytes": 1, "activation_bytes": 1, "memory_limit": 1, "bytes_in": 1, "bytes_out": 1, "transfer_s": 0.0,
+    "speed": 1.0, "rollout": None, "serves": False,
+}  # fmt: skip
+PROOF = {"difference": 0.0, "exact": True, "quantized": False, "whole_s": 1.0}
 SPEC = {"match": {}, "runtime": "onnx"}
 
 
@@ -111,6 +118,8 @@ def fill(database: Database, count: int) -> dict[str, str]:
                                   state=state))  # fmt: skip
             run = add(GateRun(**fleet, variant_id=variant.id, state="failed" if number % 3 else "cancelled",
                               candidates=[], data={}, deadline_at=at))  # fmt: skip
+            add(ShardPlan(**fleet, version_id=version.id, state="failed", order={}, stages=[STAGE], proof=PROOF,
+                          created_by="", created_at=at))  # fmt: skip
             rollout = add(Rollout(**fleet, name=f"rollout-{number % 3}", version_id=version.id, target={"all": True},
                                   state="paused" if number % 3 else "stopped",
                                   strategy={"stages": [{"percent": 100}]}))  # fmt: skip

@@ -564,6 +564,7 @@ def _check_facts(facts: DeviceFacts) -> None:
         _bound(getattr(facts, field), LIMITS.facts_entries, f"facts.{field}")
     for feature in (*facts.features, *facts.commands):
         _names(**{"facts.features or facts.commands": feature})
+    _names(inference_address=facts.inference_address)
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(

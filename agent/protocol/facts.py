@@ -74,6 +74,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         tags: what the device's own configuration says of it, such as `{"site": "plant7"}`.
         link: its way to the server, as it is now.
         features: what the agent can do that not every one could: `commands`, `exposure`, `infer`, `samples`.
+        inference_address: `host:port` at which other devices of its LAN reach its inference API; empty for none.
         commands: by the name of each command that the agent knows, whether the device's owner allows it.
     """
 
@@ -92,3 +93,4 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     link: LinkFacts = LinkFacts()
     features: tuple[str, ...] = ()
     commands: dict[str, bool] = {}
+    inference_address: str = ""

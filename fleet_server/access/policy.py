@@ -37,6 +37,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("list_commands", "show_command"),
         *("show_overview", "overview_history"),
         *("list_drift", "show_drift"),
+        *("list_shard_plans", "show_shard_plan"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -57,6 +58,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("create_rollout", "preview_rollout", "approve_rollout", "reject_rollout", "create_bundle"),
         *("pause_rollout", "resume_rollout", "abort_rollout", "promote_rollout", "retry_rollout"),
         *("hold_device", "release_device", "pin_device"),
+        *("create_shard_plan", "delete_shard_plan"),
     ),
     Role.ADMIN: (
         *("list_users", "show_user", "create_user", "change_user", "delete_user"),

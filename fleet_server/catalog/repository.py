@@ -18,6 +18,7 @@ from fleet_server.models import (
     Model,
     Profile,
     Rollout,
+    ShardPlan,
     SourceForm,
     Variant,
     Version,
@@ -169,6 +170,11 @@ def latest_job(session: Session, variant_id: str) -> ConversionJob | None:
     """The newest job of a variant."""
     query = select(ConversionJob).where(ConversionJob.variant_id == variant_id).order_by(ConversionJob.id.desc())
     return session.scalar(query.limit(1))
+
+
+def shard_plan_of(session: Session, version_id: str) -> str | None:
+    """The id of a shard plan of a version, if there is one."""
+    return session.scalar(select(ShardPlan.id).where(ShardPlan.version_id == version_id).limit(1))
 
 
 def is_rolled_out(session: Session, version_id: str) -> bool:

@@ -222,6 +222,10 @@ def delete_version(
             raise ConflictError(
                 "version_in_use", f"{model_name}@{name} was rolled out, and rollouts keep their history: it stays"
             )
+        plan = repository.shard_plan_of(session, version.id)
+        if plan is not None:
+            detail = f"shard plan {plan} cuts {model_name}@{name}: delete that first (`shoal model unshard`)"
+            raise ConflictError("version_in_use", detail)
         running = repository.open_gate_run(session, repository.variant_ids(session, version.id))
         if running is not None:
             raise ConflictError(

@@ -29,10 +29,15 @@ from fleet_server.cli.output import (
     show_object,
     show_rows,
 )
+from fleet_server.cli.shards import shard, shards, show_shards, unshard
 from fleet_server.sdk import Client, segment
 
 model = typer.Typer(no_args_is_help=True, help="Models: push versions, see what there is.")
 model.command("drift")(version_drift)
+model.command("shard")(shard)
+model.command("shards")(shards)
+model.command("shards-show")(show_shards)
+model.command("unshard")(unshard)
 variant = typer.Typer(no_args_is_help=True, help="Variants: versions converted for profiles, measured and gated.")
 FORMATS = {".onnx": "onnx", ".tflite": "tflite"}
 UNSAFE = {".pt", ".pt2", ".pth", ".pkl", ".pickle", ".ckpt"}

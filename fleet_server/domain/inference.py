@@ -205,6 +205,11 @@ class Schedule:
         """Whether no lane is left."""
         return not self.done and all(one.out for one in self._lanes.values())
 
+    def add(self, lane: Lane) -> None:
+        """A lane that may answer from now on; one that was left out begins anew."""
+        before = self._lanes.get(lane.id)
+        self._lanes[lane.id] = _LaneState(lane, rows=before.rows if before is not None else 0)
+
     def report(self) -> list[LaneReport]:
         """What each lane did."""
         return [LaneReport(one.lane, one.rows, one.out) for one in self._lanes.values()]

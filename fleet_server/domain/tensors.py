@@ -187,6 +187,16 @@ def read_answer(body: bytes, header_length: int, rows: int) -> tuple[tuple[Tenso
     return tuple(outputs), header.model_version
 
 
+def as_request(body: bytes, header_length: int, rows: int) -> tuple[bytes, int]:
+    """A stage's answer as the request to the next stage, whose inputs have the same names; and the length of its JSON.
+
+    Raises:
+        TensorError: where it is no answer for so many rows.
+    """
+    outputs, _ = read_answer(body, header_length, rows)
+    return binary_body({"parameters": {"binary_data_output": True}}, "inputs", outputs)
+
+
 def write_answer(parts: Sequence[Sequence[Tensor]], said: dict[str, Any], *, binary: bool) -> tuple[bytes, int | None]:
     """One answer of the outputs of several, in their order; and the length of its JSON where tensors follow it."""
     joined = [

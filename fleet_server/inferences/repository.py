@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleet_server.devices.selection import condition, read_query
-from fleet_server.models import Device, DeviceAttribute, DeviceIdentity, Model
+from fleet_server.models import Device, DeviceAttribute, DeviceIdentity, Model, ShardPlan, Version
+
+ACTIVE = "active"  # fleet_server.shards.schemas.PlanState
 
 
 def has_model(session: Session, fleet_id: str, model: str) -> bool:
@@ -43,3 +46,32 @@ def serving(session: Session, fleet_id: str, model: str, target: str | None, *, 
     if target is not None:
         query = query.where(condition(read_query(target, "target"), fleet_id))
     return session.scalars(query.order_by(Device.id).limit(most)).all()
+
+
+def shard_plan(session: Session, fleet_id: str, model: str, version: str | None) -> tuple[str, Sequence[Any]] | None:
+    """The version, and stages in their order, of the newest shard plan of a model whose stages all serve."""
+    query = (
+        select(Version.name, ShardPlan.stages)
+        .join(Version, Version.id == ShardPlan.version_id)
+        .join(Model, Model.id == Version.model_id)
+        .where(ShardPlan.fleet_id == fleet_id, ShardPlan.state == ACTIVE, Model.name == model)
+    )
+    if version is not None:
+        query = query.where(Version.name == version)
+    found = session.execute(query.order_by(ShardPlan.id.desc()).limit(1)).first()
+    return None if found is None else (found[0], found[1])
+
+
+def online(session: Session, fleet_id: str, ids: Sequence[str], target: str | None) -> dict[str, Device]:
+    """Of these devices those that are online, not locked out, and that a query holds for, by id."""
+    locked = select(DeviceIdentity.device_id).where(DeviceIdentity.revoked_at.is_not(None))
+    query = select(Device).where(
+        Device.fleet_id == fleet_id,
+        Device.online,
+        Device.forgotten_at.is_(None),
+        Device.id.in_(ids),
+        Device.id.not_in(locked),
+    )
+    if target is not None:
+        query = query.where(condition(read_query(target, "target"), fleet_id))
+    return {device.id: device for device in session.scalars(query)}

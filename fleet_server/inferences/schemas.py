@@ -16,6 +16,7 @@ EXAMPLE_ANSWER = {
     "parameters": {
         "took_s": 0.041,
         "reissued": 0,
+        "relayed": 0,
         "devices": [{"device": "camera-01", "rows": 2, "left_out": ""}],
     },
     "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [2, 2], "data": [0.9, 0.1, 0.2, 0.8]}],

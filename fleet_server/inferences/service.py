@@ -6,30 +6,35 @@ Nothing is written: a request that ends with its server is asked again by who as
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from agent.protocol.limits import LIMITS
-from agent.protocol.parts import FEATURE, InferPart
+from agent.protocol.parts import FEATURE, Hop, InferPart
 from fleet_server.db import Database
-from fleet_server.domain.inference import Lane, Schedule, Sending
-from fleet_server.domain.tensors import Asked, Tensor, TensorError, read_answer, write_answer
+from fleet_server.domain.inference import IN_FLIGHT, Lane, Schedule, Sending
+from fleet_server.domain.tensors import Asked, Tensor, TensorError, as_request, read_answer, write_answer
 from fleet_server.errors import ConflictError, InvalidError, TooLargeError, UnavailableError
 from fleet_server.inferences import repository
 from fleet_server.inferences.dispatch import Answered, Dispatch, Exchange, Gone
 from fleet_server.inferences.schemas import ANSWER_BYTES, MOST_LANES, MOST_REQUESTS
+from fleet_server.models import Device
 
 log = logging.getLogger(__name__)
 HEADER_BYTES = 64 << 10  # of a part's body, that its JSON may have
 LONGEST_WAIT_S = 1.0
 UNSENT_S = 0.5  # that a lane rests when the broker's link takes no part
 REASONS = 5
+REPLAN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,22 @@ class Wanted:
 class Plan:
     """Who may answer: lanes by the version that they all run.
 
-    A lane of several devices would be the stages of a model that is cut: each device is sent what the one before gave.
+    A lane of several devices is the stages of a model that is cut: each device is sent what the one before gave.
+
+    Attributes:
+        version: that all lanes run.
+        lanes: that may answer.
+        hops: of each lane, by its id: its devices with what each runs.
     """
 
     version: str
     lanes: tuple[Lane, ...]
+    hops: dict[str, tuple[Hop, ...]]
+
+    @property
+    def staged(self) -> bool:
+        """Whether its model is cut into stages."""
+        return any(len(one.devices) > 1 for one in self.lanes)
 
 
 class Desk:
@@ -103,7 +119,8 @@ class Desk:
         schedule = Schedule(asked.rows, plan.lanes, self._dispatch.speeds, most_rows=room // max(row_bytes, 1))
         exchange = self._dispatch.open()
         try:
-            return _Request(wanted, plan, asked, schedule, exchange).run()
+            again = functools.partial(self._plan, fleet_id, wanted)
+            return _Request(wanted, plan, asked, schedule, exchange, again).run()
         finally:
             exchange.close()
 
@@ -117,6 +134,9 @@ class Desk:
                 for one in device.serving
                 if one["model"] == wanted.model and wanted.version in {None, one["version"]}
             ]
+            staged = repository.shard_plan(session, fleet_id, wanted.model, wanted.version) if not found else None
+            if staged is not None:
+                return self._staged(session, fleet_id, wanted, *staged)
         if not found:
             what = wanted.model if wanted.version is None else f"{wanted.model}@{wanted.version}"
             silent = f" ({len(devices)} do, but can't be asked: old agents, or owners who forbid it)" if devices else ""
@@ -125,13 +145,53 @@ class Desk:
         counts = Counter(version for _, version in found)
         version = max(counts, key=lambda one: (counts[one], one))  # answers of two versions are not mixed
         chosen = sorted({device for device, of in found if of == version})
-        return Plan(version, tuple(Lane(f"{one} {wanted.model}@{version}", (one,)) for one in chosen))
+        lanes = tuple(Lane(f"{one} {wanted.model}@{version}", (one,)) for one in chosen)
+        return Plan(version, lanes, {lane.id: (Hop(lane.devices[0], wanted.model, version),) for lane in lanes})
+
+    def _staged(
+        self, session: Session, fleet_id: str, wanted: Wanted, version: str, stages: Sequence[Mapping[str, Any]]
+    ) -> Plan:
+        """The one lane of a model that is cut: its stages' devices, all at work at once.
+
+        Raises:
+            ConflictError: naming the devices that can't be asked.
+        """
+        ids = [str(one["device"]) for one in stages]
+        devices = repository.online(session, fleet_id, ids, wanted.target)
+        able = {one for one, device in devices.items() if FEATURE in device.facts.get("features", ())}
+        away = [one for one in ids if one not in able]
+        if away:
+            detail = (
+                f"{wanted.model}@{version} is cut into stages, and {', '.join(away)} can't be asked: wait until they "
+                "are online or their stages have moved (`shoal model shards`), or widen `target`"
+            )
+            raise ConflictError("no_device_serves", detail)
+        hops = tuple(
+            Hop(str(one["device"]), str(one["model"]), str(one["version"]), _address(devices[str(one["device"])]))
+            for one in stages
+        )
+        lane = Lane(f"{' '.join(ids)} {wanted.model}@{version}", tuple(ids), in_flight=IN_FLIGHT * len(ids))
+        return Plan(version, (lane,), {lane.id: hops})
+
+
+def _address(device: Device) -> str | None:
+    """Where others on the device's LAN reach its local inference API, as its owner says."""
+    return device.facts.get("inference_address") or None
 
 
 class _Request:
     """One request while it is answered, by one thread."""
 
-    def __init__(self, wanted: Wanted, plan: Plan, asked: Asked, schedule: Schedule, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        wanted: Wanted,
+        plan: Plan,
+        asked: Asked,
+        schedule: Schedule,
+        exchange: Exchange,
+        plan_again: Callable[[], Plan],
+    ) -> None:
+        self._plan_again = plan_again
         self._wanted = wanted
         self._plan = plan
         self._asked = asked
@@ -141,6 +201,7 @@ class _Request:
         self._deadline = self._began + wanted.timeout_s
         self._answers: dict[int, tuple[Tensor, ...]] = {}
         self._bytes = 0
+        self._relayed = 0  # from one stage to the next, by this server
         self._wrong: dict[str, str] = {}
 
     def run(self) -> tuple[bytes, int | None]:
@@ -151,7 +212,9 @@ class _Request:
             for sending in self._schedule.send(now):
                 self._send(sending)
             if self._schedule.stuck:
-                self._fail()
+                if not self._plan.staged:
+                    self._fail()
+                self._take_new_route()
             wait = min(self._schedule.wake_at(), self._deadline, now + LONGEST_WAIT_S) - time.monotonic()
             event = self._exchange.get(max(wait, 0.005))
             if isinstance(event, Gone):
@@ -165,6 +228,7 @@ class _Request:
         said["parameters"] = {
             "took_s": round(time.monotonic() - self._began, 6),
             "reissued": self._schedule.reissued,
+            "relayed": self._relayed,
             "devices": [
                 {"device": device, "rows": one.rows, "left_out": one.out}
                 for one in self._schedule.report()
@@ -173,20 +237,62 @@ class _Request:
         }
         return write_answer(parts, said, binary=self._asked.binary)
 
+    def _take_new_route(self) -> None:
+        """A stage was lost: go on with the rows that are left, when it serves on another device."""
+        time.sleep(REPLAN_S)
+        try:
+            plan = self._plan_again()
+        except (ConflictError, InvalidError):
+            return  # until the deadline it may be there again
+        if plan.version == self._plan.version and plan.staged:
+            self._plan = Plan(plan.version, plan.lanes, self._plan.hops | plan.hops)
+            for lane in plan.lanes:
+                self._schedule.add(lane)
+
     def _send(self, sending: Sending) -> None:
         body, header_length = self._asked.part(sending.first, sending.last)
         left_ms = max(1, int(1000 * (self._deadline - time.monotonic())))
-        part = InferPart("", sending.attempt, self._wanted.model, body, header_length, self._plan.version, left_ms)
-        lane = sending.lane
-        if not self._exchange.send(lane.devices[0], lane.devices, sending.id, part):
-            self._schedule.refuse(sending.id, time.monotonic(), UNSENT_S)
+        first, *rest = self._plan.hops[sending.lane.id]
+        part = InferPart("", sending.attempt, first.model, body, header_length, first.version, left_ms, tuple(rest))
+        self._pass(sending.id, sending.lane, first.device, part)
+
+    def _pass(self, sending: int, lane: Lane, device: str, part: InferPart) -> None:
+        if not self._exchange.send(device, lane.devices, sending, part):
+            self._schedule.refuse(sending, time.monotonic(), UNSENT_S)
+
+    def _relay(self, event: Answered, lane: Lane) -> None:
+        """A stage's outputs to the next one: its device did not reach that itself."""
+        answer, rows = event.answer, self._schedule.rows_of(event.sending)
+        left = len(answer.route)
+        hops = self._plan.hops[lane.id]
+        if left >= len(hops) or answer.route != hops[-left:]:
+            self._schedule.leave_out(lane.id, f"{event.device} answered with a route that it was not given")
+            return
+        try:
+            body, header_length = as_request(answer.body, answer.header_length, rows)
+        except TensorError as error:
+            self._schedule.leave_out(lane.id, f"{event.device} answered what is no answer: {error}")
+            return
+        if len(body) > LIMITS.part_bytes:
+            if not self._schedule.divide(event.sending):
+                raise TooLargeError("row_too_large", f"{event.device}: what a single row becomes fits into no message")
+            return
+        following, *rest = answer.route
+        left_ms = max(1, int(1000 * (self._deadline - time.monotonic())))
+        part = InferPart(
+            "", answer.attempt, following.model, body, header_length, following.version, left_ms, tuple(rest)
+        )
+        self._relayed += 1
+        self._pass(event.sending, lane, following.device, part)
 
     def _heard(self, event: Answered) -> None:
         now, answer = time.monotonic(), event.answer
         lane = self._schedule.lane_of(event.sending)
         if lane is None:
             return
-        if answer.status == 200:
+        if answer.status == 200 and answer.route:
+            self._relay(event, lane)
+        elif answer.status == 200:
             self._right(event, lane, now)
         elif answer.status in {429, 503}:
             self._schedule.refuse(event.sending, now, answer.retry_after_s)

@@ -28,6 +28,7 @@ from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
 from fleet_server.models.overview import FleetSnapshot
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
+from fleet_server.models.shards import ShardPlan
 from fleet_server.models.telemetry import (
     HostWindowRow,
     ModelWindowRow,
@@ -85,6 +86,7 @@ __all__ = [
     "SampleRequestRow",
     "SampleUpload",
     "SamplingRule",
+    "ShardPlan",
     "SourceForm",
     "TelemetryBatchRow",
     "TelemetryFleetTotal",

@@ -26,6 +26,7 @@ import numpy as np
 from fleet_server.sdk import Client
 from fleet_server.sdk.tensors import Array, Gathered, gathered, request_of
 from tests.benchmarks.common import Checks
+from tests.benchmarks.stages import model_sharding
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
 EQUAL_MS, UNEQUAL_MS = (2.0, 2.0, 2.0, 2.0), (0.5, 2.0, 8.0, 2.0)
@@ -67,6 +68,7 @@ def main() -> None:
         folder = Path(name)
         asleep(checks, folder / "asleep", seconds=1.0 if options.short else 8.0)
         computing(checks, folder / "computing", rows=600 if options.short else 20_000)
+    model_sharding(checks, short=options.short)
     checks.print()
 
 

@@ -21,7 +21,7 @@ from agent.keys import new_key, signing_request
 from agent.protocol.manifest import ModelFormat, Precision, TensorSpec
 from agent.protocol.messages import Reported
 from agent.protocol.version import SPOKEN
-from converters.job import Candidate, Measurements
+from converters.job import Candidate, Measurements, Sharding, StageFile
 from fleet_server import audit, migrations
 from fleet_server.access import service
 from fleet_server.app import create_app, running
@@ -29,6 +29,7 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import GateVerdict
 from fleet_server.clock import utc_now
 from fleet_server.conversions.service import settle
+from fleet_server.conversions.sharder import CutOrder
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
 from fleet_server.models import (
@@ -47,6 +48,7 @@ from fleet_server.models import (
 )
 from fleet_server.principals import DEFAULT_FLEET, Actor
 from fleet_server.settings import Settings
+from fleet_server.shards.service import KeepFile
 from fleet_server.trust import service as trust
 from tests.databases import without_triggers
 from tests.integration.test_api import facts
@@ -278,6 +280,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     trust_operations(walk, application.state.settings)
     webhook_operations(walk, database)
     sample_operations(walk, application)
+    shard_operations(walk, application)
     alert_operations(walk, database)
     command_operations(walk, database)
     with database.write() as session:
@@ -348,6 +351,28 @@ def sample_operations(walk: Walk, application: FastAPI) -> None:
     walk("create_sample_request", "samples.request", "post", "sample-requests", json=body)
     walk("cancel_sample_request", "samples.cancel", "post", f"sample-requests/{request.id}/cancel")
     walk("delete_sample_set", "samples.delete", "delete", f"sample-sets/{stored.id}")
+
+
+class Sharder:
+    """Stands for the child process that cuts the file."""
+
+    def cut(self, order: CutOrder, keep: KeepFile) -> Sharding:
+        stage = StageFile(
+            path="stage.onnx", digest=order.digest, size=1, evaluation=None, calibration=None,
+            device=order.devices[0].device, nodes=1, compute_s=0.1, weight_bytes=1, activation_bytes=1, bytes_in=1,
+            bytes_out=1, transfer_s=0.1,
+        )  # fmt: skip
+        return Sharding((stage,), 0.1, 0.0, exact=True, quantized=False)
+
+
+def shard_operations(walk: Walk, application: FastAPI) -> None:
+    application.state.sharder = Sharder()
+    with application.state.database.write() as session:
+        device = session.get_one(Device, "d")
+        device.online, device.hold = True, None
+    body = {"version": "m@1", "target": "id==d"}
+    plan = walk("create_shard_plan", "shard_plan.create", "post", "shard-plans", json=body)["id"]
+    walk("delete_shard_plan", "shard_plan.delete", "delete", f"shard-plans/{plan}")
 
 
 def alert_operations(walk: Walk, database: Database) -> None:

@@ -152,6 +152,7 @@ def test_a_cursor_with_a_value_of_another_kind_is_refused(api: TestClient) -> No
         ("/variants", {"created_since": "2999-01-01T00:00:00Z"}, 0),
         ("/variants", {"created_until": "2999-01-01T00:00:00Z"}, COUNT),
         ("/gate-runs", {"created_since": "2020-01-01"}, COUNT),
+        ("/shard-plans", {"model": "model-1"}, 1),
     ],
 )
 def test_filters(path: str, parameters: dict[str, str], count: int, api: TestClient) -> None:

@@ -38,6 +38,7 @@ from fleet_server.models import (
     SampleRequestRow,
     SampleUpload,
     SamplingRule,
+    ShardPlan,
     Variant,
     Version,
     WebhookDelivery,
@@ -58,6 +59,11 @@ OPERATIONS = {
     if method in METHODS
 }
 TENSOR = {"name": "x", "dtype": "float32", "shape": [-1, 8]}
+STAGE = {
+    "model": "alpha-model.stage-1-of-1", "version": "1", "device": "alpha-device", "nodes": 1, "compute_s": 1.0,
+    "weight_bytes": 1, "activation_bytes": 1, "memory_limit": 1, "bytes_in": 1, "bytes_out": 1, "transfer_s": 0.0,
+    "speed": 1.0, "rollout": None, "serves": False,
+}  # fmt: skip
 SECRET = b"alpha's weights"
 SAMPLES = hashlib.sha256(SECRET).hexdigest()
 
@@ -197,6 +203,12 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
                 command_id=command.id, sequence=1, at=0.0, level="INFO", source="agent", logger="agent", text="alpha"
             )
         )
+        plan = ShardPlan(
+            **of_fleet, version_id=version_row.id, state="failed", order={}, stages=[STAGE], created_by="alpha-user",
+            proof={"difference": 0.0, "exact": True, "quantized": False, "whole_s": 1.0},
+        )  # fmt: skip
+        session.add(plan)
+        session.flush()
         session.add(GateTrial(**of_fleet, run_id=run.id, device_id="alpha-device"))
         session.add(
             Deployment(
@@ -206,7 +218,7 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
         )  # fmt: skip
         return {
             "device_id": "alpha-device", "name": "alpha-profile", "model": "alpha-model", "version": "1",
-            "variant_id": variant_id, "digest": digest, "run_id": run.id, "rollout_id": rollout.id,
+            "variant_id": variant_id, "digest": digest, "run_id": run.id, "plan_id": plan.id, "rollout_id": rollout.id,
             "user": "alpha-user", "token_id": token_id, "fleet": DEFAULT_FLEET,
             "webhook_id": webhook_id, "delivery_id": letter.id,
             "alert_rule": "alpha-rule", "alert_route": "alpha-route", "alert_id": alert.id, "silence_id": silence.id,
@@ -243,6 +255,10 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
         "create_gate_run": [
             ({"version": "alpha-model@1", "profile": "own"}, 404),
             ({"version": "own@1", "profile": "alpha-profile"}, 404),
+        ],
+        "create_shard_plan": [
+            ({"version": "alpha-model@1", "target": "id==*"}, 404),
+            ({"version": "own@1", "target": "id==alpha-*"}, 422),
         ],
         "create_rollout": [
             ({"version": "alpha-model@1", "target": {"all": True}}, 404),

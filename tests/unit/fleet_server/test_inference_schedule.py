@@ -174,3 +174,24 @@ def test_a_device_that_refuses_is_left_in_peace_for_as_long_as_it_says() -> None
     assert not schedule.send(6.9)
     assert schedule.wake_at() >= 7.0
     assert schedule.send(schedule.wake_at())
+
+
+def test_a_lane_that_is_lost_leaves_its_rows_to_the_one_that_comes() -> None:
+    route = Lane("old", ("d-0", "d-1"), in_flight=4)
+    schedule = Schedule(100, [route], Speeds(), most_rows=10)
+    first, *_ = schedule.send(0.0)
+    assert schedule.take(first.id, 0.1) == (first.first, first.last)
+    assert schedule.send(0.1)
+    schedule.gone("d-1")
+    assert schedule.stuck
+    assert schedule.send(0.2) == []
+    schedule.add(Lane("new", ("d-0", "d-2"), in_flight=4))
+    assert not schedule.stuck
+    now, rows = 0.3, []
+    while not schedule.done:
+        for sending in schedule.send(now):
+            assert sending.lane.id == "new"
+            rows.append(schedule.take(sending.id, now + 0.1))
+        now += 0.2
+    assert sum(last - begin for begin, last in filter(None, rows)) == 100 - (first.last - first.first)
+    assert [(one.lane.id, bool(one.out)) for one in schedule.report()] == [("old", True), ("new", False)]
