@@ -158,8 +158,10 @@ def test_a_bundle_is_all_that_an_offline_device_needs(fleet: LocalFleet) -> None
     # An old stick takes it back to nothing, also after a power cut.
     fleet.kill("off")
     (media / "a.shoal-bundle").write_bytes(first)
+    starts = fleet.log("off").count("device off")
     fleet.start_agent("off")
     wait_until("what it ran", lambda: answers_by_now(fleet, "off") == [0, 1, 2])
+    wait_until("the rest of the agent", lambda: fleet.log("off").count("device off") > starts)
     since = fleet.log("off").rpartition("device off")[2]
     assert "m@1 is" not in since
     assert "is refused" not in since, "an order older than the one that was carried out is not even tried"

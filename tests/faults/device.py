@@ -110,6 +110,9 @@ class FakeWorker:
         self.serving: dict[str, Manifest] = {}
         self.untold: list[Activated] = []  # swaps that the supervisor has not heard of
 
+    def place(self) -> tuple[str, str]:
+        return "127.0.0.1:1", ""  # the server sends it no rows
+
     def start(self) -> None:
         self.generation += 1
         self._put((self.generation, Ready("")))
