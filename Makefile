@@ -75,8 +75,8 @@ check: setup ## lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Most of the time tests wait for processes that they started: twice as many keep the processors busy.
-TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
+# Much of the time tests wait for processes that they started: three of them keep two processors busy.
+TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 .PHONY: test
 test: check ## lint, types, and every test's short form
 	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS)

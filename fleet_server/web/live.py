@@ -23,6 +23,7 @@ LOOK_S = 2.0
 WHO = ("authorization", "x-shoal-fleet")  # of a request: pages share only with those of the same person and fleet
 KEEP_S = 20.0  # after so long without a word, proxies think that nobody is there
 LONGEST_S = 3600.0  # then the browser connects anew, and is asked who it is
+CHANGED = b"event: changed\ndata: \n\n"
 Prints = list[bytes]
 router = APIRouter(include_in_schema=False)
 
@@ -91,7 +92,7 @@ def _phase_s(key: Hashable) -> float:
 async def live(
     request: Request, watch: Annotated[list[str], Query(max_length=8, description="Paths below /api/v1.")]
 ) -> StreamingResponse:
-    """An event `changed` each time that one of some paths says something else."""
+    """An event `changed` at first, and each time that one of some paths says something else."""
     events = _events(request, [path if path.startswith("/") else f"/{path}" for path in watch])
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -106,7 +107,7 @@ async def _events(request: Request, paths: list[str]) -> AsyncIterator[bytes]:
 
     with looks.page(key):
         known = await look()
-        yield b": watching\n\n"
+        yield CHANGED  # what happened between the page and this, or while the browser was away, nobody saw
         said = began = time.monotonic()
         while time.monotonic() - began < LONGEST_S and not await request.is_disconnected():
             await asyncio.sleep(until_next(key, time.monotonic()))
@@ -115,7 +116,7 @@ async def _events(request: Request, paths: list[str]) -> AsyncIterator[bytes]:
             now = await look()
             if now != known:
                 known, said = now, time.monotonic()
-                yield b"event: changed\ndata: \n\n"
+                yield CHANGED
             elif time.monotonic() - said >= KEEP_S:
                 said = time.monotonic()
                 yield b": still here\n\n"

@@ -6,37 +6,20 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from agent.client import Client
+from tests.deep_net import write_deep
 from tests.fleet import LocalFleet, wait_until
 
 WIDTH, LAYERS = 256, 6
 LAYER_MIB = WIDTH * WIDTH * 4 / 2**20
 LENGTH = "Inference-Header-Content-Length"
 DEVICES = ("edge-1", "edge-2", "edge-3")
-
-
-def write_deep(path: Path) -> None:
-    """As many equal layers as are asked for; no weight stands in two."""
-    rng = np.random.default_rng(0)
-    nodes, weights, name = [], [], "x"
-    for number in range(LAYERS):
-        weight = rng.normal(scale=WIDTH**-0.5, size=(WIDTH, WIDTH)).astype(np.float32)
-        weights.append(numpy_helper.from_array(weight, f"w{number}"))
-        nodes.append(helper.make_node("MatMul", [name, f"w{number}"], [f"m{number}"]))
-        name = "y" if number == LAYERS - 1 else f"r{number}"
-        nodes.append(helper.make_node("Tanh", [f"m{number}"], [name]))
-    ends = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["n", WIDTH]) for one in ("x", "y")]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +33,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     # One precision: stages are measured as they were cut.
     fleet.post("/profiles", {"name": "edge", "runtime": "onnx", "precisions": ["fp32"]})
     wait_until("the devices", lambda: len(online(fleet)) == len(DEVICES))
-    write_deep(fleet.folder / "deep.onnx")
+    write_deep(fleet.folder / "deep.onnx", WIDTH, LAYERS)
     np.savez(fleet.folder / "rows.npz", x=np.random.default_rng(1).normal(size=(8, WIDTH)).astype(np.float32))
     fleet.post(
         "/models/deep/versions",

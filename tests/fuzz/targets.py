@@ -74,7 +74,7 @@ from agent.protocol.topics import parse_chunk_topic, parse_device_topic, repair_
 from agent.protocol.version import SPOKEN
 from agent.runtimes.base import Tensors
 from agent.serving.bad_request import BadRequestError
-from agent.serving.connection import Connection
+from agent.serving.connection import Connection, _Elsewhere
 from agent.serving.exchange import Request
 from agent.serving.http import Api
 from agent.serving.models import LoadedModel
@@ -149,11 +149,11 @@ class _Transport:
     """Takes what a connection writes, and notes whether it was closed."""
 
     def __init__(self) -> None:
-        self.written = 0
+        self.written = bytearray()
         self.closed = False
 
     def write(self, data: bytes) -> None:
-        self.written += len(data)
+        self.written += data
 
     def close(self) -> None:
         self.closed = True
@@ -201,14 +201,23 @@ def _arrive(connection: Connection, content: bytes) -> None:
 
 async def _read_and_answered(api: Api, payload: bytes) -> None:
     connection = _Quiet(api)
-    connection.connection_made(_Transport())
+    transport = _Transport()
+    connection.connection_made(transport)
     half = len(payload) // 2
     _arrive(connection, payload[:half])
     _arrive(connection, payload[half:])
     connection.connection_lost(None)
     while (came := connection._waiting.get_nowait()) is not None:
+        if isinstance(came, _Elsewhere):
+            await came.over.wait()
+            if came.request is None:
+                continue
+            came = came.request
         answer = await connection._answer(came) if isinstance(came, Request) else came
         assert answer.status != 500, answer.body
+    while connection._soon:  # noqa: ASYNC110 (nobody tells of that)
+        await asyncio.sleep(0)
+    assert b"HTTP/1.1 500" not in transport.written, bytes(transport.written)
     connection._release(connection._held)
 
 

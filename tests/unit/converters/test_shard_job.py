@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from agent.protocol.manifest import ModelFormat
 from converters.errors import ConversionError
@@ -15,23 +14,9 @@ from converters.job import DataFile, ShardDevice, Sharding, ShardJob, SourceFile
 from converters.pipeline import run
 from converters.sharding.cutter import run_stages
 from converters.sharding.graph import open_session
+from tests.deep_net import write_deep
 
 WIDTH = 64
-
-
-def _net(path: Path, layers: int = 6) -> Path:
-    rng = np.random.default_rng(0)
-    nodes, weights, name = [], [], "x"
-    for number in range(layers):
-        weight = rng.normal(scale=WIDTH**-0.5, size=(WIDTH, WIDTH)).astype(np.float32)
-        weights.append(numpy_helper.from_array(weight, f"w{number}"))
-        nodes.append(helper.make_node("MatMul", [name, f"w{number}"], [f"m{number}"]))
-        name = "y" if number == layers - 1 else f"r{number}"
-        nodes.append(helper.make_node("Tanh", [f"m{number}"], [name]))
-    ends = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["n", WIDTH]) for one in ("x", "y")]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
 
 
 def _job(path: Path, *memory: float, stages: int | None = None, rows: int = 1) -> ShardJob:
@@ -45,7 +30,7 @@ def _silent(_: float, __: str) -> None:
 
 def test_a_net_too_big_for_any_device_is_cut_for_all_of_them(tmp_path: Path) -> None:
     layer = WIDTH * WIDTH * 4
-    path = _net(tmp_path / "net.onnx")
+    path = write_deep(tmp_path / "net.onnx", WIDTH)
     rows = np.random.default_rng(1).normal(size=(20, WIDTH)).astype(np.float32)
     np.savez(tmp_path / "rows.npz", x=rows)
     job = _job(path, layer * 3, layer * 2.5, layer * 2.5)
@@ -72,7 +57,7 @@ def test_a_net_too_big_for_any_device_is_cut_for_all_of_them(tmp_path: Path) -> 
 
 
 def test_bad_orders_are_refused_with_what_is_at_fault(tmp_path: Path) -> None:
-    path = _net(tmp_path / "net.onnx", 2)
+    path = write_deep(tmp_path / "net.onnx", WIDTH, 2)
     with pytest.raises(ConversionError, match="a piece of the net that can't be cut needs") as caught:
         run(_job(path, 100.0, 100.0), tmp_path, _silent)
     assert (caught.value.code, caught.value.field) == ("no_plan", "memory")
