@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 WEIGHT = 0.2  # of the newest measurement
+HOPE = 0.01  # by which a larger batch's rows are taken to be faster, whenever a smaller one was measured that is
 
 
 class BatchTimes:
     """What was measured, by powers of two of the rows.
 
     What was not is reckoned from the next smaller size, as long as that by the row: a batch of a size that was never
-    tried is only made where there is time for it.
+    tried is only made where there is time for it. What was slow once is tried again later.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,10 @@ class BatchTimes:
         size = rows.bit_length()
         before = self._seconds.get(size)
         each = seconds / rows
-        self._seconds[size] = each if before is None else before + WEIGHT * (each - before)
+        known = self._seconds[size] = each if before is None else before + WEIGHT * (each - before)
+        for larger, slow in self._seconds.items():
+            if larger > size and slow > known:
+                self._seconds[larger] = slow + HOPE * (known - slow)
 
     def seconds(self, rows: int) -> float | None:
         """How long a batch will take; None where nothing was measured yet."""
