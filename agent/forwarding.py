@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from agent.client.connection import Connection
+from agent.client.http1 import Reply
 from agent.protocol.limits import LIMITS
 from agent.protocol.parts import Hop, InferPart, PartAnswer
 
@@ -53,6 +54,19 @@ def next_request(body: bytes, header_length: int) -> tuple[bytes, int]:
     asked = {"parameters": {"binary_data_output": True}, "inputs": outputs}
     made = msgspec.json.encode(asked)
     return made + body[header_length:], len(made)
+
+
+def infer_path(model: str, version: str | None) -> str:
+    """Where the local API is asked to infer."""
+    of = "" if version is None else f"/versions/{quote(version, safe='')}"
+    return f"/v2/models/{quote(model, safe='')}{of}/infer"
+
+
+def header_length_of(reply: Reply) -> int:
+    """The length of an answer's JSON; all of it where it does not say."""
+    said = reply.headers.get(HEADER_LENGTH.lower(), "")
+    whole = len(reply.body)
+    return min(int(said), whole) if said.isascii() and said.isdigit() and len(said) < 10 else whole
 
 
 class Forwarder:
@@ -122,15 +136,11 @@ class Forwarder:
         if hop.address not in connections and len(connections) >= LIMITS.hops:
             connections.pop(next(iter(connections))).close()
         connection = connections.setdefault(hop.address, Connection(hop.address, ""))
-        version = "" if hop.version is None else f"/versions/{quote(hop.version, safe='')}"
-        path = f"/v2/models/{quote(hop.model, safe='')}{version}/infer"
         body, length = next_request(answer.body, answer.header_length)
         headers = {"Content-Type": BINARY, HEADER_LENGTH: str(length)}
-        reply = connection.ask("POST", path, body, headers, until - time.monotonic())
+        reply = connection.ask("POST", infer_path(hop.model, hop.version), body, headers, until - time.monotonic())
         if reply.status != 200:
             raise ValueError(reply.said[: LIMITS.detail_chars])
         if len(reply.body) > LIMITS.part_bytes:
             raise ValueError(f"its answer has {len(reply.body)} bytes, a message holds {LIMITS.part_bytes}")
-        said = reply.headers.get(HEADER_LENGTH.lower(), "")
-        length = int(said) if said.isascii() and said.isdigit() and len(said) < 10 else len(reply.body)
-        return bytes(reply.body), min(length, len(reply.body))
+        return bytes(reply.body), header_length_of(reply)

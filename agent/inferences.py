@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from agent.addresses import check_place
 from agent.client.connection import Connection, CutOffError
 from agent.client.http1 import Reply
 from agent.errors import ConfigError
-from agent.forwarding import Forwarder, is_of_lan
+from agent.forwarding import BINARY, HEADER_LENGTH, Forwarder, header_length_of, infer_path, is_of_lan
 from agent.protocol.limits import LIMITS
 from agent.protocol.parts import InferPart, PartAnswer
 from agent.tables import Table
@@ -29,8 +28,6 @@ AT_ONCE = 2  # parts that the worker is asked together: while one is sent back, 
 WAITING = 16
 WAITING_BYTES = 16 << 20
 BUSY_S = 0.2  # after which the server may ask again
-BINARY = "application/octet-stream"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 Say = Callable[[PartAnswer], None]
 
@@ -141,11 +138,9 @@ class Inferences:
         if left <= 0:
             self._refuse(part, 504, "its time was over before its turn came")
             return
-        version = "" if part.version is None else f"/versions/{quote(part.version, safe='')}"
-        path = f"/v2/models/{quote(part.model, safe='')}{version}/infer"
         headers = {"Content-Type": BINARY, HEADER_LENGTH: str(part.header_length)}
         try:
-            reply = connection.ask("POST", path, part.body, headers, left)
+            reply = connection.ask("POST", infer_path(part.model, part.version), part.body, headers, left)
         except TimeoutError:
             self._refuse(part, 504, "the model did not answer in time")
             return
@@ -166,13 +161,12 @@ class Inferences:
         elif len(body) > LIMITS.part_bytes:
             status, error, body = 413, f"the answer has {len(body)} bytes, a message holds {LIMITS.part_bytes}", b""
         else:
-            said = reply.headers.get(HEADER_LENGTH.lower(), "")
-            length = int(said) if said.isascii() and said.isdigit() and len(said) < 10 else len(body)
+            length = header_length_of(reply)
         return PartAnswer(
             part.part_id,
             part.attempt,
             status,
-            header_length=min(length, len(body)),
+            header_length=length,
             body=body,
             error=error,
             retry_after_s=reply.again_after_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from fleet_server.devices.selection import condition, read_query
@@ -35,16 +35,7 @@ def serving(session: Session, fleet_id: str, model: str, target: str | None, *, 
     serve = select(DeviceAttribute.device_id).where(
         DeviceAttribute.fleet_id == fleet_id, DeviceAttribute.name == "model", DeviceAttribute.text == model
     )
-    locked = select(DeviceIdentity.device_id).where(DeviceIdentity.revoked_at.is_not(None))
-    query = select(Device).where(
-        Device.fleet_id == fleet_id,
-        Device.online,
-        Device.forgotten_at.is_(None),
-        Device.id.in_(serve),
-        Device.id.not_in(locked),
-    )
-    if target is not None:
-        query = query.where(condition(read_query(target, "target"), fleet_id))
+    query = _reachable(fleet_id, target).where(Device.id.in_(serve))
     return session.scalars(query.order_by(Device.id).limit(most)).all()
 
 
@@ -64,14 +55,14 @@ def shard_plan(session: Session, fleet_id: str, model: str, version: str | None)
 
 def online(session: Session, fleet_id: str, ids: Sequence[str], target: str | None) -> dict[str, Device]:
     """Of these devices those that are online, not locked out, and that a query holds for, by id."""
+    query = _reachable(fleet_id, target).where(Device.id.in_(ids))
+    return {device.id: device for device in session.scalars(query)}
+
+
+def _reachable(fleet_id: str, target: str | None) -> Select[Device]:
+    """Devices that are online and not locked out, and that a query holds for."""
     locked = select(DeviceIdentity.device_id).where(DeviceIdentity.revoked_at.is_not(None))
     query = select(Device).where(
-        Device.fleet_id == fleet_id,
-        Device.online,
-        Device.forgotten_at.is_(None),
-        Device.id.in_(ids),
-        Device.id.not_in(locked),
+        Device.fleet_id == fleet_id, Device.online, Device.forgotten_at.is_(None), Device.id.not_in(locked)
     )
-    if target is not None:
-        query = query.where(condition(read_query(target, "target"), fleet_id))
-    return {device.id: device for device in session.scalars(query)}
+    return query if target is None else query.where(condition(read_query(target, "target"), fleet_id))
