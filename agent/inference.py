@@ -436,9 +436,12 @@ class Inference:
         self._beside.pop(deployment_id, None)
 
     def unload(self, model: str, digest: str) -> None:
-        """Let the worker forget an artifact."""
+        """Let the worker forget an artifact; if it says later that this was swapped in, that is over already."""
         self._worker.send(Unload(model, digest))
         self._stand_ins.unloaded(model, digest)
+        going = [key for key, one in self._activations.items() if (one.model, one.digest) == (model, digest)]
+        for key in going:
+            del self._activations[key]
         serving = self._serving.get(model)
         swapping = any(one.model == model for one in self._activations.values())
         if serving is not None and serving.digest == digest and not swapping:
