@@ -65,8 +65,9 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 deb: setup ## Debian packages of agent and server, into dist/ (ARCH=amd64 or arm64)
 	@$(BIN)/python -m deploy.debian.build $(if $(ARCH),--arch $(ARCH))
 
-test-deb: deb ## install them in a fresh Debian 12 chroot, and have a fleet of one there (root; debootstrap)
+test-deb: deb ## a fleet of one in a fresh Debian 12: in a chroot, then booted by systemd-nspawn (root; debootstrap)
 	@deploy/chroot-check dist
+	@deploy/boot-check dist
 
 release: setup sbom ## wheel, sdist, both Debian packages, SBOM, changes and checksums, into dist/: the same to the byte each time
 	@$(BIN)/python -m deploy.release.release
@@ -74,6 +75,15 @@ release: setup sbom ## wheel, sdist, both Debian packages, SBOM, changes and che
 EXTRAS :=
 test-wheel: setup ## install the wheel with each extra alone, in environments of their own (EXTRAS="cpu cli" for some; 8 GB)
 	@$(BIN)/python -m deploy.release.extras $(EXTRAS)
+
+LINT := .venv-lint
+$(LINT)/.installed: deploy/dev/setup-lint.sh
+	@deploy/dev/setup-lint.sh "$(PYTHON)" "$(LINT)"
+	@touch $@
+
+.PHONY: lint-deploy
+lint-deploy: $(LINT)/.installed ## hadolint on the images; the chart rendered by Helm, against Kubernetes' schemas
+	@$(LINT)/bin/python deploy/dev/lint_deploy.py
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)

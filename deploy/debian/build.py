@@ -29,6 +29,7 @@ UNITS = ROOT / "deploy" / "systemd"
 PYTHON = (3, 11)  # Debian 12's
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 GLIBC_MINORS = range(36, 4, -1)  # Debian 12 has 2.36; wheels for older ones run there
+LEVEL = 15  # of zstd: xz takes ten times as long for a tenth less
 MAINTAINER = "The Shoal authors <shoal@localhost>"
 
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="deploy.debian.build", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *PACKAGES], help="which; all when absent")
     parser.add_argument("--arch", choices=MACHINES, default=_own_architecture())
+    parser.add_argument("--level", type=int, default=LEVEL, metavar="N", help="of compression, 1 (fast) to 22 (small)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     options = parser.parse_args()
     os.umask(0o022)
@@ -84,11 +86,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         wheel = build_wheel(Path(name))
         for package in options.names or PACKAGES:
-            path = build(PACKAGES[package], wheel, options.arch, options.out)
+            path = build(PACKAGES[package], wheel, options.arch, options.out, level=options.level)
             print(f"{path}  {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
-def build(package: Package, wheel: Path, arch: str, out: Path) -> Path:
+def build(package: Package, wheel: Path, arch: str, out: Path, *, level: int = LEVEL) -> Path:
     """Build one of them; the same bytes for the same sources, lock and architecture.
 
     Raises:
@@ -103,7 +105,16 @@ def build(package: Package, wheel: Path, arch: str, out: Path) -> Path:
         _control(root, package, arch)
         path = out / f"{package.name}_{debian_version()}_{arch}.deb"
         subprocess.run(
-            ["dpkg-deb", "--root-owner-group", "-Zzstd", "-z15", "--threads-max=1", "--build", str(root), str(path)],
+            [
+                "dpkg-deb",
+                "--root-owner-group",
+                "-Zzstd",
+                f"-z{level}",
+                "--threads-max=1",
+                "--build",
+                str(root),
+                str(path),
+            ],
             env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch())},
             umask=0o022,
             check=True,

@@ -1,8 +1,8 @@
-"""A fleet of one from the installed packages, without systemd: run by deploy/chroot-check within the chroot, as root.
+"""A fleet of one from the installed packages: in a chroot (deploy/chroot-check) or a system that booted (boot-check).
 
-It starts what the units start, as they say: ExecStart by the unit's user, with its folders, environment and umask,
-where its conditions hold; it waits for READY=1 and watches the signs of life as systemd would. What is done then is
-what people would do: list the device, push a model, roll it out, ask it.
+It runs there, as root. Without systemd it starts what the units start, as they say: ExecStart by the unit's user, with
+its folders, environment and umask, where its conditions hold; it waits for READY=1 and watches the signs of life as
+systemd would. What is done then is what people would do: list the device, push a model, roll it out, ask it.
 
 Standard library only: it runs by Debian's own interpreter.
 """
@@ -298,15 +298,20 @@ def first(fleet: Fleet) -> None:
     fleet.start(expect_enrolment=True)
     (device,) = shoal("device", "list")
     print(f"  device {device['id']} enrolled by itself and is online")
+    first_model()
+    time.sleep(DEADLINE_S)
+    fleet.alive()
+    fleet.stop()
+
+
+def first_model() -> None:
+    """A profile of this machine, and the first version."""
     precisions = ["--precision", "int8", "--precision", "fp32"]
     shoal("profile", "create", "here", "--runtime", "onnx", "--match", f"arch={os.uname().machine}", *precisions)
     serve(1, factor=1.0)
     for row in shoal("variant", "list"):
         print(f"  {row['version']} for {row['profile']}: {row['state']}")
     print("  a model was pushed, converted, rolled out and answers")
-    time.sleep(DEADLINE_S)
-    fleet.alive()
-    fleet.stop()
 
 
 def again(fleet: Fleet) -> None:
@@ -334,13 +339,83 @@ def upgraded(fleet: Fleet) -> None:
     fleet.stop()
 
 
+def shown(unit: str, key: str) -> str:
+    """A property of a unit, as systemd has it."""
+    command = ["systemctl", "show", "--property", key, "--value", f"{unit}.service"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def running() -> None:
+    """Both services are up, the device is online, and no token was left."""
+    for unit in ("shoal-server", "shoal-agent"):
+        wait_until(f"{unit} to be active", lambda unit=unit: shown(unit, "ActiveState") == "active", 60)
+        check(shown(unit, "User") == unit, f"{unit} runs as {shown(unit, 'User')}")
+    wait_until("the device to be online", lambda: [one for one in shoal("device", "list") if one["online"]], 90)
+    check(Path("/var/lib/shoal-agent/identity/identity.json").exists(), "the device has no identity")
+    check(not any(path.exists() for path in TOKENS), "an enrolment token was left behind")
+
+
+def booted() -> None:
+    """After `apt install` in a system that runs."""
+    running()
+    print("  both services run, the device enrolled by itself and is online")
+    first_model()
+    hangs("shoal-agent")
+    wait_until("version 1 to answer after its agent hung", lambda: answers(1.0), 90)
+    hangs("shoal-server")
+    running()
+
+
+def hangs(unit: str) -> None:
+    """Stop a daemon in its tracks; its watchdog, made shorter here, has systemd start it again."""
+    folder = Path("/run/systemd/system", f"{unit}.service.d")
+    folder.mkdir(parents=True)
+    (folder / "check.conf").write_text(f"[Service]\nWatchdogSec={DEADLINE_S:.0f}\n")
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    subprocess.run(["systemctl", "restart", unit], check=True)
+    time.sleep(1.5 * DEADLINE_S)
+    before, main = int(shown(unit, "NRestarts")), int(shown(unit, "MainPID"))
+    check(before == 0, f"{unit} did not say in time that it lives: it was started again {before} times")
+    os.kill(main, signal.SIGSTOP)
+    wait_until(f"systemd to start {unit} again", lambda: int(shown(unit, "NRestarts")) > before, 120)
+    wait_until(f"{unit} to be active", lambda: shown(unit, "ActiveState") == "active", 60)
+    check(int(shown(unit, "MainPID")) != main, f"{unit} is the process that hung")
+    print(f"  {unit} hung, and was started again by its watchdog")
+    shutil.rmtree(folder)
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def rebooted() -> None:
+    """After the machine was switched off and on."""
+    running()
+    wait_until("version 1 to answer after the boot", lambda: answers(1.0), 60)
+    print("  both services came up with the machine; it answers and is online")
+    WORK.joinpath("pids").write_text(" ".join(shown(unit, "MainPID") for unit in ("shoal-server", "shoal-agent")))
+
+
+def restarted() -> None:
+    """After newer packages were installed."""
+    running()
+    wait_until("version 1 to answer after the upgrade", lambda: answers(1.0), 60)
+    before = WORK.joinpath("pids").read_text().split()
+    now = [shown(unit, "MainPID") for unit in ("shoal-server", "shoal-agent")]
+    check(not set(before) & set(now), "the upgrade did not start the services again")
+    print("  upgraded: both were started again; it answers and is online")
+
+
 def main() -> None:
-    """Do what is named, in a network of its own."""
+    """Do what is named."""
     WORK.mkdir(exist_ok=True)
     WORK.chmod(0o755)
     Path("/root").chmod(0o711)
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    {"first": first, "again": again, "upgraded": upgraded}[sys.argv[1]](Fleet())
+    {
+        "first": lambda: first(Fleet()),
+        "again": lambda: again(Fleet()),
+        "upgraded": lambda: upgraded(Fleet()),
+        "booted": booted,
+        "rebooted": rebooted,
+        "restarted": restarted,
+    }[sys.argv[1]]()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ RUN apt-get update \
     && useradd --system --uid 8470 --gid 8470 --home-dir /var/lib/shoal-agent --shell /usr/sbin/nologin --groups video shoal-agent \
     && install -d -m 0700 -o shoal-agent -g shoal-agent /var/lib/shoal-agent
 COPY constraints.txt /tmp/constraints.txt
-# hadolint ignore=DL3013
+# hadolint ignore=DL3003,DL3013
 RUN --mount=type=bind,source=dist,target=/dist \
     python3 -m venv /opt/shoal-agent \
     && wheel=$(ls /dist/shoal-*-py3-none-any.whl) \
