@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,23 +20,24 @@ from deploy.release.sources import ROOT
 
 HEAVY = ("torch", "fastapi", "sqlalchemy", "pydantic", "onnx", "typer", "httpx")
 LIGHT = f"import sys; from importlib.util import find_spec; sys.exit([n for n in {HEAVY} if find_spec(n)] or 0)"
-AGENT = "import agent.supervisor, agent.serving.worker; from agent.config import Config"
+AGENT = "import agent.supervisor"
+RUNTIME = f"{AGENT}, agent.serving.worker"  # numpy comes with one
 CONVERT = "import onnx, psutil, converters.pipeline; import onnxruntime.quantization.matmul_nbits_quantizer"
 LIGHTER = "from importlib.util import find_spec; assert not find_spec('torch')"
 # What is run in the environment of each extra, by `python -c`; "" is the wheel without any.
 DOES = {
     "": f"{AGENT}; {LIGHT}",
-    "cpu": f"{AGENT}; import onnxruntime, agent.runtimes.onnx; {LIGHT}",
-    "gpu": f"{AGENT}; import onnxruntime, agent.runtimes.onnx; {LIGHT}",
-    "tflite": f"{AGENT}; import ai_edge_litert.interpreter, agent.runtimes.litert; {LIGHT}",
-    "torch": f"{AGENT}; import torch, agent.runtimes.torch_export",
+    "cpu": f"{RUNTIME}; import onnxruntime, agent.runtimes.onnx; {LIGHT}",
+    "gpu": f"{RUNTIME}; import onnxruntime, agent.runtimes.onnx; {LIGHT}",
+    "tflite": f"{RUNTIME}; import ai_edge_litert.interpreter, agent.runtimes.litert; {LIGHT}",
+    "torch": f"{RUNTIME}; import torch, agent.runtimes.torch_export",
     "cli": "import fleet_server.cli.main",
     "cli-top": "import fleet_server.cli.main, textual, fleet_server.cli.top_app",
     "server": "import fleet_server.app, fleet_server.cli.server_main",
     "pkcs11": f"{AGENT}; import pkcs11, agent.pkcs11_key",
     "lan": f"{AGENT}; import zeroconf, agent.peers.mdns",
-    "images": f"{AGENT}; import PIL, agent.processing.decode",
-    "grpc": f"{AGENT}; import grpc, agent.serving.rpc.server",
+    "images": f"{AGENT}; import PIL.Image",
+    "grpc": f"{AGENT}; import grpc, google.protobuf, agent.serving.rpc.schema",
     "convert-onnx": f"{CONVERT}; import onnxruntime.transformers.optimizer; {LIGHTER}",
     "convert": f"{CONVERT}; import torch, torch_pruning, onnxscript, converters.training.compress",
     "convert-tflite": f"{CONVERT}; import litert_torch, ai_edge_quantizer",
@@ -74,16 +76,19 @@ def _try(extra: str, wheel: Path) -> str:
         venv.create(folder, with_pip=True)
         python = str(folder / "bin" / "python")
         wanted = f"shoal[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         for command in (
-            [*pip, "install", "--constraint", str(ROOT / "constraints.txt"), wanted],
+            [*pip, "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), wanted],
             [*pip, "check"],
             [python, "-c", DOES[extra]],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False, env=environment)
             if done.returncode:
                 return f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-        listed = subprocess.run([*pip, "list", "--format", "json"], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            [*pip, "list", "--format", "json"], capture_output=True, text=True, check=True, env=environment
+        )
         count = len([one for one in json.loads(listed.stdout) if one["name"] not in {"pip", "setuptools"}])
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
         print(f"{extra or '(none)':<15} {count:>4} packages {size / 1e6:>7.0f} MB", flush=True)
