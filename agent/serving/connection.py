@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import httptools
@@ -20,6 +20,7 @@ from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.encodings import EncodingError, chosen, compress, expand
 from agent.serving.exchange import BODY_LIMIT, REASONS, Answer, Request, error_answer
+from agent.serving.same_head import SameHead, same_head
 
 log = logging.getLogger(__name__)
 URL_LIMIT = 8 << 10
@@ -90,10 +91,13 @@ class Connection(asyncio.BufferedProtocol):
         self._body = bytearray()
         self._straight: memoryview | None = None  # where a large body goes
         self._arrived = 0  # bytes of that
+        self._same: SameHead | None = None  # how the last request began
+        self._unparsed = False  # the request that comes began so, and the parser knows nothing of it
         self._waiting: asyncio.Queue[Request | Answer | _Elsewhere | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._local = False
         self._refused: Answer | None = None
+        self._begun = 0  # requests
         self._begun_at: float | None = None  # the request that is not whole yet
         self._alone = False  # no other client has asked lately
         self._soon = False  # one is answered elsewhere
@@ -155,13 +159,35 @@ class Connection(asyncio.BufferedProtocol):
                 self._arrived += nbytes
                 self._straighten()
             return
-        self._feed(self._application.clients.inbox[:nbytes])
+        clients, fresh = self._application.clients, self._begun_at is None
+        if fresh and self._same is not None and self._same.begins(clients.came, nbytes):
+            self._begin_same(self._same, clients.inbox[:nbytes])
+        else:
+            before = self._begun
+            self._feed(clients.inbox[:nbytes])
+            if fresh and self._begun == before + 1:
+                self._same = same_head(clients.came, nbytes, self._request)
         if self._in_head:
             self._head_bytes += nbytes
             if self._head_bytes > HEAD_LIMIT and self._refused is None:
                 self._refuse(431, f"the line and all headers may have {HEAD_LIMIT} bytes")
         if self._begun_at is not None and self._timer is None and self._refused is None:
             self._timer = asyncio.get_running_loop().call_later(ARRIVE_S, self._overdue)
+
+    def _begin_same(self, same: SameHead, came: memoryview) -> None:
+        """A request begins as the last one did: what follows on its head is its body."""
+        self._begin(same.request(local=self._local))
+        self._in_head = False
+        body = came[len(same.content) :]
+        if len(body) == same.length:
+            if self._hold(same.length):
+                self._whole(bytearray(body))
+            return
+        self._unparsed = True
+        self._straight, self._arrived = self._room(self._request, same.length), 0
+        if self._hold(len(body)):
+            self._straight[: len(body)] = body
+            self._arrived = len(body)
 
     def _feed(self, data: memoryview) -> None:
         try:
@@ -175,13 +201,19 @@ class Connection(asyncio.BufferedProtocol):
     def _straighten(self) -> None:
         """Where a large body is whole, its request is."""
         if self._straight is not None and self._arrived == len(self._straight):
-            self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
+            if not self._unparsed:
+                self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
+            self._unparsed = False
             self._whole(self._straight)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._request, self._body, self._straight = Request(local=self._local), bytearray(), None
+        self._begin(Request(local=self._local))
+
+    def _begin(self, request: Request) -> None:
+        self._request, self._body, self._straight = request, bytearray(), None
         self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
+        self._begun += 1
         self._begun_at = asyncio.get_running_loop().time()
         self._alone = self._application.clients.company.is_alone(self, self._begun_at)
         self._application.clients.busy(self)
@@ -213,9 +245,13 @@ class Connection(asyncio.BufferedProtocol):
         self._request.method = self._parser.get_method().decode()
         self._request.keep_alive = self._parser.should_keep_alive()
         if int(length) >= STRAIGHT_FROM and "transfer-encoding" not in self._request.headers:
-            head = self._request.headers.get("inference-header-content-length", "")
-            skipped = int(head) if head.isascii() and head.isdigit() and len(head) < 9 else 0
-            self._straight, self._arrived = self._application.buffers.take(int(length), skipped), 0
+            self._straight, self._arrived = self._room(self._request, int(length)), 0
+
+    def _room(self, request: Request, length: int) -> memoryview:
+        """Where a request's body goes, so that its binary tensors lie aligned."""
+        head = request.headers.get("inference-header-content-length", "")
+        skipped = int(head) if head.isascii() and head.isdigit() and len(head) < 9 else 0
+        return self._application.buffers.take(length, skipped)
 
     def on_body(self, body: bytes) -> None:
         """A part of its body."""
@@ -421,10 +457,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _write(self, answer: Answer, *, keep_alive: bool) -> None:
-        lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, '')}", f"Content-Length: {len(answer.body)}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
-        self._send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + answer.body)
+        head = _reply_head(answer.status, len(answer.body), tuple(answer.headers.items()), keep_alive)
+        self._send(head + answer.body)
 
     def _send(self, content: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -433,6 +467,15 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+@lru_cache(maxsize=64)
+def _reply_head(status: int, length: int, headers: tuple[tuple[str, str], ...], keep_alive: bool) -> bytes:  # noqa: FBT001
+    """What comes before an answer's body; most answers of a model have the same."""
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, '')}", f"Content-Length: {length}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 def _is_local(transport: asyncio.Transport) -> bool:
