@@ -70,8 +70,7 @@ class Wanted:
     span: Span | None = None
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """A decoded request: arrays by input name, and which outputs are wanted, and how.
 
     Attributes:
