@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.serving import connection
+from agent.serving import incoming
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.connection import Connection
@@ -103,7 +103,7 @@ def asked(pieces: list[bytes], *, remembers: bool) -> tuple[list[Heard], bytes, 
 
     begins = SameHead.begins
     with (
-        mock.patch.object(connection, "same_head", same_head if remembers else lambda *_: None),
+        mock.patch.object(incoming, "same_head", same_head if remembers else lambda *_: None),
         mock.patch.object(SameHead, "begins", begun),
     ):
         return *asyncio.run(run()), again
