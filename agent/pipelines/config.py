@@ -21,6 +21,10 @@ MOST_PIPELINES = 16
 MOST_SINKS = 8
 LONGEST_S = 86_400.0
 OUTBOX_MB = 64.0
+RETRY_S = 1.0
+REPORT_AFTER_S = 2.0
+AWAY_S = 10.0
+LONGEST_RETRY_S = 60.0
 MOST_MB = 1 << 20
 MOST_LABELS = 1000
 LONGEST_URL = 2000
@@ -73,11 +77,13 @@ class MqttSource(msgspec.Struct, frozen=True, tag="mqtt"):
         url: `mqtt://[user:password@]host:port` or `mqtts://…`.
         topic: filter of what is taken.
         ca_file: certificates that the broker's is checked against; empty for the system's.
+        away_s: seconds without a connection, of fewer nothing is said.
     """
 
     url: str
     topic: str
     ca_file: str = ""
+    away_s: float = AWAY_S
 
 
 class WavSource(msgspec.Struct, frozen=True, tag="wav"):
@@ -146,12 +152,14 @@ class MqttSink(msgspec.Struct, frozen=True, tag="mqtt"):
         url: of the broker.
         topic: to publish on.
         ca_file: as a source's.
+        away_s: seconds without a connection or an acknowledgement, after which it has failed.
     """
 
     name: str
     url: str
     topic: str
     ca_file: str = ""
+    away_s: float = AWAY_S
 
 
 Source = FolderSource | VideoSource | MqttSource | WavSource
@@ -183,6 +191,8 @@ class PipelineConfig(msgspec.Struct, frozen=True):
         every_s: at most one item in so many seconds; 0 for all.
         only: which answers are published.
         outbox_mb: MiB of results that may wait for their sinks.
+        retry_s: seconds until a sink that took nothing is asked again; each time twice as many, up to a minute.
+        report_after_s: seconds that something goes wrong before it is a problem of the device.
     """
 
     name: str
@@ -192,6 +202,8 @@ class PipelineConfig(msgspec.Struct, frozen=True):
     every_s: float = 0.0
     only: Only = Only()
     outbox_mb: float = OUTBOX_MB
+    retry_s: float = RETRY_S
+    report_after_s: float = REPORT_AFTER_S
 
 
 def read_pipelines(values: Any) -> tuple[PipelineConfig, ...]:
@@ -234,6 +246,8 @@ def _pipeline(number: int, values: Any) -> PipelineConfig:
         every_s=table.amount("every_s", 0.0, LONGEST_S),
         only=_only(Table(f"{table.name}.only", table.take("only", {}))),
         outbox_mb=table.number("outbox_mb", OUTBOX_MB, MOST_MB),
+        retry_s=table.number("retry_s", RETRY_S, LONGEST_RETRY_S),
+        report_after_s=table.amount("report_after_s", REPORT_AFTER_S, LONGEST_S),
     )
     table.refuse_rest()
     if found.every_s and isinstance(source, WavSource):
@@ -294,7 +308,7 @@ def _mqtt_source(table: Table) -> MqttSource:
     hashes = "#" in topic and (topic.count("#") > 1 or parts[-1] != "#")
     if not _is_topic(topic) or hashes or any("+" in part and part != "+" for part in parts):
         raise ConfigError(f"{table.name}.topic: {topic[:200]!r} is no topic filter, such as cameras/+/jpeg")
-    return MqttSource(_broker(table), topic, _file(table, "ca_file"))
+    return MqttSource(_broker(table), topic, _file(table, "ca_file"), table.amount("away_s", AWAY_S, LONGEST_S))
 
 
 def _wav(table: Table) -> WavSource:
@@ -362,7 +376,8 @@ def _mqtt_sink(table: Table, name: str) -> MqttSink:
     topic = table.text("topic", "")
     if not _is_topic(topic) or any(sign in topic for sign in "+#") or topic.startswith("$"):
         raise ConfigError(f"{table.name}.topic: {topic[:200]!r} is no topic, such as plant7/door/people")
-    return MqttSink(name, _broker(table), topic, _file(table, "ca_file"))
+    away_s = table.number("away_s", AWAY_S, LONGEST_RETRY_S)
+    return MqttSink(name, _broker(table), topic, _file(table, "ca_file"), away_s)
 
 
 def _only(table: Table) -> Only:
