@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Package:
     Attributes:
         name: of the package, and of its folder in /opt and in deploy/debian.
         lock: whose packages go into it.
-        commands: console scripts, by `module:function`; they are in /usr/bin too.
+        commands: console scripts of pyproject.toml that it has, in /usr/bin too.
         units: systemd's files.
         leave_out: packages of our wheel that it has no use for.
         examples: drop-ins that are documentation.
@@ -48,7 +49,7 @@ class Package:
 
     name: str
     lock: str
-    commands: dict[str, str]
+    commands: tuple[str, ...]
     units: tuple[str, ...]
     leave_out: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ PACKAGES = {
     "shoal-agent": Package(
         "shoal-agent",
         "agent",
-        {"shoal-agent": "agent.main:main"},
+        ("shoal-agent",),
         ("shoal-agent.service", "shoal-agent-enroll.service"),
         leave_out=("fleet_server", "converters"),
         examples=tuple(sorted(path.name for path in (UNITS / "drop-ins").glob("*.conf"))),
@@ -66,7 +67,7 @@ PACKAGES = {
     "shoal-server": Package(
         "shoal-server",
         "server-convert",
-        {"shoal": "fleet_server.cli.main:main", "shoal-server": "fleet_server.cli.server_main:main"},
+        ("shoal", "shoal-server"),
         ("shoal-server.service", "shoal-local-token.service"),
     ),
 }
@@ -149,8 +150,9 @@ def _environment(root: Path, package: Package, wheel: Path, arch: str) -> None:
         packed.extractall(site)
     for name in package.leave_out:
         shutil.rmtree(site / name)
-    for name, function in package.commands.items():
-        module, _, called = function.partition(":")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    for name in package.commands:
+        module, _, called = scripts[name].partition(":")
         script = prefix / "bin" / name
         script.write_text(
             f"#!/opt/{package.name}/bin/python\nimport sys\n\nfrom {module} import {called}\n\nsys.exit({called}())\n"
