@@ -52,6 +52,7 @@ def start_worker(
     python: Path | None = None,
     folder: Path | None = None,
     grpc: Sequence[str] = (),
+    for_peers: str = "",
 ) -> ServingWorker:
     """Start one on a port of its own; its streams end when the channel is closed, and so does it.
 
@@ -61,9 +62,11 @@ def start_worker(
         python: interpreter; None for this one.
         folder: that it works in; None for this one.
         grpc: addresses to serve gRPC at.
+        for_peers: `host:port` where peers of the LAN may connect; empty for nowhere.
     """
     ours, theirs = socket.socketpair()
-    listeners = Listeners("127.0.0.1:0", unix_socket).open()
+    peers = Listeners(for_peers, "").open() if for_peers else []
+    listeners = Listeners("127.0.0.1:0", unix_socket).open() + peers
     command = [str(python or sys.executable), "-c", WORKER, "--fd", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
@@ -71,7 +74,7 @@ def start_worker(
         env={**MEMORY_SETTINGS, **QUIET_SETTINGS, **os.environ, **(environment or {})},
         cwd=folder,
     )
-    lend(ours, Lend(tuple(grpc)), listeners)
+    lend(ours, Lend(tuple(grpc), for_peers=len(peers)), listeners)
     for one in (theirs, *listeners):
         one.close()
     channel = FrameChannel(ours, FromWorker)
@@ -94,9 +97,11 @@ def running_worker(unix_socket: Path | None = None) -> Iterator[tuple[FrameChann
         assert started.process.wait(20) == 0
 
 
-def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True) -> Loaded:
+def serve(
+    channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True, deployment: str = "deployment"
+) -> Loaded:
     """Load an artifact and let it answer; what the worker said to the load."""
-    channel.send(Load(1, "deployment", manifest, str(path)))
+    channel.send(Load(1, deployment, manifest, str(path)))
     loaded = channel.receive()
     assert isinstance(loaded, Loaded)
     assert loaded.code is None, loaded.detail
