@@ -42,14 +42,17 @@ class Device:
         lan: of the test.
         name: its id.
         trust: how it is known; None for plain HTTP.
+        grpc: whether its local API is served by gRPC too.
     """
 
-    def __init__(self, lan: Lan, name: str, trust: PeerTrust | None) -> None:
+    def __init__(self, lan: Lan, name: str, trust: PeerTrust | None, *, grpc: bool = False) -> None:
         self.place = f"127.0.0.1:{free_port()}"
         self.trust = trust
         self._folder = lan.folder
         self._name = name
-        self.worker: ServingWorker = start_worker(environment=lan.environment, for_peers=self.place)
+        self.worker: ServingWorker = start_worker(
+            environment=lan.environment, for_peers=self.place, grpc=("127.0.0.1:0",) if grpc else ()
+        )
 
     def serve(self, milliseconds: float = 50.0, model: str = "slow", **fields: Any) -> Manifest:
         """Let it answer for a model."""
@@ -152,9 +155,10 @@ class Lan:
         self.ca = FleetCa.open(folder / "ca", "f")
         self._devices = ExitStack()
 
-    def device(self, name: str) -> Device:
+    def device(self, name: str, *, grpc: bool = False) -> Device:
         """One more."""
-        return self._kept(Device(self, name, Credentials(enrolled(self.folder, self.ca, name)).for_worker()))
+        trust = Credentials(enrolled(self.folder, self.ca, name)).for_worker()
+        return self._kept(Device(self, name, trust, grpc=grpc))
 
     def devices(self, *names: str) -> list[Device]:
         """Several, that start together."""

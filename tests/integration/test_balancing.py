@@ -260,6 +260,20 @@ def test_a_request_that_names_shared_memory_stays(three: Three) -> None:
         region.unlink()
 
 
+def test_calls_by_grpc_are_forwarded_too(lan: Lan, three: Three) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    _, two, _ = three
+    calls = lan.device("calls", grpc=True)
+    calls.serve()
+    calls.told(two)
+    assert calls.worker.grpc is not None
+    with calls.held(), triton.InferenceServerClient(calls.worker.grpc.address) as client:
+        tensor = triton.InferInput("x", [1, 3], "FP32")
+        tensor.set_data_from_numpy(row_of(7))
+        assert client.infer("slow", [tensor]).as_numpy("y").tolist() == [[14.0, 14.0, 14.0]]
+        assert calls.metrics()["forwarded_requests_total"] == 1
+
+
 def test_an_agent_asks_those_that_its_desired_state_lists(
     lan: Lan, three: Three, monkeypatch: pytest.MonkeyPatch
 ) -> None:

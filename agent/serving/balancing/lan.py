@@ -12,7 +12,7 @@ import ssl
 from agent.serving.balancing.answering import PeerApi
 from agent.serving.balancing.forwarding import Forwarding, Rules
 from agent.serving.balancing.links import PeerTls
-from agent.serving.balancing.listening import CONNECTIONS, Guests, PeerListener
+from agent.serving.balancing.listening import CONNECTIONS, HANDSHAKES, Guests, PeerListener
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.exchange import BODY_LIMIT
@@ -44,7 +44,7 @@ class Lan:
         with_tls()
         self._inferring = inferring
         self.forwarding = Forwarding()
-        self.api = PeerApi(registry, inferring, buffers, Clients(CONNECTIONS, BODY_LIMIT))
+        self.api = PeerApi(registry, inferring, buffers, Clients(CONNECTIONS - HANDSHAKES, BODY_LIMIT))
         self._listener = PeerListener(sockets, self.api)
 
     def told(self, message: TellPeers) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # which many a device has no use for
 
 CONNECT_S = 2.0  # the handshake included
 IDLE_S = 15.0
+STALE_S = 0.5  # within which a connection that stood idle turns out to have been ended
 WRITTEN_AT_ONCE = 64 << 10
 
 
@@ -143,12 +144,14 @@ class Links:
             OSError: when there is none.
         """
         async with asyncio.timeout_at(until):
-            link = self._kept(place)
+            link, began = self._kept(place), asyncio.get_running_loop().time()
             if link is not None:
                 try:
                     return await self._by(link, place, ask)
                 except CutOffError:
-                    pass  # it stood idle, and was ended: that is no failure
+                    # One that stood idle may have been ended: that is no failure. Later the request itself may be why.
+                    if asyncio.get_running_loop().time() - began > STALE_S:
+                        raise
             return await self._by(await self._connected(place), place, ask)
 
     def close(self) -> None:

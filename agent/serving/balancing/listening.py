@@ -17,6 +17,7 @@ from agent.serving.connection import Connection
 
 log = logging.getLogger("agent.balancing")
 CONNECTIONS = 128
+HANDSHAKES = 32  # of these, that are left to who is about to come; one that is idle gives its place
 HANDSHAKE_S = 3.0
 PAUSE_S = 0.1  # where the system has no room for a connection
 
