@@ -62,7 +62,7 @@ class PeerApi:
         answer = await self._answered(request, model, timeout_s)
         counter = self.answered if answer.status == 200 else self.refused
         counter[model.manifest.digest] += 1
-        answer.headers |= headers.load_headers(Load(*model.load()))
+        answer.headers = {**answer.headers, **headers.load_headers(Load(*model.load()))}
         return answer
 
     async def _answered(self, request: Request, model: LoadedModel, timeout_s: float) -> Answer:

@@ -44,8 +44,8 @@ def timeout_s_of(headers: Mapping[str, str]) -> float:
 
 
 def load_headers(load: Load) -> dict[str, str]:
-    """How busy this device is, said with an answer."""
-    return {QUEUE_MS: f"{load.queue_s * 1000:.3f}", INFER_MS: f"{load.infer_s * 1000:.3f}"}
+    """How busy this device is, said with an answer: roughly, so that many answers begin alike, and are made once."""
+    return {QUEUE_MS: f"{load.queue_s * 1000:.2g}", INFER_MS: f"{load.infer_s * 1000:.2g}"}
 
 
 def load_of(headers: Mapping[str, str]) -> Load | None:

@@ -65,7 +65,7 @@ class _PeerConnection(Connection):
             return
         self._admitted = True
         super().connection_made(transport)
-        self._local = False
+        self._incoming.local = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone()
