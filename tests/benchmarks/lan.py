@@ -34,7 +34,7 @@ def main() -> None:
     checks = Checks("lan")
     with tempfile.TemporaryDirectory() as name:
         bursts(checks, Path(name) / "bursts", times=1 if options.short else 5)
-        added(checks, Path(name) / "added", times=30 if options.short else 500)
+        added(checks, Path(name) / "added", times=30 if options.short else 300)
         unaffected(checks, Path(name) / "unaffected", seconds=0.5 if options.short else 3.0)
     checks.print()
 
