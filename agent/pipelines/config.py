@@ -5,6 +5,9 @@ from __future__ import annotations
 import msgspec
 
 OUTBOX_MB = 64.0
+RETRY_S = 1.0
+REPORT_AFTER_S = 2.0
+AWAY_S = 10.0
 
 
 class FolderSource(msgspec.Struct, frozen=True, tag="folder"):
@@ -51,11 +54,13 @@ class MqttSource(msgspec.Struct, frozen=True, tag="mqtt"):
         url: `mqtt://[user:password@]host:port` or `mqtts://…`.
         topic: filter of what is taken.
         ca_file: certificates that the broker's is checked against; empty for the system's.
+        away_s: seconds without a connection, of fewer nothing is said.
     """
 
     url: str
     topic: str
     ca_file: str = ""
+    away_s: float = AWAY_S
 
 
 class WavSource(msgspec.Struct, frozen=True, tag="wav"):
@@ -124,12 +129,14 @@ class MqttSink(msgspec.Struct, frozen=True, tag="mqtt"):
         url: of the broker.
         topic: to publish on.
         ca_file: as a source's.
+        away_s: seconds without a connection or an acknowledgement, after which it has failed.
     """
 
     name: str
     url: str
     topic: str
     ca_file: str = ""
+    away_s: float = AWAY_S
 
 
 Source = FolderSource | VideoSource | MqttSource | WavSource
@@ -161,6 +168,8 @@ class PipelineConfig(msgspec.Struct, frozen=True):
         every_s: at most one item in so many seconds; 0 for all.
         only: which answers are published.
         outbox_mb: MiB of results that may wait for their sinks.
+        retry_s: seconds until a sink that took nothing is asked again; each time twice as many, up to a minute.
+        report_after_s: seconds that something goes wrong before it is a problem of the device.
     """
 
     name: str
@@ -170,3 +179,5 @@ class PipelineConfig(msgspec.Struct, frozen=True):
     every_s: float = 0.0
     only: Only = Only()
     outbox_mb: float = OUTBOX_MB
+    retry_s: float = RETRY_S
+    report_after_s: float = REPORT_AFTER_S

@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
 from agent.pipelines.config import (
+    AWAY_S,
     OUTBOX_MB,
+    REPORT_AFTER_S,
+    RETRY_S,
     FileSink,
     FolderSource,
     MqttSink,
@@ -28,6 +31,7 @@ from agent.tables import Table
 MOST_PIPELINES = 16
 MOST_SINKS = 8
 LONGEST_S = 86_400.0
+LONGEST_RETRY_S = 60.0
 MOST_MB = 1 << 20
 MOST_LABELS = 1000
 MOST_WINDOW = 1 << 24
@@ -75,6 +79,8 @@ def _pipeline(number: int, values: Any) -> PipelineConfig:
         every_s=table.amount("every_s", 0.0, LONGEST_S),
         only=_only(Table(f"{table.name}.only", table.take("only", {}))),
         outbox_mb=table.number("outbox_mb", OUTBOX_MB, MOST_MB),
+        retry_s=table.number("retry_s", RETRY_S, LONGEST_RETRY_S),
+        report_after_s=table.amount("report_after_s", REPORT_AFTER_S, LONGEST_S),
     )
     table.refuse_rest()
     if found.every_s and isinstance(source, WavSource):
@@ -135,7 +141,7 @@ def _mqtt_source(table: Table) -> MqttSource:
     hashes = "#" in topic and (topic.count("#") > 1 or parts[-1] != "#")
     if not is_topic(topic) or hashes or any("+" in part and part != "+" for part in parts):
         raise ConfigError(f"{table.name}.topic: {topic[:200]!r} is no topic filter, such as cameras/+/jpeg")
-    return MqttSource(broker_of(table), topic, file_of(table, "ca_file"))
+    return MqttSource(broker_of(table), topic, file_of(table, "ca_file"), table.amount("away_s", AWAY_S, LONGEST_S))
 
 
 def _wav(table: Table) -> WavSource:
@@ -203,7 +209,8 @@ def _mqtt_sink(table: Table, name: str) -> MqttSink:
     topic = table.text("topic", "")
     if not is_topic(topic) or any(sign in topic for sign in "+#") or topic.startswith("$"):
         raise ConfigError(f"{table.name}.topic: {topic[:200]!r} is no topic, such as plant7/door/people")
-    return MqttSink(name, broker_of(table), topic, file_of(table, "ca_file"))
+    away_s = table.number("away_s", AWAY_S, LONGEST_RETRY_S)
+    return MqttSink(name, broker_of(table), topic, file_of(table, "ca_file"), away_s)
 
 
 def _only(table: Table) -> Only:

@@ -241,7 +241,9 @@ class LoadedModel:
 
     def load(self) -> tuple[float, float]:
         """How long what waits will take, and how long an inference of one row takes, in seconds; 0 where unknown."""
-        return self._retry_after_s() if len(self._queue) else 0.0, self._times.seconds(1) or 0.0
+        batches, more = divmod(len(self._queue), self.manifest.max_batch)
+        whole, last, one = (self._times.seconds(rows) or 0.0 for rows in (self.manifest.max_batch, max(more, 1), 1))
+        return batches * whole + (last if more else 0.0), one
 
     def totals(self) -> Counts:
         """What it did since it was loaded, and how long it has been at what it does now."""

@@ -230,6 +230,30 @@ def test_bad_input_is_answered_where_it_was_typed(page: Page, problems: list[str
     page.goto("/ui/rollouts/new?version=nothing@1")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("alert")).to_contain_text("nothing")
+    page.get_by_label("Name (optional)").fill("n" * 300)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#wrong-name")).to_be_visible()
+    problems.clear()  # that a page was answered with 4xx, Chromium says too
+
+
+def test_what_was_uploaded_stays_where_the_form_is_refused(fleet: LocalFleet, page: Page, problems: list[str]) -> None:
+    page.goto("/ui/models/new")
+    page.get_by_label("Model", exact=True).fill("tri")
+    page.get_by_label("Version").fill("mended")
+    for label, file in (("Model file", "tri.onnx"), ("Evaluation rows", "evaluation.npz")):
+        box = page.locator(".drop", has_text=label)
+        box.locator("input[type=file]").set_input_files(fleet.folder / file)
+        expect(box.get_by_role("status")).to_contain_text("uploaded")
+    page.get_by_label("Lowest accuracy").fill("70 %")
+    page.get_by_role("button", name="Push").click()
+    expect(page.locator("#wrong-min_accuracy")).to_be_visible()
+    expect(page.locator(".drop", has_text="Model file").get_by_role("status")).to_contain_text(
+        "tri.onnx: uploaded before"
+    )
+    page.get_by_label("Lowest accuracy").fill("0.7")
+    page.get_by_role("button", name="Push").click()
+    expect(page).to_have_url(re.compile("/ui/models/tri/mended$"))
+    fleet.api.delete("/models/tri/versions/mended").raise_for_status()
     problems.clear()  # that a page was answered with 4xx, Chromium says too
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from agent.balancing_config import BalancingConfig, read_balancing
 from agent.config import Config
 from agent.errors import ConfigError
+from agent.identity import identity_folder, load_identity
 from agent.peers.balancing import Balancing, takes_peers
 from agent.serving.balancing import headers
 from agent.serving.balancing.book import ABSENT_S, AT_ONCE, FAILED_S, LONGEST_REST_S, Load, PeerBook
@@ -173,6 +175,22 @@ def test_the_worker_is_told_of_peers_as_they_come_and_go(tmp_path: Path) -> None
     found.found("mdns", "10.0.0.5:8473")
     found.worker_ready()
     assert told[-1].peers == ("10.0.0.2:8473", "10.0.0.5:8473"), "the next worker knows nothing"
+
+
+def test_the_worker_is_told_when_the_certificate_was_renewed(tmp_path: Path) -> None:
+    ca, told = FleetCa.open(tmp_path / "ca", "f"), list[TellPeers]()
+    device = enrolled(tmp_path, ca, "one")
+    found = balancing(Config("one", device.state_dir, balancing=BalancingConfig(serve=True)), told)
+    found.worker_ready()
+    enrolled(tmp_path, ca, "one")
+    found.tick(1e9)
+    before, after = (one.trust for one in told)
+    assert before is not None
+    assert after is not None
+    assert before.certificate != after.certificate
+    assert (
+        after.certificate == sha256(load_identity(identity_folder(device.state_dir)).certificate.encode()).hexdigest()
+    )
 
 
 def test_without_a_certificate_nobody_is_asked_beyond_this_machine(
