@@ -29,7 +29,6 @@ from agent.pipelines.config import (
     VideoSource,
     WavSource,
     WebhookSink,
-    read_pipelines,
 )
 from agent.pipelines.content import content_type, refusal
 from agent.pipelines.events import event, event_id, is_wanted
@@ -38,6 +37,7 @@ from agent.pipelines.health import SAY_S, Health
 from agent.pipelines.ipc import Begin, Fine, Trouble
 from agent.pipelines.items import Answer, Item, Progress
 from agent.pipelines.outbox import Outbox
+from agent.pipelines.reading import read_pipelines
 from agent.pipelines.sinks.file import File
 from agent.pipelines.sinks.sink import SinkError
 from agent.pipelines.sources.video import command
