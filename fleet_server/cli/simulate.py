@@ -28,7 +28,7 @@ ORDINARY = {"raspberry-pi-5": 1.0}
 
 def simulate(
     broker: Annotated[
-        str, typer.Option(help="The fleet's broker, mqtt://host:port, without TLS.")
+        str, typer.Option(help="The fleet's broker, mqtt://host:port, without TLS; a cluster's by commas.")
     ] = "mqtt://127.0.0.1:7471",
     devices: Annotated[int, typer.Option("-n", "--devices", help="How many.", min=1, max=100_000)] = 200,
     behaviours: Annotated[
@@ -186,6 +186,6 @@ def _summary(ended: Counts, output: Output) -> None:
     if output is Output.JSON:
         show_object(found, output)
         return
-    del found["phases"]
+    del found["phases"], found["activations"]
     show_object(found, output)
     show_rows(_phases(ended), output, PHASE_COLUMNS, empty="the server wanted nothing of them")
