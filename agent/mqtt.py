@@ -257,8 +257,9 @@ class MqttLink:
             return
         self._places.accepted()
         client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
-        own = [(device_topic(self._device_id, leaf), 1) for leaf in sorted(TO_DEVICE)]
-        client.subscribe([*own, (repair_filter(self._device_id), 1)])
+        qos = self._choice.version.qos
+        own = [(device_topic(self._device_id, leaf), qos) for leaf in sorted(TO_DEVICE)]
+        client.subscribe([*own, (repair_filter(self._device_id), qos)])
         for digest in list(self._downloads):
             client.subscribe(broadcast_filter(digest), qos=0)
         self._put(LinkUp(epoch))

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import create_engine, select
 from sqlalchemy.engine import make_url
 
 from agent import __version__
 from fleet_server import migrations
 from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN
 from fleet_server.backup.contents import ARTIFACTS, CA_FILES, DATABASE, FORMAT, INDEX, SECRETS, Index
-from fleet_server.backup.tables import copy_rows, count_rows, revision_of, tables
+from fleet_server.backup.tables import clear, copy_rows, count_rows, revision_of
 from fleet_server.catalog.artifacts import ArtifactStore, file_digest
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
@@ -114,8 +114,7 @@ def _copy_others(url: str, copy: Path) -> str:
             target = Database(f"sqlite:///{copy}")
             try:
                 with target.write() as session:
-                    for table in reversed(tables()):
-                        session.execute(delete(table))
+                    clear(session.connection())
                     copy_rows(connection, session.connection())
             finally:
                 target.dispose()
@@ -185,6 +184,8 @@ def _copy_secrets(settings: Settings, folder: Path) -> None:
     keys = settings.effective_trust_keys
     for path in sorted(keys.rglob("*.key.pem")) if keys.is_dir() else []:
         _write(folder / "trust" / path.relative_to(keys), path.read_bytes())
+    for one in folder.rglob("*/"):
+        one.chmod(0o700)
     token = settings.state_dir / ADMIN_TOKEN
     if settings.admin_token is None and token.exists():
         _write(folder / ADMIN_TOKEN, token.read_bytes())

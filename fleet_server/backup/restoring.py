@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import MetaData, create_engine, delete, inspect
+from sqlalchemy import MetaData, create_engine, inspect
 from sqlalchemy.engine import make_url
 
 from fleet_server import migrations
 from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN
 from fleet_server.backup.contents import ARTIFACTS, CA_FILES, DATABASE, SECRETS, Index, read_index
 from fleet_server.backup.moving_on import move_on
-from fleet_server.backup.tables import copy_rows, count_rows, tables
+from fleet_server.backup.tables import clear, copy_rows, count_rows
 from fleet_server.catalog.artifacts import ArtifactStore, file_digest
 from fleet_server.db import Database
 from fleet_server.errors import ConflictError, InvalidError, UnavailableError
@@ -168,8 +168,7 @@ def _into(url: str, copy: Path, index: Index, settings: Settings) -> list[str]:
     try:
         migrations.upgrade(url, index.revision)
         with source.connect() as connection, database.write() as session:
-            for table in reversed(tables()):
-                session.execute(delete(table))
+            clear(session.connection())
             copy_rows(connection, session.connection())
         return _checked_and_moved_on(url, index, settings)
     except BaseException:

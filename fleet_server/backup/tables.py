@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, Integer, Table, func, insert, select, text
+from sqlalchemy import Connection, Integer, Table, delete, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_server import models
@@ -35,6 +35,14 @@ def copy_rows(source: Connection, target: Connection) -> dict[str, int]:
     if target.dialect.name == "postgresql":
         _count_on(target)
     return counts
+
+
+def clear(connection: Connection) -> None:
+    """Remove what migrations put into tables; those that are append-only have nothing of it."""
+    rows = count_rows(connection)
+    for table in reversed(tables()):
+        if rows[table.name]:
+            connection.execute(delete(table))
 
 
 def count_rows(connection: Connection) -> dict[str, int]:

@@ -53,6 +53,9 @@ def simulate(
     ] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds until it ends by itself.", min=0)] = None,
     connect_rate: Annotated[float, typer.Option(help="Connections a second that are begun.", min=0.1)] = 200.0,
+    qos: Annotated[
+        int, typer.Option(help="At which devices subscribe: 0 for NATS, as agents do there.", min=0, max=1)
+    ] = 1,
     source: Annotated[
         str | None, typer.Option(help="Local address to connect from: one has ports for 28,000 connections.")
     ] = None,
@@ -81,6 +84,7 @@ def simulate(
             seed=seed,
             interval_s=interval,
             connect_per_s=connect_rate,
+            qos=qos,
             source=source,
         )
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -21,6 +21,7 @@ from agent.protocol.logs import log_ids
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
+    DesiredState,
     Failure,
     Need,
     Presence,
@@ -35,6 +36,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
+from agent.protocol.version import SPOKEN
 from fleet_server import outbox, spans
 from fleet_server.clock import utc_now
 from fleet_server.commands import receiving as commands
@@ -51,6 +53,7 @@ from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.samples import reports as sample_reports
@@ -154,7 +157,7 @@ class Handlers:
                 elif topic.leaf is DeviceTopic.PRESENCE and not self._shards.hears(topic.device_id):
                     self._presence_of_others(topic.device_id, message.payload)
                 else:
-                    self._dispatch(topic, message.payload)
+                    self._dispatch(topic, message)
         except WireError as error:
             self._refuse(message, error)
 
@@ -231,14 +234,15 @@ class Handlers:
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
         self._complain(message.topic, error)
 
-    def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
+    def _dispatch(self, topic: ParsedDeviceTopic, message: Message) -> None:
+        payload = message.payload
         with self._database.read() as session:
             if enrolment.is_locked_out(session, topic.device_id):
                 return
         match topic.leaf:
             case DeviceTopic.PRESENCE:
                 if payload:
-                    self._presence(topic.device_id, decode(payload, Presence))
+                    self._presence(topic.device_id, decode(payload, Presence), retained=message.retained)
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -269,11 +273,17 @@ class Handlers:
             outcome.device.desired_revision = reported.revision
             desired.queue_desired(session, self._settings, outcome.device)
 
-    def _presence(self, device_id: str, presence: Presence) -> None:
+    def _presence(self, device_id: str, presence: Presence, *, retained: bool = False) -> None:
         with self._database.write() as session:
             device = devices.record_presence(session, device_id, presence, utc_now())
             if device is not None and presence.online:
                 send_open(session, device_id, utc_now())
+        if device is None and presence.online and retained:
+            # It reported when nobody listened: whatever it is told to run, it answers with a report.
+            nothing_new = DesiredState(
+                SPOKEN, DEFAULT_FLEET, 0, telemetry_interval_s=self._settings.telemetry_interval_s
+            )
+            self._send(device_topic(device_id, DeviceTopic.DESIRED), encode(nothing_new))
         if not presence.online:
             self._delivery.forget(device_id)
 

@@ -43,6 +43,9 @@ class MqttLink:
         put: takes what comes in; called from the link's thread, must not block.
         context: certificates for `mqtts://`; the system's, and none of our own, when absent.
         possible: filters that an earlier run may have left in the session; they go where they are not wanted.
+
+    Attributes:
+        forgotten: how often a connection was made to a broker that had kept nothing of what was said meanwhile.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class MqttLink:
         self._possible = frozenset(possible)
         self._more: set[str] = set()
         self._asked = self._answered = 0  # subscriptions of this connection
+        self.forgotten = 0
         self._put = put
         self._slots = threading.BoundedSemaphore(IN_FLIGHT)
         self._waiting: dict[int, Callable[[], None] | None] = {}
@@ -207,10 +211,13 @@ class MqttLink:
             return
         with self._lock:
             self._asked += 1
-        code, _ = self._client.subscribe([(one, 1) for one in filters])
+        code, _ = self._client.subscribe(self._with_qos(filters))
         if code != paho.MQTT_ERR_SUCCESS:  # the connection is gone: the next one subscribes to all
             with self._lock:
                 self._asked -= 1
+
+    def _with_qos(self, filters: Sequence[str]) -> list[tuple[str, int]]:
+        return [(one, self._choice.version.qos) for one in filters]
 
     def _on_subscribe(self, client: paho.Client, _data: Any, _mid: Any, _reasons: Any, _properties: Any) -> None:
         if client is self._client:
@@ -233,7 +240,9 @@ class MqttLink:
             wanted = sorted(self._filters | self._more)
             self._asked, self._answered = (1 if wanted else 0), 0
         if wanted:
-            client.subscribe([(topic, 1) for topic in wanted])
+            client.subscribe(self._with_qos(wanted))
+        if not flags.session_present or self._choice.version.qos == 0:
+            self.forgotten += 1
         left = sorted(self._possible.difference(wanted))
         if flags.session_present and left:
             client.unsubscribe(left)
@@ -246,7 +255,7 @@ class MqttLink:
             self._go_on(client)
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
-        self._put(Message(message.topic, bytes(message.payload)))
+        self._put(Message(message.topic, bytes(message.payload), retained=message.retain))
 
     def _on_publish(self, client: paho.Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
         with self._lock:

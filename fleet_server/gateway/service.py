@@ -39,6 +39,7 @@ OUTBOX_POLL_S = 0.1
 OUTBOX_BATCH = 200
 LOCKOUT_POLL_S = 1.0
 SHARDS_EVERY_S = 1.0
+SETTLE_S = 1.5  # after a node has confirmed a subscription; the others of its cluster hear of it a moment later
 LEAVE_S = 8.0  # how long a server that ends waits for others to hear its devices
 # Heard by every server: whoever sends a content sends it to devices of all, and must know who is gone.
 BY_ALL = frozenset({DeviceTopic.NEED, DeviceTopic.PRESENCE})
@@ -110,6 +111,8 @@ class Gateway:
         self._acknowledged: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._leaving = threading.Event()
+        self._settled_at = 0.0
+        self._caught_up = 0  # of the link's `forgotten`, how often devices were asked again since
         self._threads: list[threading.Thread] = []
 
     @property
@@ -241,7 +244,12 @@ class Gateway:
             self._link.hear_again([shard_filter(shard, DeviceTopic.PRESENCE) for shard in orphaned])
             told = tell_again(self._database, self._settings, orphaned)
             log.warning("took over %d shards of a server that ended; asked %d devices again", len(orphaned), told)
-        if self._shards.unconfirmed and self._link.settled:
+        if self._link.settled and self._link.forgotten != self._caught_up:
+            self._caught_up = self._link.forgotten
+            tell_again(self._database, self._settings, self._shards.held)
+        if not (self._shards.unconfirmed and self._link.settled):
+            self._settled_at = time.monotonic()
+        elif time.monotonic() - self._settled_at >= SETTLE_S:
             self._shards.confirm()
 
     def _share_out_again(self) -> None:

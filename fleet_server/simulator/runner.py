@@ -111,6 +111,7 @@ class Simulation:
         seed: of everything that is left to chance.
         interval_s: of telemetry; None takes the server's word.
         connect_per_s: connections a second that are begun.
+        qos: at which devices subscribe to their topics: 1 as agents do by MQTT 5, 0 as they do by 3.1.1.
         source: local address that connections are made from: one has 28,000 ports to one broker.
 
     Raises:
@@ -126,6 +127,7 @@ class Simulation:
         seed: int = 0,
         interval_s: float | None = None,
         connect_per_s: float = CONNECT_PER_S,
+        qos: int = 1,
         source: str | None = None,
     ) -> None:
         self._brokers = _brokers(broker)
@@ -134,6 +136,7 @@ class Simulation:
         self._seed = seed
         self._interval_s = interval_s
         self._connect_per_s = connect_per_s
+        self.qos = qos
         self._source = (source, 0) if source else None
         self._links: list[_Link] = []
         self._due: list[tuple[float, int]] = []
@@ -387,8 +390,9 @@ class _Link:
         """The broker has accepted the connection."""
         assert self.connection is not None
         own = self.device.device_id
-        filters = [(device_topic(own, leaf), 1) for leaf in sorted(TO_DEVICE)]
-        self.connection.subscribe([*filters, (repair_filter(own), 1)])
+        qos = self._simulation.qos
+        filters = [(device_topic(own, leaf), qos) for leaf in sorted(TO_DEVICE)]
+        self.connection.subscribe([*filters, (repair_filter(own), qos)])
         self.places.accepted()
         self.problem = ""
         self.do(self.device.link_up)

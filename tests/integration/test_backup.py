@@ -64,11 +64,17 @@ def source(database: Database, tmp_path: Path) -> Source:
     return Source(database, tmp_path)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
-    """Places with nothing in them."""
-    if request.param == "sqlite":
-        yield Settings(state_dir=tmp_path / "restored")
+@pytest.fixture
+def plain(tmp_path: Path) -> Settings:
+    """Places with nothing in them, for SQLite."""
+    return Settings(state_dir=tmp_path / "restored")
+
+
+@pytest.fixture
+def empty(database: Database, plain: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    """Places with nothing in them, for the other kind of database."""
+    if not database.is_sqlite:
+        yield plain
         return
     server = create_engine(request.getfixturevalue("postgresql_url"), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
@@ -81,7 +87,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
 
 
 def test_what_was_backed_up_is_restored_and_goes_past_what_devices_saw(source: Source, empty: Settings) -> None:
-    source.repository.want(manifest(version="1"))
+    source.repository.want(manifest("a", version="1"))
     with source.database.write() as session:
         trust.want_order(session, DEFAULT_FLEET, "stick", ["m/1/v.json"], 5.0)
         trust.advance(session, source.settings, DEFAULT_FLEET)
@@ -90,8 +96,8 @@ def test_what_was_backed_up_is_restored_and_goes_past_what_devices_saw(source: S
     folder, index = make(source.settings, source.folder / "out")
     assert index.rows["devices"] == 1
     # What a device saw after the backup: another model's role, and later versions of everything.
-    source.repository.want(manifest(version="2", model="other"))
-    source.repository.want(manifest(version="3"))
+    source.repository.want(manifest("c", model="other", version="2"))
+    source.repository.want(manifest("d", version="3"))
     device = source.repository.device()
     device.refresh()
     done = restore(empty, folder)
@@ -109,9 +115,9 @@ def test_what_was_backed_up_is_restored_and_goes_past_what_devices_saw(source: S
     assert all(store.exists(one) for one in source.digests)
     # The same device believes the restored server, though its metadata have lower versions and lack a role.
     source.repository.database, source.repository.settings = restored, empty
-    source.repository.check(manifest(version="1"))
-    source.repository.want(manifest(version="4"))
-    source.repository.check(manifest(version="4"))
+    source.repository.check(manifest("a", version="1"))
+    source.repository.want(manifest("e", version="4"))
+    source.repository.check(manifest("e", version="4"))
     secrets = ("admin-token", "ca/ca.pem", "ca/ca.key")
     for name in secrets:
         assert (empty.state_dir / name).read_bytes() == (source.settings.state_dir / name).read_bytes()
@@ -193,7 +199,7 @@ def test_nothing_that_is_there_is_overwritten(source: Source) -> None:
         restore(source.settings, folder)
 
 
-def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Source, empty: Settings) -> None:
+def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Source, plain: Settings) -> None:
     folder, _ = make(source.settings, source.folder / "out")
     for name in ("database.sqlite", "secrets/ca/ca.key"):
         damaged = source.folder / "damaged" / folder.name
@@ -202,28 +208,28 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Source, empty: S
         with (damaged / name).open("ab") as file:
             file.write(b"x")
         with pytest.raises(InvalidError, match="is not as it was"):
-            restore(empty, damaged)
+            restore(plain, damaged)
         shutil.rmtree(damaged.parent)
     artifact = folder.parent / "artifacts" / source.digests[0][:2] / source.digests[0]
     artifact.write_bytes(b"other")
     with pytest.raises(InvalidError, match="1 artifacts of the backup are missing or damaged"):
-        restore(empty, folder)
-    assert not empty.state_dir.exists()
+        restore(plain, folder)
+    assert not plain.state_dir.exists()
     (folder / "backup.json").write_text("{}")
     with pytest.raises(InvalidError, match="is no backup"):
-        restore(empty, folder)
+        restore(plain, folder)
 
 
 def test_a_backup_of_a_later_release_is_refused(
-    source: Source, empty: Settings, monkeypatch: pytest.MonkeyPatch
+    source: Source, plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = make(source.settings, source.folder / "out")
     monkeypatch.setattr(migrations, "revisions", lambda: ["0001"])
     with pytest.raises(InvalidError, match="restore it with that, or later"):
-        restore(empty, folder)
+        restore(plain, folder)
 
 
-def test_without_the_root_keys_its_operator_is_told(source: Source, empty: Settings) -> None:
+def test_without_the_root_keys_its_operator_is_told(source: Source, plain: Settings) -> None:
     folder = trust.key_folder(source.settings, DEFAULT_FLEET)
     with source.database.read() as session:
         found = trust.state(session, DEFAULT_FLEET)
@@ -231,4 +237,4 @@ def test_without_the_root_keys_its_operator_is_told(source: Source, empty: Setti
     for keyid in found.root.signed.roles["root"].keyids:
         folder.remove(keyid)
     backup, _ = make(source.settings, source.folder / "out")
-    assert restore(empty, backup).offline == [DEFAULT_FLEET]
+    assert restore(plain, backup).offline == [DEFAULT_FLEET]
