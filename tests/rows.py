@@ -35,6 +35,9 @@ def _value(column: Column[Any], made: dict[tuple[str, str], Any]) -> Any:
             return None
         return made[target.table.name, target.name]
     kind = column.type
+    meant = f"{column.name.removesuffix('_id')}s"
+    if column.name.endswith("_id") and meant in column.table.metadata.tables:
+        return f"{meant}-id"  # it refers to a row all the same
     if isinstance(kind, Boolean):
         return False
     if isinstance(kind, JSON):
@@ -44,5 +47,5 @@ def _value(column: Column[Any], made: dict[tuple[str, str], Any]) -> Any:
     if isinstance(kind, DateTime) or "DATETIME" in type(kind).__name__.upper():
         return AT
     if isinstance(kind, LargeBinary):
-        return b"\x90"  # of MessagePack: an empty array
+        return b"\x90" if column.name == "stored" else b"\x80"  # of MessagePack: an empty array, an empty object
     return f"{column.table.name}-{column.name}"

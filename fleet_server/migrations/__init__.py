@@ -8,13 +8,15 @@ release needs any more goes in a later one (contract). A migration that older se
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection, delete, insert, inspect, select, text
+from sqlalchemy import Connection, delete, event, insert, inspect, select, text
 
 from fleet_server.db import Database
 from fleet_server.errors import UnavailableError
@@ -57,37 +59,23 @@ def upgrade(url: str, revision: str = "head") -> None:
     Raises:
         UnavailableError: when a later release has changed it so that this one can't work with it.
     """
-    database = Database(url)
-    try:
-        with database.write() as session:
-            connection = session.connection()
-            if not database.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            found = _plan(connection)
-            if found.newer:
-                _check_floor(connection, str(found.current))
-                return
-            command.upgrade(configuration(connection), revision)
-            if revision == "head" and found.contracts:
-                _set_floor(connection, found.contracts[-1])
-    finally:
-        database.dispose()
+    with _alone(url) as connection:
+        found = _plan(connection)
+        if found.newer:
+            _check_floor(connection, str(found.current))
+            return
+        command.upgrade(configuration(connection), revision)
+        if revision == "head" and found.contracts:
+            _set_floor(connection, found.contracts[-1])
 
 
 def downgrade(url: str, revision: str) -> None:
     """Bring the database at an SQLAlchemy URL back to an earlier revision; what only later ones know is lost."""
-    database = Database(url)
-    try:
-        with database.write() as session:
-            connection = session.connection()
-            if not database.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            command.downgrade(configuration(connection), revision)
-            if inspect(connection).has_table(SchemaFloor.__tablename__):
-                later = revisions()[revisions().index(revision) + 1 :] if revision in revisions() else revisions()
-                connection.execute(delete(SchemaFloor).where(SchemaFloor.revision.in_(later)))
-    finally:
-        database.dispose()
+    with _alone(url) as connection:
+        command.downgrade(configuration(connection), revision)
+        if inspect(connection).has_table(SchemaFloor.__tablename__):
+            later = revisions()[revisions().index(revision) + 1 :] if revision in revisions() else revisions()
+            connection.execute(delete(SchemaFloor).where(SchemaFloor.revision.in_(later)))
 
 
 def head() -> str:
@@ -106,6 +94,29 @@ def configuration(connection: object) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
     return config
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[Connection]:
+    """A transaction that changes the schema while no other does.
+
+    SQLite can't change a table but by making it anew, and would hold that against rows that refer to it: it looks at
+    them once, when all is done.
+    """
+    database = Database(url)
+    if database.is_sqlite:
+        event.listen(database.engine, "connect", lambda opened, _record: opened.execute("PRAGMA foreign_keys=OFF"))
+    try:
+        with database.write() as session:
+            connection = session.connection()
+            if not database.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            yield connection
+            broken = connection.execute(text("PRAGMA foreign_key_check")).first() if database.is_sqlite else None
+            if broken is not None:
+                raise UnavailableError("database", f"a row of {broken[0]} would refer to nothing: nothing was changed")
+    finally:
+        database.dispose()
 
 
 def _scripts() -> list[Script]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import Script
 from sqlalchemy import MetaData, create_engine, select, text
 
 from fleet_server import migrations
@@ -168,16 +166,12 @@ def test_a_migration_that_older_servers_can_not_work_with_leaves_its_mark(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrations.upgrade(empty_url, "0029")
-    newest = migrations._scripts()[-1].module
-    monkeypatch.setattr(newest, "contracts", True, raising=False)
-    monkeypatch.setattr(migrations, "_scripts", partial(_same, migrations._scripts()))
+    scripts = migrations._scripts()
+    monkeypatch.setattr(scripts[-1].module, "contracts", True, raising=False)
+    monkeypatch.setattr(migrations, "_scripts", lambda: scripts)
     assert migrations.plan(empty_url).contracts == (migrations.head(),)
     migrations.upgrade(empty_url)
     database = Database(empty_url)
     with database.read() as session:
         assert [one.revision for one in session.query(SchemaFloor)] == [migrations.head()]
     database.dispose()
-
-
-def _same(scripts: list[Script]) -> list[Script]:
-    return scripts

@@ -41,10 +41,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("devices") as table:
-        table.drop_column("earlier_boots")
-    with op.batch_alter_table("outbox") as table:
-        table.drop_column("shard")
+    # Not in a batch, which makes the table anew on SQLite: other tables refer to it.
+    op.drop_column("devices", "earlier_boots")
+    op.drop_column("outbox", "shard")
     op.drop_table("schema_floor")
     op.drop_table("device_shards")
     op.drop_table("servers")
