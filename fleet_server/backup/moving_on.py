@@ -23,6 +23,7 @@ from fleet_server.trust.roots import replace_online_keys
 from fleet_server.trust.service import advance, state
 
 BEYOND = 1_000_000  # changes of one device's desired state that a backup may be behind
+LARGEST = 2**31 - 1
 ACTOR = "restore"
 
 
@@ -31,11 +32,9 @@ def move_on(session: Session, settings: Settings, index: Index) -> list[str]:
     for table in (Lease, Server, DeviceShard, OutboxMessage):
         session.execute(delete(table))
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.status.is_(None)))
-    session.execute(
-        update(Device).values(
-            desired_revision=Device.desired_revision + BEYOND, online=False, boot_id=None, reported_sequence=0
-        )
-    )
+    session.execute(update(Device).values(online=False, boot_id=None, reported_sequence=0))
+    room = Device.desired_revision < LARGEST - BEYOND  # only a device that lies about what it saw has none
+    session.execute(update(Device).where(room).values(desired_revision=Device.desired_revision + BEYOND))
     offline = []
     for fleet_id in session.scalars(select(Fleet.id).order_by(Fleet.id)).all():
         audit.record(

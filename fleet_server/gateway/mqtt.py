@@ -149,6 +149,9 @@ class MqttLink:
     ) -> bool:
         """Send at QoS 1, when there is room in flight and a connection.
 
+        By 3.1.1, where nobody subscribes at 1, what the device asks for again when it is lost is sent at 0: a NATS
+        cluster would write each chunk to three disks.
+
         Args:
             topic: where to.
             payload: the bytes.
@@ -161,7 +164,8 @@ class MqttLink:
         if not self.connected or not self._slots.acquire(timeout=5):
             return False
         client = self._client
-        info = client.publish(topic, payload, qos=1, retain=retain)
+        qos = 1 if retain or acknowledged is not None else self._choice.version.qos
+        info = client.publish(topic, payload, qos=qos, retain=retain)
         if info.rc not in {paho.MQTT_ERR_SUCCESS, paho.MQTT_ERR_NO_CONN}:
             self._slots.release()
             return False
