@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.addresses import check_place, check_unix_path
+from agent.balancing_config import BalancingConfig, read_balancing
 from agent.commands.config import CommandConfig, read_commands
 from agent.errors import ConfigError
 from agent.files import write_durably
@@ -62,6 +63,7 @@ KEYS = (
     "grpc",
     "commands",
     "inference",
+    "balancing",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -108,6 +110,7 @@ class Config:
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
         commands: which commands of the server are carried out here.
         inference: whether the server may ask this device's models.
+        balancing: whether devices of a LAN answer requests in each other's place.
     """
 
     device_id: str
@@ -139,6 +142,7 @@ class Config:
     samples: SampleConfig = field(default_factory=SampleConfig)
     commands: CommandConfig = field(default_factory=CommandConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    balancing: BalancingConfig = field(default_factory=BalancingConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -221,6 +225,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         samples=_samples(values.get("samples", {})),
         commands=read_commands(values.get("commands", {})),
         inference=read_inference(values.get("inference", {})),
+        balancing=read_balancing(values.get("balancing", {})),
         **_link(values.get("link", {})),
     )
 
@@ -272,7 +277,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples", "grpc", "commands", "inference"}:
+    if key in {*TABLES, "samples", "grpc", "commands", "inference", "balancing"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:

@@ -333,3 +333,39 @@ def test_a_device_that_spoke_when_nobody_listened_is_asked(handlers: Handlers, s
     say(handlers, DeviceTopic.REPORTED, HELLO)
     handlers.handle(Message(topic, here, retained=True))
     assert len(said) == 1, "it is known"
+
+
+def told_peers(database: Database) -> dict[str, tuple[str, ...]]:
+    """What is to be sent, by device; it counts as sent."""
+    with database.write() as session:
+        found = outbox.pending(session, limit=100)
+        outbox.acknowledge(session, [one.id for one in found])
+        return {one.topic.split("/")[4]: decode(one.payload, DesiredState).peers for one in found}
+
+
+def test_devices_that_name_the_same_lan_are_told_of_each_other(handlers: Handlers, database: Database) -> None:
+    sequences = iter(range(1, 100))
+
+    def says(device: str, lan: str, address: str = "") -> dict[str, tuple[str, ...]]:
+        """Who is told which peers when a device reports what its owner configured."""
+        with database.read() as session:
+            known = session.get(Device, device)
+            revision = known.desired_revision if known is not None else 0
+        facts = msgspec.structs.replace(FACTS, balancing_lan=lan, balancing_address=address)
+        sequence = next(sequences)
+        said = msgspec.structs.replace(HELLO, sequence=sequence, revision=revision, facts=facts)
+        say(handlers, DeviceTopic.REPORTED, said, device)
+        return told_peers(database)
+
+    assert says("one", "hall", "10.0.0.1:8473") == {"one": ()}
+    assert says("two", "hall", "10.0.0.2:8473") == {"one": ("10.0.0.2:8473",), "two": ("10.0.0.1:8473",)}
+    assert says("three", "yard", "10.0.0.3:8473") == {"three": ()}
+    assert says("four", "hall")["four"] == ("10.0.0.1:8473", "10.0.0.2:8473")  # it asks, and answers nobody
+    assert says("four", "hall") == {}, "nothing has changed"
+    assert says("two", "yard", "10.0.0.2:8473") == {
+        "one": (),
+        "two": ("10.0.0.3:8473",),
+        "three": ("10.0.0.2:8473",),
+        "four": ("10.0.0.1:8473",),
+    }
+    assert says("two", "") == {"two": (), "three": ()}, "its owner took that out"
