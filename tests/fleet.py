@@ -155,6 +155,7 @@ class LocalFleet:
             self._spawn("server", [str(BIN / "shoal-server")], environment)
         wait_until("the server", lambda: self._alive("server") and self._ready(answers))
         if self.tls:
+            self.api.close()
             self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180, verify=self._verify())
         given = variables.get("SHOAL_ADMIN_TOKEN")
         self.token = given or (self.folder / "server" / "admin-token").read_text().strip()

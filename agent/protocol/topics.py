@@ -94,6 +94,20 @@ def shard_of(device_id: str) -> int:
     return crc32(device_id.encode()) % SHARDS
 
 
+def shard_of_topic(topic: str) -> int:
+    """The shard that a topic's messages are counted to: a device's own, or one for each other topic."""
+    parts = topic.split("/", 4)
+    named = parts[2] if len(parts) == 5 and parts[3] == "d" else ""
+    if named.isascii() and named.isdigit() and len(named) <= 2 and int(named) < SHARDS:
+        return int(named)
+    return crc32(topic.encode()) % SHARDS
+
+
+def shard_of_digest(digest: str) -> int:
+    """The shard whose server sends a content, to devices of every shard: what all need is sent once."""
+    return int(digest[:8], 16) % SHARDS
+
+
 def device_topic(device_id: str, leaf: DeviceTopic) -> str:
     """`shoal/v1/{shard}/d/{id}/{leaf}`."""
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/{leaf.value}"

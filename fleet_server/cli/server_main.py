@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 from types import FrameType
 from typing import Any
 
@@ -118,11 +119,20 @@ def _serve(settings: Settings) -> int:
                 config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
 
             class Server(uvicorn.Server):
-                """Lets those who follow a log go before it waits for everybody."""
+                """To end, it answers for a while yet; then it lets those who follow a log go, and waits for others."""
 
-                def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+                    again, app.state.drain.begun = app.state.drain.begun, True
+                    if settings.drain_s and not again:
+                        timer = threading.Timer(settings.drain_s, self._end, (sig,))
+                        timer.daemon = True
+                        timer.start()
+                    else:
+                        self._end(sig)
+
+                def _end(self, sig: int) -> None:
                     app.state.log_streams.stop()
-                    super().handle_exit(sig, frame)
+                    super().handle_exit(sig, None)
 
             server = Server(config)
             server.run()
