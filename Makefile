@@ -102,8 +102,8 @@ check: setup ## lint, types and import contracts
 
 # What many processes of tests import is compiled once, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
-# Much of the time tests wait for processes that they started: three of them keep two processors busy.
-TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Much of the time tests wait for processes that they started: four of them keep two processors busy.
+TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
 .PHONY: test
 test: check ## lint, types, and every test's short form
 	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS)

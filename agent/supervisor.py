@@ -51,7 +51,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.parts import FEATURE, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
-from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
 from agent.resuming import Files, Resumed
@@ -391,7 +391,7 @@ class Supervisor:
                 chunk.release()
 
     def _message(self, message: MqttMessage) -> None:
-        if "/b/" in message.topic:
+        if is_chunk_topic(message.topic):
             self._chunk(message)
             return
         try:

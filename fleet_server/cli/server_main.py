@@ -119,7 +119,8 @@ def _serve(settings: Settings) -> int:
             if settings.tls:
                 config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
 
-            server = HttpServer(config, ServiceManager(os.environ), app.state.log_streams.stop)
+            manager, let_go = ServiceManager(os.environ), app.state.log_streams.stop
+            server = HttpServer(config, manager, let_go, app.state.drain, settings.drain_s)
             server.run()
     except FleetError as error:
         log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)
