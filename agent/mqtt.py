@@ -26,7 +26,15 @@ from agent.protocol.brokers import BrokerChoice, read_brokers
 from agent.protocol.codec import encode
 from agent.protocol.messages import Need, Presence
 from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
-from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, client_id, device_topic, repair_filter
+from agent.protocol.topics import (
+    TO_DEVICE,
+    DeviceTopic,
+    broadcast_filter,
+    client_id,
+    device_topic,
+    is_chunk_topic,
+    repair_filter,
+)
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 7 * 86_400
@@ -115,7 +123,7 @@ class MqttLink:
         self._keep = keep
 
     def _chunk(self, chunk: MqttChunk) -> None:
-        if "/b/" not in chunk.topic:
+        if not is_chunk_topic(chunk.topic):
             self._put(MqttMessage(chunk.topic, bytes(chunk.payload)))
             chunk.release()
             return

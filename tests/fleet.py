@@ -144,7 +144,7 @@ class LocalFleet:
             "SHOAL_ENGINE_TICK_S": "0.2",
             # Each rollout waits for differences that a process makes first: only where they matter.
             "SHOAL_DELTAS": "false",
-            "SHOAL_DELTA_WAIT_S": "20",  # on a busy machine nobody waits minutes for a difference
+            "SHOAL_DELTA_WAIT_S": "120",  # a machine that runs tests may be busy
             **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,
             **variables,

@@ -196,6 +196,12 @@ def parse_device_topic(topic: str) -> ParsedDeviceTopic:
     return ParsedDeviceTopic(device_id=parts[4], leaf=leaf)
 
 
+def is_chunk_topic(topic: str) -> bool:
+    """Whether a chunk is published there, by its place alone: a device may be called `b`, too."""
+    parts = topic.split("/", 6)
+    return parts[2:3] == ["b"] or parts[5:6] == ["b"]
+
+
 def parse_chunk_topic(topic: str) -> ParsedChunkTopic:
     """Read the topic of a broadcast or repair chunk.
 

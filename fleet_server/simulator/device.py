@@ -31,7 +31,7 @@ from agent.protocol.messages import (
     TrialReport,
 )
 from agent.protocol.samples import SampleAck
-from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.update.updater import Record
 from fleet_server.simulator.agenda import Agenda
@@ -163,7 +163,7 @@ class SimulatedDevice:
         """A message came."""
         self._set(now)
         try:
-            if "/b/" in topic:
+            if is_chunk_topic(topic):
                 self._deployments.chunk(parse_chunk_topic(topic), payload)
                 return self._done()
             leaf = parse_device_topic(topic).leaf
