@@ -61,6 +61,7 @@ KEYS = (
     "grpc",
     "commands",
     "inference",
+    "self_update",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -106,6 +107,8 @@ class Config:
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
         commands: which commands of the server are carried out here.
         inference: whether the server may ask this device's models.
+        self_update: whether the agent may become another release of itself; not where a package manager, or who runs a
+            container, brings its versions.
     """
 
     device_id: str
@@ -137,6 +140,7 @@ class Config:
     samples: SampleConfig = field(default_factory=SampleConfig)
     commands: CommandConfig = field(default_factory=CommandConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    self_update: bool = True
 
     @property
     def broker_is_local(self) -> bool:
@@ -211,6 +215,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         samples=_samples(values.get("samples", {})),
         commands=read_commands(values.get("commands", {})),
         inference=read_inference(values.get("inference", {})),
+        self_update=_on_or_off("self_update", _text(values, "self_update", "on")),
         **_link(values.get("link", {})),
     )
 
@@ -411,6 +416,12 @@ def _level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ConfigError(f"log_level: {value!r} is not DEBUG, INFO, WARNING or ERROR")
     return value.upper()
+
+
+def _on_or_off(key: str, value: str) -> bool:
+    if value not in {"on", "off"}:
+        raise ConfigError(f"{key}: {value[:40]!r} is not on or off")
+    return value == "on"
 
 
 def _log_format(value: str) -> str:
