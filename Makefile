@@ -60,6 +60,10 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 	  echo "dist/sbom-$$name.cdx.json"; \
 	done
 
+.PHONY: agent-release
+agent-release: setup ## build a release of this tree's agent for this platform, to push: dist/*.shoal-release
+	@$(BIN)/python -m deploy.agent_release.build $(if $(VERSION),--version $(VERSION))
+
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
 	@KEEP=$(KEEP) $(BIN)/python -m deploy.demo.demo

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -58,6 +60,7 @@ class Bundles:
     def bad(self, kind: str, name: str, text: str, after: bool = False) -> Path:
         """One with another file, or with more in it."""
         site = self._folder / kind / SITE
+        shutil.rmtree(self._folder / kind, ignore_errors=True)
         shutil.copytree(self._site, site)
         path = site / name
         path.write_text((path.read_text() if after else "") + text)
@@ -208,3 +211,37 @@ def settled(device: Device, phase: Phase, seconds: float = 60) -> ReleaseRecord:
     """The release's deployment, when it has come there."""
     wait_until(f"{phase}: {device.log.read_text()[-2000:]}", lambda: device.record().phase is phase, seconds)
     return device.record()
+
+
+def main() -> None:
+    """What clients notice of a switch: `python -m tests.self_updating`, beside as long without one."""
+    from fleet_server.gateway.broker import find_mosquitto
+
+    with tempfile.TemporaryDirectory(prefix="shoal-switch-") as name:
+        folder, port = Path(name), free_port()
+        (folder / "conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+        executable, environment = find_mosquitto("mosquitto")
+        broker = subprocess.Popen([str(executable), "-c", str(folder / "conf")], env=dict(environment))
+        bundles = Bundles(folder)
+        device = Device(folder / "dev", port, bundles.good)
+        try:
+            device.start()
+            wait_until("an answer", device.serves)
+            began, client = time.monotonic(), Client(device)
+            settled(device, Phase.ACTIVE)
+            switch, took_s = client.stop(), time.monotonic() - began
+            still = Client(device)
+            time.sleep(took_s)
+            print(json.dumps({"switch": _told(switch), "without": _told(still.stop()), "seconds": round(took_s, 1)}))
+        finally:
+            device.kill()
+            broker.terminate()
+            broker.wait()
+
+
+def _told(seen: Asked) -> dict[str, object]:
+    return {**asdict(seen), "bodies": len(seen.bodies), "longest_s": round(seen.longest_s, 3)}
+
+
+if __name__ == "__main__":
+    main()

@@ -33,8 +33,8 @@ def preview(session: Session, fleet_id: str, wanted: RolloutCreate) -> RolloutPr
         NotFoundError: for an unknown version, device or profile.
         InvalidError: when the target selects no device.
     """
+    wanted = wanted.fitting()
     version = resolve(session, fleet_id, wanted.version)
-    wanted.check_release()
     found = survey(session, version, wanted.target)
     stages = _stages(found, wanted.strategy, wanted.name or wanted.version)
     problems = _problems(found, wanted)

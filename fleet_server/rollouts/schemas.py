@@ -56,16 +56,16 @@ class RolloutCreate(Request):
         """Whether it is a release of the agent that is rolled out."""
         return self.version.startswith(f"{AGENT}@")
 
-    def check_release(self) -> None:
-        """Of a release nothing is sampled: it has no requests of its own.
+    def fitting(self) -> RolloutCreate:
+        """This; of a release without the default rules that sample requests, for it has none of its own.
 
         Raises:
-            InvalidError: where that is asked for.
+            InvalidError: where such a rule, or exposure, is asked for.
         """
         if not self.of_agent:
-            return
+            return self
         sampled = [rule.metric.value for rule in self.strategy.stop_when if not rule.metric.counted]
-        if sampled:
+        if sampled and "stop_when" in self.strategy.model_fields_set:
             detail = (
                 f"strategy.stop_when: {sampled[0]} is of a model's requests, which a release of the agent has none of"
             )
@@ -73,6 +73,8 @@ class RolloutCreate(Request):
         if self.strategy.exposure is not None:
             detail = "strategy.exposure: two agents do not run beside each other: leave it out"
             raise InvalidError("no_release_exposure", detail, field="strategy.exposure")
+        counted = [rule for rule in self.strategy.stop_when if rule.metric.counted]
+        return self.model_copy(update={"strategy": self.strategy.model_copy(update={"stop_when": counted})})
 
 
 class StageVerdict(Response):

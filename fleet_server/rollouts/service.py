@@ -39,8 +39,8 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout,
             or when a variant is not signed.
     """
+    wanted = wanted.fitting()
     version = releases.resolve(session, fleet_id, wanted.version)
-    wanted.check_release()
     plan = _checked(session, settings, version, wanted)
     needed = session.get_one(Fleet, fleet_id).approvals
     parent = spans.current()

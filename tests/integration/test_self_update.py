@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,12 +61,27 @@ def test_an_agent_becomes_the_next_release_and_nobody_is_refused(tmp_path: Path,
         device.kill()
 
 
+REASONS = {
+    "crashes": "it ended with 3 2 times",
+    "hangs": "it did not prove itself within 6 s: it says nothing",
+    "never connects": "it did not prove itself within 6 s: it has no connection to the broker",
+    "its worker does not come up": (
+        "it did not prove itself within 6 s: its inference worker is not ready, or loads still"
+    ),
+    "spoils": "it ended with 5 2 times",
+}
+
+
+@pytest.mark.parametrize(
+    "kinds", [("spoils",), pytest.param(tuple(REASONS), marks=pytest.mark.slow)], ids=["one", "all"]
+)
 def test_bad_releases_are_taken_back_with_a_reason_and_what_served_goes_on(
-    tmp_path: Path, broker: int, bundles: Bundles
+    kinds: tuple[str, ...], tmp_path: Path, broker: int, bundles: Bundles
 ) -> None:
+    bad = {**BAD, "spoils": ("agent/main.py", SPOILS)}
     devices = {
-        kind: Device(tmp_path / kind.replace(" ", "-"), broker, bundles.bad(kind, *bad), confirm_s=6, most_starts=2)
-        for kind, bad in {**BAD, "spoils": ("agent/main.py", SPOILS)}.items()
+        kind: Device(tmp_path / kind.replace(" ", "-"), broker, bundles.bad(kind, *bad[kind]), confirm_s=6)
+        for kind in kinds
     }
     clients = {}
     try:
@@ -80,15 +96,7 @@ def test_bad_releases_are_taken_back_with_a_reason_and_what_served_goes_on(
             assert failure.code is WireErrorCode.RELEASE_FAILED
             reasons[kind] = failure.detail
         seen = {kind: client.stop() for kind, client in clients.items()}
-        assert reasons == {
-            "crashes": "it ended with 3 2 times",
-            "hangs": "it did not prove itself within 6 s: it says nothing",
-            "never connects": "it did not prove itself within 6 s: it has no connection to the broker",
-            "its worker does not come up": (
-                "it did not prove itself within 6 s: its inference worker is not ready, or loads still"
-            ),
-            "spoils": "it ended with 5 2 times",
-        }
+        assert reasons == {kind: REASONS[kind] for kind in kinds}
         for kind, device in devices.items():
             folder = str(device.state / "agent")
             assert pointer(folder, "next") is None
@@ -103,6 +111,14 @@ def test_bad_releases_are_taken_back_with_a_reason_and_what_served_goes_on(
             device.kill()
 
 
+def starts(device: Device) -> int:
+    try:
+        return int(json.loads((device.state / "agent" / "trial.json").read_text())["starts"])
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
 def test_an_agent_killed_on_trial_is_tried_again_and_not_without_end(
     tmp_path: Path, broker: int, bundles: Bundles
 ) -> None:
@@ -119,9 +135,7 @@ def test_an_agent_killed_on_trial_is_tried_again_and_not_without_end(
             device.start()
         settled(devices[0], Phase.ACTIVE)
         wait_until("its only agent", lambda: devices[0].version() == "9.0.0")
-        wait_until(
-            "the trial's next start", lambda: '"starts": 2' in (devices[1].state / "agent/trial.json").read_text()
-        )
+        wait_until("the trial's next start", lambda: starts(devices[1]) == 2)
         devices[1].kill()
         devices[1].start()
         failure = settled(devices[1], Phase.ROLLED_BACK).failure
@@ -139,6 +153,7 @@ def test_an_agent_killed_on_trial_is_tried_again_and_not_without_end(
             device.kill()
 
 
+@pytest.mark.slow
 def test_a_device_whose_owner_does_not_want_it_does_not_update_itself(
     tmp_path: Path, broker: int, bundles: Bundles
 ) -> None:
