@@ -79,6 +79,8 @@ check: setup ## lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What many processes of tests import is compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 # Much of the time tests wait for processes that they started: three of them keep two processors busy.
 TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 .PHONY: test

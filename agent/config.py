@@ -20,7 +20,8 @@ from agent.files import write_durably
 from agent.grpc_config import GrpcConfig, read_grpc
 from agent.identity import identity_folder, load_identity
 from agent.inferences import InferenceConfig, read_inference
-from agent.pipelines.config import PipelineConfig, read_pipelines
+from agent.pipelines.config import PipelineConfig
+from agent.pipelines.reading import read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.logs import FORMS

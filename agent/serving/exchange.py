@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,8 +22,7 @@ REASONS = {
 }  # fmt: skip
 
 
-@dataclass
-class Request:
+class Request(msgspec.Struct):
     """One that is whole.
 
     Attributes:
@@ -38,23 +36,24 @@ class Request:
 
     method: str = ""
     path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | bytearray | memoryview = field(default_factory=bytearray)
+    headers: dict[str, str] = {}
+    body: bytes | bytearray | memoryview = b""
     keep_alive: bool = True
     local: bool = False
 
 
-@dataclass
-class Answer:
+class Answer(msgspec.Struct):
     """What is said to one; `then` is done when it is on its way."""
 
     status: int
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    then: Callable[[], None] = lambda: None
+    headers: dict[str, str] = {}
+    then: Callable[[], None] | None = None
 
     def follow(self) -> None:
         """Do that; what fails in it is no matter of the client's."""
+        if self.then is None:
+            return
         try:
             self.then()
         except Exception:

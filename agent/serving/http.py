@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -80,15 +81,14 @@ class Api:
         """An inference's answer, by the shortest way; see `agent.serving.connection.Application`."""
         if request.method != "POST":
             return False
-        match _parts(request.path):
-            case ["v2", "models", name, "infer"]:
-                version = None
-            case ["v2", "models", name, "versions", version, "infer"]:
-                pass
-            case _:
-                return False
+        route = _infer_route(request.path)
+        if route is None:
+            return False
+        name, version = route
         model = self._registry.serving(name)
-        if model is None or self.ensembles.get(name) is not None or version not in {None, model.manifest.version}:
+        if model is None or self.ensembles.get(name) is not None:
+            return False
+        if version is not None and version != model.manifest.version:
             return False
         return self._inferring.answer_soon(request, model, say, alone=alone)
 
@@ -143,6 +143,18 @@ class Api:
             matched += found
             unknown += found == 0
         return json_answer({"matched_rows": matched, "unknown_ids": unknown})
+
+
+@lru_cache(maxsize=64)
+def _infer_route(path: str) -> tuple[str, str | None] | None:
+    """The model, and the version, that are asked to infer; None where something else is asked."""
+    match _parts(path):
+        case ["v2", "models", name, "infer"]:
+            return name, None
+        case ["v2", "models", name, "versions", version, "infer"]:
+            return name, version
+        case _:
+            return None
 
 
 def _parts(path: str) -> list[str]:

@@ -9,7 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from agent.runtimes.base import Tensors
 
@@ -36,8 +37,7 @@ class DeadlineError(Exception):
     """A request was not begun as soon as its client asked for."""
 
 
-@dataclass(eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One that waits.
 
     Attributes:
@@ -57,8 +57,8 @@ class Request:
     came_at: float
     done: Callable[[Tensors | Exception], None]
     priority: int = DEFAULT
-    waits: bool = field(default=False, init=False)
-    turn_at: float = field(default=0.0, init=False)
+    waits: bool = False
+    turn_at: float = 0.0
 
 
 class RequestQueue:
