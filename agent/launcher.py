@@ -69,16 +69,35 @@ def release_folder(arguments: list[str], environment: Mapping[str, str]) -> str 
     if "--config" in arguments[:-1]:
         path = arguments[arguments.index("--config") + 1]
     if path:
-        import tomllib  # the configuration's own reader will need it too
-
         try:
             with open(path, "rb") as file:
-                values = tomllib.load(file)
+                values = _top(file.read().decode())
         except (OSError, ValueError):
             return None  # the agent says what is wrong with it
     state = environment.get("SHOAL_AGENT_STATE_DIR") or values.get("state_dir") or DEFAULT_STATE
     allowed = environment.get("SHOAL_AGENT_SELF_UPDATE") or values.get("self_update") or "on"
     return os.path.join(str(state), "agent") if allowed == "on" else None
+
+
+def _top(text: str) -> dict[str, Any]:
+    """What a configuration says outside of tables, of the keys that count here.
+
+    Nearly all say it plainly; to import the whole reader takes as long as the interpreter, and the worker waits for it.
+
+    Raises:
+        ValueError: when it is no TOML.
+    """
+    values: dict[str, Any] = {}
+    for line in f"\n{text}".partition("\n[")[0].splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        if key in {"state_dir", "self_update"}:
+            plain = len(value) >= 2 and value[0] == value[-1] == '"' and not {'"', "\\"} & set(value[1:-1])
+            if not plain or '"""' in text or "'''" in text:
+                import tomllib
+
+                return tomllib.loads(text)
+            values[key] = value[1:-1]
+    return values
 
 
 def _replaced(folder: str, installed: str) -> bool:

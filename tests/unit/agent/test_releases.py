@@ -206,6 +206,13 @@ def test_where_releases_lie_and_whether_the_owner_allows_any(tmp_path: Path) -> 
     assert release_folder(["run", "--config", str(config)], {}) == "/srv/agent/agent"
     assert release_folder([f"--config={config}"], {"SHOAL_AGENT_STATE_DIR": "/x"}) == "/x/agent"
     assert release_folder(["run"], {}) == "/var/lib/shoal-agent/agent"
+    for text in ("state_dir = '/srv/a'  # said otherwise\n", 'x = """\nstate_dir = "/b"\n"""\nstate_dir = "/srv/a"\n'):
+        config.write_text(text)
+        assert release_folder(["--config", str(config)], {}) == "/srv/a/agent"
+    config.write_text('[tags]\nstate_dir = "/of/a/table"\n')
+    assert release_folder(["--config", str(config)], {}) == "/var/lib/shoal-agent/agent"
+    config.write_text("state_dir = \n")
+    assert release_folder(["--config", str(config)], {}) is None
     config.write_text('self_update = "off"\n')
     assert release_folder(["run", "--config", str(config)], {}) is None
     assert release_folder(["run", "--config", str(tmp_path / "none")], {}) is None
