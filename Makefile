@@ -100,6 +100,7 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 .PHONY: faults
 faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 2,000 points (half an hour)
 	@$(BIN)/python -m tests.faults --whole
+	@$(BIN)/python -m tests.faults.launcher
 	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py tests/integration/test_telemetry_faults.py
 
 .PHONY: test-onnx2tf

@@ -32,6 +32,8 @@ class AgentBundleView(Response):
 class AgentReleaseView(Response):
     """A release of the agent."""
 
+    observed = frozenset({"devices"})
+
     version: str
     reference: str = Field(description="What a rollout names.", examples=["shoal-agent@0.2.0"])
     bundles: list[AgentBundleView] = Field(description="By platform.")
