@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries dashboard distributed stages
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries dashboard distributed stages lan
 
 .PHONY: help
 help: ## list the targets
@@ -41,7 +41,7 @@ $(TOOLS)/.installed: deploy/dev/setup-tools.sh deploy/dev/constraints-tools.txt
 	@deploy/dev/setup-tools.sh "$(PYTHON)" "$(TOOLS)"
 	@touch $@
 
-LOCKS := agent server dev
+LOCKS := agent server server-convert dev
 .PHONY: lock audit sbom
 lock: $(TOOLS)/.installed ## write deploy/locks anew from pyproject.toml and constraints.txt
 	@deploy/dev/lock.sh $(TOOLS)
@@ -54,7 +54,7 @@ audit: $(TOOLS)/.installed ## look every locked package up among known vulnerabi
 
 sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server are made of (CycloneDX)
 	@mkdir -p dist
-	@for name in agent server; do \
+	@for name in agent server-convert; do \
 	  $(TOOLS)/bin/cyclonedx-py requirements deploy/locks/$$name.lock --pyproject pyproject.toml \
 	    --output-reproducible --validate --output-file dist/sbom-$$name.cdx.json || exit 1; \
 	  echo "dist/sbom-$$name.cdx.json"; \
@@ -63,6 +63,31 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 .PHONY: agent-release
 agent-release: setup ## build a release of this tree's agent for this platform, to push: dist/*.shoal-release
 	@$(BIN)/python -m deploy.agent_release.build $(if $(VERSION),--version $(VERSION))
+
+# Debian 12 has Python 3.11, and so must have who builds these. ARCH=arm64 builds for the other architecture.
+.PHONY: deb test-deb release test-wheel
+deb: setup ## Debian packages of agent and server, into dist/ (ARCH=amd64 or arm64)
+	@$(BIN)/python -m deploy.debian.build $(if $(ARCH),--arch $(ARCH))
+
+test-deb: deb ## a fleet of one in a fresh Debian 12: in a chroot, then booted by systemd-nspawn (root; debootstrap)
+	@deploy/chroot-check dist
+	@deploy/boot-check dist
+
+release: setup sbom ## wheel, sdist, both Debian packages, SBOM, changes and checksums, into dist/: the same to the byte each time
+	@$(BIN)/python -m deploy.release.release
+
+EXTRAS :=
+test-wheel: setup ## install the wheel with each extra alone, in environments of their own (EXTRAS="cpu cli" for some; 8 GB)
+	@$(BIN)/python -m deploy.release.extras $(EXTRAS)
+
+LINT := .venv-lint
+$(LINT)/.installed: deploy/dev/setup-lint.sh
+	@deploy/dev/setup-lint.sh "$(PYTHON)" "$(LINT)"
+	@touch $@
+
+.PHONY: lint-deploy
+lint-deploy: $(LINT)/.installed ## hadolint on the images; the chart rendered by Helm, against Kubernetes' schemas
+	@$(LINT)/bin/python deploy/dev/lint_deploy.py
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
@@ -81,8 +106,8 @@ check: setup ## lint, types and import contracts
 
 # What many processes of tests import is compiled once, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
-# Much of the time tests wait for processes that they started: three of them keep two processors busy.
-TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Much of the time tests wait for processes that they started: four of them keep two processors busy.
+TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
 .PHONY: test
 test: check ## lint, types, and every test's short form
 	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS)
@@ -135,6 +160,7 @@ bench-rollouts: setup ## whether rollouts stop what is bad and let good ones thr
 bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
 bench-queries: setup ## what requests cost at the database with 10,000 and 100,000 devices, with every plan (.bench; half an hour)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
+bench-lan: setup ## bursts over a device's bound with and without peers, and what forwarding adds (1 min)
 bench-stages: setup ## a net cut into 2 and 3 stages: answers, memory and throughput beside the slowest stage (half a minute)
 bench-dashboard: setup ## when pages of 10,000 devices with a month of telemetry show something, in Chromium
 bench-distributed: setup ## one request over several devices, beside one device: equal, unequal, one that dies (about 1 min)

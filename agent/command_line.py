@@ -101,6 +101,7 @@ def _run(options: argparse.Namespace, spawned: Spawned | None, inherited: Inheri
     config = load_config(options.config, os.environ)
     log_to_stderr(config.log_level, config.log_format, device=config.device_id)
     resumed = resume(config, spawned, inherited)
+    from agent.sd_notify import ServiceManager
     from agent.supervisor import Supervisor  # what it imports takes longer than to have the models served
 
     supervisor = Supervisor(config, resumed)
@@ -108,7 +109,7 @@ def _run(options: argparse.Namespace, spawned: Spawned | None, inherited: Inheri
     gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
-    supervisor.run()
+    supervisor.run(ServiceManager(os.environ))
     supervisor.become_next()
     return 0
 

@@ -28,6 +28,7 @@ from agent.inference import Inference
 from agent.inferences import Inferences
 from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
+from agent.peers.balancing import Balancing
 from agent.peers.network import Lan
 from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
@@ -51,7 +52,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.parts import FEATURE, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
-from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.releases.leaving import Leaving
 from agent.releases.releases import KEY as RELEASE
@@ -59,6 +60,7 @@ from agent.releases.releases import Releases, Start, Unpacked
 from agent.renewal import Renewal, tls_context
 from agent.resuming import Files, Resumed
 from agent.samples.collecting import Collecting
+from agent.sd_notify import ServiceManager
 from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
 from agent.telemetry.figures import PhaseFigure, SupervisorFigures
@@ -94,6 +96,7 @@ class PeerFound:
 
     name: str
     place: str | None
+    infers: bool = False
 
 
 class _Turn:
@@ -176,7 +179,6 @@ class Supervisor:
             profiles=lambda: {one.manifest.profile for one in self._updater.records.values()},
             order=self._ordered,
         )
-        self._lan = Lan(config, credentials, self._held, self._found_peer)
         self._deployments = Deployments(
             self._updater,
             self._journal,
@@ -193,6 +195,15 @@ class Supervisor:
             changed=self._changed,
         )
         self._worker = WorkerProcess(config, self._events.put) if resumed is None else resumed.worker
+        self._lan = Lan(
+            config,
+            credentials,
+            self._held,
+            self._found_peer,
+            found_inference=self._found_inference,
+            inference_place=self._worker.peer_place,
+        )
+        self._balancing = Balancing(config, credentials, lambda: self._worker.peer_place, self._worker.send)
         self._inference = Inference(
             self._worker,
             self._store,
@@ -273,13 +284,17 @@ class Supervisor:
         self._stopping = True
         self._events.put(None)  # the main loop may wait for one
 
-    def run(self) -> None:
-        """Work until asked to stop."""
+    def run(self, manager: ServiceManager) -> None:
+        """Work until asked to stop; whoever watches this process learns that this loop goes round."""
         self.begin()
+        manager.ready()
         try:
             while not self._stopping:
-                self.turn(self._wait_s)
+                manager.alive()
+                self.turn(min(self._wait_s, manager.rest_s))
         finally:
+            if not self._leaving.leaves:  # else this process goes on, as another version of the agent
+                manager.stopping()
             self.end()
 
     def begin(self) -> None:
@@ -355,6 +370,7 @@ class Supervisor:
             case TrustSaid() | PipelineSaid() | Unpacked():
                 self._child_said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
+                self._balancing.worker_ended()
                 self._inference.died()
             case (generation, message) if generation == self._worker.generation:
                 self._worker_said(message)
@@ -382,6 +398,7 @@ class Supervisor:
         self._inference.said(message)
         if isinstance(message, Ready):
             self._samples.worker_ready()
+            self._balancing.worker_ready()
 
     def _figures(self) -> SupervisorFigures:
         records = self._updater.records.values()
@@ -419,7 +436,7 @@ class Supervisor:
                 chunk.release()
 
     def _message(self, message: MqttMessage) -> None:
-        if "/b/" in message.topic:
+        if is_chunk_topic(message.topic):
             self._chunk(message)
             return
         try:
@@ -454,6 +471,8 @@ class Supervisor:
             self._postponed = state
             return
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
+        if state.revision >= self._updater.revision:
+            self._balancing.listed(state.peers)
         if self._deployments.desired(state):
             self._trials.desired(state.trials)
             self._condition.guard(lambda: self._samples.desired(state))
@@ -504,6 +523,8 @@ class Supervisor:
                 self._others.see_bundles(event.bundles)
             case BundleTrustSaid():
                 self._bundles.said(event, now)
+            case PeerFound(infers=True):
+                self._balancing.found(event.name, event.place)
             case PeerFound():
                 self._others.see_peer(event.name, event.place)
 
@@ -521,6 +542,9 @@ class Supervisor:
 
     def _found_peer(self, name: str, place: str | None) -> None:
         self._events.put(PeerFound(name, place))
+
+    def _found_inference(self, name: str, place: str | None) -> None:
+        self._events.put(PeerFound(name, place, infers=True))
 
     def _drop_sample(self) -> bool:
         return self._samples.drop_lowest()
@@ -554,6 +578,8 @@ class Supervisor:
             features=features,
             inference_address=self._config.inference.address,
             agent=self._releases.facts,
+            balancing_address=self._config.balancing.reached_at,
+            balancing_lan=self._config.balancing.lan,
         )
 
     def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
@@ -649,6 +675,7 @@ class Supervisor:
         self._verifier.tick(now)
         self._bundles.tick(now)
         self._lan.tick(now)
+        self._balancing.tick(now)
 
     def _look_at_link(self, now: float) -> None:
         """Find out by what kind of link the server is reached; a change is reported."""

@@ -154,6 +154,7 @@ class DesiredState(msgspec.Struct, frozen=True):
         sampling: what is to be kept of requests, where the device allows it. What is not listed is to be forgotten.
         sample_requests: what of it is to be sent.
         agent: the release that the agent itself ought to be; None: it stays what it is.
+        peers: `host:port` of other devices that name the same LAN and answer requests in its place.
     """
 
     protocol: ProtocolRange
@@ -165,6 +166,7 @@ class DesiredState(msgspec.Struct, frozen=True):
     sampling: tuple[Sampling, ...] = ()
     sample_requests: tuple[SampleRequest, ...] = ()
     agent: DesiredRelease | None = None
+    peers: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from agent.config import Config
 from agent.inference import Inference
 from agent.launcher import RELEASE
+from agent.peers.balancing import takes_peers
 from agent.releases.handover import OldWorker, hand_over
 from agent.releases.releases import Start
 from agent.telemetry.host import free_memory_mb
@@ -34,6 +35,9 @@ class Leaving:
         old_worker: of the version before; None where there is none.
         stop: ends the main loop.
         go_on: this agent has proved itself.
+
+    Attributes:
+        leaves: whether the agent ends for another version of it.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class Leaving:
     ) -> None:
         self._config, self._start, self._link, self._inference = config, start, link, inference
         self._busy, self._old_worker, self._stop, self._go_on = busy, old_worker, stop, go_on
-        self._leaves = False
+        self.leaves = False
         self._variables: dict[str, str] = {}
         self._old_until = time.monotonic() + OLD_WORKER_S
 
@@ -75,7 +79,7 @@ class Leaving:
 
     def leave(self) -> None:
         """End, and become the launcher."""
-        self._leaves = True
+        self.leaves = True
         self._stop()
 
     def proved(self) -> None:
@@ -94,16 +98,17 @@ class Leaving:
     def end(self) -> None:
         """Let go of the worker and its sockets; one who leaves hands them over."""
         self._end_old_worker()
-        if not self._leaves:
+        if not self.leaves:
             self._inference.stop()
             return
-        # A second one that answers by gRPC could not have its addresses.
-        answering = not self._config.grpc.addresses and self._room_for_two()
+        # A second one that answers by gRPC, or for peers, could not have its addresses.
+        alone = bool(self._config.grpc.addresses) or takes_peers(self._config)
+        answering = not alone and self._room_for_two()
         self._variables = hand_over(*self._inference.hand_over(answering=answering))
 
     def become_next(self) -> None:
         """Become the launcher, where the agent left for another version of it; else nothing."""
-        if not self._leaves:
+        if not self.leaves:
             return
         environment = {**os.environ, **self._variables}
         for name in (RELEASE, "PYTHONPATH", "PYTHONSAFEPATH"):

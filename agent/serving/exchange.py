@@ -13,6 +13,7 @@ from agent.serving.bad_request import json_field
 
 log = logging.getLogger(__name__)
 FIELD_LIMIT = 256  # characters of a part of a field that is named
+HOPS = "Shoal-Hops"  # header: how often a request was forwarded; one that was goes no further
 BODY_LIMIT = 64 << 20  # bytes, as they come and when they are expanded
 REASONS = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -40,6 +41,11 @@ class Request(msgspec.Struct):
     body: bytes | bytearray | memoryview = b""
     keep_alive: bool = True
     local: bool = False
+
+    @property
+    def was_forwarded(self) -> bool:
+        """Whether another device had no room for it."""
+        return HOPS.lower() in self.headers
 
 
 class Answer(msgspec.Struct):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote
 
 import msgspec
@@ -35,6 +35,9 @@ from agent.serving.shared_memory import Regions
 from agent.telemetry.exposition import CONTENT_TYPE
 from agent.telemetry.figures import SupervisorFigures
 
+if TYPE_CHECKING:  # at run time only where requests are forwarded
+    from agent.serving.balancing.lan import Lan
+
 
 class Api:
     """The routes."""
@@ -47,7 +50,8 @@ class Api:
         self.ensembles = Ensembles(registry, lambda: self.expected)
         self._ensemble_routes = EnsembleRoutes(self.ensembles, self._regions)
         self._extensions = Extensions(registry, self._regions, self._ensemble_routes)
-        self._inferring = Inferring(registry, self._regions)
+        self.inferring = Inferring(registry, self._regions)
+        self.lan: Lan | None = None
         self.draining = False
         self.ask_supervisor: Callable[[], Awaitable[SupervisorFigures | None]] = _nobody
         self.clients = Clients()
@@ -57,7 +61,7 @@ class Api:
         parts = _parts(request.path)
         if parts == ["metrics"] and request.method == "GET":
             figures = await self.ask_supervisor()
-            return Answer(200, metrics_text(self._registry, figures), {"Content-Type": CONTENT_TYPE})
+            return Answer(200, metrics_text(self._registry, figures, self.lan), {"Content-Type": CONTENT_TYPE})
         if parts[:1] != ["v2"]:
             return error_answer(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
         match [request.method, *parts[1:]]:
@@ -90,7 +94,7 @@ class Api:
             return False
         if version is not None and version != model.manifest.version:
             return False
-        return self._inferring.answer_soon(request, model, say, alone=alone)
+        return self.inferring.answer_soon(request, model, say, alone=alone)
 
     async def _model(self, request: Request, name: str, version: str | None, rest: list[str]) -> Answer:
         model, ensemble = self._registry.serving(name), self.ensembles.get(name)
@@ -123,7 +127,7 @@ class Api:
             case ["GET", "stats"]:
                 return self._extensions.statistics(name, version)
             case ["POST", "infer"]:
-                return await self._inferring.answer(request, model, split=version is None)
+                return await self.inferring.answer(request, model, split=version is None)
             case ["POST", "feedback"]:
                 return self._feedback(request, name)
             case _:

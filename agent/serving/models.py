@@ -100,7 +100,7 @@ class LoadedModel:
             timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
 
         Raises:
-            QueueFullError: when too many wait, now or before its turn came.
+            QueueFullError: when too many wait, now or before its turn came. Who tells the client counts it as refused.
             DeadlineError: when its turn did not come in time.
             RetiredError: when the artifact was taken out meanwhile.
             CancelledError: when the caller is cancelled; where its turn has not come, it is not run.
@@ -146,11 +146,9 @@ class LoadedModel:
                 expiry.cancel()
             if isinstance(error, ClosedError):
                 raise RetiredError from None
-            self.recorder.rejected()
             raise QueueFullError(self._retry_after_s()) from None
         if gone is not None:
-            self.recorder.rejected()
-            gone.done(QueueFullError(self._retry_after_s()))
+            gone.done(QueueFullError(self._retry_after_s(), time.perf_counter() - gone.came_at))
         if at_once and not self._at_once:
             self._at_once = True
             loop.call_soon(loop.call_soon, self._take_at_once, results)  # what has come meanwhile is read before
@@ -240,6 +238,12 @@ class LoadedModel:
     def waiting(self) -> int:
         """How many requests wait for their turn."""
         return len(self._queue)
+
+    def load(self) -> tuple[float, float]:
+        """How long what waits will take, and how long an inference of one row takes, in seconds; 0 where unknown."""
+        batches, more = divmod(len(self._queue), self.manifest.max_batch)
+        whole, last, one = (self._times.seconds(rows) or 0.0 for rows in (self.manifest.max_batch, max(more, 1), 1))
+        return batches * whole + (last if more else 0.0), one
 
     def totals(self) -> Counts:
         """What it did since it was loaded, and how long it has been at what it does now."""

@@ -26,11 +26,13 @@ class QueueFullError(Exception):
 
     Attributes:
         retry_after_s: when there may be room, in seconds.
+        waited_s: how long the request has waited before another took its place, in seconds.
     """
 
-    def __init__(self, retry_after_s: float = 1.0) -> None:
+    def __init__(self, retry_after_s: float = 1.0, waited_s: float = 0.0) -> None:
         super().__init__("too many requests wait")
         self.retry_after_s = retry_after_s
+        self.waited_s = waited_s
 
 
 class DeadlineError(Exception):

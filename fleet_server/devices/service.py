@@ -37,19 +37,29 @@ from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
 from fleet_server.principals import DEFAULT_FLEET, Who
 
+BOOTS = 16  # that a device is known to have had before the present one
+
 
 @dataclass(frozen=True)
 class ReportOutcome:
-    """What became of a report: `accepted` is false for one older than what is known."""
+    """What became of a report.
+
+    Attributes:
+        device: whose it is.
+        accepted: false for one older than what is known.
+        lans: where it, or its address, is new or gone: their other devices are to be told.
+    """
 
     device: Device
     accepted: bool
+    lans: frozenset[str] = frozenset()
 
 
 def record_report(session: Session, device_id: str, reported: Reported, now: dt.datetime) -> ReportOutcome:
     """Store what a device says is true on it; an unknown device is registered.
 
-    A report of the same boot with a sequence no higher than the last is stale and changes nothing.
+    A report of the same boot with a sequence no higher than the last, or of an earlier boot, is stale and changes
+    nothing.
     """
     check_device_id(device_id)
     device = session.get(Device, device_id)
@@ -62,17 +72,19 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
             session, fleet_id=fleet_id, actor=device_id, action="device.register", subject=f"device/{device_id}"
         )
         session.flush()
-    elif device.boot_id == reported.boot_id and reported.sequence <= device.reported_sequence:
+    elif _is_stale(device, reported):
         return ReportOutcome(device, accepted=False)
     if device.forgotten_at is not None:
         device.forgotten_at = None
         audit.record(
             session, fleet_id=device.fleet_id, actor=device_id, action="device.return", subject=f"device/{device_id}"
         )
+    if device.boot_id is not None and device.boot_id != reported.boot_id:
+        device.earlier_boots = [*(device.earlier_boots or []), device.boot_id][-BOOTS:]
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
     facts, serving = _as_kept(reported.facts), _as_kept(reported.serving)
-    moved, device.facts = facts != device.facts, facts
+    moved, before, device.facts = facts != device.facts, device.facts, facts
     if moved or serving != device.serving:
         device.serving = serving
         _keep_attributes(session, device)
@@ -81,7 +93,20 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     device.problems = _as_kept(reported.problems)
     if moved:  # else it has the profile it had: whoever changes tags or profiles matches anew
         _rematch(device, _named(session, device.fleet_id))
-    return ReportOutcome(device, accepted=True)
+    return ReportOutcome(device, accepted=True, lans=_lans_changed(before, facts))
+
+
+def _lans_changed(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
+    """LANs whose devices have another list now."""
+    was, is_now = ((one.get("balancing_lan") or "", one.get("balancing_address") or "") for one in (before, now))
+    return frozenset() if was == is_now else frozenset(lan for lan, _ in (was, is_now) if lan)
+
+
+def _is_stale(device: Device, reported: Reported) -> bool:
+    """Whether something later is known. Of several servers one may hear late what was said before another boot."""
+    if device.boot_id == reported.boot_id:
+        return reported.sequence <= device.reported_sequence
+    return reported.boot_id in (device.earlier_boots or [])
 
 
 def _as_kept(said: object) -> Any:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fleet_server.rates import KeyedBuckets
 
@@ -39,10 +39,15 @@ class Share:
 
 @dataclass(frozen=True)
 class Message:
-    """What came in."""
+    """What came in.
+
+    Attributes:
+        retained: the broker had kept it, and sends it because it was just subscribed to.
+    """
 
     topic: str
     payload: bytes
+    retained: bool = field(default=False, compare=False)
 
 
 class FairInbox:
