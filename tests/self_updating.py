@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -42,7 +44,7 @@ import os, sqlite3, sys, tomllib
 config = tomllib.load(open(sys.argv[sys.argv.index("--config") + 1], "rb"))
 journal = sqlite3.connect(config["state_dir"] + "/journal.db")
 journal.execute("UPDATE deployments SET record = '{}'")
-journal.execute("UPDATE notes SET value = 'of another form'")
+journal.execute("UPDATE notes SET value = CAST('of another form' AS BLOB)")
 journal.commit()
 os._exit(5)
 """
@@ -154,13 +156,14 @@ class Device:
         self.process.kill()
         self.process.wait()
 
-    def record(self) -> ReleaseRecord:
-        """As the journal has it; read beside the agent."""
-        journal = Journal(self.state / "journal.db")
+    def record(self) -> ReleaseRecord | None:
+        """As the journal has it, beside the agent; None while nothing can be read of it."""
         try:
-            return ReleaseBook(journal.note(NOTE)).records["r-1"]
-        finally:
-            journal.close()
+            with contextlib.closing(sqlite3.connect(f"file:{self.state}/journal.db?mode=ro", uri=True)) as journal:
+                row = journal.execute("SELECT value FROM notes WHERE name = ?", (NOTE,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return ReleaseBook(row[0]).records.get("r-1") if row else None
 
     def version(self) -> str:
         """Of the agent that answers."""
@@ -209,8 +212,12 @@ class Client:
 
 def settled(device: Device, phase: Phase, seconds: float = 60) -> ReleaseRecord:
     """The release's deployment, when it has come there."""
-    wait_until(f"{phase}: {device.log.read_text()[-2000:]}", lambda: device.record().phase is phase, seconds)
-    return device.record()
+
+    def there() -> ReleaseRecord | None:
+        found = device.record()
+        return found if found is not None and found.phase is phase else None
+
+    return wait_until(f"{phase}: {device.log.read_text()[-2000:]}", there, seconds)
 
 
 def main() -> None:

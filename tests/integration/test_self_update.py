@@ -146,7 +146,7 @@ def test_an_agent_killed_on_trial_is_tried_again_and_not_without_end(
         devices[1].kill()  # it is not tried by itself again
         devices[1].start()
         wait_until("an answer", devices[1].serves)
-        assert devices[1].record().phase is Phase.ROLLED_BACK
+        assert settled(devices[1], Phase.ROLLED_BACK)
         assert pointer(str(devices[1].state / "agent"), "next") is None
     finally:
         for device in devices:
