@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleet_server.rates import KeyedBuckets
 
@@ -37,9 +38,8 @@ class Share:
     waiting: int = 500
 
 
-@dataclass(frozen=True)
-class Message:
-    """What came in."""
+class Message(NamedTuple):
+    """What came in; made and compared more often than all else here."""
 
     topic: str
     payload: bytes

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import heapq
 import resource
+import ssl
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from fleet_server.simulator import packets
 from fleet_server.simulator.behaviours import Effect
 from fleet_server.simulator.connection import KEEPALIVE_S, Connection, Session
 from fleet_server.simulator.device import SimulatedDevice
+from fleet_server.simulator.identities import Identities, IdentitiesError
 from fleet_server.simulator.outputs import Connect, Cut, Listen, Output, Say
 from fleet_server.simulator.population import Traits
 
@@ -47,34 +49,39 @@ class SimulationError(Exception):
 
 @dataclass(frozen=True)
 class Broker:
-    """Where devices connect to; user and password are the same for all."""
+    """Where devices connect to; user and password are the same for all.
+
+    Attributes:
+        host: its name or address.
+        port: its port.
+        user: if it wants one.
+        password: of that.
+        secure: whether TLS is spoken, with a certificate a device.
+    """
 
     host: str
     port: int
     user: str | None
     password: str | None
+    secure: bool = False
 
     @classmethod
     def at(cls, url: str) -> Broker:
         """The one of a URL.
 
         Raises:
-            SimulationError: when it is not `mqtt://host:port`.
+            SimulationError: when it is not `mqtt://host:port` or `mqtts://host:port`.
         """
         try:
             parts = urlsplit(url)
-            port = parts.port or 1883
+            port = parts.port
         except ValueError:
             parts, port = urlsplit(""), 0
-        if parts.scheme == "mqtts":
-            raise SimulationError(
-                f"{url}: simulated devices have no certificates: let the server's broker take everybody "
-                "(SHOAL_BROKER_TLS=false), or name a listener without TLS, mqtt://host:port"
-            )
-        if parts.scheme != "mqtt" or not parts.hostname:
-            raise SimulationError(f"{url[:200]!r} is no broker: write mqtt://host:port")
-        user = unquote(parts.username) if parts.username else None
-        return cls(parts.hostname, port, user, unquote(parts.password) if parts.password else None)
+        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
+            raise SimulationError(f"{url[:200]!r} is no broker: write mqtt://host:port or mqtts://host:port")
+        secure = parts.scheme == "mqtts"
+        user, password = (unquote(one) if one else None for one in (parts.username, parts.password))
+        return cls(parts.hostname, port or (8883 if secure else 1883), user, password, secure)
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,14 @@ class Simulation:
     """Simulated devices; used as a context, in which they run.
 
     Args:
-        broker: URL of the fleet's broker, `mqtt://host:port`.
+        broker: URL of the fleet's broker, `mqtt://host:port` or `mqtts://host:port`.
         population: the devices.
         effects: what versions do to them.
         seed: of everything that is left to chance.
         interval_s: of telemetry; None takes the server's word.
         connect_per_s: connections a second that are begun.
         source: local address that connections are made from: one has 28,000 ports to one broker.
+        identities: the devices' certificates, for a broker that is asked by TLS.
 
     Raises:
         SimulationError: when this process may not have so many connections, or the URL is of no broker.
@@ -136,8 +144,15 @@ class Simulation:
         interval_s: float | None = None,
         connect_per_s: float = CONNECT_PER_S,
         source: str | None = None,
+        identities: Identities | None = None,
     ) -> None:
         self._broker = Broker.at(broker)
+        self._identities = identities
+        if self._broker.secure and identities is None:
+            raise SimulationError(
+                f"{broker}: devices need certificates there: give --identities and --enroll, let the server's broker "
+                "take everybody (SHOAL_BROKER_TLS=false), or name a listener without TLS, mqtt://host:port"
+            )
         self._population = population
         self._effects = effects
         self._seed = seed
@@ -277,11 +292,18 @@ class Simulation:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await loop.create_connection(
-                        link.new_connection, self._broker.host, self._broker.port, local_addr=self._source
+                        link.new_connection,
+                        self._broker.host,
+                        self._broker.port,
+                        local_addr=self._source,
+                        ssl=self._context(link.device.device_id),
                     )
-            except (OSError, TimeoutError) as error:
+            except (OSError, TimeoutError, IdentitiesError) as error:
                 if link.attempt == attempt:
                     link.lost(str(error) or f"the broker did not answer for {CONNECT_TIMEOUT_S:.0f} s")
+
+    def _context(self, device_id: str) -> ssl.SSLContext | None:
+        return self._identities.context(device_id) if self._broker.secure and self._identities is not None else None
 
     def hello(self, device_id: str, boot_id: str) -> bytes:
         """A device's CONNECT."""

@@ -18,7 +18,7 @@ from fleet_server.simulator.behaviours import BehavioursError, of_profiles, read
 from fleet_server.simulator.chances import Purpose, draw, histogram, shares, stream
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.presets import PRESETS, with_faults
-from fleet_server.simulator.runner import Broker, SimulationError
+from fleet_server.simulator.runner import Broker, Simulation, SimulationError
 
 FILE = """
 classes:
@@ -134,12 +134,15 @@ def test_distributions_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("mqtts://host", "have no certificates"), ("http://host", "write mqtt://host:port"), ("mqtt://h:x", "write mqtt")],
+    [("http://host", "write mqtt://host:port"), ("mqtt://h:x", "write mqtt")],
 )
 def test_a_broker_that_devices_can_not_use_is_refused(url: str, said: str) -> None:
     with pytest.raises(SimulationError, match=said):
         Broker.at(url)
     assert Broker.at("mqtt://u:p%20w@host") == Broker("host", 1883, "u", "p w")
+    assert Broker.at("mqtts://host") == Broker("host", 8883, None, None, secure=True)
+    with pytest.raises(SimulationError, match="need certificates"):
+        Simulation("mqtts://host", [])
 
 
 @pytest.mark.parametrize(
