@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving swaps optimize compress footprint delta delivery ingest soak rollouts queries device-list scale dashboard distributed stages
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest soak rollouts queries device-list scale dashboard \
+  distributed stages lan
 
 .PHONY: help
 help: ## list the targets
@@ -75,6 +76,8 @@ check: setup ## lint, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What many processes of tests import is compiled once, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
 # Much of the time tests wait for processes that they started: three of them keep two processors busy.
 TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 .PHONY: test
@@ -128,6 +131,7 @@ bench-rollouts: setup ## whether rollouts stop what is bad and let good ones thr
 bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and HTTP clients (needs nginx-light)
 bench-queries: setup ## what requests cost at the database with 10,000 and 100,000 devices, with every plan (.bench; half an hour)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
+bench-lan: setup ## bursts over a device's bound with and without peers, and what forwarding adds (1 min)
 bench-soak: setup ## whether the server's memory stays where it is while telemetry comes: an hour, on PostgreSQL
 bench-device-list: setup ## processor time of a page of 50 devices of 10,000 and 100,000, beside the raw driver (3 min)
 bench-scale: setup ## what a device costs server, broker and database: 1,000 to 10,000, with and without TLS (half an hour)

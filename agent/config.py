@@ -14,13 +14,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agent.addresses import check_place, check_unix_path
+from agent.balancing_config import BalancingConfig, read_balancing
 from agent.commands.config import CommandConfig, read_commands
 from agent.errors import ConfigError
 from agent.files import write_durably
 from agent.grpc_config import GrpcConfig, read_grpc
 from agent.identity import identity_folder, load_identity
 from agent.inferences import InferenceConfig, read_inference
-from agent.pipelines.config import PipelineConfig, read_pipelines
+from agent.pipelines.config import PipelineConfig
+from agent.pipelines.reading import read_pipelines
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.logs import FORMS
@@ -61,6 +63,7 @@ KEYS = (
     "grpc",
     "commands",
     "inference",
+    "balancing",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
 LINK_KEYS = ("type", "metered", "rate", "budgets")
@@ -106,6 +109,7 @@ class Config:
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
         commands: which commands of the server are carried out here.
         inference: whether the server may ask this device's models.
+        balancing: whether devices of a LAN answer requests in each other's place.
     """
 
     device_id: str
@@ -137,6 +141,7 @@ class Config:
     samples: SampleConfig = field(default_factory=SampleConfig)
     commands: CommandConfig = field(default_factory=CommandConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    balancing: BalancingConfig = field(default_factory=BalancingConfig)
 
     @property
     def broker_is_local(self) -> bool:
@@ -211,6 +216,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         samples=_samples(values.get("samples", {})),
         commands=read_commands(values.get("commands", {})),
         inference=read_inference(values.get("inference", {})),
+        balancing=read_balancing(values.get("balancing", {})),
         **_link(values.get("link", {})),
     )
 
@@ -262,7 +268,7 @@ def _from_text(key: str, text: str) -> Any:
             if not sign or not name.strip():
                 raise ConfigError(f"tags: {name.strip()[:80]!r} is not name=value, such as site=plant7,line=3")
         return {name.strip(): value.strip() for name, _, value in pairs}
-    if key in {*TABLES, "samples", "grpc", "commands", "inference"}:
+    if key in {*TABLES, "samples", "grpc", "commands", "inference", "balancing"}:
         try:
             return tomllib.loads(f"table = {text}")["table"]
         except tomllib.TOMLDecodeError as error:

@@ -131,13 +131,18 @@ def drop_identity(folder: Path, name: str) -> None:
         remove_durably(folder / name)
 
 
+def chain_file(folder: Path, name: str = CURRENT) -> Path:
+    """The copy of an identity's key and certificate that OpenSSL reads, as `load_into` left it."""
+    return (folder / name).with_suffix(".pem")
+
+
 def load_into(context: ssl.SSLContext, folder: Path, identity: Identity, name: str = CURRENT) -> None:
     """Let a TLS context connect with the identity's certificate and believe its CA.
 
     Raises:
         IdentityError: when key and certificate do not fit, or the key is not where OpenSSL finds it.
     """
-    chain = (folder / name).with_suffix(".pem")
+    chain = chain_file(folder, name)
     in_token = identity.key.startswith("pkcs11:")
     key = provider_pem(identity.key) if in_token else identity.key
     try:

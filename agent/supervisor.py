@@ -27,6 +27,7 @@ from agent.inference import Inference
 from agent.inferences import Inferences
 from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
+from agent.peers.balancing import Balancing
 from agent.peers.network import Lan
 from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
@@ -90,6 +91,7 @@ class PeerFound:
 
     name: str
     place: str | None
+    infers: bool = False
 
 
 class _Turn:
@@ -172,7 +174,6 @@ class Supervisor:
             profiles=lambda: {one.manifest.profile for one in self._updater.records.values()},
             order=self._ordered,
         )
-        self._lan = Lan(config, credentials, self._held, self._found_peer)
         self._deployments = Deployments(
             self._updater,
             self._journal,
@@ -188,6 +189,15 @@ class Supervisor:
             changed=self._changed,
         )
         self._worker = WorkerProcess(config, self._events.put) if resumed is None else resumed.worker
+        self._lan = Lan(
+            config,
+            credentials,
+            self._held,
+            self._found_peer,
+            found_inference=self._found_inference,
+            inference_place=self._worker.peer_place,
+        )
+        self._balancing = Balancing(config, credentials, lambda: self._worker.peer_place, self._worker.send)
         self._inference = Inference(
             self._worker,
             self._store,
@@ -313,6 +323,7 @@ class Supervisor:
             case TrustSaid() | PipelineSaid():
                 self._child_said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
+                self._balancing.worker_ended()
                 self._inference.died()
             case (generation, message) if generation == self._worker.generation:
                 self._worker_said(message)
@@ -338,6 +349,7 @@ class Supervisor:
         self._inference.said(message)
         if isinstance(message, Ready):
             self._samples.worker_ready()
+            self._balancing.worker_ready()
 
     def _figures(self) -> SupervisorFigures:
         records = self._updater.records.values()
@@ -406,6 +418,8 @@ class Supervisor:
 
     def _desired(self, state: DesiredState) -> None:
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
+        if state.revision >= self._updater.revision:
+            self._balancing.listed(state.peers)
         if self._deployments.desired(state):
             self._trials.desired(state.trials)
             self._condition.guard(lambda: self._samples.desired(state))
@@ -446,6 +460,8 @@ class Supervisor:
                 self._others.see_bundles(event.bundles)
             case BundleTrustSaid():
                 self._bundles.said(event, now)
+            case PeerFound(infers=True):
+                self._balancing.found(event.name, event.place)
             case PeerFound():
                 self._others.see_peer(event.name, event.place)
 
@@ -463,6 +479,9 @@ class Supervisor:
 
     def _found_peer(self, name: str, place: str | None) -> None:
         self._events.put(PeerFound(name, place))
+
+    def _found_inference(self, name: str, place: str | None) -> None:
+        self._events.put(PeerFound(name, place, infers=True))
 
     def _drop_sample(self) -> bool:
         return self._samples.drop_lowest()
@@ -495,6 +514,8 @@ class Supervisor:
             commands=self._config.commands.allowed,
             features=features,
             inference_address=self._config.inference.address,
+            balancing_address=self._config.balancing.reached_at,
+            balancing_lan=self._config.balancing.lan,
         )
 
     def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
@@ -587,6 +608,7 @@ class Supervisor:
         self._verifier.tick(now)
         self._bundles.tick(now)
         self._lan.tick(now)
+        self._balancing.tick(now)
 
     def _look_at_link(self, now: float) -> None:
         """Find out by what kind of link the server is reached; a change is reported."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agent.config import Config
 from agent.head_start import Spawned, spawn
 from agent.listeners import Listeners
+from agent.peers.balancing import takes_peers
 from agent.serving.framing import FrameChannel, lend
 from agent.serving.ipc import FromWorker, Lend, Shutdown, ToWorker
 
+log = logging.getLogger("agent.balancing")
 STOP_S = 15.0
 
 
@@ -38,6 +43,8 @@ class WorkerProcess:
         self._put = put
         self._spawned = spawned
         self._listeners = Listeners(config.listen, config.unix_socket)
+        self._peers_at = config.balancing.listen
+        self._for_peers = Listeners(config.balancing.listen, "") if takes_peers(config) else None
         self._lend = Lend(tuple(config.grpc.addresses), config.log_format, config.device_id)
         self._process: Spawned | None = None
         self._channel: FrameChannel | None = None
@@ -47,6 +54,14 @@ class WorkerProcess:
         """Where the local API is: `host:port`, and the path of its Unix socket, empty where there is none."""
         return self._listeners.place
 
+    @property
+    def peer_place(self) -> str | None:
+        """Where peers connect, `host:port`; None where they do not."""
+        if self._for_peers is None:
+            return None
+        host, _, port = self._peers_at.rpartition(":")
+        return f"{host}:{self._for_peers.place[0].rpartition(':')[2] if int(port) == 0 else port}"
+
     def start(self) -> None:
         """Start a fresh worker.
 
@@ -54,13 +69,27 @@ class WorkerProcess:
             OSError: when the system refuses a process, or an address of the local inference API.
         """
         self.generation += 1
-        listeners = self._listeners.open()
+        listeners, for_peers = self._listeners.open(), self._open_for_peers()
         self._process, self._spawned = self._spawned or spawn(), None
         sock = socket.socket(fileno=self._process.descriptor)
         with contextlib.suppress(OSError):  # it has ended already, which is noticed like any end
-            lend(sock, self._lend, listeners)
+            told = msgspec.structs.replace(self._lend, for_peers=len(for_peers))
+            lend(sock, told, [*listeners, *for_peers])
         self._channel = FrameChannel(sock, FromWorker)
         threading.Thread(target=self._read, args=(self._channel, self.generation), daemon=True).start()
+
+    def _open_for_peers(self) -> list[socket.socket]:
+        """Sockets that peers connect to; without them this machine is served all the same."""
+        try:
+            return [] if self._for_peers is None else self._for_peers.open()
+        except OSError as error:
+            log.error("balancing.listen: peers can't be served there: %s", error)  # noqa: TRY400 (it says it all)
+            return []
+
+    def _close(self) -> None:
+        self._listeners.close()
+        if self._for_peers is not None:
+            self._for_peers.close()
 
     def send(self, message: ToWorker) -> bool:
         """Tell the worker something; false when it is gone."""
@@ -86,12 +115,12 @@ class WorkerProcess:
             os.close(self._spawned.descriptor)
             self._spawned.end(STOP_S)
         if self._process is None or self._channel is None:
-            self._listeners.close()
+            self._close()
             return
         self._channel.send(Shutdown())
         self._process.end(STOP_S)
         self._channel.close()
-        self._listeners.close()
+        self._close()
 
     def _read(self, channel: FrameChannel, generation: int) -> None:
         while (message := channel.receive()) is not None:

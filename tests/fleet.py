@@ -98,7 +98,7 @@ class LocalFleet:
         folder: for all their state.
         external_broker: it is `start_broker`'s.
         tls: for API and broker.
-        forked: the server need not import what another has.
+        forked: the server need not import what another has, nor make the tables of its database.
     """
 
     def __init__(self, folder: Path, *, external_broker: bool = False, tls: bool = False, forked: bool = True) -> None:
@@ -140,8 +140,10 @@ class LocalFleet:
             "SHOAL_STATE_DIR": str(self.folder / "server"),
             "SHOAL_PORT": str(self.port),
             "SHOAL_TELEMETRY_INTERVAL_S": "1",
-            "SHOAL_PROBATION_S": "1",
+            "SHOAL_PROBATION_S": "0.3",
             "SHOAL_ENGINE_TICK_S": "0.2",
+            # Each rollout waits for differences that a process makes first: only where they matter.
+            "SHOAL_DELTAS": "false",
             "SHOAL_DELTA_WAIT_S": "20",  # on a busy machine nobody waits minutes for a difference
             **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,

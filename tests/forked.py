@@ -1,7 +1,7 @@
 """Fleet servers as processes of their own that need not import what another has: a start costs a tenth of one.
 
-Each is forked from a process that has imported the server and done nothing else (`multiprocessing`'s fork server). From
-there on it is `shoal-server`: killed, it is as dead as any other.
+Each is forked from a process that has imported the server, made the tables of a database, and done nothing else
+(`multiprocessing`'s fork server). From there on it is `shoal-server`: killed, it is as dead as any other.
 """
 
 from __future__ import annotations

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import uvicorn  # noqa: F401 (so that nobody forked from here need import it)
 
 import fleet_server.app
 import fleet_server.trust.https  # noqa: F401
 from fleet_server.cli import server_main
+from tests import sqlite_file
+
+sqlite_file.content()  # likewise
 
 
 def serve(environment: dict[str, str], log: str) -> None:
-    """Be `shoal-server`, with these variables and this file for what it says."""
+    """Be `shoal-server`, with these variables and this file for what it says; its tables are there already."""
+    if "SHOAL_DATABASE_URL" not in environment:
+        sqlite_file.put(Path(environment["SHOAL_STATE_DIR"]))
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path, flags in (

@@ -63,7 +63,7 @@ class Link:
     connected = True
 
     def __init__(self, put: Callable[[Any], None], contents: dict[str, bytes]) -> None:
-        self.put, self._contents = put, contents
+        self.put, self.contents = put, contents
         self.reports: list[Reported] = []
         self.windows: list[ModelWindow] = []
         self.pieces: list[SamplePiece] = []
@@ -99,7 +99,7 @@ class Link:
         pass
 
     def say_need(self, need: Need) -> None:
-        body = self._contents[need.digest]
+        body = self.contents[need.digest]
         for span in need.missing:
             for chunk in range(span.first, span.last + 1):
                 topic = broadcast_topic(need.digest, chunk)
@@ -118,7 +118,7 @@ class RealDevice:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
         self._folder, self._patch, self._settings = folder, patch, settings
-        self._contents: dict[str, bytes] = {}
+        self.contents: dict[str, bytes] = {}  # that the link has, by digest
         self._revision = 0
         self.address = f"127.0.0.1:{free_port()}"
         self.link: Link | None = None
@@ -129,7 +129,7 @@ class RealDevice:
         module: Any = agent.supervisor
 
         def make_link(_config: Config, _boot: str, put: Callable[[Any], None], _context: object) -> Link:
-            self.link = Link(put, self._contents)
+            self.link = Link(put, self.contents)
             return self.link
 
         self._patch.setattr(module, "MqttLink", make_link)
@@ -152,7 +152,7 @@ class RealDevice:
     def deployment(self, deployment_id: str, path: Path, version: str, **fields: Any) -> DesiredDeployment:
         """A version of the model `m` as it may be desired, with an artifact that the link has."""
         one = manifest(path, version)
-        self._contents[one.digest] = path.read_bytes()
+        self.contents[one.digest] = path.read_bytes()
         return DesiredDeployment(
             deployment_id, msgspec.Raw(msgspec.json.encode(one)), **{"probation": POLICY, **fields}
         )

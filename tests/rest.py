@@ -51,6 +51,7 @@ from fleet_server.models import (
 )
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
+from tests import sqlite_file
 
 TOKEN = "the-admin-of-tests"
 SAMPLING = {"samples": 1, "megabytes": 1.0, "sample_megabytes": 1.0, "days": 1.0, "below": 0.5}
@@ -67,7 +68,9 @@ SPEC = {"match": {}, "runtime": "onnx"}
 
 @contextmanager
 def serving(folder: Path, database_url: str | None, **settings: Any) -> Iterator[FastAPI]:
-    """The application without a broker that answers and without conversions."""
+    """The application without a broker that answers and without conversions; without a URL on a database of its own."""
+    if database_url is None:
+        sqlite_file.put(folder)
     settings = {"broker_url": "mqtt://127.0.0.1:1", "conversion_workers": 0, "request_burst": 100_000, **settings}
     app = create_app(Settings(state_dir=folder, database_url=database_url, admin_token=TOKEN, **settings))
     with running(app):

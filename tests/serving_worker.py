@@ -19,6 +19,7 @@ from agent.listeners import Listeners
 from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeName, TensorSpec
 from agent.serving.framing import FrameChannel, lend
 from agent.serving.ipc import Activate, Activated, Expect, FromWorker, GrpcServed, Lend, Load, Loaded, Ready
+from tests.worker_forge import ForgedWorker
 
 KINDS = {
     "float32": TensorProto.FLOAT,
@@ -34,7 +35,7 @@ KINDS = {
 class ServingWorker:
     """One without a supervisor: it is told what to do by whoever started it. It takes requests already."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForgedWorker
     channel: FrameChannel
     url: str
     grpc: GrpcServed | None = None
@@ -52,6 +53,8 @@ def start_worker(
     python: Path | None = None,
     folder: Path | None = None,
     grpc: Sequence[str] = (),
+    for_peers: str = "",
+    forked: bool = True,
 ) -> ServingWorker:
     """Start one on a port of its own; its streams end when the channel is closed, and so does it.
 
@@ -61,17 +64,23 @@ def start_worker(
         python: interpreter; None for this one.
         folder: that it works in; None for this one.
         grpc: addresses to serve gRPC at.
+        for_peers: `host:port` where peers of the LAN may connect; empty for nowhere.
+        forked: where none of these is given, it need not import what another has; its memory is not all its own then.
     """
     ours, theirs = socket.socketpair()
-    listeners = Listeners("127.0.0.1:0", unix_socket).open()
-    command = [str(python or sys.executable), "-c", WORKER, "--fd", str(theirs.fileno())]
-    process = subprocess.Popen(
-        command,
-        pass_fds=[theirs.fileno()],
-        env={**MEMORY_SETTINGS, **QUIET_SETTINGS, **os.environ, **(environment or {})},
-        cwd=folder,
-    )
-    lend(ours, Lend(tuple(grpc)), listeners)
+    peers = Listeners(for_peers, "").open() if for_peers else []
+    listeners = Listeners("127.0.0.1:0", unix_socket).open() + peers
+    variables = {**MEMORY_SETTINGS, **QUIET_SETTINGS, **os.environ}
+    variables.pop("PYTEST_CURRENT_TEST", None)
+    process: subprocess.Popen[bytes] | ForgedWorker
+    if not forked or environment or python or folder or grpc or for_peers:
+        command = [str(python or sys.executable), "-c", WORKER, "--fd", str(theirs.fileno())]
+        process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], env={**variables, **(environment or {})}, cwd=folder
+        )
+    else:
+        process = ForgedWorker(theirs, variables)
+    lend(ours, Lend(tuple(grpc), for_peers=len(peers)), listeners)
     for one in (theirs, *listeners):
         one.close()
     channel = FrameChannel(ours, FromWorker)
@@ -84,7 +93,9 @@ def start_worker(
 
 
 @contextmanager
-def running_worker(unix_socket: Path | None = None) -> Iterator[tuple[FrameChannel, str, subprocess.Popen[bytes]]]:
+def running_worker(
+    unix_socket: Path | None = None,
+) -> Iterator[tuple[FrameChannel, str, subprocess.Popen[bytes] | ForgedWorker]]:
     """A worker with nothing loaded: its channel, its `host:port`, and its process. It must end well."""
     started = start_worker("" if unix_socket is None else str(unix_socket))
     try:
@@ -94,9 +105,11 @@ def running_worker(unix_socket: Path | None = None) -> Iterator[tuple[FrameChann
         assert started.process.wait(20) == 0
 
 
-def serve(channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True) -> Loaded:
+def serve(
+    channel: FrameChannel, manifest: Manifest, path: Path, *, activate: bool = True, deployment: str = "deployment"
+) -> Loaded:
     """Load an artifact and let it answer; what the worker said to the load."""
-    channel.send(Load(1, "deployment", manifest, str(path)))
+    channel.send(Load(1, deployment, manifest, str(path)))
     loaded = channel.receive()
     assert isinstance(loaded, Loaded)
     assert loaded.code is None, loaded.detail

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -193,6 +194,7 @@ def _decoded(reply: Reply, kind: type[ValueT]) -> ValueT:
         raise ModelFailedError(f"the inference API gave an answer that can't be read: {error}") from None
 
 
+@lru_cache(maxsize=64)
 def _path(model: str, version: str | None, *what: str) -> str:
     parts = ["models", model, *(() if version is None else ("versions", version)), *what]
     return "/".join(["/v2", *(quote(part, safe="") for part in parts)])

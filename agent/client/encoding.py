@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +20,7 @@ from agent.serving.tensors import DATATYPES, datatype, from_binary, from_json, l
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorError, ValueError)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """One input on its way.
 
     Attributes:
@@ -38,8 +36,7 @@ class Part:
     content: memoryview
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """How a request is to be answered.
 
     Attributes:
@@ -77,8 +74,7 @@ def parts_of(inputs: Mapping[str, Any]) -> list[Part]:
     return found
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """Where tensors of a request lie, or are to go, in shared memory.
 
     Attributes:
@@ -101,31 +97,41 @@ def header(parts: Sequence[Part], wish: Wish, placed: Placed | None = None, outp
         placed: what is in shared memory; None: nothing.
         outputs: all that the model has, as far as some are to go to shared memory.
     """
-    told = []
-    for number, part in enumerate(parts):
-        where: dict[str, Any] = {"binary_data_size": part.content.nbytes}
-        if placed is not None and placed.inputs:
-            where = _span(placed.region, placed.inputs[number], part.content.nbytes)
-        told.append({"name": part.name, "datatype": part.kind, "shape": part.shape, "parameters": where})
-    parameters: dict[str, Any] = {"binary_data_output": True}
-    if wish.priority is not None:
-        parameters["priority"] = wish.priority
-    if wish.wait_s is not None:
-        parameters["timeout"] = 1000 * max(1, math.ceil(wish.wait_s * 1e3))  # the same for the same call again
-    body: dict[str, Any] = {"inputs": told, "parameters": parameters}
-    if wish.request_id:
-        body["id"] = wish.request_id
-    rooms = {} if placed is None else placed.outputs
+    told = tuple((part.name, part.kind, part.shape, part.content.nbytes) for part in parts)
+    region, inputs, rooms = ("", (), {}) if placed is None else (placed.region, placed.inputs, placed.outputs)
     named = wish.outputs if wish.outputs is not None or not rooms else outputs
-    if named is not None:
+    wanted = None if named is None else tuple((one, rooms.get(one)) for one in named)
+    wait_ms = None if wish.wait_s is None else max(1, math.ceil(wish.wait_s * 1e3))  # the same for the same call again
+    make = _header.__wrapped__ if wish.request_id else _header
+    return make(told, wanted, region, tuple(inputs), wish.priority, wait_ms, wish.request_id)
+
+
+@lru_cache(maxsize=64)
+def _header(
+    parts: tuple[tuple[str, str, tuple[int, ...], int], ...],
+    outputs: tuple[tuple[str, tuple[int, int] | None], ...] | None,
+    region: str,
+    offsets: tuple[int, ...],
+    priority: int | None,
+    wait_ms: int | None,
+    request_id: str,
+) -> bytes:
+    told = []
+    for number, (name, kind, shape, size) in enumerate(parts):
+        where = _span(region, offsets[number], size) if offsets else {"binary_data_size": size}
+        told.append({"name": name, "datatype": kind, "shape": shape, "parameters": where})
+    parameters: dict[str, Any] = {"binary_data_output": True}
+    if priority is not None:
+        parameters["priority"] = priority
+    if wait_ms is not None:
+        parameters["timeout"] = 1000 * wait_ms
+    body: dict[str, Any] = {"inputs": told, "parameters": parameters}
+    if request_id:
+        body["id"] = request_id
+    if outputs is not None:
         body["outputs"] = [
-            {
-                "name": one,
-                "parameters": _span(placed.region, *rooms[one])
-                if placed is not None and one in rooms
-                else {"binary_data": True},
-            }
-            for one in named
+            {"name": one, "parameters": {"binary_data": True} if room is None else _span(region, *room)}
+            for one, room in outputs
         ]
     return msgspec.json.encode(body)
 

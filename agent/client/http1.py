@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -15,14 +14,14 @@ ANSWER_LIMIT = 64 << 20
 FIELD_PARTS = 16
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: |$)")
 Content = bytes | bytearray | memoryview
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class ReplyError(OSError):
     """What came is no reply, or too large."""
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A request.
 
     Attributes:
@@ -35,7 +34,7 @@ class Ask:
     method: str
     path: str
     body: Sequence[Content] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = NO_HEADERS
 
 
 class _Said(msgspec.Struct):
@@ -43,8 +42,7 @@ class _Said(msgspec.Struct):
     field: list[str] = []
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """What the API answered.
 
     Attributes:
@@ -83,10 +81,15 @@ class Reply:
 
 def head(ask: Ask) -> bytes:
     """What comes before a request's body."""
-    lines = [f"{ask.method} {ask.path} HTTP/1.1", "Host: localhost"]
-    lines += [f"{name}: {value}" for name, value in ask.headers.items()]
-    if ask.method != "GET":
-        lines.append(f"Content-Length: {sum(map(len, ask.body))}")
+    return _head(ask.method, ask.path, tuple(ask.headers.items()), sum(map(len, ask.body)))
+
+
+@lru_cache(maxsize=64)
+def _head(method: str, path: str, headers: tuple[tuple[str, str], ...], length: int) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    if method != "GET":
+        lines.append(f"Content-Length: {length}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 

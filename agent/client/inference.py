@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from agent.client.again import Again
 from agent.client.encoding import Answer, Part, Placed, Wish, answer_of, header
@@ -17,8 +18,7 @@ BINARY = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-@dataclass(frozen=True)
-class Inference:
+class Inference(msgspec.Struct, frozen=True):
     """What is asked.
 
     Attributes:
@@ -73,8 +73,9 @@ class Inference:
             return answer
 
     def _ask(self, placed: Placed | None, sizes: Sizes, again: Again) -> Ask:
-        wish = replace(self.wish, wait_s=again.left_s())
-        head = header(self.parts, wish, placed, sizes.outputs(self.kind))
+        wish = self.wish
+        said = Wish(wish.outputs, wish.priority, again.left_s(), wish.request_id)
+        head = header(self.parts, said, placed, sizes.outputs(self.kind))
         inputs = () if placed is not None and placed.inputs else tuple(part.content for part in self.parts)
         return Ask("POST", self.path, [head, *inputs], {"Content-Type": BINARY, HEADER_LENGTH: str(len(head))})
 

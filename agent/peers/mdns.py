@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import ConfigError
@@ -18,9 +19,25 @@ if TYPE_CHECKING:
     from zeroconf import ServiceInfo, Zeroconf
 
 log = logging.getLogger("agent.peers")
-SERVICE = "_shoal-peer._tcp.local."
+ARTIFACTS = "_shoal-peer._tcp.local."  # served to peers
+INFERENCE = "_shoal-infer._tcp.local."  # requests of peers are answered
 MISSING = "peers.mdns needs a library that is not installed: pip install 'shoal[lan]', or name peers in peers.at"
 LOOK_UP_MS = 3000
+
+
+@dataclass(frozen=True)
+class Service:
+    """What peers may offer.
+
+    Attributes:
+        kind: of it, as DNS-SD has it.
+        found: takes a peer's name and its `host:port`, None when it has gone; called from another thread.
+        listen: `host:port` at which this device offers it, with the real port; None where it does not.
+    """
+
+    kind: str
+    found: Callable[[str, str | None], None]
+    listen: str | None = None
 
 
 class Neighbours:
@@ -28,25 +45,25 @@ class Neighbours:
 
     Args:
         device_id: of this device: it does not find itself.
-        found: takes a peer's name and its `host:port`, None when it has gone; called from another thread.
-        listen: `host:port` that is served at, with the real port; None where nothing is served.
+        services: that are looked for.
 
     Raises:
         ConfigError: when the library is missing.
     """
 
-    def __init__(self, device_id: str, found: Callable[[str, str | None], None], listen: str | None) -> None:
+    def __init__(self, device_id: str, services: Sequence[Service]) -> None:
         try:
             from zeroconf import ServiceBrowser, Zeroconf
         except ImportError:
             raise ConfigError(MISSING) from None
-        self._found = found
+        self._services = {one.kind: one for one in services}
         self._own = _label(device_id)
         try:
             self._zeroconf: Zeroconf = Zeroconf()
-            if listen is not None:
-                self._zeroconf.register_service(self._info(listen))
-            self._browser = ServiceBrowser(self._zeroconf, SERVICE, handlers=[self._changed])
+            for one in services:
+                if one.listen is not None:
+                    self._zeroconf.register_service(self._info(one.kind, one.listen))
+            self._browser = ServiceBrowser(self._zeroconf, list(self._services), handlers=[self._changed])
         except OSError as error:
             raise ConfigError(f"peers.mdns: this machine's network does not do multicast: {error}") from None
 
@@ -54,26 +71,27 @@ class Neighbours:
         """Look no more, and say goodbye."""
         self._zeroconf.close()
 
-    def _info(self, listen: str) -> ServiceInfo:
+    def _info(self, kind: str, listen: str) -> ServiceInfo:
         from zeroconf import ServiceInfo
 
         host, port = split_place(listen)
-        return ServiceInfo(SERVICE, f"{self._own}.{SERVICE}", port=port, parsed_addresses=_addresses(host))
+        return ServiceInfo(kind, f"{self._own}.{kind}", port=port, parsed_addresses=_addresses(host))
 
     def _changed(self, *, zeroconf: Zeroconf, service_type: str, name: str, state_change: Any) -> None:
         """A handler's parameters are named by the library."""
         from zeroconf import ServiceStateChange
 
-        if name == f"{self._own}.{SERVICE}":
+        if name == f"{self._own}.{service_type}":
             return
+        found = self._services[service_type].found
         if state_change is ServiceStateChange.Removed:
-            self._found(name, None)
+            found(name, None)
             return
         info = zeroconf.get_service_info(service_type, name, timeout=LOOK_UP_MS)
         place = usable_place(info.parsed_addresses(), info.port) if info else None
         if place is not None:
             log.info("found a peer at %s", place)
-            self._found(name, place)
+            found(name, place)
 
 
 def usable_place(addresses: list[str], port: int | None) -> str | None:

@@ -31,7 +31,9 @@ class Lan:
         config: of the agent.
         credentials: for mutual TLS.
         holds: where an artifact lies; called from other threads.
-        found: takes peers that come and go; called from another thread.
+        found: takes peers that serve artifacts, as they come and go; called from another thread.
+        found_inference: likewise, those that answer requests in another's place.
+        inference_place: where this one does; None where it does not.
 
     Raises:
         AgentError: when the address can't be listened at, or mDNS is not installed.
@@ -43,6 +45,9 @@ class Lan:
         credentials: Credentials,
         holds: Callable[[str], Held | None],
         found: Callable[[str, str | None], None],
+        *,
+        found_inference: Callable[[str, str | None], None],
+        inference_place: str | None = None,
     ) -> None:
         self._credentials = credentials
         self._server: PeerServer | None = None
@@ -52,11 +57,14 @@ class Lan:
         if wanted.serve:
             self._server = self._serve(config, holds)
         if wanted.mdns:
-            from agent.peers.mdns import Neighbours
+            from agent.peers.mdns import ARTIFACTS, INFERENCE, Neighbours, Service
 
             host = wanted.listen.rpartition(":")[0]
             listen = f"{host}:{self._server.port}" if self._server is not None else None
-            self._neighbours = Neighbours(config.device_id, found, listen)
+            services = [Service(ARTIFACTS, found, listen)]
+            if config.balancing.on:
+                services.append(Service(INFERENCE, found_inference, inference_place))
+            self._neighbours = Neighbours(config.device_id, services)
 
     def _serve(self, config: Config, holds: Callable[[str], Held | None]) -> PeerServer | None:
         from agent.peers.server import PeerServer

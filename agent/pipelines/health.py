@@ -10,7 +10,6 @@ from collections.abc import Callable
 from agent.pipelines.ipc import Fine, FromPipeline, Trouble
 
 log = logging.getLogger("agent.pipelines")
-HOLD_S = 2.0
 SAY_S = 60.0
 
 
@@ -19,11 +18,14 @@ class Health:
 
     Args:
         say: tells the supervisor.
+        hold_s: how long something must go on before it is told.
         clock: seconds, of a clock that is never set.
     """
 
-    def __init__(self, say: Callable[[FromPipeline], object], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say, self._clock = say, clock
+    def __init__(
+        self, say: Callable[[FromPipeline], object], hold_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._say, self._hold_s, self._clock = say, hold_s, clock
         self._lock = threading.Lock()
         self._since: dict[tuple[str, str], float] = {}
         self._told: dict[tuple[str, str], str] = {}
@@ -40,7 +42,7 @@ class Health:
             key, now = (code, part), self._clock()
             if ongoing:
                 held = now - self._since.setdefault(key, now)
-                if held < HOLD_S or self._told.get(key) == detail:
+                if held < self._hold_s or self._told.get(key) == detail:
                     return
                 self._told[key] = detail
             else:

@@ -47,7 +47,7 @@ def main() -> None:
 def run(order: Begin, channel: FrameChannel) -> int:
     """The exit status."""
     config = order.config
-    health = Health(channel.send)
+    health = Health(channel.send, config.report_after_s)
     path = Path(order.folder) / f"{config.name}.db"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,10 @@ def run(order: Begin, channel: FrameChannel) -> int:
         health.trouble(PIPELINE_DROPPED, "outbox", outbox.lost, ongoing=False)
     client = Client(order.listen, order.unix_socket, config.model, order.hang_s)
     source = open_source(config, order.device_id, client, outbox, health)
-    senders = [Sender(one.name, open_sink(one, config, order.device_id), outbox, health) for one in config.sinks]
+    senders = [
+        Sender(one.name, open_sink(one, config, order.device_id), outbox, health, config.retry_s)
+        for one in config.sinks
+    ]
     runner = Runner(config, order.device_id, source, client, outbox, health)
     failed = threading.Event()
     working = threading.Thread(target=_watched, args=(runner, channel, failed), daemon=True)

@@ -173,9 +173,6 @@ def _check_part(message: InferPart | PartAnswer) -> None:
     if isinstance(message, InferPart):
         _check_asked_model("", message.model, message.version)
         _require(0 < message.deadline_ms <= LIMITS.total, "deadline_ms is out of bounds")
-        _bound(message.keep, LIMITS.kept_tensors, "keep")
-        for name in message.keep:
-            _bound(name, LIMITS.name_chars, "keep")
         return
     _require(100 <= message.status <= 599, "status is none of HTTP")
     _bound(message.error, LIMITS.detail_chars, "error")
@@ -309,6 +306,9 @@ def _check_desired(message: DesiredState) -> None:
         for encoding in deployment.encodings:
             _check_encoding(encoding)
     _check_sampling(message)
+    _bound(message.peers, LIMITS.peers, "peers")
+    for peer in message.peers:
+        _names(peers=peer)
     _bound(message.trials, LIMITS.trials, "trials")
     for trial in message.trials:
         _require(DEVICE_ID.match(trial.trial_id) is not None, "trial_id is not an id")
@@ -570,6 +570,7 @@ def _check_facts(facts: DeviceFacts) -> None:
     for feature in (*facts.features, *facts.commands):
         _names(**{"facts.features or facts.commands": feature})
     _names(inference_address=facts.inference_address)
+    _names(balancing_address=facts.balancing_address, balancing_lan=facts.balancing_lan)
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():
         _require(

@@ -75,6 +75,8 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         link: its way to the server, as it is now.
         features: what the agent can do that not every one could: `commands`, `exposure`, `infer`, `samples`.
         inference_address: `host:port` at which other devices of its LAN reach its inference API; empty for none.
+        balancing_address: `host:port` at which it answers requests in the place of devices of its LAN; empty for none.
+        balancing_lan: name of its LAN, as its owner has it, or empty: who names the same one is told of it.
         commands: by the name of each command that the agent knows, whether the device's owner allows it.
     """
 
@@ -94,3 +96,5 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     features: tuple[str, ...] = ()
     commands: dict[str, bool] = {}
     inference_address: str = ""
+    balancing_address: str = ""
+    balancing_lan: str = ""

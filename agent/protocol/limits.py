@@ -56,7 +56,7 @@ class WireLimits:
     facts_entries: int = 256
     part_bytes: int = 960 * KIB  # of the body of a part of an inference request, and of its answer's
     hops: int = 16  # of a part
-    kept_tensors: int = 256  # that travel with a part
+    peers: int = 32  # devices of a LAN that a device is told of
     name_chars: int = 128
     problems: int = 16
     csr_chars: int = 16 * KIB

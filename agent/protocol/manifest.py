@@ -224,6 +224,13 @@ class Manifest(msgspec.Struct, frozen=True):
         """Whether the file takes exactly one row at a time: more are run one after another and answered together."""
         return all(spec.shape[:1] == (1,) for spec in (*self.inputs, *self.outputs))
 
+    @property
+    def fixed_rows(self) -> int:
+        """How many rows a request must have, where the file takes no other number; 0 for any number."""
+        sizes = {spec.shape[:1] for spec in (*self.inputs, *self.outputs)}
+        size = next(iter(sizes)) if len(sizes) == 1 else ()
+        return size[0] if size and size[0] > 1 else 0
+
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """A manifest as JSON: what is signed, and sent as it was signed. The same manifest gives the same bytes."""

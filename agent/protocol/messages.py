@@ -152,6 +152,7 @@ class DesiredState(msgspec.Struct, frozen=True):
         trials: what is to be measured for the gate. A trial that is not listed is to be forgotten.
         sampling: what is to be kept of requests, where the device allows it. What is not listed is to be forgotten.
         sample_requests: what of it is to be sent.
+        peers: `host:port` of other devices that name the same LAN and answer requests in its place.
     """
 
     protocol: ProtocolRange
@@ -162,6 +163,7 @@ class DesiredState(msgspec.Struct, frozen=True):
     trials: tuple[Trial, ...] = ()
     sampling: tuple[Sampling, ...] = ()
     sample_requests: tuple[SampleRequest, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -39,7 +39,6 @@ class InferPart(msgspec.Struct, frozen=True):
         version: of the model; None for the one that serves.
         deadline_ms: how long an answer is of use, from when the part comes, in milliseconds.
         route: devices that the part passes after this one; empty where this one's answer is the answer.
-        keep: names of tensors that later devices need beside those of this one's outputs; they travel on.
     """
 
     part_id: str
@@ -50,7 +49,6 @@ class InferPart(msgspec.Struct, frozen=True):
     version: str | None = None
     deadline_ms: int = 60_000
     route: tuple[Hop, ...] = ()
-    keep: tuple[str, ...] = ()
 
 
 class PartAnswer(msgspec.Struct, frozen=True):

@@ -36,13 +36,15 @@ class Clients:
     Attributes:
         bytes_allowed: that all requests together may hold.
         company: who of them asks at present.
-        inbox: what a connection's bytes are read into, and parsed from before another's are read.
+        came: a connection's bytes, which are parsed before another's are read.
+        inbox: the same, to read them into.
     """
 
     def __init__(self, limit: int = CLIENTS_LIMIT, bytes_allowed: int | None = None) -> None:
         self._limit = limit
         self.bytes_allowed = bytes_limit() if bytes_allowed is None else bytes_allowed
-        self.inbox = memoryview(bytearray(INBOX_BYTES))
+        self.came = bytearray(INBOX_BYTES)
+        self.inbox = memoryview(self.came)
         self.company = Company()
         self._held = 0
         self._all: set[Client] = set()

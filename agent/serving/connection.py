@@ -1,7 +1,7 @@
-"""HTTP/1.1 of the local inference API, parsed by httptools: bytes to requests, answers to bytes. It knows no routes.
+"""A connection to the local inference API: requests are answered in their order, and answers made bytes of HTTP/1.1.
 
-Everything that a client sends is bounded: the line, headers, bodies (of all clients together too), requests that wait,
-and the time that a request may take to arrive. Who is refused is told why before the connection ends.
+It knows no routes. How many requests wait is bounded, and how long a client may take for its answer. Who is refused is
+told why before the connection ends.
 """
 
 from __future__ import annotations
@@ -11,24 +11,18 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
-
-import httptools
+from functools import lru_cache, partial
+from typing import Protocol
 
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.encodings import EncodingError, chosen, compress, expand
 from agent.serving.exchange import BODY_LIMIT, REASONS, Answer, Request, error_answer
+from agent.serving.incoming import Incoming
 
 log = logging.getLogger(__name__)
-URL_LIMIT = 8 << 10
-HEADERS_LIMIT = 64
-HEAD_LIMIT = 32 << 10  # bytes of the line and all headers
 PIPELINED = 16  # requests that may wait on one connection before no more are read
 PIPELINED_LIMIT = 256  # that may be there even so: they came together
-ARRIVE_S = 60.0
-STRAIGHT_FROM = 16 << 10  # bytes of a body that is read to where it stays, and not by way of the parser
 TAKE_S = 60.0  # in which a client must take what it asked for
 LINGER_S = 2.0  # in which one that was refused may read why
 COMPRESS_FROM = 1024  # bytes of an answer
@@ -75,34 +69,26 @@ class _Elsewhere:
         self.last = False
 
 
-class _RefusedError(Exception):
-    """Raised through the parser, which loses it: what to say is kept beside it."""
-
-
 class Connection(asyncio.BufferedProtocol):
-    """One client. Pipelined requests are answered in their order."""
+    """One client. Pipelined requests are answered in their order.
+
+    Args:
+        application: answers them.
+
+    Attributes:
+        reading: whether more is read at present.
+    """
 
     def __init__(self, application: Application) -> None:
+        self.reading = True
         self._application = application
+        self._incoming = Incoming(self, application.clients, application.buffers)
         self._transport: asyncio.Transport | None = None
-        self._parser: Any = httptools.HttpRequestParser(self)
-        self._request = Request()
-        self._body = bytearray()
-        self._straight: memoryview | None = None  # where a large body goes
-        self._arrived = 0  # bytes of that
         self._waiting: asyncio.Queue[Request | Answer | _Elsewhere | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
-        self._local = False
-        self._refused: Answer | None = None
-        self._begun_at: float | None = None  # the request that is not whole yet
-        self._alone = False  # no other client has asked lately
         self._soon = False  # one is answered elsewhere
         self._elsewhere: _Elsewhere | None = None  # stands for it where others wait behind it
-        self._timer: asyncio.TimerHandle | None = None
-        self._in_head = False
-        self._head_bytes = self._header_bytes = 0
-        self._held = 0
-        self._answering = self._paused = self._ended = False
+        self._refused = self._answering = self._ended = False
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -110,9 +96,10 @@ class Connection(asyncio.BufferedProtocol):
         """A client has come."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._local = _is_local(transport)
+        self._incoming.local = _is_local(transport)
         if not self._application.clients.come(self):
-            self._refuse(503, "too many programs are connected: close connections, or come again")
+            self._incoming.end()
+            self.refuse(503, "too many programs are connected: close connections, or come again")
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
@@ -120,13 +107,12 @@ class Connection(asyncio.BufferedProtocol):
         self._waiting.put_nowait(None)
         self._writable.set()
         self._application.clients.go(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._incoming.end()
 
     def eof_received(self) -> bool:
         """The client will ask nothing more; it may still wait for answers."""
         self._ended = True
-        return self._refused is None and self._has_more_to_say()
+        return not self._refused and self._has_more_to_say()
 
     def leave(self) -> None:
         """End the connection: it is idle, and another one needs its place."""
@@ -141,124 +127,44 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        """Where the next bytes go: to where they stay, or to what all connections are read into, one at a time."""
-        if self._straight is not None and self._refused is None:
-            return self._straight[self._arrived :]
-        return self._application.clients.inbox
+        """Where the next bytes go."""
+        return self._incoming.room()
 
     def buffer_updated(self, nbytes: int) -> None:
         """Some bytes of requests have come."""
-        if self._refused is not None:
-            return
-        if self._straight is not None:
-            if self._hold(nbytes):
-                self._arrived += nbytes
-                self._straighten()
-            return
-        self._feed(self._application.clients.inbox[:nbytes])
-        if self._in_head:
-            self._head_bytes += nbytes
-            if self._head_bytes > HEAD_LIMIT and self._refused is None:
-                self._refuse(431, f"the line and all headers may have {HEAD_LIMIT} bytes")
-        if self._begun_at is not None and self._timer is None and self._refused is None:
-            self._timer = asyncio.get_running_loop().call_later(ARRIVE_S, self._overdue)
+        self._incoming.came(nbytes)
 
-    def _feed(self, data: memoryview) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._request.keep_alive = False  # it is answered as if it had not asked for another protocol
-        except httptools.HttpParserError as error:
-            if self._refused is None:
-                self._refuse(400, f"this is not HTTP/1.1: {error}")
-
-    def _straighten(self) -> None:
-        """Where a large body is whole, its request is."""
-        if self._straight is not None and self._arrived == len(self._straight):
-            self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
-            self._whole(self._straight)
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._request, self._body, self._straight = Request(local=self._local), bytearray(), None
-        self._in_head, self._head_bytes, self._header_bytes = True, 0, 0
-        self._begun_at = asyncio.get_running_loop().time()
-        self._alone = self._application.clients.company.is_alone(self, self._begun_at)
-        self._application.clients.busy(self)
-
-    def on_url(self, url: bytes) -> None:
-        """A part of its path."""
-        self._request.path += url.decode("latin-1")
-        if len(self._request.path) > URL_LIMIT:
-            self._refuse(414, f"the path may have {URL_LIMIT} bytes")
-            raise _RefusedError
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._header_bytes += len(name) + len(value)
-        if len(self._request.headers) >= HEADERS_LIMIT or self._header_bytes > HEAD_LIMIT:
-            self._refuse(431, f"there may be {HEADERS_LIMIT} headers with {HEAD_LIMIT} bytes")
-            raise _RefusedError
-        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        """Its body follows."""
-        self._in_head = False
-        length = self._request.headers.get("content-length", "0")
-        if int(length) > BODY_LIMIT:  # the parser let it through: it is a number
-            self._refuse(413, f"a body may have {BODY_LIMIT} bytes, and this one has {length}")
-            raise _RefusedError
-        if self._request.headers.get("expect", "").lower() == "100-continue" and not self._has_more_to_say():
-            self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._request.method = self._parser.get_method().decode()
-        self._request.keep_alive = self._parser.should_keep_alive()
-        if int(length) >= STRAIGHT_FROM and "transfer-encoding" not in self._request.headers:
-            head = self._request.headers.get("inference-header-content-length", "")
-            skipped = int(head) if head.isascii() and head.isdigit() and len(head) < 9 else 0
-            self._straight, self._arrived = self._application.buffers.take(int(length), skipped), 0
-
-    def on_body(self, body: bytes) -> None:
-        """A part of its body."""
-        if self._straight is not None:
-            if not self._hold(len(body)):
-                raise _RefusedError
-            self._straight[self._arrived : self._arrived + len(body)] = body
-            self._arrived += len(body)
-            return
-        if len(self._body) + len(body) > BODY_LIMIT:
-            self._refuse(413, f"a body may have {BODY_LIMIT} bytes")
-            raise _RefusedError
-        if not self._hold(len(body)):
-            raise _RefusedError
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        """It is whole."""
-        self._whole(self._body if self._straight is None else self._straight)
-        if self._refused is not None:
-            raise _RefusedError
-
-    def _whole(self, body: bytearray | memoryview) -> None:
-        self._request.body, self._straight = body, None
-        self._begun_at = None
-        if self._answers_soon():
-            return
+    def take(self, request: Request) -> bool:
+        """A request is whole; false when nothing more is wanted."""
+        if self._answers_soon(request):
+            return True
         if self._waiting.qsize() >= PIPELINED_LIMIT:
-            self._refuse(429, f"{PIPELINED_LIMIT} requests wait on this connection: read the answers")
-            return
-        self._wait(self._request)
-        if self._waiting.qsize() >= PIPELINED and not self._paused and self._transport is not None:
-            self._paused = True
+            self._incoming.end()
+            self.refuse(429, f"{PIPELINED_LIMIT} requests wait on this connection: read the answers")
+            return False
+        self._wait(request)
+        if self._waiting.qsize() >= PIPELINED and self.reading and self._transport is not None:
+            self.reading = False
             self._transport.pause_reading()
+        return True
 
-    def _answers_soon(self) -> bool:
-        """Have the request answered without a task that waits for it, where that can be."""
-        request = self._request
+    def refuse(self, status: int, message: str) -> None:
+        """Say why nothing more is read, when what came before is answered."""
+        self._refused = True
+        self._wait(error_answer(status, message))
+
+    def expect(self) -> None:
+        """Let a client send its body, where nothing else is to be said to it."""
+        if not self._has_more_to_say():
+            self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _answers_soon(self, request: Request) -> bool:
+        """Have a request answered without a task that waits for it, where that can be."""
         if self._has_more_to_say() or "accept-encoding" in request.headers or "content-encoding" in request.headers:
             return False
         say, self._soon = partial(self._say_soon, request, len(request.body)), True
         try:
-            if self._application.answer_soon(request, say, alone=self._alone):
+            if self._application.answer_soon(request, say, alone=self._incoming.alone):
                 return True
         except Exception as error:  # noqa: BLE001 (it is logged, and the client told)
             say(_failed(request, error))
@@ -271,7 +177,7 @@ class Connection(asyncio.BufferedProtocol):
         self._soon, here, self._elsewhere = False, self._elsewhere, None
         keep_alive = answer is None or self._say(request, answer, size)
         if here is None and answer is not None and keep_alive and self._writable.is_set() and not self._ended:
-            if self._begun_at is None:
+            if self._incoming.begun_at is None:
                 self._application.clients.idle(self)
             return
         if here is None:
@@ -291,36 +197,6 @@ class Connection(asyncio.BufferedProtocol):
         """Whether answers to earlier requests are still to come."""
         return self._answering or self._soon or not self._waiting.empty()
 
-    def _hold(self, size: int) -> bool:
-        if not self._application.clients.hold(size):
-            self._refuse(503, "requests hold too much memory: send smaller ones, or come again")
-            return False
-        self._held += size
-        return True
-
-    def _release(self, size: int) -> None:
-        size = min(size, self._held)  # nothing, where the client has gone and all of its bytes with it
-        self._application.clients.release(size)
-        self._held -= size
-
-    def _overdue(self) -> None:
-        """Look whether a request has been on its way for too long."""
-        self._timer = None
-        if self._begun_at is None or self._refused is not None:
-            return
-        loop = asyncio.get_running_loop()
-        left = self._begun_at + ARRIVE_S - loop.time()
-        if left <= 0 and not self._paused:
-            self._refuse(408, f"a request may take {ARRIVE_S:g} s to arrive")
-        else:
-            self._timer = loop.call_later(max(left, 1.0), self._overdue)
-
-    def _refuse(self, status: int, message: str) -> None:
-        """Read nothing more, and say why when what came before is answered."""
-        if self._refused is None:
-            self._refused = error_answer(status, message)
-            self._wait(self._refused)
-
     async def _serve(self) -> None:
         try:
             while (came := await self._waiting.get()) is not None:
@@ -333,10 +209,10 @@ class Connection(asyncio.BufferedProtocol):
                     self._close()
                     return
                 self._answering = False
-                if self._begun_at is None and self._waiting.empty():
+                if self._incoming.begun_at is None and self._waiting.empty():
                     self._application.clients.idle(self)
         finally:
-            self._release(self._held)
+            self._incoming.release()
 
     async def _serve_one(self, request: Request) -> bool:
         """Answer a request; false when it was the connection's last."""
@@ -348,8 +224,8 @@ class Connection(asyncio.BufferedProtocol):
         keep_alive = self._say(request, answer, size)
         if not await self._taken():
             return False
-        if self._paused and self._waiting.qsize() < PIPELINED and self._transport is not None:
-            self._paused = False
+        if not self.reading and self._waiting.qsize() < PIPELINED and self._transport is not None:
+            self.reading = True
             if not self._transport.is_closing():
                 self._transport.resume_reading()
         return keep_alive
@@ -366,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
         keep_alive = request.keep_alive and not self._application.draining
         self._write(answer, keep_alive=keep_alive)
         answer.follow()
-        self._release(size)
+        self._incoming.release(size)
         return keep_alive
 
     async def _taken(self) -> bool:
@@ -421,10 +297,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _write(self, answer: Answer, *, keep_alive: bool) -> None:
-        lines = [f"HTTP/1.1 {answer.status} {REASONS.get(answer.status, '')}", f"Content-Length: {len(answer.body)}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers.items()]
-        lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
-        self._send("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + answer.body)
+        head = _reply_head(answer.status, len(answer.body), tuple(answer.headers.items()), keep_alive)
+        self._send(head + answer.body)
 
     def _send(self, content: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -433,6 +307,15 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+@lru_cache(maxsize=64)
+def _reply_head(status: int, length: int, headers: tuple[tuple[str, str], ...], keep_alive: bool) -> bytes:  # noqa: FBT001
+    """What comes before an answer's body; most answers of a model have the same."""
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, '')}", f"Content-Length: {length}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 def _is_local(transport: asyncio.Transport) -> bool:

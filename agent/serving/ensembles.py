@@ -21,7 +21,7 @@ from agent.serving.ensemble_fit import Fitted, MisfitError, fit, problem_of
 from agent.serving.models import LoadedModel, RetiredError, rows_of
 from agent.serving.registry import Registry
 from agent.serving.statistics import Statistics
-from agent.serving.waiting import DeadlineError
+from agent.serving.waiting import DeadlineError, QueueFullError
 
 MOST_BEGINNINGS = 8
 KEPT_FITS = 16  # combinations of versions whose fit is remembered
@@ -338,6 +338,8 @@ class _Run:
         except RetiredError:
             raise
         except Exception as error:
+            if isinstance(error, QueueFullError):
+                model.recorder.rejected()
             raise StepError(step, model, error) from error
         self.done.append((step, inputs, outputs))
         self._tensors |= {tensor: outputs[name] for name, tensor in step.outputs.items()}

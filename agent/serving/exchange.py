@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from agent.serving.bad_request import json_field
 
 log = logging.getLogger(__name__)
 FIELD_LIMIT = 256  # characters of a part of a field that is named
+HOPS = "Shoal-Hops"  # header: how often a request was forwarded; one that was goes no further
 BODY_LIMIT = 64 << 20  # bytes, as they come and when they are expanded
 REASONS = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -23,8 +23,7 @@ REASONS = {
 }  # fmt: skip
 
 
-@dataclass
-class Request:
+class Request(msgspec.Struct):
     """One that is whole.
 
     Attributes:
@@ -38,23 +37,29 @@ class Request:
 
     method: str = ""
     path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes | bytearray | memoryview = field(default_factory=bytearray)
+    headers: dict[str, str] = {}
+    body: bytes | bytearray | memoryview = b""
     keep_alive: bool = True
     local: bool = False
 
+    @property
+    def was_forwarded(self) -> bool:
+        """Whether another device had no room for it."""
+        return HOPS.lower() in self.headers
 
-@dataclass
-class Answer:
+
+class Answer(msgspec.Struct):
     """What is said to one; `then` is done when it is on its way."""
 
     status: int
     body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    then: Callable[[], None] = lambda: None
+    headers: dict[str, str] = {}
+    then: Callable[[], None] | None = None
 
     def follow(self) -> None:
         """Do that; what fails in it is no matter of the client's."""
+        if self.then is None:
+            return
         try:
             self.then()
         except Exception:

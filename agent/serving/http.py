@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote
 
 import msgspec
@@ -34,6 +35,9 @@ from agent.serving.shared_memory import Regions
 from agent.telemetry.exposition import CONTENT_TYPE
 from agent.telemetry.figures import SupervisorFigures
 
+if TYPE_CHECKING:  # at run time only where requests are forwarded
+    from agent.serving.balancing.lan import Lan
+
 
 class Api:
     """The routes."""
@@ -46,7 +50,8 @@ class Api:
         self.ensembles = Ensembles(registry, lambda: self.expected)
         self._ensemble_routes = EnsembleRoutes(self.ensembles, self._regions)
         self._extensions = Extensions(registry, self._regions, self._ensemble_routes)
-        self._inferring = Inferring(registry, self._regions)
+        self.inferring = Inferring(registry, self._regions)
+        self.lan: Lan | None = None
         self.draining = False
         self.ask_supervisor: Callable[[], Awaitable[SupervisorFigures | None]] = _nobody
         self.clients = Clients()
@@ -56,7 +61,7 @@ class Api:
         parts = _parts(request.path)
         if parts == ["metrics"] and request.method == "GET":
             figures = await self.ask_supervisor()
-            return Answer(200, metrics_text(self._registry, figures), {"Content-Type": CONTENT_TYPE})
+            return Answer(200, metrics_text(self._registry, figures, self.lan), {"Content-Type": CONTENT_TYPE})
         if parts[:1] != ["v2"]:
             return error_answer(404, f"there is no {request.path[:200]!r}; the API begins at /v2")
         match [request.method, *parts[1:]]:
@@ -80,17 +85,16 @@ class Api:
         """An inference's answer, by the shortest way; see `agent.serving.connection.Application`."""
         if request.method != "POST":
             return False
-        match _parts(request.path):
-            case ["v2", "models", name, "infer"]:
-                version = None
-            case ["v2", "models", name, "versions", version, "infer"]:
-                pass
-            case _:
-                return False
-        model = self._registry.serving(name)
-        if model is None or self.ensembles.get(name) is not None or version not in {None, model.manifest.version}:
+        route = _infer_route(request.path)
+        if route is None:
             return False
-        return self._inferring.answer_soon(request, model, say, alone=alone)
+        name, version = route
+        model = self._registry.serving(name)
+        if model is None or self.ensembles.get(name) is not None:
+            return False
+        if version is not None and version != model.manifest.version:
+            return False
+        return self.inferring.answer_soon(request, model, say, alone=alone)
 
     async def _model(self, request: Request, name: str, version: str | None, rest: list[str]) -> Answer:
         model, ensemble = self._registry.serving(name), self.ensembles.get(name)
@@ -123,7 +127,7 @@ class Api:
             case ["GET", "stats"]:
                 return self._extensions.statistics(name, version)
             case ["POST", "infer"]:
-                return await self._inferring.answer(request, model, split=version is None)
+                return await self.inferring.answer(request, model, split=version is None)
             case ["POST", "feedback"]:
                 return self._feedback(request, name)
             case _:
@@ -143,6 +147,18 @@ class Api:
             matched += found
             unknown += found == 0
         return json_answer({"matched_rows": matched, "unknown_ids": unknown})
+
+
+@lru_cache(maxsize=64)
+def _infer_route(path: str) -> tuple[str, str | None] | None:
+    """The model, and the version, that are asked to infer; None where something else is asked."""
+    match _parts(path):
+        case ["v2", "models", name, "infer"]:
+            return name, None
+        case ["v2", "models", name, "versions", version, "infer"]:
+            return name, version
+        case _:
+            return None
 
 
 def _parts(path: str) -> list[str]:

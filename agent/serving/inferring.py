@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
@@ -20,7 +22,10 @@ from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
 from agent.serving.waiting import DeadlineError, QueueFullError
 
+log = logging.getLogger(__name__)
 DIGITS = 18  # of a length that makes sense
+# A peer's answer, of the request, the manifest of what has no room for it, how long it may wait and how long it has.
+Elsewhere = Callable[[Request, Manifest, float, float], Awaitable[Answer | None]]
 
 
 class Inferring:
@@ -29,6 +34,9 @@ class Inferring:
     Args:
         registry: what is loaded.
         regions: of shared memory, which requests may name.
+
+    Attributes:
+        elsewhere: who is asked where a model has as many requests as may wait; None for nobody.
     """
 
     def __init__(self, registry: Registry, regions: Regions) -> None:
@@ -36,7 +44,8 @@ class Inferring:
         self._regions = regions
         self._heads = Heads()
         self._images = Images()
-        self._copies: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.elsewhere: Elsewhere | None = None
 
     async def answer(self, request: Request, model: LoadedModel, *, split: bool) -> Answer:
         """The answer to one.
@@ -54,8 +63,11 @@ class Inferring:
         except BadRequestError as error:
             return _refused(model, error)
         except QueueFullError:
-            model.recorder.rejected()
-            return again_answer(429, "too many images wait to be decoded: send fewer, or later")
+            answer = await self._elsewhere(request, model, 0.0, 0.0)
+            if answer is None:
+                model.recorder.rejected()
+                answer = again_answer(429, "too many images wait to be decoded: send fewer, or later")
+            return answer
         beside = self._registry.beside(model.manifest.model)
         if beside is not None and split and beside.answers(wanted.request_id):
             answer = await self._answered_by(beside.model, request, wanted, model.manifest)
@@ -66,6 +78,8 @@ class Inferring:
             answer = await self._encode(wanted, outputs, model.manifest)
         except RetiredError:
             raise
+        except QueueFullError as error:
+            return await self._full(request, model, wanted, error)
         except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the client is told)
             return failed_answer(error, wanted.timeout_s)
         if beside is not None:  # when it is answered: what a copy does to the process is no matter of this client
@@ -93,7 +107,7 @@ class Inferring:
         except BadRequestError as error:
             say(_refused(model, error))
             return True
-        heard = partial(self._heard, model, wanted, say)
+        heard = partial(self._heard, request, model, wanted, say)
         if not (alone and model.infer_now(wanted.inputs, wanted.request_id, heard)):
             try:
                 model.take(
@@ -103,8 +117,34 @@ class Inferring:
                 heard(error)
         return True
 
+    async def answer_peer(self, request: Request, model: LoadedModel, timeout_s: float) -> Answer:
+        """The answer to a request that another device had no room for; what is refused of it counts there.
+
+        Args:
+            request: as it came.
+            model: that serves, and answers it in any case.
+            timeout_s: how long it may wait for its turn here, in seconds; 0 for as long as it takes.
+
+        Raises:
+            RetiredError: when the version was taken out meanwhile.
+        """
+        try:
+            wanted = await self._read(request, model.manifest)
+            left_s = min((one for one in (wanted.timeout_s, timeout_s) if one > 0), default=0.0)
+            outputs = await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=left_s)
+            answer = await self._encode(wanted, outputs, model.manifest)
+        except RetiredError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the model's runtime raises, the peer is told)
+            return failed_answer(error, timeout_s)
+        beside = self._registry.beside(model.manifest.model)
+        if beside is not None:
+            answer.then = partial(self._copy, beside, request, wanted, outputs, model.manifest)
+        return answer
+
     def _heard(
         self,
+        request: Request,
         model: LoadedModel,
         wanted: InferRequest,
         say: Callable[[Answer | None], None],
@@ -112,6 +152,11 @@ class Inferring:
     ) -> None:
         if isinstance(result, RetiredError):
             say(None)
+        elif isinstance(result, QueueFullError):
+            if self.elsewhere is None:
+                say(_busy(model, result))
+            else:
+                self._begin(self._say_full(request, model, wanted, say, result))
         elif isinstance(result, Exception):
             say(failed_answer(result, wanted.timeout_s))
         else:
@@ -120,6 +165,42 @@ class Inferring:
             except Exception as error:  # noqa: BLE001 (an output has no room, or is not what the manifest says)
                 answer = failed_answer(error, wanted.timeout_s)
             say(answer)
+
+    async def _say_full(
+        self,
+        request: Request,
+        model: LoadedModel,
+        wanted: InferRequest,
+        say: Callable[[Answer | None], None],
+        error: QueueFullError,
+    ) -> None:
+        try:
+            answer = await self._full(request, model, wanted, error)
+        except Exception:
+            log.exception("a request could not be forwarded")
+            answer = _busy(model, error)
+        say(answer)
+
+    async def _full(
+        self, request: Request, model: LoadedModel, wanted: InferRequest | ImageRequest, error: QueueFullError
+    ) -> Answer:
+        """The answer to a request for which there is no room: another device's, or that there is none."""
+        answer = None
+        if isinstance(wanted, ImageRequest) or not (wanted.spans or any(one.span for one in wanted.outputs)):
+            answer = await self._elsewhere(request, model, wanted.timeout_s, error.waited_s)
+        return _busy(model, error) if answer is None else answer
+
+    async def _elsewhere(
+        self, request: Request, model: LoadedModel, timeout_s: float, waited_s: float
+    ) -> Answer | None:
+        if self.elsewhere is None or request.was_forwarded:
+            return None
+        return await self.elsewhere(request, model.manifest, timeout_s, waited_s)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _read(self, request: Request, manifest: Manifest) -> InferRequest | ImageRequest:
         """What a request's body asks of a model: tensors, or an image."""
@@ -150,7 +231,7 @@ class Inferring:
         try:
             asked = wanted if _understood_alike(mine, served) else await self._read(request, mine)
             return await self._encode(asked, await _ask(model, asked), mine)
-        except BadRequestError:
+        except (BadRequestError, QueueFullError):
             model.recorder.rejected()
             return None
         except Exception:  # noqa: BLE001 (whatever its runtime raises: the version that serves answers in its place)
@@ -161,9 +242,7 @@ class Inferring:
     ) -> None:
         """Tell a version that runs beside of a request that was answered."""
         if isinstance(wanted, ImageRequest) and beside.model.manifest.processing != served.processing:
-            task = asyncio.get_running_loop().create_task(self._copy_image(beside, request, outputs))
-            self._copies.add(task)
-            task.add_done_callback(self._copies.discard)
+            self._begin(self._copy_image(beside, request, outputs))
             return
         beside.served(wanted.inputs, outputs, rows_of(wanted.inputs), wanted.request_id)
 
@@ -181,6 +260,11 @@ class Inferring:
 
 async def _ask(model: LoadedModel, wanted: InferRequest | ImageRequest) -> Tensors:
     return await model.infer(wanted.inputs, wanted.request_id, priority=wanted.priority, timeout_s=wanted.timeout_s)
+
+
+def _busy(model: LoadedModel, error: QueueFullError) -> Answer:
+    model.recorder.rejected()
+    return failed_answer(error, 0.0)
 
 
 def _refused(model: LoadedModel, error: BadRequestError) -> Answer:

@@ -26,11 +26,14 @@ class Lend(msgspec.Struct, frozen=True):
         grpc: addresses at which gRPC is to be served; empty for nowhere.
         log_format: of its log, `text` or `json`.
         device: the device's id, for the log.
+        for_peers: how many of the sockets, the last ones, are for peers of the LAN; they accept nobody before
+            `TellPeers`.
     """
 
     grpc: tuple[str, ...] = ()
     log_format: str = "text"
     device: str = ""
+    for_peers: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -131,6 +134,42 @@ class TellFigures(msgspec.Struct, frozen=True, tag="tell-figures"):
     """What the supervisor says of itself, for whoever asked the local API."""
 
     figures: SupervisorFigures
+
+
+class PeerTrust(msgspec.Struct, frozen=True):
+    """How peers are known, and this device is to them: by mutual TLS.
+
+    Attributes:
+        chain: path of a PEM file with this device's key and its certificate.
+        certificate: SHA-256 of that, which changes when it is renewed.
+        ca: PEM of the fleet's CA, which alone is believed.
+        fleet: that a peer's certificate has to name.
+    """
+
+    chain: str
+    certificate: str
+    ca: str
+    fleet: str
+
+
+class TellPeers(msgspec.Struct, frozen=True, tag="tell-peers"):
+    """Which devices of the LAN may be asked in this one's place, and may ask it; said again whenever that changes.
+
+    Attributes:
+        peers: `host:port` of those that may be asked; none where nothing is forwarded.
+        serve: whether requests of peers are answered, where sockets for them were lent.
+        trust: how peers are known; None for plain HTTP.
+        devices: whose requests are answered; empty for every device of the fleet.
+        tries: how many peers are asked for one request.
+        any_variant: whether a peer may answer with another variant of the same version.
+    """
+
+    peers: tuple[str, ...] = ()
+    serve: bool = False
+    trust: PeerTrust | None = None
+    devices: tuple[str, ...] = ()
+    tries: int = 2
+    any_variant: bool = False
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -272,7 +311,18 @@ class Peeked(msgspec.Struct, frozen=True, tag="peeked"):
 
 
 ToWorker = (
-    Declare | Expect | Load | Activate | Expose | Unload | Collect | Peek | ChooseSamples | TellFigures | Shutdown
+    Declare
+    | Expect
+    | Load
+    | Activate
+    | Expose
+    | Unload
+    | Collect
+    | Peek
+    | ChooseSamples
+    | TellFigures
+    | TellPeers
+    | Shutdown
 )
 FromWorker = (
     Ready | Loaded | Activated | Exposed | Unservable | GrpcServed | Window | Peeked | AskFigures | Sampled | Logged

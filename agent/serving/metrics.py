@@ -6,6 +6,7 @@ Nothing is done for it while nobody asks. Counts begin anew when an artifact is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from agent import __version__
 from agent.protocol.histogram import bucket_value
@@ -15,14 +16,17 @@ from agent.telemetry.exposition import Family, Labels, exposition
 from agent.telemetry.figures import SupervisorFigures
 from agent.telemetry.host import own_memory_mb
 
+if TYPE_CHECKING:  # at run time only where requests are forwarded
+    from agent.serving.balancing.lan import Lan
+
 LATENCY_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 MIB = 2**20
 
 
-def metrics_text(registry: Registry, supervisor: SupervisorFigures | None) -> bytes:
+def metrics_text(registry: Registry, supervisor: SupervisorFigures | None, lan: Lan | None) -> bytes:
     """Everything, as Prometheus reads it; without the supervisor's part where it did not answer."""
-    return exposition([*_of_worker(registry), *_of_supervisor(supervisor)])
+    return exposition([*_of_worker(registry), *_of_lan(registry, lan), *_of_supervisor(supervisor)])
 
 
 def _of_worker(registry: Registry) -> Iterator[Family]:
@@ -63,6 +67,33 @@ def _of_worker(registry: Registry) -> Iterator[Family]:
     for model, count in registry.swaps().items():
         swaps.add(count, {"model": model})
     yield swaps
+
+
+def _of_lan(registry: Registry, lan: Lan | None) -> Iterator[Family]:
+    if lan is None:
+        return
+    given, taken = lan.forwarding, lan.api
+    yield Family("shoal_agent_peers", "gauge", "Devices of the LAN that may be asked in this one's place.").add(
+        given.peers
+    )
+    unanswered = Family("shoal_agent_forwards_unanswered_total", "counter", "Peers that were asked and did not answer.")
+    for reason in ("full", "absent", "failed"):
+        unanswered.add(given.unanswered[reason], {"reason": reason})
+    yield unanswered
+    forwarded = Family(
+        "shoal_agent_forwarded_requests_total", "counter", "Requests that a peer answered: they count there, not here."
+    )
+    answered = Family(
+        "shoal_agent_peer_requests_total",
+        "counter",
+        "Requests of peers; those that were answered are among this device's, those refused are not.",
+    )
+    for one in registry.all():
+        labels, digest = _labels(one), one.manifest.digest
+        forwarded.add(given.answered[digest], labels)
+        answered.add(taken.answered[digest], {**labels, "outcome": "answered"})
+        answered.add(taken.refused[digest], {**labels, "outcome": "refused"})
+    yield from (forwarded, answered)
 
 
 def _labels(loaded: LoadedModel) -> Labels:

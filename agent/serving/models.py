@@ -100,7 +100,7 @@ class LoadedModel:
             timeout_s: how long it may wait for its turn, in seconds; 0 for as long as it takes.
 
         Raises:
-            QueueFullError: when too many wait, now or before its turn came.
+            QueueFullError: when too many wait, now or before its turn came. Who tells the client counts it as refused.
             DeadlineError: when its turn did not come in time.
             RetiredError: when the artifact was taken out meanwhile.
             CancelledError: when the caller is cancelled; where its turn has not come, it is not run.
@@ -146,14 +146,12 @@ class LoadedModel:
                 expiry.cancel()
             if isinstance(error, ClosedError):
                 raise RetiredError from None
-            self.recorder.rejected()
             raise QueueFullError(self._retry_after_s()) from None
         if gone is not None:
-            self.recorder.rejected()
-            gone.done(QueueFullError(self._retry_after_s()))
+            gone.done(QueueFullError(self._retry_after_s(), time.perf_counter() - gone.came_at))
         if at_once and not self._at_once:
             self._at_once = True
-            loop.call_soon(self._take_at_once, results)
+            loop.call_soon(loop.call_soon, self._take_at_once, results)  # what has come meanwhile is read before
         return request
 
     def infer_now(self, inputs: Tensors, request_id: str, heard: Heard) -> bool:
@@ -187,7 +185,7 @@ class LoadedModel:
             self._remember(one, outputs)  # before its client can say what was right
         heard(result)
         if not isinstance(result, RetiredError):
-            self._answered(one, now, failed=failed)
+            self._answered([one], now, failed=failed)
         self._observed([] if failed else [(inputs, outputs, rows)])
         return True
 
@@ -228,7 +226,7 @@ class LoadedModel:
 
     def _expire(self, request: Request) -> None:
         if self._queue.give_up(request):
-            self._answered(request, time.perf_counter(), failed=True)
+            self._answered([request], time.perf_counter(), failed=True)
             request.done(DeadlineError())
 
     def _retry_after_s(self) -> float:
@@ -240,6 +238,12 @@ class LoadedModel:
     def waiting(self) -> int:
         """How many requests wait for their turn."""
         return len(self._queue)
+
+    def load(self) -> tuple[float, float]:
+        """How long what waits will take, and how long an inference of one row takes, in seconds; 0 where unknown."""
+        batches, more = divmod(len(self._queue), self.manifest.max_batch)
+        whole, last, one = (self._times.seconds(rows) or 0.0 for rows in (self.manifest.max_batch, max(more, 1), 1))
+        return batches * whole + (last if more else 0.0), one
 
     def totals(self) -> Counts:
         """What it did since it was loaded, and how long it has been at what it does now."""
@@ -280,13 +284,13 @@ class LoadedModel:
         except RetiredError:
             return None
         except Exception:  # noqa: BLE001 (a model may fail in any way)
-            self._answered(one, time.perf_counter(), failed=True)
+            self._answered([one], time.perf_counter(), failed=True)
             self._count_runs()
             self.recorder.shadowed()
             return None
         finally:
             self._began_at = None
-        self._finish(one, outputs)
+        self._finish([one], [outputs])
         self._count_runs()
         self.recorder.shadowed()
         self.recorder.observed(inputs, outputs, rows, time.perf_counter())
@@ -350,20 +354,21 @@ class LoadedModel:
                 raise ValueError("an output has no row for each input row")  # noqa: TRY301
         except Exception:  # noqa: BLE001 (one bad request must not fail its neighbours: each is tried alone)
             return [seen for one in batch for seen in self._answer_one(one)]
-        start = 0
+        start, mine = 0, []
         for one in batch:
-            self._finish(one, {name: value[start : start + one.rows] for name, value in outputs.items()})
+            mine.append({name: value[start : start + one.rows] for name, value in outputs.items()})
             start += one.rows
+        self._finish(batch, mine)
         return [(stacked, outputs, rows)]
 
     def _answer_one(self, one: Request) -> list[_Seen]:
         try:
             outputs = self._run(one.inputs, one.rows)
         except Exception as error:  # noqa: BLE001 (a model may fail in any way; the client is told)
-            self._answered(one, time.perf_counter(), failed=True)
+            self._answered([one], time.perf_counter(), failed=True)
             one.done(error)
             return []
-        self._finish(one, outputs)
+        self._finish([one], [outputs])
         return [(one.inputs, outputs, one.rows)]
 
     def _observed(self, seen: list[_Seen]) -> None:
@@ -401,15 +406,19 @@ class LoadedModel:
                 self._times.measured(rows, took)
                 self.statistics.ran(rows, took)
 
-    def _finish(self, one: Request, outputs: Tensors) -> None:
-        self._remember(one, outputs)
-        self._answered(one, time.perf_counter())
-        one.done(outputs)
+    def _finish(self, batch: list[Request], outputs: list[Tensors]) -> None:
+        """Requests have their answers: what is to be known of them before their clients do, and then tell them."""
+        for one, its in zip(batch, outputs, strict=True):
+            self._remember(one, its)
+        self._answered(batch, time.perf_counter())
+        for one, its in zip(batch, outputs, strict=True):
+            one.done(its)
 
-    def _answered(self, one: Request, now: float, *, failed: bool = False) -> None:
-        waited = (one.turn_at or now) - one.came_at
-        self.recorder.answered(now - one.came_at, one.rows, failed=failed)
-        self.statistics.answered(waited, now - one.came_at - waited, one.rows, failed=failed)
+    def _answered(self, batch: list[Request], now: float, *, failed: bool = False) -> None:
+        seconds = [now - one.came_at for one in batch]
+        rows, waited = sum(one.rows for one in batch), sum((one.turn_at or now) - one.came_at for one in batch)
+        self.recorder.answered(seconds, rows, failed=failed)
+        self.statistics.answered(waited, sum(seconds) - waited, rows, failed=failed, requests=len(batch))
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
         """Keep the winning class of each row, where a request has a name and an output a score for each class."""

@@ -5,9 +5,10 @@ Requests to arrays, and arrays to answers. No HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -69,8 +70,7 @@ class Wanted:
     span: Span | None = None
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """A decoded request: arrays by input name, and which outputs are wanted, and how.
 
     Attributes:
@@ -339,33 +339,60 @@ def encode_response(
     Raises:
         BadRequestError: when an output does not fit where it is to go, or has no classes.
     """
-    tensors, blobs = [], []
+    told: list[_Told] = []
+    in_json, blobs = [], []
     for wanted in request.outputs:
         array = np.ascontiguousarray(outputs[wanted.name])
         if wanted.classes:
             array = _classes(wanted, array, manifest)
-        tensor: dict[str, Any] = {
-            "name": wanted.name,
-            "datatype": datatype(name_of(array.dtype)),
-            "shape": list(array.shape),
-        }
+        size = None
         if wanted.span is not None:
-            tensor["parameters"] = _put(wanted.name, wanted.span, to_binary(array), _usable(memory))
-        elif wanted.binary:
             blob = to_binary(array)
-            tensor["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
+            _put(wanted.name, wanted.span, blob, _usable(memory))
+            size = len(blob)
+        elif wanted.binary:
+            blobs.append(to_binary(array))
+            size = len(blobs[-1])
         else:
-            tensor["data"] = to_json(array)
-        tensors.append(tensor)
-    answer = {"model_name": manifest.model, "model_version": manifest.version, "outputs": tensors}
-    if request.request_id:
-        answer["id"] = request.request_id
-    header = msgspec.json.encode(answer)
+            in_json.append((len(told), to_json(array)))
+        told.append((wanted.name, array.dtype, array.shape, size, wanted.span))
+    if in_json or request.request_id:
+        answer = _header(manifest.model, manifest.version, told)
+        for number, values in in_json:
+            answer["outputs"][number]["data"] = values
+        if request.request_id:
+            answer["id"] = request.request_id
+        header = msgspec.json.encode(answer)
+    else:
+        header = _known_header(manifest.model, manifest.version, tuple(told))
     return (b"".join([header, *blobs]), len(header)) if blobs else (header, None)
 
 
-def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any]:
+# An output's name, dtype, shape, bytes where it is not in the JSON, and where it was put in shared memory.
+_Told = tuple[str, np.dtype[Any], tuple[int, ...], int | None, Span | None]
+
+
+@lru_cache(maxsize=64)
+def _known_header(model: str, version: str, outputs: tuple[_Told, ...]) -> bytes:
+    """The JSON part of an answer that has no numbers in it: the same for most answers of a model."""
+    return msgspec.json.encode(_header(model, version, outputs))
+
+
+def _header(model: str, version: str, outputs: Iterable[_Told]) -> dict[str, Any]:
+    tensors: list[dict[str, Any]] = []
+    for name, dtype, shape, size, span in outputs:
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype(name_of(dtype)), "shape": list(shape)}
+        if span is not None:
+            tensor["parameters"] = {"shared_memory_region": span.region, "shared_memory_byte_size": size}
+            if span.offset:
+                tensor["parameters"]["shared_memory_offset"] = span.offset
+        elif size is not None:
+            tensor["parameters"] = {"binary_data_size": size}
+        tensors.append(tensor)
+    return {"model_name": model, "model_version": version, "outputs": tensors}
+
+
+def _put(name: str, span: Span, content: bytes, memory: Memory) -> None:
     if len(content) > span.size:
         raise BadRequestError(
             f"output {name!r} has {len(content)} bytes: shared_memory_byte_size leaves room for {span.size}",
@@ -374,8 +401,6 @@ def _put(name: str, span: Span, content: bytes, memory: Memory) -> dict[str, Any
             *_PLACE,
         )
     memory.write(span.region, span.offset, content)
-    said = {"shared_memory_region": span.region, "shared_memory_byte_size": len(content)}
-    return said | ({"shared_memory_offset": span.offset} if span.offset else {})
 
 
 def _classes(wanted: Wanted, array: Array, manifest: Described) -> Array:

@@ -16,8 +16,8 @@ class _Total:
     def __init__(self) -> None:
         self.count = self.nanoseconds = 0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
+    def add(self, seconds: float, count: int = 1) -> None:
+        self.count += count
         self.nanoseconds += int(seconds * 1e9)
 
     def said(self) -> dict[str, int]:
@@ -33,16 +33,24 @@ class Statistics:
         self._rows = self._executions = self._last_ms = self._run_rows = 0
         self._batches: defaultdict[int, _Total] = defaultdict(_Total)
 
-    def answered(self, waited_s: float, took_s: float, rows: int, *, failed: bool) -> None:
-        """A request was answered: how long it had waited for its turn, and how long it took from then on."""
+    def answered(self, waited_s: float, took_s: float, rows: int, *, failed: bool, requests: int = 1) -> None:
+        """Requests were answered: how long they had waited for their turn, and how long they took from then on.
+
+        Args:
+            waited_s: all of them together, in seconds.
+            took_s: likewise.
+            rows: likewise.
+            failed: whether they have no answer.
+            requests: how many they are.
+        """
         with self._lock:
             self._last_ms = int(time.time() * 1000)
-            self._queue.add(waited_s)
-            self._compute.add(took_s)
+            self._queue.add(waited_s, requests)
+            self._compute.add(took_s, requests)
             if failed:
-                self._fail.add(waited_s + took_s)
+                self._fail.add(waited_s + took_s, requests)
             else:
-                self._success.add(waited_s + took_s)
+                self._success.add(waited_s + took_s, requests)
                 self._rows += rows
 
     def ran(self, rows: int, seconds: float) -> None:

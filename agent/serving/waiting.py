@@ -9,7 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from agent.runtimes.base import Tensors
 
@@ -25,19 +26,20 @@ class QueueFullError(Exception):
 
     Attributes:
         retry_after_s: when there may be room, in seconds.
+        waited_s: how long the request has waited before another took its place, in seconds.
     """
 
-    def __init__(self, retry_after_s: float = 1.0) -> None:
+    def __init__(self, retry_after_s: float = 1.0, waited_s: float = 0.0) -> None:
         super().__init__("too many requests wait")
         self.retry_after_s = retry_after_s
+        self.waited_s = waited_s
 
 
 class DeadlineError(Exception):
     """A request was not begun as soon as its client asked for."""
 
 
-@dataclass(eq=False)
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One that waits.
 
     Attributes:
@@ -57,8 +59,8 @@ class Request:
     came_at: float
     done: Callable[[Tensors | Exception], None]
     priority: int = DEFAULT
-    waits: bool = field(default=False, init=False)
-    turn_at: float = field(default=0.0, init=False)
+    waits: bool = False
+    turn_at: float = 0.0
 
 
 class RequestQueue:

@@ -49,6 +49,7 @@ from agent.serving.ipc import (
     Sampled,
     Shutdown,
     TellFigures,
+    TellPeers,
     ToWorker,
     Unload,
     Unservable,
@@ -84,7 +85,8 @@ def main() -> None:
         return
     told, listeners = borrowed
     log_to_stderr("INFO", told.log_format, device=told.device)
-    asyncio.run(Worker(listeners, list(told.grpc)).run(sock))
+    mine = len(listeners) - told.for_peers
+    asyncio.run(Worker(listeners[:mine], list(told.grpc), listeners[mine:]).run(sock))
 
 
 class Worker:
@@ -93,10 +95,14 @@ class Worker:
     Args:
         listeners: sockets that listen; they stay open when this process ends, for the supervisor has them too.
         grpc_addresses: where gRPC is to be served; empty for nowhere.
+        for_peers: sockets that listen for peers of the LAN.
     """
 
-    def __init__(self, listeners: list[socket.socket], grpc_addresses: list[str]) -> None:
+    def __init__(
+        self, listeners: list[socket.socket], grpc_addresses: list[str], for_peers: list[socket.socket]
+    ) -> None:
         self._listeners = listeners
+        self._for_peers = for_peers
         self._grpc_addresses = grpc_addresses
         self._grpc: GrpcServer | None = None
         self._servers: list[asyncio.Server] = []
@@ -125,6 +131,8 @@ class Worker:
         await self._stop.wait()
         listening.cancel()
         self._api.draining = True
+        if self._api.lan is not None:
+            self._api.lan.close()
         for server in self._servers:
             server.close()
         await self._settle()
@@ -157,6 +165,8 @@ class Worker:
                     self._begin(self._take_requests())
                 case ChooseSamples():
                     self._registry.choose_samples(message.models)
+                case TellPeers():
+                    self._tell_peers(message)
                 case Collect() | Peek() | TellFigures():
                     self._count(message)
                 case Shutdown():
@@ -165,6 +175,13 @@ class Worker:
                     self._change(message)
             self._say_unservable()
         self._stop.set()
+
+    def _tell_peers(self, message: TellPeers) -> None:
+        if self._api.lan is None:
+            from agent.serving.balancing.lan import Lan
+
+            self._api.lan = Lan(self._registry, self._api.inferring, self._api.buffers, self._for_peers)
+        self._api.lan.told(message)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         job = asyncio.create_task(work)

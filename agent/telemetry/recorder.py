@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from agent.protocol.histogram import bucket_of
@@ -49,16 +50,18 @@ class Recorder:
         self._less_recent: Counter[int] = Counter()
         self._recently = 0
 
-    def answered(self, seconds: float, items: int, *, failed: bool = False) -> None:
-        """One request was answered, `seconds` after it came."""
-        bucket = bucket_of(seconds)
+    def answered(self, seconds: Sequence[float], items: int, *, failed: bool = False) -> None:
+        """Requests were answered, each so many seconds after it came, which had so many items together."""
+        buckets = [bucket_of(one) for one in seconds]
         with self._lock:
-            self._counts.requests += 1
-            self._counts.errors += failed
-            self._counts.items += items
-            self._counts.latency[bucket] += 1
-            self._recent[bucket] += 1
-            self._recently += 1
+            counts, latency, recent = self._counts, self._counts.latency, self._recent
+            counts.requests += len(buckets)
+            counts.errors += len(buckets) if failed else 0
+            counts.items += items
+            for bucket in buckets:
+                latency[bucket] += 1
+                recent[bucket] += 1
+            self._recently += len(buckets)
             if self._recently >= RECENT:
                 self._less_recent, self._recent, self._recently = self._recent, Counter(), 0
 

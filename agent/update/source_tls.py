@@ -6,13 +6,16 @@ has and no host's, so a host name is checked as ever, and no device can pass for
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import ssl
 from collections.abc import Callable
 
 from agent.config import Config
 from agent.errors import IdentityError
-from agent.identity import Identity, identity_folder, load_identity, load_into
+from agent.identity import Identity, chain_file, identity_folder, load_identity, load_into
+from agent.peers.certificates import organization_of
+from agent.serving.ipc import PeerTrust
 
 log = logging.getLogger("agent.sources")
 
@@ -54,6 +57,19 @@ class Credentials:
         load_into(context, self._folder, identity)
         return context
 
+    def for_worker(self) -> PeerTrust | None:
+        """The same for another process of this device, which reads the files; None where there is no certificate.
+
+        Raises:
+            IdentityError: when they can't be used.
+        """
+        identity = self._identity()
+        if identity is None or not identity.certificate:
+            return None
+        self.to_peers()  # writes the file, and finds out whether it can be used
+        digest = hashlib.sha256(identity.certificate.encode()).hexdigest()
+        return PeerTrust(str(chain_file(self._folder)), digest, identity.ca, identity.fleet)
+
     def _identity(self) -> Identity | None:
         try:
             return load_identity(self._folder)
@@ -91,6 +107,4 @@ class Credentials:
 
 def organization(sock: ssl.SSLSocket) -> str:
     """The fleet that the other side's certificate names; empty when it names none."""
-    certificate = sock.getpeercert() or {}
-    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
-    return next((str(pair[1]) for pair in pairs if pair[0] == "organizationName"), "")
+    return organization_of(sock.getpeercert())

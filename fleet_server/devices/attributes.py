@@ -39,6 +39,7 @@ NAMES = {
     "model": "one that answers requests there",
     "version": "model@version that answers requests there",
     "running.provider": "execution provider that really runs a model",
+    "lan": "name of the one whose devices answer requests in each other's place",
     "fell_back": "execution provider that runs a model in the place of the one its profile wants first",
 }
 
@@ -83,6 +84,7 @@ def attributes_of(
             ("running.provider", one.get("provider")),
             ("fell_back", one.get("provider") if one.get("fell_back") else None),
         ]
+    found.append(("lan", facts.get("balancing_lan") or None))
     found += [(TAG + name, value) for name, value in effective_tags(facts, tags).items()]
     return frozenset(
         Attribute(name, str(value)[:LONGEST_TEXT], number_of(str(value))) for name, value in found if value is not None

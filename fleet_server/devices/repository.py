@@ -113,6 +113,14 @@ def remove_attributes(session: Session, device_id: str, removed: Iterable[Attrib
         session.execute(delete(DeviceAttribute).where(*where, DeviceAttribute.text == one.text))
 
 
+def on_lan(session: Session, fleet_id: str, lan: str, limit: int) -> Sequence[Device]:
+    """Devices of a fleet that say they are on a LAN, by id."""
+    member = (DeviceAttribute.fleet_id == fleet_id, DeviceAttribute.name == "lan", DeviceAttribute.text == lan)
+    query = select(Device).join(DeviceAttribute, DeviceAttribute.device_id == Device.id)
+    query = query.where(*member, Device.forgotten_at.is_(None))
+    return session.scalars(query.order_by(Device.id).limit(limit)).all()
+
+
 def attribute_names(session: Session, fleet_id: str, names: Iterable[str]) -> set[str]:
     """Those of some names that a device of the fleet has a value of."""
     query = select(DeviceAttribute.name).where(DeviceAttribute.fleet_id == fleet_id).limit(1)  # not all that have it

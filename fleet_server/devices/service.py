@@ -40,10 +40,17 @@ from fleet_server.principals import DEFAULT_FLEET, Who
 
 @dataclass(frozen=True)
 class ReportOutcome:
-    """What became of a report: `accepted` is false for one older than what is known."""
+    """What became of a report.
+
+    Attributes:
+        device: whose it is.
+        accepted: false for one older than what is known.
+        lans: where it, or its address, is new or gone: their other devices are to be told.
+    """
 
     device: Device
     accepted: bool
+    lans: frozenset[str] = frozenset()
 
 
 def record_report(session: Session, device_id: str, reported: Reported, now: dt.datetime) -> ReportOutcome:
@@ -72,7 +79,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
     facts, serving = _as_kept(reported.facts), _as_kept(reported.serving)
-    moved, device.facts = facts != device.facts, facts
+    moved, before, device.facts = facts != device.facts, device.facts, facts
     if moved or serving != device.serving:
         device.serving = serving
         _keep_attributes(session, device)
@@ -81,7 +88,13 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     device.problems = _as_kept(reported.problems)
     if moved:  # else it has the profile it had: whoever changes tags or profiles matches anew
         _rematch(device, _named(session, device.fleet_id))
-    return ReportOutcome(device, accepted=True)
+    return ReportOutcome(device, accepted=True, lans=_lans_changed(before, facts))
+
+
+def _lans_changed(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
+    """LANs whose devices have another list now."""
+    was, is_now = ((one.get("balancing_lan") or "", one.get("balancing_address") or "") for one in (before, now))
+    return frozenset() if was == is_now else frozenset(lan for lan, _ in (was, is_now) if lan)
 
 
 def _as_kept(said: object) -> Any:

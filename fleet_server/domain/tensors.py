@@ -60,6 +60,16 @@ class Tensor:
         begin, end = self._offset(first), self._offset(last)
         return Tensor(self.name, self.datatype, (last - first, *self.shape[1:]), self.data[begin:end])
 
+    def filled(self, rows: int) -> Tensor:
+        """The same with its last row again and again, until there are so many rows."""
+        more = rows - self.rows
+        if more <= 0:
+            return self
+        last = self.cut(self.rows - 1, self.rows).data
+        return Tensor(
+            self.name, self.datatype, (rows, *self.shape[1:]), memoryview(b"".join([self.data, *[last] * more]))
+        )
+
     def largest_row(self) -> int:
         """Bytes of the largest row."""
         if self.datatype != "BYTES":
@@ -135,12 +145,18 @@ class Asked:
         """Bytes of the largest row of all inputs."""
         return sum(one.largest_row() for one in self.inputs)
 
-    def part(self, first: int, last: int) -> tuple[bytes, int]:
-        """The request for some of the rows, and the length of its JSON."""
+    def part(self, first: int, last: int, fill: int = 0) -> tuple[bytes, int]:
+        """The request for some of the rows, and the length of its JSON.
+
+        Args:
+            first: of the rows.
+            last: the row after the last one.
+            fill: rows that the request has at least; those that there are not are the last one again.
+        """
         said: dict[str, Any] = {"parameters": {"binary_data_output": True}}
         if self.outputs:
             said["outputs"] = [{"name": one, "parameters": {"binary_data": True}} for one in self.outputs]
-        return binary_body(said, "inputs", [one.cut(first, last) for one in self.inputs])
+        return binary_body(said, "inputs", [one.cut(first, last).filled(fill) for one in self.inputs])
 
 
 def read_request(body: bytes, header_length: int | None) -> Asked:

@@ -228,6 +228,7 @@ class Handlers:
             # The server's database is older than what the device has seen: go past it, or it would not listen.
             outcome.device.desired_revision = reported.revision
             desired.queue_desired(session, self._settings, outcome.device)
+        desired.queue_lans(session, self._settings, outcome.device, outcome.lans)
 
     def _presence(self, device_id: str, presence: Presence) -> None:
         with self._database.write() as session:

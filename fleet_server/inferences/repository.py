@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from agent.protocol.manifest import Manifest
 from fleet_server.devices.selection import condition, read_query
-from fleet_server.models import Device, DeviceAttribute, DeviceIdentity, Model, ShardPlan, Version
+from fleet_server.models import Device, DeviceAttribute, DeviceIdentity, Model, ShardPlan, Variant, Version
 
 ACTIVE = "active"  # fleet_server.shards.schemas.PlanState
 
@@ -37,6 +39,13 @@ def serving(session: Session, fleet_id: str, model: str, target: str | None, *, 
     )
     query = _reachable(fleet_id, target).where(Device.id.in_(serve))
     return session.scalars(query.order_by(Device.id).limit(most)).all()
+
+
+def manifest(session: Session, fleet_id: str, digest: str) -> Manifest | None:
+    """Of an artifact that the fleet's server has made."""
+    query = select(Variant.manifest).where(Variant.fleet_id == fleet_id, Variant.digest == digest)
+    found = session.scalar(query.limit(1))
+    return None if found is None else msgspec.convert(found, Manifest)
 
 
 def shard_plan(session: Session, fleet_id: str, model: str, version: str | None) -> tuple[str, Sequence[Any]] | None:

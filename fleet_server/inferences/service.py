@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -35,6 +35,7 @@ LONGEST_WAIT_S = 1.0
 UNSENT_S = 0.5  # that a lane rests when the broker's link takes no part
 REASONS = 5
 REPLAN_S = 0.5
+KEPT_ARTIFACTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ class Plan:
         version: that all lanes run.
         lanes: that may answer.
         hops: of each lane, by its id: its devices with what each runs.
+        fixed_rows: of lanes whose model takes one number of rows and no other, by their ids.
     """
 
     version: str
     lanes: tuple[Lane, ...]
     hops: dict[str, tuple[Hop, ...]]
+    fixed_rows: dict[str, int] = field(default_factory=dict)
 
     @property
     def staged(self) -> bool:
@@ -83,6 +86,7 @@ class Desk:
         self._database = database
         self._dispatch = dispatch
         self._room = threading.BoundedSemaphore(MOST_REQUESTS)
+        self._fixed: dict[str, int] = {}  # by artifact, what is known of how many rows it takes
 
     @contextmanager
     def seat(self) -> Iterator[None]:
@@ -116,7 +120,17 @@ class Desk:
                 "row_too_large",
                 f"a row has {row_bytes} bytes, and a message to a device holds {room}: send smaller rows",
             )
-        schedule = Schedule(asked.rows, plan.lanes, self._dispatch.speeds, most_rows=room // max(row_bytes, 1))
+        most_rows = room // max(row_bytes, 1)
+        if plan.fixed_rows and max(plan.fixed_rows.values()) > most_rows:
+            takes = max(plan.fixed_rows.values())
+            detail = (
+                f"{wanted.model} takes {takes} rows at once, and {most_rows} of these fit into a message to a device"
+            )
+            raise TooLargeError("row_too_large", f"{detail}: export it with a free batch")
+        # A part may go to any lane, after it was given to another.
+        schedule = Schedule(
+            asked.rows, plan.lanes, self._dispatch.speeds, most_rows=min([most_rows, *plan.fixed_rows.values()])
+        )
         exchange = self._dispatch.open()
         try:
             again = functools.partial(self._plan, fleet_id, wanted)
@@ -128,7 +142,7 @@ class Desk:
         with self._database.read() as session:
             devices = repository.serving(session, fleet_id, wanted.model, wanted.target, most=MOST_LANES)
             found = [
-                (device.id, one["version"])
+                (device.id, one["version"], one["digest"])
                 for device in devices
                 if FEATURE in device.facts.get("features", ())
                 for one in device.serving
@@ -142,11 +156,26 @@ class Desk:
             silent = f" ({len(devices)} do, but can't be asked: old agents, or owners who forbid it)" if devices else ""
             detail = f"no device that is online serves {what}{silent}: roll it out, or widen `target`"
             raise ConflictError("no_device_serves", detail)
-        counts = Counter(version for _, version in found)
+        counts = Counter(version for _, version, _ in found)
         version = max(counts, key=lambda one: (counts[one], one))  # answers of two versions are not mixed
-        chosen = sorted({device for device, of in found if of == version})
-        lanes = tuple(Lane(f"{one} {wanted.model}@{version}", (one,)) for one in chosen)
-        return Plan(version, lanes, {lane.id: (Hop(lane.devices[0], wanted.model, version),) for lane in lanes})
+        chosen = {device: digest for device, of, digest in found if of == version}
+        lanes = tuple(Lane(f"{one} {wanted.model}@{version}", (one,)) for one in sorted(chosen))
+        hops: dict[str, tuple[Hop, ...]] = {lane.id: (Hop(lane.devices[0], wanted.model, version),) for lane in lanes}
+        taken = self._rows_taken(fleet_id, set(chosen.values()))
+        fixed = {lane.id: rows for lane in lanes if (rows := taken[chosen[lane.devices[0]]])}
+        return Plan(version, lanes, hops, fixed)
+
+    def _rows_taken(self, fleet_id: str, digests: set[str]) -> dict[str, int]:
+        """How many rows each of some artifacts takes at once; 0 for any number."""
+        known = self._fixed  # other threads put others in its place, and never change it
+        unknown = digests - known.keys()
+        if unknown:
+            with self._database.read() as session:
+                manifests = {one: repository.manifest(session, fleet_id, one) for one in unknown}
+            learnt = {one: found.fixed_rows if found is not None else 0 for one, found in manifests.items()}
+            known = {**known, **learnt}
+            self._fixed = known if len(known) <= KEPT_ARTIFACTS else learnt
+        return known
 
     def _staged(
         self, session: Session, fleet_id: str, wanted: Wanted, version: str, stages: Sequence[Mapping[str, Any]]
@@ -250,7 +279,8 @@ class _Request:
                 self._schedule.add(lane)
 
     def _send(self, sending: Sending) -> None:
-        body, header_length = self._asked.part(sending.first, sending.last)
+        fixed = self._plan.fixed_rows.get(sending.lane.id, 0)
+        body, header_length = self._asked.part(sending.first, sending.last, fixed)
         left_ms = max(1, int(1000 * (self._deadline - time.monotonic())))
         first, *rest = self._plan.hops[sending.lane.id]
         part = InferPart("", sending.attempt, first.model, body, header_length, first.version, left_ms, tuple(rest))
@@ -309,7 +339,9 @@ class _Request:
     def _right(self, event: Answered, lane: Lane, now: float) -> None:
         rows = self._schedule.rows_of(event.sending)
         try:
-            outputs, _ = read_answer(event.answer.body, event.answer.header_length, rows)
+            answered = self._plan.fixed_rows.get(lane.id, 0) or rows
+            every, _ = read_answer(event.answer.body, event.answer.header_length, answered)
+            outputs = tuple(one.cut(0, rows) for one in every) if answered > rows else every
             self._compare(outputs)
         except TensorError as error:
             self._schedule.leave_out(lane.id, f"{event.device} answered what is no answer: {error}")

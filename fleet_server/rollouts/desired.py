@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.codec import encode
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, Phase
+from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
 from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, OnProviderMissing, ProbationPolicy, Trial
 from agent.protocol.topics import DeviceTopic, device_topic
@@ -17,6 +18,7 @@ from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.conversions.repository import open_trials
 from fleet_server.deltas import service as deltas
+from fleet_server.devices import repository as device_repository
 from fleet_server.devices import service as device_service
 from fleet_server.devices.delivery import combined, policy_of, without_windows
 from fleet_server.devices.schemas import ProfileSpec, ProfileUpdate
@@ -28,6 +30,8 @@ from fleet_server.rollouts.sampling import SampleOrders
 from fleet_server.rollouts.tracing import traceparent_for
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
+
+TOLD = 256  # devices of one LAN
 
 
 def queue_desired(session: Session, settings: Settings, device: Device, *, resend: bool = False) -> None:
@@ -53,6 +57,33 @@ def queue_all(session: Session, settings: Settings, devices: Sequence[Device], *
     )
 
 
+def queue_lans(session: Session, settings: Settings, device: Device, lans: Collection[str]) -> None:
+    """Tell a device, and all that are on LANs that it came to or left, whom they have there now."""
+    found = [one for lan in lans for one in device_repository.on_lan(session, device.fleet_id, lan, TOLD)]
+    if lans:
+        every = {one.id: one for one in (device, *found)}
+        queue_all(session, settings, [every[key] for key in sorted(every)])
+
+
+class _Lans:
+    """Which devices of a LAN answer requests in another's place."""
+
+    def __init__(self, session: Session, fleet_id: str) -> None:
+        self._session, self._fleet_id = session, fleet_id
+        self._known: dict[str, list[tuple[str, str]]] = {}
+
+    def peers(self, device: Device) -> tuple[str, ...]:
+        """Addresses of a device's peers, none of them its own."""
+        lan = device.facts.get("balancing_lan")
+        if not lan:
+            return ()
+        if lan not in self._known:
+            others = device_repository.on_lan(self._session, self._fleet_id, lan, TOLD)
+            self._known[lan] = [(one.id, one.facts.get("balancing_address") or "") for one in others]
+        found = (place for one, place in self._known[lan] if place and one != device.id)
+        return tuple(dict.fromkeys(found))[: LIMITS.peers]
+
+
 class _States:
     """The desired states of some devices of one fleet, made of what is read for all of them together."""
 
@@ -76,6 +107,7 @@ class _States:
         fleet_id = devices[0].fleet_id
         self._encodings = deltas.Offers(session, fleet_id, coming, ids)
         self._session, self._fleet_id = session, fleet_id
+        self._lans = _Lans(session, fleet_id)
         self._known: dict[str, msgspec.Raw] = {}
 
     def of(self, device: Device) -> DesiredState:
@@ -89,6 +121,7 @@ class _States:
             telemetry_interval_s=self._settings.telemetry_interval_s,
             sampling=self._samples.sampling(device),
             sample_requests=self._samples.requests(device, without_windows(general)),
+            peers=self._lans.peers(device),
             trials=tuple(
                 Trial(
                     trial.id,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from fleet_server.web.api import Json
 
 WHOLE = "body"  # the field that the API names where several fields together are wrong
+AS_NAMED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,13 @@ class Placed:
     wrong: dict[str, str] = field(default_factory=dict)
 
 
-def place(problem: Json | None, names: Collection[str]) -> Placed:
+def place(problem: Json | None, names: Collection[str], called: Mapping[str, str] = AS_NAMED) -> Placed:
     """Put a problem where it belongs: at its fields; above the form what is of none.
 
     Args:
         problem: of the API; None for none.
         names: of the form's fields.
+        called: by the API's name of a field, the form's; as the API names it where nothing else is said.
     """
     if problem is None:
         return Placed()
@@ -36,7 +39,7 @@ def place(problem: Json | None, names: Collection[str]) -> Placed:
     elsewhere = not problem.get("problems")
     for one in problem.get("problems") or ():
         found, detail = _fields(str(one["field"]), str(one["detail"]))
-        mine = [name for name in found if name in names]
+        mine = [name for name in (called.get(name, name) for name in found) if name in names]
         elsewhere = elsewhere or not mine
         if mine:
             wrong.setdefault(mine[0], detail)

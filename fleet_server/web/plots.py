@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from typing import Any
 
 from fleet_server.domain.candidates import quality_of
@@ -82,8 +83,10 @@ def seconds(value: str) -> float:
     return dt.datetime.fromisoformat(value).timestamp()
 
 
-def scatter(candidates: list[Json], width: float = 620.0, height: float = 280.0) -> Plot | None:
+def scatter(candidates: list[Json], width: float = 760.0, height: float = 300.0) -> Plot | None:
     """Quality against latency of a variant's candidates, as places in a picture; None where fewer than two have both.
+
+    A candidate's name stands beside its point where there is room for it; else only the table has it.
 
     Args:
         candidates: of a variant.
@@ -99,18 +102,19 @@ def scatter(candidates: list[Json], width: float = 620.0, height: float = 280.0)
     ]
     if len(found) < 2:
         return None
-    left, right, top, bottom = 64.0, width - 12, 12.0, height - 38
-    slowest = float(max(latency for _, latency, _ in found) * 1.1) or 1.0
-    worst, best = min(value for _, _, value in found), max(value for _, _, value in found)
-    space = (best - worst) * 0.15 or 0.01
-    worst, best = max(0.0, worst - space), min(1.0, best + space)
+    left, right, top, bottom = 64.0, width - 24, 16.0, height - 38
+    latencies = _round_steps(0.0, max(latency for _, latency, _ in found) * 1.05)
+    qualities = _round_steps(min(value for _, _, value in found), max(value for _, _, value in found))
+    (fastest, slowest), (worst, best) = (latencies[0], latencies[-1]), (qualities[0], qualities[-1])
 
     def across(latency: float) -> float:
-        return left + (right - left) * latency / slowest
+        return left + (right - left) * (latency - fastest) / (slowest - fastest)
 
     def up(value: float) -> float:
-        return bottom - (bottom - top) * (value - worst) / ((best - worst) or 1.0)
+        return bottom - (bottom - top) * (value - worst) / (best - worst)
 
+    places = [(across(latency), up(value)) for _, latency, value in found]
+    labels = _labels(places, [one["recipe"] for one, _, _ in found], (left, top - 12, right + 20, bottom))
     return {
         "quality": quality,
         "width": width,
@@ -119,10 +123,58 @@ def scatter(candidates: list[Json], width: float = 620.0, height: float = 280.0)
         "right": right,
         "top": top,
         "bottom": bottom,
-        "points": [{"x": across(latency), "y": up(value), "one": one} for one, latency, value in found],
-        "across": [(across(slowest * part / 4), slowest * part / 4) for part in range(5)],
-        "up": [(up(worst + (best - worst) * part / 4), worst + (best - worst) * part / 4) for part in range(5)],
+        "points": [
+            {"x": x, "y": y, "one": one, "label": label}
+            for (one, _, _), (x, y), label in zip(found, places, labels, strict=True)
+        ],
+        "across": [(across(value), value) for value in latencies],
+        "up": [(up(value), value) for value in qualities],
     }
+
+
+def _round_steps(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers at equal steps, which begin at or below `low` and end at or above `high`."""
+    size = max((high - low) or abs(high) or 1.0, abs(high) / 1000, 1e-9)
+    power = 10.0 ** math.floor(math.log10(size / most))
+    for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power, 20 * power):
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first <= most:
+            break
+    return [step * number for number in range(first, max(last, first + 1) + 1)]
+
+
+Box = tuple[float, float, float, float]
+LETTER, LINE, RADIUS = 6.6, 12.0, 8.0  # of the pictures' text and points, in their own units
+
+
+def _labels(places: list[tuple[float, float]], names: list[str], picture: Box) -> list[Json | None]:
+    """Where names stand: by their points, over no other name or point; None where there is no room."""
+    points = [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS) for x, y in places]
+    taken: list[Box] = []
+    found: list[Json | None] = []
+    for (x, y), name, own in zip(places, names, points, strict=True):
+        wide = LETTER * len(name)
+        others = [*taken, *(one for one in points if one != own)]
+        starts = (x + RADIUS + 3, x - RADIUS - 3 - wide, x - wide / 2)
+        lines = (0.0, *(side * LINE * line for line in range(1, 4) for side in (1, -1)))
+        tries = ((start, y + line) for line in lines for start in starts if line or start != starts[2])
+        for start, middle in tries:
+            box = (start, middle - LINE / 2, start + wide, middle + LINE / 2)
+            if _inside(box, picture) and not any(_meet(box, other) for other in others):
+                taken.append(box)
+                found.append({"x": start, "y": middle + 4})
+                break
+        else:
+            found.append(None)
+    return found
+
+
+def _inside(box: Box, picture: Box) -> bool:
+    return box[0] >= picture[0] and box[1] >= picture[1] and box[2] <= picture[2] and box[3] <= picture[3]
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def band(figure: Json | None, low: float, high: float) -> Json | None:

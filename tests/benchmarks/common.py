@@ -126,7 +126,7 @@ def worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[str,
 @contextmanager
 def told_worker(nets: dict[Path, Manifest], unix_socket: Path) -> Iterator[tuple[FrameChannel, tuple[str, int]]]:
     """The same, and the channel by which it is told what to do."""
-    started = start_worker(str(unix_socket))
+    started = start_worker(str(unix_socket), forked=False)
     channel = started.channel
     try:
         for path, net in nets.items():

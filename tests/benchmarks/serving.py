@@ -59,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         large = write_conv(folder / "large", side=112, channels=64, layers=4)
-        small = write_mlp(folder / "small", 512, 4)
+        small = write_mlp(folder / "small", 512, 2)
         image = rng.random((1, 3, 112, 112), dtype=np.float32)
         row = rng.random((1, 512), dtype=np.float32)
         shutil.copyfile(folder / "small", folder / "alone")

@@ -116,7 +116,7 @@ def _growth(path: Path, inputs: Array | Tensors, name: str) -> float:
 @contextmanager
 def _worker(path: Path, name: str, core: int | None = None) -> Iterator[tuple[str, int, float]]:
     """The agent's inference worker with one model: address, pid, and MiB before it was loaded."""
-    started = start_worker()
+    started = start_worker(forked=False)
     try:
         if core is not None:
             os.sched_setaffinity(started.process.pid, {core})

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from fleet_server.app import create_app
-from fleet_server.settings import Settings
+from tests.api_document import document
 from tests.fleet import LocalFleet
 
 
@@ -35,9 +34,8 @@ def test_the_page_lists_every_operation_without_the_internet(
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(f"{fleet.url}/docs")
     page.wait_for_selector(".opblock")
-    document = create_app(Settings()).openapi()
     expect(page.locator(".opblock")).to_have_count(
-        sum(len(item) for item in document["paths"].values()), timeout=30_000
+        sum(len(item) for item in document()["paths"].values()), timeout=30_000
     )
     page.locator("#operations-rollouts-create_rollout .opblock-summary-control").click()
     page.wait_for_selector("#operations-rollouts-create_rollout .opblock-body")

@@ -5,6 +5,7 @@ Every page is looked at in light, dark and on a phone: pictures are kept, and ax
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from fleet_server.alerts.evaluation import evaluate
 from fleet_server.clock import utc_now
@@ -183,6 +184,24 @@ def look_for_drift(fleet: LocalFleet, rule: str) -> None:
     database.dispose()
 
 
+def drag(page: Page, box: Locator, file: Path) -> None:
+    """Drag a file of this machine over the window and let it fall into a box."""
+    dragged = page.evaluate_handle(
+        """([name, content]) => {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0)), data = new DataTransfer();
+            data.items.add(new File([bytes], name));
+            return data;
+        }""",
+        [file.name, base64.b64encode(file.read_bytes()).decode()],
+    )
+    over = re.compile(r"\bover\b")
+    for event in ("dragenter", "dragover"):
+        box.dispatch_event(event, {"dataTransfer": dragged})
+        expect(box).to_have_class(over)
+    box.dispatch_event("drop", {"dataTransfer": dragged})
+    expect(box).not_to_have_class(over)
+
+
 def push(fleet: LocalFleet, page: Page, version: str) -> None:
     page.goto("/ui/models/new")
     page.get_by_label("Model", exact=True).fill("tri")
@@ -192,9 +211,12 @@ def push(fleet: LocalFleet, page: Page, version: str) -> None:
         ("Evaluation rows", "evaluation.npz"),
         ("Calibration", "calibration.npz"),
     ):
-        drop = page.locator(".drop", has_text=label)
-        drop.locator("input[type=file]").set_input_files(fleet.folder / file)
-        expect(drop.get_by_role("status")).to_contain_text("uploaded")
+        box = page.locator(".drop", has_text=label)
+        if file == "tri.onnx":
+            drag(page, box, fleet.folder / file)
+        else:
+            box.locator("input[type=file]").set_input_files(fleet.folder / file)
+        expect(box.get_by_role("status")).to_contain_text("uploaded")
     page.get_by_role("button", name="Push").click()
     expect(page).to_have_url(re.compile(f"/ui/models/tri/{version}$"))
 
@@ -208,6 +230,30 @@ def test_bad_input_is_answered_where_it_was_typed(page: Page, problems: list[str
     page.goto("/ui/rollouts/new?version=nothing@1")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("alert")).to_contain_text("nothing")
+    page.get_by_label("Name (optional)").fill("n" * 300)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#wrong-name")).to_be_visible()
+    problems.clear()  # that a page was answered with 4xx, Chromium says too
+
+
+def test_what_was_uploaded_stays_where_the_form_is_refused(fleet: LocalFleet, page: Page, problems: list[str]) -> None:
+    page.goto("/ui/models/new")
+    page.get_by_label("Model", exact=True).fill("tri")
+    page.get_by_label("Version").fill("mended")
+    for label, file in (("Model file", "tri.onnx"), ("Evaluation rows", "evaluation.npz")):
+        box = page.locator(".drop", has_text=label)
+        box.locator("input[type=file]").set_input_files(fleet.folder / file)
+        expect(box.get_by_role("status")).to_contain_text("uploaded")
+    page.get_by_label("Lowest accuracy").fill("70 %")
+    page.get_by_role("button", name="Push").click()
+    expect(page.locator("#wrong-min_accuracy")).to_be_visible()
+    expect(page.locator(".drop", has_text="Model file").get_by_role("status")).to_contain_text(
+        "tri.onnx: uploaded before"
+    )
+    page.get_by_label("Lowest accuracy").fill("0.7")
+    page.get_by_role("button", name="Push").click()
+    expect(page).to_have_url(re.compile("/ui/models/tri/mended$"))
+    fleet.api.delete("/models/tri/versions/mended").raise_for_status()
     problems.clear()  # that a page was answered with 4xx, Chromium says too
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import fleet_server.sdk
-from fleet_server.app import create_app
 from fleet_server.sdk import Client
-from fleet_server.settings import Settings
+from tests.api_document import document
 
 METHODS = {
     "get": "get", "get_tagged": "get", "items": "get", "read": "get", "download": "get", "follow": "get",
@@ -26,10 +25,9 @@ PAGED = {"cursor", "limit"}
 @pytest.fixture(scope="module")
 def operations() -> dict[tuple[str, str], dict[str, Any]]:
     """By method and path, names in the path left out."""
-    document = create_app(Settings()).openapi()
     return {
         (method, re.sub(r"\{[^}]*\}", "{}", path)): operation
-        for path, item in document["paths"].items()
+        for path, item in document()["paths"].items()
         for method, operation in item.items()
     }
 
@@ -76,15 +74,14 @@ def keys(node: ast.expr) -> set[str]:
     return set()
 
 
-def fields(operation: dict[str, Any], document: dict[str, Any]) -> set[str]:
+def fields(operation: dict[str, Any]) -> set[str]:
     """Fields that a body of an operation may have."""
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     name = schema["$ref"].rpartition("/")[2]
-    return set(document["components"]["schemas"][name]["properties"])
+    return set(document()["components"]["schemas"][name]["properties"])
 
 
 def test_every_call_is_described(operations: dict[tuple[str, str], dict[str, Any]]) -> None:
-    document = create_app(Settings()).openapi()
     found = list(calls())
     assert len(found) >= 20, "the calls are found"
     for where, method, path, parameters, body in found:
@@ -93,7 +90,7 @@ def test_every_call_is_described(operations: dict[tuple[str, str], dict[str, Any
         known = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
         assert parameters <= known, f"{where}: {path} takes no {sorted(parameters - known)}"
         if body:
-            strange = body - fields(operation, document)
+            strange = body - fields(operation)
             assert not strange, f"{where}: the body of {path} has no {sorted(strange)}"
 
 

@@ -25,7 +25,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A server, two agents that serve m@1, and versions 2 and 3, in each of which 2 % of the weights are others."""
     fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
     try:
-        fleet.start_server()
+        fleet.start_server(SHOAL_DELTAS="true")
         for name in ("dev-a", "dev-b"):
             fleet.start_agent(name)
         fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
@@ -113,7 +113,7 @@ def test_a_damaged_difference_is_tried_once_and_the_artifact_comes_as_it_is(flee
     fleet.kill("server")  # it has chunks in memory that were read before
     spoil()
     assert spoilt
-    fleet.start_server()
+    fleet.start_server(SHOAL_DELTAS="true")
     fleet.start_agent("dev-b")
     wait_until("m@3 on dev-b", arrived)
     found, whole = row(fleet, rollout, "dev-b"), len(artifact_of(fleet, "3"))

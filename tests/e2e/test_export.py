@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +11,10 @@ import onnxruntime
 import pytest
 import yaml
 from google.protobuf import text_format
+from typer.testing import CliRunner, Result
 
-from tests.fleet import BIN, LocalFleet, write_classifier
+from fleet_server.cli.main import app
+from tests.fleet import LocalFleet, write_classifier
 from tests.triton_messages import ModelConfig
 
 
@@ -34,14 +35,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         fleet.stop()
 
 
-def export(fleet: LocalFleet, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "shoal"), "--url", fleet.url, "--token", fleet.token, "export", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def export(fleet: LocalFleet, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--url", fleet.url, "--token", fleet.token, "export", *arguments])
 
 
 def test_a_model_repository_of_triton(fleet: LocalFleet, tmp_path: Path) -> None:
     done = export(fleet, "scale", "7", "--output", str(tmp_path), "--profile", "one")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     config = text_format.Parse((tmp_path / "scale" / "config.pbtxt").read_text(), ModelConfig())
     assert config.name == "scale"
     path = tmp_path / "scale" / "7" / config.default_model_filename
@@ -57,14 +57,14 @@ def test_a_model_repository_of_triton(fleet: LocalFleet, tmp_path: Path) -> None
     rows = np.random.default_rng(0).standard_normal((config.max_batch_size, 8)).astype(np.float32)
     assert (session.run(None, {config.input[0].name: rows})[0].argmax(1) == rows[:, :3].argmax(1)).all()
     again = export(fleet, "scale", "7", "--output", str(tmp_path), "--profile", "one")
-    assert again.returncode == 1
+    assert again.exit_code == 1
     assert "is there already" in " ".join(again.stderr.split())
 
 
 def test_an_inference_service_of_kserve(fleet: LocalFleet, tmp_path: Path) -> None:
     options = ("--format", "kserve", "--profile", "two", "--storage", "s3://bucket/shoal")
     done = export(fleet, "scale", "7", "--output", str(tmp_path), *options)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     service = yaml.safe_load((tmp_path / "scale" / "inference-service.yaml").read_text())
     where = service["spec"]["predictor"]["model"]["storageUri"]
     assert where == "s3://bucket/shoal/scale/models", "as the folder lies below what is put at the storage"
@@ -85,6 +85,6 @@ def test_what_cannot_be_exported_is_said(
     fleet: LocalFleet, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
     done = export(fleet, *arguments, "--output", str(tmp_path / "out"))
-    assert (done.returncode, said in " ".join(done.stderr.split())) == (code, True), done.stderr
+    assert (done.exit_code, said in " ".join(done.stderr.split())) == (code, True), done.stderr
     assert not list(tmp_path.rglob("*.onnx"))
     assert not list(tmp_path.rglob(".export-*"))

@@ -17,9 +17,9 @@ COMPANY_MS = 20
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A server with its embedded broker and two agents of unlike kinds, with `tri@1` built for both."""
-    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
+    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"), forked=False)  # from nothing, as everywhere else
     try:
-        fleet.start_server()
+        fleet.start_server(SHOAL_DELTAS="true")
         fleet.start_agent("gate-1", kind="gateway")
         fleet.start_agent("cam-1", kind="camera")
         for name, kind, precision in (("gateways", "gateway", "fp32"), ("cameras", "camera", "int8")):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from fleet_server.cli.main import app
 from tests.fleet import AGENT, LocalFleet, free_port, wait_until, write_classifier
 
 # What carries chunks is neither read nor written; everything else is.
@@ -106,10 +106,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 def shoal(fleet: LocalFleet, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "fleet_server.cli.main", "--url", fleet.url, *arguments]
-    environment = {**os.environ, "SHOAL_TOKEN": fleet.token, "COLUMNS": "100", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
-    assert done.returncode == status, done.stdout + done.stderr
+    environment = {"SHOAL_TOKEN": fleet.token, "COLUMNS": "100", "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["--url", fleet.url, *arguments], env=environment)
+    assert done.exit_code == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 

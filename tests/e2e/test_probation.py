@@ -34,17 +34,12 @@ TRAPS = ("error", "crash", "slow", "leak")
 STRATEGY = {"stages": [{"percent": 100}], "stop_when": [{"metric": "failed_percent", "above": 5}]}
 
 
-def start_server(fleet: LocalFleet) -> None:
-    """No rollout waits for differences between versions: how one arrives is not what is tested here."""
-    fleet.start_server(SHOAL_DELTAS="false")
-
-
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A device that serves m@good, and versions with a trap each that are ready."""
     fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
     try:
-        start_server(fleet)
+        fleet.start_server()
         fleet.start_agent("dev-1")
         fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
         wait_until("the device", lambda: [d for d in fleet.get("/devices")["items"] if d["profile"]])
@@ -182,7 +177,7 @@ def test_a_version_that_was_taken_back_is_not_tried_again(fleet: LocalFleet) -> 
     wait_until("the end", lambda: fleet.rollout_state(rollout) == "stopped")
     for restart in ("dev-1", "server"):
         fleet.kill(restart)
-        fleet.start_agent("dev-1") if restart == "dev-1" else start_server(fleet)
+        fleet.start_agent("dev-1") if restart == "dev-1" else fleet.start_server()
         wait_until("m@good", lambda: answers(fleet) == "good")
         wait_until("the server to say so", lambda: serving(fleet) == ["good"], 30)
     (deployment,) = fleet.deployments(rollout)

@@ -18,7 +18,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A device, and three versions for a profile that wants CUDA first."""
     fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
     try:
-        fleet.start_server(SHOAL_DELTAS="false", SHOAL_WEBHOOK_ALLOW_PRIVATE="true")
+        fleet.start_server(SHOAL_WEBHOOK_ALLOW_PRIVATE="true")
         fleet.start_agent("dev-1")
         profile = {"name": "gpu", "match": {}, "runtime": "onnx", "providers": ["cuda"], "precisions": ["fp32"]}
         fleet.post("/profiles", profile)

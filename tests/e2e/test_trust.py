@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
+from fleet_server.cli.main import app
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
 
@@ -29,10 +28,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 def shoal(fleet: LocalFleet, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "fleet_server.cli.main", "--url", fleet.url, "trust", *arguments]
-    environment = {**os.environ, "SHOAL_TOKEN": fleet.token, "COLUMNS": "100", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
-    assert done.returncode == status, done.stdout + done.stderr
+    environment = {"SHOAL_TOKEN": fleet.token, "COLUMNS": "100", "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["--url", fleet.url, "trust", *arguments], env=environment)
+    assert done.exit_code == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 

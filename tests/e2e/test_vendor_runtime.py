@@ -16,7 +16,7 @@ def test_a_vendors_runtime_serves_the_source_as_it_is(tmp_path: Path, monkeypatc
     (tmp_path / "fleet").mkdir()
     fleet = LocalFleet(tmp_path / "fleet")
     try:
-        fleet.start_server(SHOAL_DELTAS="false")
+        fleet.start_server()
         fleet.start_agent("dev-1")
         match = {"runtimes.acme-npu.package": "acme-runtime", "runtimes.acme-npu.providers": "npu"}
         profile = {"name": "acme", "match": match, "runtime": "acme-npu", "providers": ["npu"], "precisions": ["fp32"]}

@@ -509,7 +509,7 @@ atexit.register(_OPEN.close)
 def bench(on_postgresql: bool) -> tuple[Bench, Path]:
     """Where databases are made, and the folder of the rest."""
     folder = Path(_OPEN.enter_context(tempfile.TemporaryDirectory(prefix="shoal-engine-")))
-    return Bench(folder, _OPEN.enter_context(postgresql()) if on_postgresql else None), folder
+    return Bench(folder, _OPEN.enter_context(postgresql(durable=False)) if on_postgresql else None), folder
 
 
 def row(script: Script, *, on_postgresql: bool) -> Callable[[int], Iterator[tuple[str, Callable[[], str | None]]]]:

@@ -3,57 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
-HIDDEN = 4000  # 64 MB of weights: long enough on the wire to be killed on the way
+HIDDEN = 1200  # 6 MB of weights
+MB_S = "2"  # long enough on the wire to be killed on the way
+VICTIMS = ("server", "broker", "dev-1")
 
 
 @pytest.fixture(scope="module")
-def big_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "big.onnx"
-    write_classifier(path, hidden=HIDDEN)
-    return path
-
-
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
-    fleet = LocalFleet(tmp_path, external_broker=True)
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A device, and a version for each that is killed."""
+    fleet = LocalFleet(tmp_path_factory.mktemp("fleet"), external_broker=True)
     try:
         fleet.start_broker()
         start_server(fleet)
         fleet.start_agent("dev-1")
+        fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
+        for seed, victim in enumerate(VICTIMS):
+            write_classifier(fleet.folder / f"{victim}.onnx", seed=seed, hidden=HIDDEN)
+            fleet.push("big", victim, fleet.folder / f"{victim}.onnx")
+            (variant,) = fleet.build(f"big@{victim}", "any")
+            assert variant["state"] == "ready", variant
         yield fleet
     finally:
         fleet.stop()
 
 
 def start_server(fleet: LocalFleet) -> None:
-    """Nothing is compressed first: of 64 MB that takes most of a test's time."""
-    fleet.start_server(SHOAL_DELTAS="false")
+    fleet.start_server(SHOAL_DELIVERY_MB_S=MB_S)
 
 
-def downloading(fleet: LocalFleet) -> bool:
+def downloading(fleet: LocalFleet, digest: str) -> bool:
     """Whether the agent has some of the artifact on its disk, and not all."""
-    state = fleet.folder / "dev-1"
     size = HIDDEN * HIDDEN * 4
-    parts = [path.stat().st_blocks * 512 for path in state.rglob("*") if path.is_file() and "part" in path.name]
+    parts = [path.stat().st_blocks * 512 for path in (fleet.folder / "dev-1").rglob(f"{digest}.part")]
     return any(size * 0.02 < part < size * 0.9 for part in parts)
 
 
-@pytest.mark.parametrize("victim", ["server", "broker", "dev-1"])
-def test_a_deployment_survives_a_kill(fleet: LocalFleet, big_model: Path, victim: str) -> None:
-    fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
-    fleet.push("big", "1", big_model)
-    variant = fleet.build("big@1", "any")[0]
-    assert variant["state"] == "ready", variant
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_deployment_survives_a_kill(fleet: LocalFleet, victim: str) -> None:
     wait_until("the device", lambda: [d for d in fleet.get("/devices")["items"] if d["online"] and d["profile"]])
-    rollout = fleet.rollout("big@1")
-    wait_until("a part of the artifact on the device", lambda: downloading(fleet), 60)
+    (variant,) = fleet.get("/variants", version=f"big@{victim}")["items"]
+    rollout = fleet.rollout(f"big@{victim}")
+    wait_until("a part of the artifact on the device", lambda: downloading(fleet, variant["digest"]), 60)
     fleet.kill(victim)
     starts: dict[str, Callable[[], None]] = {
         "server": lambda: start_server(fleet),
@@ -65,5 +61,6 @@ def test_a_deployment_survives_a_kill(fleet: LocalFleet, big_model: Path, victim
     (deployment,) = fleet.deployments(rollout)
     assert deployment["phase"] == "active"
     row = np.array([[0.1, 0.9, 0.2, 0, 0, 0, 0, 0]], np.float32)
-    scores = fleet.infer("dev-1", "big", row)["outputs"][0]["data"]
-    assert int(np.argmax(scores)) == 1
+    answer = fleet.infer("dev-1", "big", row)
+    assert answer["model_version"] == victim
+    assert int(np.argmax(answer["outputs"][0]["data"])) == 1

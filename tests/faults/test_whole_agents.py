@@ -65,7 +65,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """A device that serves m@0, and two more versions."""
     fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
     try:
-        fleet.start_server()
+        fleet.start_server(SHOAL_DELTAS="true")
         fleet.start_agent("dev-1")
         fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
         wait_until("the device", lambda: [d for d in fleet.get("/devices")["items"] if d["profile"]])

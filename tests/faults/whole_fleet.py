@@ -25,7 +25,7 @@ def the_fleet() -> LocalFleet:
     fleet = LocalFleet(Path(tempfile.mkdtemp(prefix="shoal-faults-")), external_broker=True)
     atexit.register(fleet.stop)
     fleet.start_broker()
-    fleet.start_server()
+    start_server(fleet)
     fleet.start_agent("dev-1")
     fleet.post("/profiles", {"name": "any", "match": {}, "runtime": "onnx", "precisions": ["fp32"]})
     wait_until("the device", lambda: [d for d in fleet.get("/devices")["items"] if d["profile"]])
@@ -36,6 +36,11 @@ def the_fleet() -> LocalFleet:
     first = fleet.rollout("m@0")
     wait_until("m@0", lambda: fleet.rollout_state(first) == "succeeded")
     return fleet
+
+
+def start_server(fleet: LocalFleet) -> None:
+    """It makes differences between versions too."""
+    fleet.start_server(SHOAL_DELTAS="true")
 
 
 def killed(victim: str, seed: int) -> Iterator[tuple[str, Callable[[], str | None]]]:
@@ -49,7 +54,7 @@ def killed(victim: str, seed: int) -> Iterator[tuple[str, Callable[[], str | Non
 def _lives_through(victim: str, delay: float, version: str) -> str | None:
     fleet = the_fleet()
     starts: dict[str, Callable[[], None]] = {
-        "server": fleet.start_server,
+        "server": lambda: start_server(fleet),
         "broker": fleet.start_broker,
         "dev-1": lambda: fleet.start_agent("dev-1"),
     }

@@ -218,7 +218,7 @@ async def _read_and_answered(api: Api, payload: bytes) -> None:
     while connection._soon:  # noqa: ASYNC110 (nobody tells of that)
         await asyncio.sleep(0)
     assert b"HTTP/1.1 500" not in transport.written, bytes(transport.written)
-    connection._release(connection._held)
+    connection._incoming.release()
 
 
 def _http(payload: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from fleet_server import migrations
 from fleet_server.db import Database
-from tests import softhsm
+from tests import softhsm, sqlite_file
 from tests.databases import make_empty, postgresql, postgresql_programs
 
 
@@ -20,7 +19,7 @@ def postgresql_url() -> Iterator[str]:
     """A throw-away cluster on a free port of loopback."""
     if not postgresql_programs():
         pytest.skip("PostgreSQL is not installed")
-    with postgresql() as url:
+    with postgresql(durable=False) as url:
         yield url
 
 
@@ -36,26 +35,18 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[softhsm.SoftHsm
     del os.environ["SOFTHSM2_CONF"]
 
 
-@pytest.fixture(scope="session")
-def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With every table: to be copied, for making one takes longer than most tests that want one."""
-    path = tmp_path_factory.mktemp("sqlite") / "shoal.db"
-    migrations.upgrade(f"sqlite:///{path}")
-    assert [one.name for one in path.parent.iterdir()] == [path.name], "all of it is in the one file"
-    return path
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """An empty database with every table and the default fleet, on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
-        shutil.copyfile(request.getfixturevalue("sqlite_file"), tmp_path / "shoal.db")
+        sqlite_file.put(tmp_path)
         url = f"sqlite:///{tmp_path / 'shoal.db'}"
     else:
         url = request.getfixturevalue("postgresql_url")
         migrations.upgrade(url)
     database = Database(url)
-    with database.write() as session:
-        make_empty(session)
+    if not database.is_sqlite:
+        with database.write() as session:
+            make_empty(session)
     yield database
     database.dispose()

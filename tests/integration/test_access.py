@@ -22,6 +22,7 @@ from fleet_server.db import Database
 from fleet_server.models import AccessToken, User
 from fleet_server.principals import Role
 from fleet_server.settings import Settings
+from tests import sqlite_file
 from tests.databases import make_empty
 
 ADMIN = "the-admin-of-tests"
@@ -30,10 +31,12 @@ PASSWORD = "correct horse battery"
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def application(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
+    folder = tmp_path_factory.mktemp("state")
+    sqlite_file.put(folder)
     url = None if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     app = create_app(
         Settings(
-            state_dir=tmp_path_factory.mktemp("state"),
+            state_dir=folder,
             database_url=url,
             broker_url="mqtt://127.0.0.1:1",
             conversion_workers=0,

@@ -30,6 +30,7 @@ from fleet_server.models import Deployment, Model, Profile, Rollout, Variant
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from tests import sqlite_file
 from tests.databases import make_empty
 from tests.fleet import wait_until
 
@@ -53,6 +54,7 @@ class Inspector:
 def application(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     """The application without a broker that answers, on either database."""
     folder = tmp_path_factory.mktemp("state")
+    sqlite_file.put(folder)
     url = None if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     app = create_app(
         Settings(

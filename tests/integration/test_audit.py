@@ -50,9 +50,10 @@ from fleet_server.principals import DEFAULT_FLEET, Actor
 from fleet_server.settings import Settings
 from fleet_server.shards.service import KeepFile
 from fleet_server.trust import service as trust
+from tests.api_document import document
 from tests.databases import without_triggers
 from tests.integration.test_api import facts
-from tests.integration.test_tenants import ADMIN, DOCUMENT, Inspector, client, created
+from tests.integration.test_tenants import ADMIN, Inspector, client, created
 
 ACTOR = Actor("user/ada", "user/1", "192.0.2.7", "r-1")
 
@@ -291,7 +292,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     walk("delete_user", "user.delete", "delete", "users/ada")
     changing = {
         operation["operationId"]
-        for path, item in DOCUMENT["paths"].items()
+        for path, item in document()["paths"].items()
         for method, operation in item.items()
         if method != "get" and path.startswith("/api/v1")
     }

@@ -306,3 +306,39 @@ def test_of_reports_that_are_taken_in_together_one_that_fails_is_undone_alone(
     handlers.handle_reports([whole[0], rubbish, *whole[1:]])
     with database.read() as session:
         assert [session.get(Device, f"dev-{number}") is not None for number in range(4)] == [True, False, True, False]
+
+
+def told_peers(database: Database) -> dict[str, tuple[str, ...]]:
+    """What is to be sent, by device; it counts as sent."""
+    with database.write() as session:
+        found = outbox.pending(session, limit=100)
+        outbox.acknowledge(session, [one.id for one in found])
+        return {one.topic.split("/")[4]: decode(one.payload, DesiredState).peers for one in found}
+
+
+def test_devices_that_name_the_same_lan_are_told_of_each_other(handlers: Handlers, database: Database) -> None:
+    sequences = iter(range(1, 100))
+
+    def says(device: str, lan: str, address: str = "") -> dict[str, tuple[str, ...]]:
+        """Who is told which peers when a device reports what its owner configured."""
+        with database.read() as session:
+            known = session.get(Device, device)
+            revision = known.desired_revision if known is not None else 0
+        facts = msgspec.structs.replace(FACTS, balancing_lan=lan, balancing_address=address)
+        sequence = next(sequences)
+        said = msgspec.structs.replace(HELLO, sequence=sequence, revision=revision, facts=facts)
+        say(handlers, DeviceTopic.REPORTED, said, device)
+        return told_peers(database)
+
+    assert says("one", "hall", "10.0.0.1:8473") == {"one": ()}
+    assert says("two", "hall", "10.0.0.2:8473") == {"one": ("10.0.0.2:8473",), "two": ("10.0.0.1:8473",)}
+    assert says("three", "yard", "10.0.0.3:8473") == {"three": ()}
+    assert says("four", "hall")["four"] == ("10.0.0.1:8473", "10.0.0.2:8473")  # it asks, and answers nobody
+    assert says("four", "hall") == {}, "nothing has changed"
+    assert says("two", "yard", "10.0.0.2:8473") == {
+        "one": (),
+        "two": ("10.0.0.3:8473",),
+        "three": ("10.0.0.2:8473",),
+        "four": ("10.0.0.1:8473",),
+    }
+    assert says("two", "") == {"two": (), "three": ()}, "its owner took that out"

@@ -9,19 +9,17 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from fleet_server.app import create_app
 from fleet_server.paging import encode_cursor
 from fleet_server.schemas import PAGE_LIMIT
-from fleet_server.settings import Settings
 from tests import rest
+from tests.api_document import document
 from tests.databases import make_empty
 from tests.integration.test_api import refused
 
 COUNT = 9
-DOCUMENT = create_app(Settings()).openapi()
 LISTS = {
     item["get"]["operationId"]: (path, {one["name"]: one["schema"] for one in item["get"].get("parameters", [])})
-    for path, item in DOCUMENT["paths"].items()
+    for path, item in document()["paths"].items()
     if "get" in item
     and "Page_" in str(item["get"]["responses"]["200"].get("content", {}).get("application/json", {}).get("schema"))
 }

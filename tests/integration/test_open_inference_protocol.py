@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from tests.serving_worker import running_worker, serve, write_echo, write_sums
+from tests.worker_forge import ForgedWorker
 
 DATA = [[1.0, 2.0], [3.0, 4.0]]
-Served = tuple[str, "subprocess.Popen[bytes]"]
+Served = tuple[str, "subprocess.Popen[bytes] | ForgedWorker"]
 
 
 @pytest.fixture(scope="module")

@@ -226,8 +226,13 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     broker.stop()
 
 
+AT_ONCE: dict[str, Any] = {"retry_s": 0.05, "report_after_s": 0.2}
+AWAY: dict[str, Any] = {"away_s": 1.0}  # of a broker
+
+
 def colors(folder: Path, source: Any, *sinks: Any, **more: Any) -> PipelineConfig:
-    return PipelineConfig("door", "colors", source, sinks or (FileSink("file", str(folder / "out.jsonl")),), **more)
+    sinks = sinks or (FileSink("file", str(folder / "out.jsonl")),)
+    return PipelineConfig("door", "colors", source, sinks, **AT_ONCE, **more)
 
 
 # -- folder
@@ -384,7 +389,7 @@ def test_an_event_that_a_receiver_can_not_use_does_not_hold_up_the_others(tmp_pa
 def test_results_wait_for_a_broker_that_is_away(tmp_path: Path, worker: Worker, broker: Broker) -> None:
     worker.load(manifest("colors", "1", COLOR))
     (tmp_path / "in").mkdir()
-    sink = MqttSink("mqtt", f"mqtt://127.0.0.1:{broker.port}", "plant7/door")
+    sink = MqttSink("mqtt", f"mqtt://127.0.0.1:{broker.port}", "plant7/door", **AWAY)
     config = colors(tmp_path, FolderSource(str(tmp_path / "in")), sink)
     with broker.client("plant7/door") as (_, taken), running(tmp_path, config, address(worker)) as pipeline:
         (tmp_path / "in" / "0.jpg").write_bytes(RED)
@@ -407,7 +412,7 @@ def test_results_wait_for_a_broker_that_is_away(tmp_path: Path, worker: Worker, 
 def test_messages_are_answered_also_those_of_a_time_of_death(tmp_path: Path, worker: Worker, broker: Broker) -> None:
     worker.load(manifest("colors", "1", COLOR))
     out = tmp_path / "out.jsonl"
-    config = colors(tmp_path, MqttSource(f"mqtt://127.0.0.1:{broker.port}", "cameras/+/jpeg"))
+    config = colors(tmp_path, MqttSource(f"mqtt://127.0.0.1:{broker.port}", "cameras/+/jpeg", **AWAY))
     row = {"name": "image", "datatype": "FP32", "shape": [1, 3, 16, 16], "data": [0.5] * 768}
     with running(tmp_path, config, address(worker)) as pipeline, broker.client() as (client, _):
         wait_until("the session", lambda: client.publish("cameras/1/jpeg", RED, qos=1) and out.exists(), 30)
@@ -577,7 +582,7 @@ def test_windows_of_sound_with_a_state_that_is_carried_on(
     assert worker.channel.receive() == Unservable({})
     samples = np.random.default_rng(0).integers(-20_000, 20_000, 403)
     path, out = tmp_path / "mic", tmp_path / "out.jsonl"
-    config = PipelineConfig("ear", model, sound(path), (FileSink("file", str(out)),))
+    config = PipelineConfig("ear", model, sound(path), (FileSink("file", str(out)),), **AT_ONCE)
     if fifo:
         os.mkfifo(path)
     else:
@@ -607,5 +612,5 @@ def test_sound_that_does_not_fit_is_said_with_the_remedy(tmp_path: Path, worker:
         (wav_bytes(np.zeros(9)), WavSource(str(path), "sound", 4, 4, 8000), "no input 'sound'"),
     ):
         path.write_bytes(content)
-        with running(tmp_path, PipelineConfig("ear", "level", source, sinks), address(worker)) as pipeline:
+        with running(tmp_path, PipelineConfig("ear", "level", source, sinks, **AT_ONCE), address(worker)) as pipeline:
             wait_until(said, lambda said=said: said in "".join(pipeline.troubles("pipeline_failed")))

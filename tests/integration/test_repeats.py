@@ -23,7 +23,7 @@ from fleet_server.db import Database
 from fleet_server.models import EnrolmentToken, IdempotencyKey, Profile, Version
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.sdk import Client, UnreachableError
-from tests import rest
+from tests import rest, sqlite_file
 from tests.databases import make_empty
 from tests.fleet import LocalFleet
 from tests.integration.test_api import TENSOR, profile, refused, upload
@@ -36,6 +36,7 @@ REPLAYED = "idempotency-replayed"
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FastAPI]]:
     """Two servers on one database."""
     folder = tmp_path_factory.mktemp("state")
+    sqlite_file.put(folder)
     sqlite = f"sqlite:///{folder / 'shoal.db'}"
     url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     with rest.serving(folder / "a", url) as first, rest.serving(folder / "b", url) as second:

@@ -47,13 +47,13 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples.schemas import SAMPLES_FOLDER, SamplingSpec
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from tests.api_document import document
 
 ADMIN = "the-admin-of-tests"
 METHODS = {"get", "post", "put", "patch", "delete"}
-DOCUMENT = create_app(Settings()).openapi()
 OPERATIONS = {
     operation["operationId"]: (method, path)
-    for path, item in DOCUMENT["paths"].items()
+    for path, item in document()["paths"].items()
     if path.startswith("/api/v1")
     for method, operation in item.items()
     if method in METHODS
@@ -315,7 +315,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
 def documented(operation: str, status: int) -> list[str]:
     """The codes that an operation says it may answer with a status."""
     method, path = OPERATIONS[operation]
-    response = DOCUMENT["paths"][path][method]["responses"][str(status)]
+    response = document()["paths"][path][method]["responses"][str(status)]
     codes: list[str] = response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"][
         "enum"
     ]

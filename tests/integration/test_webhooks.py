@@ -27,7 +27,7 @@ from fleet_server.db import Database
 from fleet_server.models import Rollout, Webhook, WebhookDelivery
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.webhooks import schedule, sending
-from tests import rest
+from tests import rest, sqlite_file
 from tests.databases import make_empty
 from tests.fleet import LocalFleet, free_port, wait_until
 from tests.integration.test_api import refused
@@ -62,7 +62,7 @@ class Receiver:
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def events(self, path: str = "/") -> list[dict[str, Any]]:
         return [json.loads(body) for where, _, body in list(self.got) if where == path]
@@ -94,6 +94,7 @@ def verified(secret: str, headers: dict[str, str], body: bytes) -> bool:
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FastAPI]]:
     """Two servers on one database: either may send."""
     folder = tmp_path_factory.mktemp("state")
+    sqlite_file.put(folder)
     sqlite = f"sqlite:///{folder / 'shoal.db'}"
     url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     options = {"webhook_allow_private": True, "engine_tick_s": 3600}

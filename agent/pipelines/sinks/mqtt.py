@@ -12,8 +12,6 @@ from agent.pipelines.config import MqttSink
 from agent.pipelines.outbox import Kept
 from agent.pipelines.sinks.sink import SinkError
 
-WAIT_S = 10.0
-
 
 class Mqtt:
     """The sink.
@@ -33,7 +31,7 @@ class Mqtt:
         """Publish, and wait until the broker has acknowledged them all."""
         client = self._connected()
         said = [client.publish(self._config.topic, one.body, qos=1) for one in events]
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + self._config.away_s
         for one in said:
             try:
                 one.wait_for_publish(max(until - time.monotonic(), 0.001))
@@ -42,7 +40,7 @@ class Mqtt:
                 raise SinkError(f"{place(self._config.url)} takes nothing: {error}") from None
             if not one.is_published():
                 self.close()  # what it has in flight would be sent twice
-                raise SinkError(f"{place(self._config.url)} acknowledged nothing for {WAIT_S:.0f} s")
+                raise SinkError(f"{place(self._config.url)} acknowledged nothing for {self._config.away_s:g} s")
 
     def close(self) -> None:
         """End the connection."""
@@ -59,7 +57,7 @@ class Mqtt:
                 raise SinkError(f"the certificates of `ca_file` can't be read: {error}") from None
             self._client = client
             connect(client, self._config.url)
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + self._config.away_s
         while not self._client.is_connected():
             if time.monotonic() > until:
                 self.close()

@@ -14,7 +14,7 @@ from agent.problems import PIPELINE_DROPPED, PIPELINE_UNDELIVERED
 from agent.protocol.secrets import hide_secrets
 
 log = logging.getLogger("agent.pipelines")
-PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+LONGEST_PAUSE_S = 60.0
 TRIES = 5  # of one event that a sink says is unusable
 WAIT_S = 1.0
 
@@ -57,12 +57,13 @@ class Sender:
         sink: takes the results.
         outbox: has them.
         health: is told how it goes.
+        retry_s: until it is tried again; each time twice as long.
     """
 
-    def __init__(self, name: str, sink: Sink, outbox: Outbox, health: Health) -> None:
+    def __init__(self, name: str, sink: Sink, outbox: Outbox, health: Health, retry_s: float) -> None:
         self._name, self._sink, self._outbox, self._health = name, sink, outbox, health
         self._stop = threading.Event()
-        self._pause_s = PAUSE_S
+        self._retry_s = self._pause_s = retry_s
         self._limit = sink.batch
         self._tries = 0
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
@@ -101,7 +102,7 @@ class Sender:
             self._unusable(events, error)
             return
         self._outbox.confirm(self._name, [one.number for one in events])
-        self._limit, self._tries, self._pause_s = self._sink.batch, 0, PAUSE_S
+        self._limit, self._tries, self._pause_s = self._sink.batch, 0, self._retry_s
         self._health.fine(PIPELINE_UNDELIVERED, self._name)
 
     def _unusable(self, events: Sequence[Kept], error: SinkError) -> None:
@@ -113,7 +114,7 @@ class Sender:
         if self._tries < TRIES:
             raise error
         self._outbox.confirm(self._name, [events[0].number])
-        self._tries, self._pause_s = 0, PAUSE_S
+        self._tries, self._pause_s = 0, self._retry_s
         detail = f"{self._name} took no event {events[0].id} in {TRIES} tries, and it was dropped: {error}"
         self._health.trouble(PIPELINE_DROPPED, self._name, detail, ongoing=False)
 

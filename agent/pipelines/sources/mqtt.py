@@ -21,7 +21,6 @@ from agent.pipelines.items import Answer, Item, SourceError
 WAITING = 64
 WAITING_BYTES = 128 << 20
 REMEMBERED = 256
-AWAY_S = 10.0  # a connection that is lost for less is no trouble
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Mqtt:
             message = self._waiting.popleft() if self._waiting else None
             since = self._away_since
         if message is None:
-            if since is not None and time.monotonic() - since > AWAY_S:
+            if since is not None and time.monotonic() - since > self._config.away_s:
                 raise SourceError(f"the broker {place(self._config.url)} is away: {self._why}")
             return None
         about = {"topic": message.topic}

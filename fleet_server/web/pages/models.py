@@ -9,11 +9,16 @@ from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.domain.candidates import quality_of
 from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, read_form
 from fleet_server.web.plots import scatter, series
 from fleet_server.web.templating import render
 
 FORMATS = {".onnx": "onnx", ".tflite": "tflite", ".safetensors": "safetensors"}
+TEXTS = ("model", "version", "labels", "min_accuracy", "architecture")
+DATA = ("evaluation", "calibration", "training")
+BLANK: Json = {**dict.fromkeys((*TEXTS, *DATA), ""), "sources": []}
+CALLED = {"name": "version", "gate": "min_accuracy"}
 router = APIRouter(include_in_schema=False)
 
 
@@ -34,13 +39,13 @@ async def new(request: Request, api: PageApi, model: str = "") -> Response:
 async def push(request: Request, api: PageApi) -> Response:
     """Make a version of files that are uploaded already."""
     form = await read_form(request)
-    given = {name: form.text(name) for name in ("model", "version", "labels", "min_accuracy", "architecture")}
+    given = _typed(form)
     try:
         if not given["model"]:
             refuse("model: it needs a name, such as cameras")
         made = await api.send("POST", f"/models/{segment(given['model'])}/versions", _version(form))
     except ApiError as error:
-        return await _new(request, api, given, said=error.problem, status=error.status)
+        return await _new(request, api, given, error)
     return RedirectResponse(f"/ui/models/{segment(made['model'])}/{segment(made['name'])}", 303)
 
 
@@ -115,17 +120,32 @@ def _version(form: Form) -> Json:
         "gate": {"min_accuracy": form.number("min_accuracy")},
         "architecture": form.text("architecture") or None,
     }
-    return body | {name: form.text(name) or None for name in ("calibration", "evaluation", "training")}
+    return body | {name: form.text(name) or None for name in DATA}
 
 
 def _format(name: str) -> str:
     return next((form for end, form in FORMATS.items() if name.lower().endswith(end)), name)
 
 
-async def _new(request: Request, api: Api, given: Json, *, said: object = None, status: int = 200) -> Response:
+def _typed(form: Form) -> Json:
+    """The form as a person left it; files that were uploaded need not be again."""
+    files = zip(form.all("source"), form.all("source_name"), strict=False)
+    kept = [{"digest": digest, "name": name} for digest, name in files]
+    return {name: form.text(name) for name in (*TEXTS, *DATA)} | {"sources": kept}
+
+
+async def _new(request: Request, api: Api, given: Json, problem: ApiError | None = None) -> Response:
     architectures = (await api.get("/architectures", limit=200))["items"]
-    blank = {"model": "", "version": "", "labels": "", "min_accuracy": "", "architecture": ""}
-    return render(request, "model_new.html", status, given=blank | given, said=said, architectures=architectures)
+    placed = place(problem.problem if problem else None, (*TEXTS, *DATA, "sources"), CALLED)
+    return render(
+        request,
+        "model_new.html",
+        problem.status if problem else 200,
+        given=BLANK | given,
+        said=placed.said,
+        wrong=placed.wrong,
+        architectures=architectures,
+    )
 
 
 async def _variants(api: Api, reference: str) -> list[Json]:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, number, read_form
 from fleet_server.web.plots import bands
 from fleet_server.web.templating import render
@@ -15,6 +16,8 @@ from fleet_server.web.templating import render
 ACTIONS = ("approve", "reject", "pause", "resume", "abort", "revert", "promote", "retry")
 STATES = ("awaiting_approval", "running", "paused", "reverting", "succeeded", "stopped", "reverted")
 SHARE, COUNT = "percent", "count"
+FIELDS = ("version", "name", "query")  # complaints of stages and rules, which are many, stand above
+CALLED = {"target": "query"}
 router = APIRouter(include_in_schema=False)
 
 
@@ -50,7 +53,7 @@ async def create(request: Request, api: PageApi) -> Response:
     try:
         made = await api.send("POST", "/rollouts", _wanted(form))
     except ApiError as error:
-        return await _new(request, api, _typed(form), said=error.problem, status=error.status)
+        return await _new(request, api, _typed(form), error)
     return RedirectResponse(f"/ui/rollouts/{segment(made['id'])}", 303)
 
 
@@ -166,12 +169,18 @@ def _whole(text: str, unit: str) -> Any:
     return int(found) if unit == COUNT and isinstance(found, float) and found.is_integer() else found
 
 
-async def _new(request: Request, api: Api, given: Json, *, said: object = None, status: int = 200) -> Response:
+async def _new(request: Request, api: Api, given: Json, problem: ApiError | None = None) -> Response:
     ready = await api.items("/variants", state="ready")
-    references = sorted({f"{one['model']}@{one['version']}" for one in ready}, reverse=True)
-    schema = await api.get("/schemas/rollout")
+    placed = place(problem.problem if problem else None, FIELDS, CALLED)
     return render(
-        request, "rollout_new.html", status, given=given, said=said, references=references, metrics=_metrics(schema)
+        request,
+        "rollout_new.html",
+        problem.status if problem else 200,
+        given=given,
+        said=placed.said,
+        wrong=placed.wrong,
+        references=sorted({f"{one['model']}@{one['version']}" for one in ready}, reverse=True),
+        metrics=_metrics(await api.get("/schemas/rollout")),
     )
 
 

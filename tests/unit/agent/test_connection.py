@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agent.serving import connection
+from agent.serving import incoming
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Clients
 from agent.serving.connection import Connection
@@ -158,7 +158,7 @@ def test_what_is_too_much_is_refused_and_the_connection_ends(sent: bytes, status
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "ARRIVE_S", 0.2)
+    monkeypatch.setattr(incoming, "ARRIVE_S", 0.2)
     head = b"POST / HTTP/1.1\r\nHost: d\r\nContent-Length: 100\r\n\r\n"
     got = asyncio.run(said(Echo(), head, *[b"x"] * 8, pause=0.05))
     assert got.startswith(b"HTTP/1.1 408")

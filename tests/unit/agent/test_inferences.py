@@ -195,7 +195,6 @@ def test_the_owner_may_forbid_it(answers: list[PartAnswer]) -> None:
         ({"route": (Hop("d", "m"),) * 17}, WireErrorCode.TOO_LARGE),
         ({"route": (Hop("d/e", "m"),)}, WireErrorCode.MALFORMED),
         ({"route": (Hop("d", "m", address="a b"),)}, WireErrorCode.MALFORMED),
-        ({"keep": ("x",) * 257}, WireErrorCode.TOO_LARGE),
     ],
 )
 def test_a_part_is_measured_before_it_is_acted_on(fields: dict[str, object], code: WireErrorCode) -> None:
@@ -217,4 +216,4 @@ def test_an_answer_is_measured_too(fields: dict[str, object]) -> None:
 def test_what_is_unknown_is_ignored_and_what_is_missing_has_a_default() -> None:
     told = {"part_id": "p", "attempt": 0, "model": "m", "body": b"{}", "header_length": 2, "later": {"a": 1}}
     found = decode(msgspec.msgpack.encode(told), InferPart)
-    assert (found.version, found.route, found.keep) == (None, (), ())
+    assert (found.version, found.route) == (None, ())

@@ -175,20 +175,20 @@ def test_nothing_is_served_without_a_certificate_beyond_this_machine(
     tmp_path: Path, held: Held, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = Config("d", tmp_path, sources=SourceConfig(serve=True, listen="0.0.0.0:0"))
-    lan = Lan(config, Credentials(config), lambda _: held, lambda *_: None)
+    lan = Lan(config, Credentials(config), lambda _: held, lambda *_: None, found_inference=lambda *_: None)
     assert "enrol it" in caplog.text
     assert lan._server is None
     lan.stop()
     taken = Config("d", tmp_path, sources=SourceConfig(serve=True, listen="192.0.2.1:1", insecure_plain_http=True))
     with pytest.raises(AgentError, match=r"peers\.listen"):
-        Lan(taken, Credentials(taken), lambda _: held, lambda *_: None)
+        Lan(taken, Credentials(taken), lambda _: held, lambda *_: None, found_inference=lambda *_: None)
 
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zeroconf", None)
     config = Config("d", tmp_path, sources=SourceConfig(mdns=True))
     with pytest.raises(ConfigError, match=r"shoal\[lan\]"):
-        Lan(config, Credentials(config), lambda _: None, lambda *_: None)
+        Lan(config, Credentials(config), lambda _: None, lambda *_: None, found_inference=lambda *_: None)
 
 
 def test_only_what_is_near_is_a_peer() -> None:
@@ -199,25 +199,27 @@ def test_only_what_is_near_is_a_peer() -> None:
 
 
 def test_two_find_each_other_by_mdns(tmp_path: Path) -> None:
+    """What one offers of each service."""
     pytest.importorskip("zeroconf")
-    from agent.peers.mdns import Neighbours
+    from agent.peers.mdns import ARTIFACTS, INFERENCE, Neighbours, Service
 
     found: dict[str, str | None] = {}
     try:
-        one = Neighbours("one", found.__setitem__, None)
-        two = Neighbours("two", lambda *_: None, "127.0.0.1:8472")
+        one = Neighbours("one", [Service(kind, found.__setitem__) for kind in (ARTIFACTS, INFERENCE)])
+        places = {ARTIFACTS: "127.0.0.1:8472", INFERENCE: "127.0.0.1:8473"}
+        two = Neighbours("two", [Service(kind, lambda *_: None, place) for kind, place in places.items()])
     except ConfigError as error:
         pytest.skip(str(error))
     try:
         deadline = time.monotonic() + 15
-        while not found and time.monotonic() < deadline:
+        while len(found) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert list(found.values()) == ["127.0.0.1:8472"]
+        assert {name.partition(".")[2]: place for name, place in found.items()} == places
         assert "two" not in next(iter(found)), "the network is not told a device's name"
     finally:
         two.stop()
         deadline = time.monotonic() + 15
-        while None not in found.values() and time.monotonic() < deadline:
+        while set(found.values()) != {None} and time.monotonic() < deadline:
             time.sleep(0.1)
         one.stop()
-    assert list(found.values()) == [None]
+    assert list(found.values()) == [None, None]

@@ -29,7 +29,6 @@ from agent.pipelines.config import (
     VideoSource,
     WavSource,
     WebhookSink,
-    read_pipelines,
 )
 from agent.pipelines.content import content_type, refusal
 from agent.pipelines.events import event, event_id, is_wanted
@@ -38,6 +37,7 @@ from agent.pipelines.health import SAY_S, Health
 from agent.pipelines.ipc import Begin, Fine, Trouble
 from agent.pipelines.items import Answer, Item, Progress
 from agent.pipelines.outbox import Outbox
+from agent.pipelines.reading import read_pipelines
 from agent.pipelines.sinks.file import File
 from agent.pipelines.sinks.sink import SinkError
 from agent.pipelines.sources.video import command
@@ -50,6 +50,8 @@ model = "people"
 every_s = 2
 only = { labels = ["person"], score = 0.5 }
 outbox_mb = 8
+retry_s = 0.5
+report_after_s = 30
 
 [pipelines.source]
 kind = "video"
@@ -64,6 +66,7 @@ max_mb = 2
 kind = "mqtt"
 url = "mqtt://10.0.0.5:1883"
 topic = "plant7/door"
+away_s = 20
 
 [[pipelines.sinks]]
 kind = "webhook"
@@ -84,12 +87,14 @@ def test_a_declaration_is_read_and_survives_the_way_to_its_process() -> None:
         VideoSource("rtsp://user:pass@10.0.0.9/stream1"),
         (
             FileSink("file", "/var/log/door.jsonl", max_mb=2.0),
-            MqttSink("mqtt", "mqtt://10.0.0.5:1883", "plant7/door"),
+            MqttSink("mqtt", "mqtt://10.0.0.5:1883", "plant7/door", away_s=20.0),
             WebhookSink("webhook", "https://ops.example/hook", batch=10),
         ),
         every_s=2.0,
         only=Only(("person",), 0.5),
         outbox_mb=8.0,
+        retry_s=0.5,
+        report_after_s=30.0,
     )
     order = Begin(found, "cam", "/tmp", "127.0.0.1:1", "", 1.0, "INFO")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(order), type=Begin) == order
@@ -162,6 +167,9 @@ FOLDER = '{ kind = "folder", path = "/in" }'
         (sourced(FOLDER, '[{ kind = "webhook", url = "https://o/x", token_file = "/absent" }]'), "can't be read"),
         (sourced(FOLDER, '[{ kind = "mqtt", url = "mqtt://b", topic = "a/+" }]'), "is no topic, such as"),
         (sourced(FOLDER, more=", every_s = -1"), "every_s: -1 is not a number from 0"),
+        (sourced(FOLDER, more=", retry_s = 0"), "retry_s: 0 is not a number above 0"),
+        (sourced(FOLDER, more=", report_after_s = -1"), "report_after_s: -1 is not a number from 0"),
+        (sourced('{ kind = "mqtt", url = "mqtt://b", topic = "a", away_s = "x" }'), "away_s: 'x' is not a number"),
         (sourced(FOLDER, more=', only = { score = "high" }'), "only.score: must be a number"),
     ],
 )
@@ -453,7 +461,7 @@ def test_files_are_rotated_and_a_folder_that_is_absent_is_said(tmp_path: Path) -
 def test_trouble_is_said_when_it_begins_and_when_it_ends() -> None:
     said: list[object] = []
     now = [0.0]
-    health = Health(said.append, lambda: now[0])
+    health = Health(said.append, 2.0, lambda: now[0])
     for _ in range(3):  # what is over at once is nobody's trouble
         health.trouble("failed", "model", "busy")
         health.fine("failed", "model")

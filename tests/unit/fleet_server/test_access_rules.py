@@ -13,11 +13,10 @@ from fleet_server.access.authentication import network_of
 from fleet_server.access.bootstrap import FILE, bootstrap_token
 from fleet_server.access.limits import GuessBrake
 from fleet_server.access.passwords import hash_password, verify_password
-from fleet_server.app import create_app
 from fleet_server.errors import FleetError, ForbiddenError, UnavailableError
 from fleet_server.principals import Principal, Role
 from fleet_server.rates import KEYS, KeyedBuckets
-from fleet_server.settings import Settings
+from tests.api_document import document
 
 
 def principal(role: Role, *, server_wide: bool = False) -> Principal:
@@ -25,10 +24,9 @@ def principal(role: Role, *, server_wide: bool = False) -> Principal:
 
 
 def test_every_operation_below_the_api_has_a_declared_role_and_no_other_has() -> None:
-    document = create_app(Settings()).openapi()
     operations = {
         operation["operationId"]
-        for path, item in document["paths"].items()
+        for path, item in document()["paths"].items()
         if path.startswith("/api/v1")
         for operation in item.values()
     }
@@ -37,7 +35,6 @@ def test_every_operation_below_the_api_has_a_declared_role_and_no_other_has() ->
 
 
 def test_who_reads_needs_no_more_than_a_viewer_and_who_changes_needs_more() -> None:
-    document = create_app(Settings()).openapi()
     kinds = ("user", "token", "enrolment_token", "webhook", "alert_route")
     beyond_viewers = {name for one in kinds for name in (f"list_{one}s", f"show_{one}")} | {
         "list_deliveries",
@@ -46,7 +43,7 @@ def test_who_reads_needs_no_more_than_a_viewer_and_who_changes_needs_more() -> N
         "list_command_lines",
         "follow_command_log",
     }
-    for path, item in document["paths"].items():
+    for path, item in document()["paths"].items():
         for method, operation in item.items():
             action = operation["operationId"]
             if not path.startswith("/api/v1") or action in policy.PUBLIC | {"logout"}:

@@ -37,6 +37,14 @@ def test_what_is_of_no_field_stands_above_and_the_rest_at_its_fields() -> None:
     assert place(None, FIELDS) == Placed()
 
 
+def test_a_field_that_the_form_calls_otherwise_is_found() -> None:
+    said = problem(("gate.min_accuracy", "at most 1"), ("name", "it is taken"))
+    called = {"gate": "min_accuracy", "name": "version"}
+    assert place(said, ("version", "min_accuracy"), called) == Placed(
+        ABOVE, {"min_accuracy": "at most 1", "version": "it is taken"}
+    )
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "hot"])
 def test_what_json_has_no_number_for_is_left_for_the_api_to_refuse(text: str) -> None:
     assert number(text) == text

@@ -50,6 +50,21 @@ def test_rows_cut_anywhere_join_to_what_they_were(texts: list[bytes], width: int
     assert bytes(last_numbers.data) == numbers.tobytes()
 
 
+def test_rows_that_there_are_not_are_the_last_one_again() -> None:
+    numbers = np.arange(6, dtype=np.int16).reshape(3, 2)
+    words = [b"a", b"", b"ccc"]
+    tensors = [
+        Tensor("n", "INT16", (3, 2), memoryview(numbers.tobytes())),
+        Tensor("words", "BYTES", (3, 1), memoryview(bytes_of_texts(words))),
+    ]
+    asked = read_request(*binary_body({}, "inputs", tensors))
+    filled = read_request(*asked.part(1, 3, 4))
+    assert filled.rows == 4
+    assert np.frombuffer(filled.inputs[0].data, np.int16).tolist() == [2, 3, 4, 5, 4, 5, 4, 5]
+    assert texts_of(filled.inputs[1]) == [b"", b"ccc", b"ccc", b"ccc"]
+    assert asked.part(0, 3, 2) == asked.part(0, 3), "there are enough"
+
+
 @given(st.binary(max_size=300), st.one_of(st.none(), st.integers(0, 400)))
 def test_any_bytes_are_refused_by_name(body: bytes, length: int | None) -> None:
     with pytest.raises(InvalidError):
