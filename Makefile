@@ -42,7 +42,7 @@ $(TOOLS)/.installed: deploy/dev/setup-tools.sh deploy/dev/constraints-tools.txt
 	@deploy/dev/setup-tools.sh "$(PYTHON)" "$(TOOLS)"
 	@touch $@
 
-LOCKS := agent server dev
+LOCKS := agent server server-convert dev
 .PHONY: lock audit sbom
 lock: $(TOOLS)/.installed ## write deploy/locks anew from pyproject.toml and constraints.txt
 	@deploy/dev/lock.sh $(TOOLS)
@@ -55,11 +55,36 @@ audit: $(TOOLS)/.installed ## look every locked package up among known vulnerabi
 
 sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server are made of (CycloneDX)
 	@mkdir -p dist
-	@for name in agent server; do \
+	@for name in agent server-convert; do \
 	  $(TOOLS)/bin/cyclonedx-py requirements deploy/locks/$$name.lock --pyproject pyproject.toml \
 	    --output-reproducible --validate --output-file dist/sbom-$$name.cdx.json || exit 1; \
 	  echo "dist/sbom-$$name.cdx.json"; \
 	done
+
+# Debian 12 has Python 3.11, and so must have who builds these. ARCH=arm64 builds for the other architecture.
+.PHONY: deb test-deb release test-wheel
+deb: setup ## Debian packages of agent and server, into dist/ (ARCH=amd64 or arm64)
+	@$(BIN)/python -m deploy.debian.build $(if $(ARCH),--arch $(ARCH))
+
+test-deb: deb ## a fleet of one in a fresh Debian 12: in a chroot, then booted by systemd-nspawn (root; debootstrap)
+	@deploy/chroot-check dist
+	@deploy/boot-check dist
+
+release: setup sbom ## wheel, sdist, both Debian packages, SBOM, changes and checksums, into dist/: the same to the byte each time
+	@$(BIN)/python -m deploy.release.release
+
+EXTRAS :=
+test-wheel: setup ## install the wheel with each extra alone, in environments of their own (EXTRAS="cpu cli" for some; 8 GB)
+	@$(BIN)/python -m deploy.release.extras $(EXTRAS)
+
+LINT := .venv-lint
+$(LINT)/.installed: deploy/dev/setup-lint.sh
+	@deploy/dev/setup-lint.sh "$(PYTHON)" "$(LINT)"
+	@touch $@
+
+.PHONY: lint-deploy
+lint-deploy: $(LINT)/.installed ## hadolint on the images; the chart rendered by Helm, against Kubernetes' schemas
+	@$(LINT)/bin/python deploy/dev/lint_deploy.py
 
 .PHONY: demo
 demo: setup ## the main job on real data: train, convert, gate, roll out, measure (KEEP=1 leaves it running)
@@ -78,8 +103,8 @@ check: setup ## lint, types and import contracts
 
 # What many processes of tests import is compiled once, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
-# Much of the time tests wait for processes that they started: three of them keep two processors busy.
-TESTERS := $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Much of the time tests wait for processes that they started: four of them keep two processors busy.
+TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
 .PHONY: test
 test: check ## lint, types, and every test's short form
 	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS)

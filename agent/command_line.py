@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace, spawned: Spawned | None) -> int:
     config = load_config(options.config, os.environ)
     log_to_stderr(config.log_level, config.log_format, device=config.device_id)
     resumed = resume(config, spawned)
+    from agent.sd_notify import ServiceManager
     from agent.supervisor import Supervisor  # what it imports takes longer than to have the models served
 
     supervisor = Supervisor(config, resumed)
@@ -106,7 +107,7 @@ def _run(options: argparse.Namespace, spawned: Spawned | None) -> int:
     gc.enable()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
-    supervisor.run()
+    supervisor.run(ServiceManager(os.environ))
     return 0
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from agent.addresses import check_place, check_unix_path
 from agent.balancing_config import BalancingConfig, read_balancing
@@ -23,6 +22,7 @@ from agent.identity import identity_folder, load_identity
 from agent.inferences import InferenceConfig, read_inference
 from agent.pipelines.config import PipelineConfig
 from agent.pipelines.reading import read_pipelines
+from agent.protocol.brokers import read_brokers
 from agent.protocol.delivery import LinkType, read_budgets, read_rate
 from agent.protocol.limits import LIMITS
 from agent.protocol.logs import FORMS
@@ -79,7 +79,8 @@ class Config:
     Attributes:
         device_id: this device's name in the fleet.
         state_dir: artifacts, journal, spool.
-        broker: `mqtt://[user:password@]host:port` or `mqtts://…`; what enrolling gave when absent.
+        broker: `mqtt://[user:password@]host:port` or `mqtts://…`, of a cluster several by commas in the order in which
+            they are tried; what enrolling gave when absent.
         listen: `host:port` of the local inference API.
         unix_socket: path of its Unix socket; empty for none.
         tags: what this device says of itself, for profiles to match.
@@ -145,12 +146,20 @@ class Config:
 
     @property
     def broker_is_local(self) -> bool:
-        """Whether the broker is on this machine."""
-        host = urlsplit(self.broker).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        """Whether the broker is on this machine, whichever of its addresses is taken."""
+        return all(_is_loopback(host) for host, _ in read_brokers(self.broker).places)
+
+    @property
+    def broker_has_tls(self) -> bool:
+        """Whether the broker is spoken to by TLS."""
+        return read_brokers(self.broker).tls
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -192,7 +201,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
     return Config(
         device_id=device_id,
         state_dir=state_dir,
-        broker=_url(_text(values, "broker", default_broker)),
+        broker=_brokers(_text(values, "broker", default_broker)),
         listen=check_place("listen", _text(values, "listen", Config.listen)),
         unix_socket=check_unix_path("unix_socket", _text(values, "unix_socket", "")),
         tags=_tags(values.get("tags", {})),
@@ -293,15 +302,11 @@ def _text(values: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-def _url(value: str) -> str:
-    """The address is not repeated in errors: it may hold a password."""
+def _brokers(value: str) -> str:
     try:
-        parts = urlsplit(value)
-        fits = parts.scheme in {"mqtt", "mqtts"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ConfigError("broker: this is not mqtt://host:port or mqtts://host:port, such as mqtt://10.0.0.5:1883")
+        read_brokers(value)
+    except ValueError as error:
+        raise ConfigError(f"broker: {error}, such as mqtt://10.0.0.5:1883") from None
     return value
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -23,10 +22,19 @@ from paho.mqtt.properties import Properties
 
 from agent.config import Config
 from agent.packets import Buffers, MalformedPacketError, PacketReader
+from agent.protocol.brokers import BrokerChoice, read_brokers
 from agent.protocol.codec import encode
 from agent.protocol.messages import Need, Presence
 from agent.protocol.mqtt_version import UNSUPPORTED, MqttVersion, MqttVersionChoice
-from agent.protocol.topics import TO_DEVICE, DeviceTopic, broadcast_filter, client_id, device_topic, repair_filter
+from agent.protocol.topics import (
+    TO_DEVICE,
+    DeviceTopic,
+    broadcast_filter,
+    client_id,
+    device_topic,
+    is_chunk_topic,
+    repair_filter,
+)
 
 log = logging.getLogger(__name__)
 SESSION_EXPIRY_S = 7 * 86_400
@@ -74,7 +82,7 @@ class LinkUp:
 
 
 class MqttLink:
-    """The connection to the broker; it reconnects by itself with a growing delay.
+    """The connection to the broker; it reconnects by itself, with a growing delay, to the next of its addresses.
 
     Args:
         config: broker and device id.
@@ -99,6 +107,8 @@ class MqttLink:
         self.epoch = 0
         self._config = config
         self._context = context
+        self._brokers = read_brokers(config.broker)
+        self._places = BrokerChoice(self._brokers, longest_s=RECONNECT_MAX_S)
         self._choice = MqttVersionChoice()
         self._lock = threading.Lock()  # over which client is the link's
         self._stopped = False
@@ -113,7 +123,7 @@ class MqttLink:
         self._keep = keep
 
     def _chunk(self, chunk: MqttChunk) -> None:
-        if "/b/" not in chunk.topic:
+        if not is_chunk_topic(chunk.topic):
             self._put(MqttMessage(chunk.topic, bytes(chunk.payload)))
             chunk.release()
             return
@@ -126,9 +136,7 @@ class MqttLink:
 
     def _new_client(self) -> paho.Client:
         device_id = self._config.device_id
-        parts = urlsplit(self._config.broker)
-        tls = parts.scheme == "mqtts"
-        self._address = (parts.hostname or "", parts.port or (8883 if tls else 1883))
+        tls = self._brokers.tls
         # Most brokers that know devices by their certificates take the certificate's name instead.
         own = client_id(device_id)
         version = self._choice.version
@@ -142,14 +150,15 @@ class MqttLink:
         )
         client.max_queued_messages_set(QUEUE_LIMIT)
         client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
-        if parts.username:
-            client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+        if self._brokers.user:
+            client.username_pw_set(self._brokers.user, self._brokers.password)
         if tls:
             client.tls_set_context(self._context)
         will = encode(Presence(online=False, boot_id=self._boot_id))
         client.will_set(device_topic(device_id, DeviceTopic.PRESENCE), will, qos=1, retain=True)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = lambda _client, _data, message: self._put(
             MqttMessage(message.topic, bytes(message.payload))
@@ -161,13 +170,25 @@ class MqttLink:
         self._start(self._client)
 
     def _start(self, client: paho.Client) -> None:
+        self._aim(client)
+        client.loop_start()
+
+    def _aim(self, client: paho.Client) -> None:
+        """Let its next connection be made to the place whose turn it is."""
         if client.protocol == MQTTProtocolVersion.MQTTv5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = SESSION_EXPIRY_S
-            client.connect_async(*self._address, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
+            client.connect_async(*self._places.place, keepalive=KEEPALIVE_S, clean_start=False, properties=properties)
         else:
-            client.connect_async(*self._address, keepalive=KEEPALIVE_S)
-        client.loop_start()
+            client.connect_async(*self._places.place, keepalive=KEEPALIVE_S)
+
+    def _go_on(self, client: paho.Client) -> None:
+        """No connection was made, or it ended; called from the client's thread, which connects anew after a pause."""
+        if self._stopped or client is not self._client:
+            return
+        if self._places.ended():
+            client.reconnect_delay_set(max(self._places.pause_s, self._choice.pause_s), RECONNECT_MAX_S)
+            self._aim(client)
 
     def stop(self) -> None:
         """Say goodbye and disconnect."""
@@ -242,9 +263,11 @@ class MqttLink:
         if reason.is_failure:
             log.warning("the broker refused the connection: %s", reason)
             return
+        self._places.accepted()
         client.reconnect_delay_set(self._choice.pause_s, RECONNECT_MAX_S)
-        own = [(device_topic(self._device_id, leaf), 1) for leaf in sorted(TO_DEVICE)]
-        client.subscribe([*own, (repair_filter(self._device_id), 1)])
+        qos = self._choice.version.qos
+        own = [(device_topic(self._device_id, leaf), qos) for leaf in sorted(TO_DEVICE)]
+        client.subscribe([*own, (repair_filter(self._device_id), qos)])
         for digest in list(self._downloads):
             client.subscribe(broadcast_filter(digest), qos=0)
         self._put(LinkUp(epoch))
@@ -253,6 +276,11 @@ class MqttLink:
         if client is self._client and self._choice.closed():
             log.debug("the broker ends connections before it answers; trying MQTT %s", self._choice.version.label)
             self._fall_back(client)
+        else:
+            self._go_on(client)
+
+    def _on_connect_fail(self, client: paho.Client, _data: Any) -> None:
+        self._go_on(client)
 
 
 class _Client(paho.Client):

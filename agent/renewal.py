@@ -43,7 +43,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     Raises:
         IdentityError: when they can't be used.
     """
-    if not config.broker.startswith("mqtts:"):
+    if not config.broker_has_tls:
         return None
     context = ssl.create_default_context(cafile=config.ca_file or None)
     identity = load_identity(identity_folder(config.state_dir))

@@ -51,11 +51,12 @@ from agent.protocol.messages import (
 )
 from agent.protocol.parts import FEATURE, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
-from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.renewal import Renewal, tls_context
 from agent.resuming import Files, Resumed
 from agent.samples.collecting import Collecting
+from agent.sd_notify import ServiceManager
 from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
 from agent.telemetry.batch import fitting
 from agent.telemetry.figures import PhaseFigure, SupervisorFigures
@@ -247,13 +248,16 @@ class Supervisor:
         self._stopping = True
         self._events.put(None)  # the main loop may wait for one
 
-    def run(self) -> None:
-        """Work until asked to stop."""
+    def run(self, manager: ServiceManager) -> None:
+        """Work until asked to stop; whoever watches this process learns that this loop goes round."""
         self.begin()
+        manager.ready()
         try:
             while not self._stopping:
-                self.turn(self._wait_s)
+                manager.alive()
+                self.turn(min(self._wait_s, manager.rest_s))
         finally:
+            manager.stopping()
             self.end()
 
     def begin(self) -> None:
@@ -387,7 +391,7 @@ class Supervisor:
                 chunk.release()
 
     def _message(self, message: MqttMessage) -> None:
-        if "/b/" in message.topic:
+        if is_chunk_topic(message.topic):
             self._chunk(message)
             return
         try:

@@ -39,6 +39,7 @@ from fleet_server.conversions.sharder import ProcessSharder
 from fleet_server.db import Database
 from fleet_server.deltas.maker import DeltaMaker
 from fleet_server.devices import endpoints as devices
+from fleet_server.draining import ClosedConnections, Drain
 from fleet_server.drift import endpoints as drift
 from fleet_server.enrolment import endpoints as enrolment
 from fleet_server.enrolment.service import Authority
@@ -56,7 +57,7 @@ from fleet_server.metrics.observing import RequestTimer, RequestTracer, time_sta
 from fleet_server.metrics.otlp import MetricsPusher
 from fleet_server.models import Fleet
 from fleet_server.openapi import PUBLIC, describe, operation_name
-from fleet_server.otlp import SpanExporter, targets
+from fleet_server.otlp import SpanExporter, Targets, targets
 from fleet_server.overview import endpoints as overview
 from fleet_server.overview.keeper import OverviewKeeper
 from fleet_server.principals import DEFAULT_FLEET
@@ -67,7 +68,9 @@ from fleet_server.rollouts.reminder import Reminder
 from fleet_server.routes import known_parameters
 from fleet_server.samples import endpoints as samples
 from fleet_server.samples.keeper import SampleKeeper
+from fleet_server.seat import Seat
 from fleet_server.secure_headers import SecureHeaders
+from fleet_server.servers import Common, Membership
 from fleet_server.settings import Settings
 from fleet_server.shards import endpoints as shards
 from fleet_server.shards.keeper import ShardKeeper
@@ -141,6 +144,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(ShortWay, state=app.state)
     app.add_middleware(SecureHeaders)
+    app.state.drain = Drain()
+    app.add_middleware(ClosedConnections, drain=app.state.drain)
     app.state.instruments = Instruments()
     app.state.request_limits = RequestLimits(settings, time.monotonic)
     app.state.known_principals = KnownPrincipals(time.monotonic)
@@ -200,13 +205,11 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     given = settings.admin_token
     app.state.admin_token = given.get_secret_value() if given else bootstrap_token(settings.state_dir)
     exported = targets(settings.otlp_endpoint, os.environ, metrics=settings.otlp_metrics)
-    exporter = None
-    if exported.traces:
-        exporter = SpanExporter(exported.of("traces"), "shoal-server", socket.gethostname())
-        stack.callback(exporter.close)
-    app.state.spans = exporter
+    app.state.spans = exporter = _exporter(exported, stack)
     export = exporter.export if exporter is not None else None
-    database = Database(settings.effective_database_url, export)
+    seat = Seat(settings.state_dir)
+    stack.callback(seat.close)
+    database = Database(settings.effective_database_url, export, owner=seat.name)
     stack.callback(database.dispose)
     instruments: Instruments = app.state.instruments
     time_statements(database.engine, instruments)
@@ -228,7 +231,9 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
     authority = Authority(ca, dt.timedelta(days=settings.certificate_days), settings.pending_enrolments)
     app.state.authority, app.state.enrolment_gate = authority, enrolment.EnrolmentGate()
     app.state.tickets = TicketDesk(ca)
-    gateway = Gateway(settings, database, artifacts, authority, instruments, export)
+    membership = Membership(database, seat.name, _common(settings, ca))
+    membership.join()
+    gateway = Gateway(settings, database, artifacts, authority, instruments, export, membership)
     parts = (
         TrustKeeper(database, settings),
         gateway,
@@ -256,6 +261,20 @@ def _start(app: FastAPI, stack: ExitStack) -> None:
         part.start()
 
 
+def _exporter(exported: Targets, stack: ExitStack) -> SpanExporter | None:
+    """Where spans go; closed with the rest."""
+    if not exported.traces:
+        return None
+    exporter = SpanExporter(exported.of("traces"), "shoal-server", socket.gethostname())
+    stack.callback(exporter.close)
+    return exporter
+
+
+def _common(settings: Settings, ca: FleetCa) -> Common:
+    """What other servers of the database must have too."""
+    return Common(ca.pin, settings.effective_artifacts_url, broker=settings.broker_url is not None)
+
+
 _health = APIRouter(tags=["health"])
 
 
@@ -280,7 +299,7 @@ def healthz() -> dict[str, str]:
     responses={503: {"model": Readiness, "description": "Something does not answer"}},
 )
 def readyz(request: Request) -> JSONResponse:
-    """503 lists what does not answer: `database`, `broker` or `artifacts`."""
+    """503 lists what does not answer: `database`, `broker` or `artifacts`; or `server`, which is about to end."""
     state = request.app.state
 
     def database() -> None:
@@ -296,6 +315,8 @@ def readyz(request: Request) -> JSONResponse:
         for name, check in (("database", database), ("broker", broker), ("artifacts", state.artifacts.check))
         if not _works(check)
     ]
+    if state.drain.begun:
+        missing.append("server")
     return JSONResponse({"ready": not missing, "missing": missing}, status_code=503 if missing else 200)
 
 

@@ -114,10 +114,12 @@ class Database:
     Args:
         url: SQLAlchemy URL of SQLite or PostgreSQL.
         export: takes the spans of what was committed; None where nothing is traced.
+        owner: in whose name leases are taken by it; None for a new name each.
     """
 
-    def __init__(self, url: str, export: spans.Sink | None = None) -> None:
+    def __init__(self, url: str, export: spans.Sink | None = None, owner: str | None = None) -> None:
         self.url = url
+        self.owner = owner
         self._export = export
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self._engine = (

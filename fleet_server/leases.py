@@ -19,14 +19,15 @@ class DatabaseLease:
     Args:
         database: where it is.
         name: of the lease.
-        seconds: how long it holds unless it is held anew, so that of a server that died another takes it over.
+        seconds: how long it holds unless it is held anew, so that of a server that died another takes it over. One that
+            starts again has what it had, where the database was given an owner.
     """
 
     def __init__(self, database: Database, name: str, seconds: float) -> None:
         self._database = database
         self._name = name
         self._lasts = dt.timedelta(seconds=seconds)
-        self._owner = new_id()
+        self._owner = database.owner or new_id()
 
     def hold(self) -> bool:
         """Take it, or hold it for longer; false while another server holds it."""

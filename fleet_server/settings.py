@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from agent.protocol.brokers import read_brokers
 from fleet_server.addresses import is_loopback
 from fleet_server.openid import check_url
 
@@ -110,7 +111,9 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL, such as postgresql+psycopg://…; SQLite in the state folder when absent."
     )
     broker_url: str | None = Field(
-        None, description="mqtt://[user:password@]host:port of an external broker; embedded Mosquitto when absent."
+        None,
+        description="mqtt://[user:password@]host:port of an external broker; of a cluster several by commas, tried in "
+        "that order; embedded Mosquitto when absent.",
     )
     broker_port: int = Field(DEFAULT_BROKER_PORT, ge=1, le=65535, description="Port of the embedded broker (loopback).")
     broker_host: str = Field(
@@ -126,9 +129,16 @@ class Settings(BaseSettings):
     broker_public_url: str | None = Field(
         None,
         description=(
-            "mqtts://host:port that enrolled devices are told; the host they enrolled at, with the embedded broker's "
-            "port, when absent."
+            "mqtts://host:port (several by commas) that enrolled devices are told; the host they enrolled at, with the "
+            "embedded broker's port, when absent."
         ),
+    )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="How long a server that was told to end still answers, while /readyz says that it is not ready, in "
+        "seconds: long enough for a balancer to see it.",
     )
     download_url: str | None = Field(
         None,
@@ -353,13 +363,8 @@ class Settings(BaseSettings):
     @field_validator("broker_url", "broker_public_url")
     @classmethod
     def _is_mqtt(cls, value: str | None) -> str | None:
-        try:
-            parts = urlsplit(value or "mqtt://host")
-            usable = parts.scheme in {"mqtt", "mqtts"} and parts.hostname and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError("it is not mqtt://host:port or mqtts://host:port")
+        if value is not None:
+            read_brokers(value)
         return value
 
     @field_validator("database_url")

@@ -144,7 +144,7 @@ class LocalFleet:
             "SHOAL_ENGINE_TICK_S": "0.2",
             # Each rollout waits for differences that a process makes first: only where they matter.
             "SHOAL_DELTAS": "false",
-            "SHOAL_DELTA_WAIT_S": "20",  # on a busy machine nobody waits minutes for a difference
+            "SHOAL_DELTA_WAIT_S": "120",  # a machine that runs tests may be busy
             **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,
             **variables,
@@ -155,6 +155,7 @@ class LocalFleet:
             self._spawn("server", [str(BIN / "shoal-server")], environment)
         wait_until("the server", lambda: self._alive("server") and self._ready(answers))
         if self.tls:
+            self.api.close()
             self.api = httpx.Client(base_url=f"{self.url}/api/v1", timeout=180, verify=self._verify())
         given = variables.get("SHOAL_ADMIN_TOKEN")
         self.token = given or (self.folder / "server" / "admin-token").read_text().strip()

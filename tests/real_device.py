@@ -35,6 +35,7 @@ from agent.protocol.messages import (
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
+from agent.sd_notify import ServiceManager
 from agent.supervisor import Supervisor
 from tests.faults.device import FACTS, NAME, FakeVerifier, as_read
 from tests.fleet import free_port, wait_until
@@ -147,7 +148,7 @@ class RealDevice:
     def _run(self) -> None:
         config = Config(NAME, self._folder, listen=self.address, disk_floor_mb=0.0, **self._settings)
         self._supervisor = Supervisor(config)
-        self._supervisor.run()
+        self._supervisor.run(ServiceManager({}))
 
     def deployment(self, deployment_id: str, path: Path, version: str, **fields: Any) -> DesiredDeployment:
         """A version of the model `m` as it may be desired, with an artifact that the link has."""

@@ -21,6 +21,16 @@ class MqttVersion(IntEnum):
     V5 = 5
 
     @property
+    def qos(self) -> int:
+        """At which quality of service devices and servers subscribe.
+
+        A broker with 3.1.1 alone keeps a session, and what waits in it, for ever. NATS makes a JetStream consumer of
+        each subscription at 1, in a cluster a Raft group: a thousand devices would have ten thousand. So it is 0 there:
+        what was said while there was no connection is said again, or asked for, at the next one.
+        """
+        return 1 if self is MqttVersion.V5 else 0
+
+    @property
     def label(self) -> str:
         """As people write it."""
         return "5" if self is MqttVersion.V5 else "3.1.1"

@@ -96,6 +96,20 @@ def shard_of(device_id: str) -> int:
     return crc32(device_id.encode()) % SHARDS
 
 
+def shard_of_topic(topic: str) -> int:
+    """The shard that a topic's messages are counted to: a device's own, or one for each other topic."""
+    parts = topic.split("/", 4)
+    named = parts[2] if len(parts) == 5 and parts[3] == "d" else ""
+    if named.isascii() and named.isdigit() and len(named) <= 2 and int(named) < SHARDS:
+        return int(named)
+    return crc32(topic.encode()) % SHARDS
+
+
+def shard_of_digest(digest: str) -> int:
+    """The shard whose server sends a content, to devices of every shard: what all need is sent once."""
+    return int(digest[:8], 16) % SHARDS
+
+
 def device_topic(device_id: str, leaf: DeviceTopic) -> str:
     """`shoal/v1/{shard}/d/{id}/{leaf}`."""
     return f"{ROOT}/{shard_of(device_id)}/d/{device_id}/{leaf.value}"
@@ -183,6 +197,12 @@ def parse_device_topic(topic: str) -> ParsedDeviceTopic:
     if parts[2] != str(shard_of(parts[4])):
         raise WireError(WireErrorCode.WRONG_DEVICE, f"shard {parts[2]!r} is not that of device {parts[4]!r}")
     return ParsedDeviceTopic(device_id=parts[4], leaf=leaf)
+
+
+def is_chunk_topic(topic: str) -> bool:
+    """Whether a chunk is published there, by its place alone: a device may be called `b`, too."""
+    parts = topic.split("/", 6)
+    return parts[2:3] == ["b"] or parts[5:6] == ["b"]
 
 
 def parse_chunk_topic(topic: str) -> ParsedChunkTopic:

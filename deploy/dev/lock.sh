@@ -14,3 +14,4 @@ lock() {
 lock --no-deps "$pins" --output-file deploy/locks/dev.lock
 lock pyproject.toml --extra cpu --constraints "$pins" --output-file deploy/locks/agent.lock
 lock pyproject.toml --extra server --constraints "$pins" --output-file deploy/locks/server.lock
+lock pyproject.toml --extra server --extra convert-onnx --constraints "$pins" --output-file deploy/locks/server-convert.lock

@@ -61,7 +61,11 @@ class ArtifactStore:
         if url is None:
             folder.mkdir(parents=True, exist_ok=True)
             return cls(LocalStore(folder))
-        return cls(from_url(url))
+        try:
+            return cls(from_url(url))
+        except BaseError as error:
+            detail = f"SHOAL_ARTIFACTS_URL can't be opened: {str(error).splitlines()[0][:300]}"
+            raise UnavailableError("artifact_store", detail) from None
 
     def put_file(self, path: Path) -> tuple[str, int]:
         """Store a file's bytes; what is there already stays. Returns digest and size."""

@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
+from fleet_server.cli.admin import admin
 from fleet_server.cli.alerts import alert
 from fleet_server.cli.broker import broker
 from fleet_server.cli.bundles import bundle
@@ -63,6 +64,7 @@ for name, group in (
     ("webhook", webhook),
     ("audit", audit),
     ("server", server),
+    ("admin", admin),
 ):
     app.add_typer(group, name=name)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import shutil
 import signal
 import sys
 import textwrap
-from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -79,8 +79,10 @@ def _serve(settings: Settings) -> int:
     import uvicorn
 
     from agent.protocol.logs import log_to_stderr
+    from agent.sd_notify import ServiceManager
     from fleet_server.access.bootstrap import FILE as ADMIN_TOKEN_FILE
     from fleet_server.app import create_app, running
+    from fleet_server.cli.http_server import HttpServer
     from fleet_server.errors import FleetError
     from fleet_server.trust.https import https_certificate
 
@@ -117,14 +119,8 @@ def _serve(settings: Settings) -> int:
             if settings.tls:
                 config.ssl_certfile, config.ssl_keyfile = https_certificate(settings, app.state.authority.ca)
 
-            class Server(uvicorn.Server):
-                """Lets those who follow a log go before it waits for everybody."""
-
-                def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                    app.state.log_streams.stop()
-                    super().handle_exit(sig, frame)
-
-            server = Server(config)
+            manager, let_go = ServiceManager(os.environ), app.state.log_streams.stop
+            server = HttpServer(config, manager, let_go, app.state.drain, settings.drain_s)
             server.run()
     except FleetError as error:
         log.error("the server can't start: %s", error.detail)  # noqa: TRY400 (a sentence for people, no traceback)

@@ -29,7 +29,7 @@ ORDINARY = {"raspberry-pi-5": 1.0}
 
 def simulate(
     broker: Annotated[
-        str, typer.Option(help="The fleet's broker, mqtt://host:port or mqtts://….")
+        str, typer.Option(help="The fleet's broker, mqtt://host:port or mqtts://…; a cluster's by commas.")
     ] = "mqtt://127.0.0.1:7471",
     devices: Annotated[int, typer.Option("-n", "--devices", help="How many.", min=1, max=100_000)] = 200,
     behaviours: Annotated[
@@ -54,6 +54,9 @@ def simulate(
     ] = None,
     duration: Annotated[float | None, typer.Option(help="Seconds until it ends by itself.", min=0)] = None,
     connect_rate: Annotated[float, typer.Option(help="Connections a second that are begun.", min=0.1)] = 200.0,
+    qos: Annotated[
+        int, typer.Option(help="At which devices subscribe: 0 for NATS, as agents do there.", min=0, max=1)
+    ] = 1,
     source: Annotated[
         str | None, typer.Option(help="Local address to connect from: one has ports for 28,000 connections.")
     ] = None,
@@ -99,6 +102,7 @@ def simulate(
             seed=seed,
             interval_s=interval,
             connect_per_s=connect_rate,
+            qos=qos,
             source=source,
             identities=held,
         )
@@ -219,6 +223,6 @@ def _summary(ended: Counts, output: Output) -> None:
     if output is Output.JSON:
         show_object(found, output)
         return
-    del found["phases"]
+    del found["phases"], found["activations"]
     show_object(found, output)
     show_rows(_phases(ended), output, PHASE_COLUMNS, empty="the server wanted nothing of them")

@@ -37,6 +37,8 @@ from fleet_server.errors import ConflictError, InvalidError, NotFoundError
 from fleet_server.models import Device, DeviceIdentity, Profile
 from fleet_server.principals import DEFAULT_FLEET, Who
 
+BOOTS = 16  # that a device is known to have had before the present one
+
 
 @dataclass(frozen=True)
 class ReportOutcome:
@@ -56,7 +58,8 @@ class ReportOutcome:
 def record_report(session: Session, device_id: str, reported: Reported, now: dt.datetime) -> ReportOutcome:
     """Store what a device says is true on it; an unknown device is registered.
 
-    A report of the same boot with a sequence no higher than the last is stale and changes nothing.
+    A report of the same boot with a sequence no higher than the last, or of an earlier boot, is stale and changes
+    nothing.
     """
     check_device_id(device_id)
     device = session.get(Device, device_id)
@@ -69,13 +72,15 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
             session, fleet_id=fleet_id, actor=device_id, action="device.register", subject=f"device/{device_id}"
         )
         session.flush()
-    elif device.boot_id == reported.boot_id and reported.sequence <= device.reported_sequence:
+    elif _is_stale(device, reported):
         return ReportOutcome(device, accepted=False)
     if device.forgotten_at is not None:
         device.forgotten_at = None
         audit.record(
             session, fleet_id=device.fleet_id, actor=device_id, action="device.return", subject=f"device/{device_id}"
         )
+    if device.boot_id is not None and device.boot_id != reported.boot_id:
+        device.earlier_boots = [*(device.earlier_boots or []), device.boot_id][-BOOTS:]
     device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
     device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
     facts, serving = _as_kept(reported.facts), _as_kept(reported.serving)
@@ -95,6 +100,13 @@ def _lans_changed(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]
     """LANs whose devices have another list now."""
     was, is_now = ((one.get("balancing_lan") or "", one.get("balancing_address") or "") for one in (before, now))
     return frozenset() if was == is_now else frozenset(lan for lan, _ in (was, is_now) if lan)
+
+
+def _is_stale(device: Device, reported: Reported) -> bool:
+    """Whether something later is known. Of several servers one may hear late what was said before another boot."""
+    if device.boot_id == reported.boot_id:
+        return reported.sequence <= device.reported_sequence
+    return reported.boot_id in (device.earlier_boots or [])
 
 
 def _as_kept(said: object) -> Any:

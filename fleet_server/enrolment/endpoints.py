@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from sqlalchemy.orm import Session
 
+from agent.protocol.brokers import without_credentials
 from fleet_server.clock import utc_now
 from fleet_server.enrolment import repository, service, tokens, views
 from fleet_server.enrolment.schemas import (
@@ -361,7 +362,6 @@ def _broker(settings: Settings, reached_at: str) -> str:
     if settings.broker_public_url is not None:
         return settings.broker_public_url
     if settings.broker_url is not None:
-        scheme, _, rest = settings.broker_url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return without_credentials(settings.broker_url)
     host = f"[{reached_at}]" if ":" in reached_at else reached_at
     return f"{'mqtts' if settings.broker_tls else 'mqtt'}://{host}:{settings.broker_port}"

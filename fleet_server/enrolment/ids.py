@@ -9,6 +9,11 @@ SERVER_NAME = "shoal-server"
 LISTENER_NAME = "shoal-alerts"  # who may listen to alerts of every fleet, and to nothing else
 
 
+def server_name(number: int) -> str:
+    """What a server is called at the broker, by its number among those of its database."""
+    return SERVER_NAME if number == 1 else f"{SERVER_NAME}-{number}"
+
+
 def usable_id(device_id: str) -> str:
     """Return the id unchanged.
 

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from agent.sd_notify import VARIABLES
 from fleet_server.children import die_with_parent
 from fleet_server.errors import UnavailableError
 from fleet_server.gateway.broker_files import BrokerFiles
@@ -137,7 +139,7 @@ class EmbeddedBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **self._environment},
+                env={**_without_manager(os.environ), **self._environment},
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 (one C call, made before exec)
             )
@@ -154,6 +156,11 @@ class EmbeddedBroker:
         self._failed = UnavailableError("broker", f"the embedded broker did not start: {tail}")
         self._process.kill()
         self._ready.set()
+
+
+def _without_manager(environment: Mapping[str, str]) -> dict[str, str]:
+    """Mosquitto knows sd_notify too, and would say that the server is ready when it is."""
+    return {name: value for name, value in environment.items() if name not in VARIABLES}
 
 
 def _answers(host: str, port: int) -> bool:

@@ -14,9 +14,10 @@ from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic, device_topic
-from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
+from fleet_server.enrolment.ids import LISTENER_NAME, server_name
 from fleet_server.gateway import mosquitto
 from fleet_server.principals import DEFAULT_FLEET
+from fleet_server.seat import MOST_SERVERS
 
 SUBJECTS = ROOT.replace("/", ".")
 VERNEMQ = """\
@@ -125,7 +126,10 @@ def files(kind: BrokerKind, place: Place, devices: Sequence[tuple[str, str]]) ->
 
 
 def _nats(place: Place, devices: Sequence[tuple[str, str]]) -> str:
-    users = [_nats_user(f"CN={SERVER_NAME},O={DEFAULT_FLEET}", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])]
+    users = [
+        _nats_user(f"CN={server_name(number)},O={DEFAULT_FLEET}", [f"{SUBJECTS}.>"], [f"{SUBJECTS}.>"])
+        for number in range(1, MOST_SERVERS + 1)
+    ]
     users.append(_nats_user(f"CN={LISTENER_NAME},O={DEFAULT_FLEET}", {"deny": [">"]}, [subject(alerts_topic("*"))]))
     for device_id, fleet in devices:
         own = device_topic(device_id, next(iter(FROM_DEVICE))).rpartition("/")[0]

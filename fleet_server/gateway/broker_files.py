@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_server.enrolment.ids import SERVER_NAME
+from fleet_server.enrolment.ids import server_name
 from fleet_server.gateway import mosquitto
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
@@ -21,9 +21,17 @@ EVICTION = dt.timedelta(minutes=5)
 
 
 class BrokerFiles:
-    """Writes them; the CA is used where devices need certificates."""
+    """Writes them; the CA is used where devices need certificates.
 
-    def __init__(self, settings: Settings, ca: FleetCa) -> None:
+    Args:
+        settings: where they are.
+        ca: issues certificates.
+        number: of this server among those of its database.
+    """
+
+    def __init__(self, settings: Settings, ca: FleetCa, number: int = 1) -> None:
+        self._server = server_name(number)
+        self._client = "client.pem" if number == 1 else f"client-{number}.pem"
         self._settings = settings
         self._ca = ca
         self._listed: list[str] | None = None
@@ -55,7 +63,7 @@ class BrokerFiles:
         write_private(self.folder / "server.key", key_pem(key))
         write_private(self.folder / "server.pem", server.pem)
         write_private(self.folder / "ca.pem", self._ca.bundle)
-        self._write_client("client.pem", SERVER_NAME, DEFAULT_FLEET, dt.timedelta(days=SERVER_DAYS))
+        self._write_client(self._client, self._server, DEFAULT_FLEET, dt.timedelta(days=SERVER_DAYS))
         self._issued_at = now
         return True
 
@@ -80,7 +88,7 @@ class BrokerFiles:
     def load_client(self, context: ssl.SSLContext) -> None:
         """Let a context connect as the server, and believe the fleet's CA."""
         context.load_verify_locations(cadata=self._ca.bundle)
-        context.load_cert_chain(self.folder / "client.pem")
+        context.load_cert_chain(self.folder / self._client)
 
     def context_as(self, device_id: str, fleet: str) -> ssl.SSLContext:
         """A context that connects as a device of a fleet for the next minutes, to take its session over and end it."""

@@ -60,6 +60,11 @@ class Delivery:
         with self._lock:
             self._streamer.forget(device_id)
 
+    def keep(self, streams: Callable[[str], bool]) -> None:
+        """Send only contents for which this holds from now on: another server sends the others."""
+        with self._lock:
+            self._streamer.keep(streams)
+
     def step(self) -> None:
         """Send what is due, or wait a moment for a need."""
         self._heard.clear()

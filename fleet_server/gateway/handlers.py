@@ -7,8 +7,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import unquote
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode, encode
@@ -19,6 +21,7 @@ from agent.protocol.logs import log_ids
 from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
+    DesiredState,
     Failure,
     Need,
     Presence,
@@ -33,6 +36,7 @@ from agent.protocol.messages import (
 )
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
+from agent.protocol.version import SPOKEN
 from fleet_server import outbox, spans
 from fleet_server.clock import utc_now
 from fleet_server.commands import receiving as commands
@@ -49,6 +53,7 @@ from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
+from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import desired, reports
 from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.samples import reports as sample_reports
@@ -74,6 +79,28 @@ class _Entitled:
     until: float
 
 
+class Shards(Protocol):
+    """Which devices and contents are this server's, of several."""
+
+    def hears(self, device_id: str) -> bool:
+        """Whether a device's messages are this server's to handle."""
+        ...
+
+    def streams(self, digest: str) -> bool:
+        """Whether a content is this server's to send."""
+        ...
+
+
+class _Every:
+    """All are."""
+
+    def hears(self, _device_id: str) -> bool:
+        return True
+
+    def streams(self, _digest: str) -> bool:
+        return True
+
+
 class Handlers:
     """Handles messages from devices.
 
@@ -86,6 +113,7 @@ class Handlers:
         receiving: takes the files of samples.
         send: publishes an answer that is read, not changed: the device asks again for what is lost.
         instruments: count what is handled.
+        shards: which devices and contents are this server's; all when absent.
     """
 
     def __init__(
@@ -98,8 +126,10 @@ class Handlers:
         receiving: Receiving,
         send: Callable[[str, bytes], object],
         instruments: Instruments | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self._instruments = instruments or Instruments()
+        self._shards = shards or _Every()
         self._database = database
         self._authority = authority
         self._conduct = conduct
@@ -125,8 +155,10 @@ class Handlers:
             with self._instruments.timed_handling(topic.leaf.value, 1), log_ids(device=topic.device_id):
                 if topic.leaf is DeviceTopic.NEED:
                     self._need(topic.device_id, decode(message.payload, Need))
+                elif topic.leaf is DeviceTopic.PRESENCE and not self._shards.hears(topic.device_id):
+                    self._presence_of_others(topic.device_id, message.payload)
                 else:
-                    self._dispatch(topic, message.payload)
+                    self._dispatch(topic, message)
         except WireError as error:
             self._refuse(message, error)
 
@@ -177,28 +209,41 @@ class Handlers:
         if not said:
             return
         with self._database.write() as session:
-            for device_id, reported in said:
+            # By device, so that two transactions of many devices lock them in the same order.
+            for device_id, reported in sorted(said, key=lambda one: one[0]):
                 try:
-                    with log_ids(device=device_id), spans.forgotten_on_failure(session), session.begin_nested():
-                        self._reported(session, device_id, reported)
-                except UNAVAILABLE:
-                    raise
-                except Exception:
-                    log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
+                    self._take_one(session, device_id, reported)
+                except IntegrityError:  # another server has just registered it: now it is there
+                    self._take_one(session, device_id, reported)
+
+    def _take_one(self, session: Session, device_id: str, reported: Reported) -> None:
+        """One report.
+
+        Raises:
+            IntegrityError: when the database has by now what this would have added.
+        """
+        try:
+            with log_ids(device=device_id), spans.forgotten_on_failure(session), session.begin_nested():
+                self._reported(session, device_id, reported)
+        except (*UNAVAILABLE, IntegrityError):
+            raise
+        except Exception:
+            log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
 
     def _refuse(self, message: Message, error: WireError) -> None:
         self._instruments.refused.inc()
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
         self._complain(message.topic, error)
 
-    def _dispatch(self, topic: ParsedDeviceTopic, payload: bytes) -> None:
+    def _dispatch(self, topic: ParsedDeviceTopic, message: Message) -> None:
+        payload = message.payload
         with self._database.read() as session:
             if enrolment.is_locked_out(session, topic.device_id):
                 return
         match topic.leaf:
             case DeviceTopic.PRESENCE:
                 if payload:
-                    self._presence(topic.device_id, decode(payload, Presence))
+                    self._presence(topic.device_id, decode(payload, Presence), retained=message.retained)
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -230,16 +275,29 @@ class Handlers:
             desired.queue_desired(session, self._settings, outcome.device)
         desired.queue_lans(session, self._settings, outcome.device, outcome.lans)
 
-    def _presence(self, device_id: str, presence: Presence) -> None:
+    def _presence(self, device_id: str, presence: Presence, *, retained: bool = False) -> None:
         with self._database.write() as session:
             device = devices.record_presence(session, device_id, presence, utc_now())
             if device is not None and presence.online:
                 send_open(session, device_id, utc_now())
+        if device is None and presence.online and retained:
+            # It reported when nobody listened: whatever it is told to run, it answers with a report.
+            nothing_new = DesiredState(
+                SPOKEN, DEFAULT_FLEET, 0, telemetry_interval_s=self._settings.telemetry_interval_s
+            )
+            self._send(device_topic(device_id, DeviceTopic.DESIRED), encode(nothing_new))
         if not presence.online:
             self._delivery.forget(device_id)
 
+    def _presence_of_others(self, device_id: str, payload: bytes) -> None:
+        """Another server writes it down; but each may be sending contents to the device."""
+        if payload and not decode(payload, Presence).online:
+            self._delivery.forget(device_id)
+
     def _need(self, device_id: str, need: Need) -> None:
-        """A device is sent only what it ought to run, or to measure."""
+        """A device is sent only what it ought to run, or to measure; by the one server that sends that."""
+        if not self._shards.streams(need.digest):
+            return
         if self._need_again(device_id, need):
             return
         with self._database.read() as session:

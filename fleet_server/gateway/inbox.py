@@ -39,10 +39,15 @@ class Share:
 
 
 class Message(NamedTuple):
-    """What came in; made and compared more often than all else here."""
+    """What came in; made and compared more often than all else here.
+
+    Attributes:
+        retained: the broker had kept it, and sends it because it was just subscribed to.
+    """
 
     topic: str
     payload: bytes
+    retained: bool = False
 
 
 class FairInbox:

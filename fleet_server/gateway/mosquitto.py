@@ -7,7 +7,8 @@ from pathlib import PurePath
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.topics import FROM_DEVICE, ROOT, TO_DEVICE, alerts_topic
-from fleet_server.enrolment.ids import LISTENER_NAME, SERVER_NAME
+from fleet_server.enrolment.ids import LISTENER_NAME, server_name
+from fleet_server.seat import MOST_SERVERS
 
 PACKET_BYTES = LIMITS.message_bytes + 64 * 1024  # a payload, its topic and properties
 CONNECTIONS = 50_000
@@ -85,7 +86,9 @@ def access_list(*, denies: bool = True) -> str:
         denies: whether the broker knows how to.
     """
     own = f"{ROOT}/+/d/%u"
-    lines = [f"user {SERVER_NAME}", f"topic readwrite {ROOT}/#", ""]
+    lines = []
+    for number in range(1, MOST_SERVERS + 1):
+        lines += [f"user {server_name(number)}", f"topic readwrite {ROOT}/#", ""]
     denied = [f"topic deny {ROOT}/b/#"] if denies else []
     lines += [f"user {LISTENER_NAME}", f"topic read {alerts_topic('+')}", *denied, ""]
     lines += [f"pattern write {own}/{leaf}" for leaf in sorted(FROM_DEVICE)]

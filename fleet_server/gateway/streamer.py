@@ -11,7 +11,7 @@ sends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from agent.protocol.limits import LIMITS
@@ -161,6 +161,10 @@ class Streamer:
         """A device is gone; when it is back it says what it lacks."""
         for stream in self._streams.values():
             stream.listeners.pop(device_id, None)
+
+    def keep(self, wanted: Callable[[str], bool]) -> None:
+        """Forget the streams of other contents."""
+        self._streams = {digest: stream for digest, stream in self._streams.items() if wanted(digest)}
 
     def next(self, now: float, budget: int) -> Iterator[Send]:
         """What to send now, at most `budget` messages."""

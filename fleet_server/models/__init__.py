@@ -24,7 +24,14 @@ from fleet_server.models.enrolment import (
     EnrolmentToken,
 )
 from fleet_server.models.gates import GateRun, GateTrial
-from fleet_server.models.operations import IdempotencyKey, Lease, OutboxMessage
+from fleet_server.models.operations import (
+    DeviceShard,
+    IdempotencyKey,
+    Lease,
+    OutboxMessage,
+    SchemaFloor,
+    Server,
+)
 from fleet_server.models.overview import FleetSnapshot
 from fleet_server.models.rollouts import Deployment, Rollout
 from fleet_server.models.samples import SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
@@ -65,6 +72,7 @@ __all__ = [
     "DeviceConduct",
     "DeviceHolding",
     "DeviceIdentity",
+    "DeviceShard",
     "DriftReference",
     "Enrolment",
     "EnrolmentToken",
@@ -86,6 +94,8 @@ __all__ = [
     "SampleRequestRow",
     "SampleUpload",
     "SamplingRule",
+    "SchemaFloor",
+    "Server",
     "ShardPlan",
     "SourceForm",
     "TelemetryBatchRow",

@@ -50,6 +50,7 @@ class Device(Base):
     online: Mapped[bool] = mapped_column(default=False)
     last_seen_at: Mapped[dt.datetime | None]
     boot_id: Mapped[str | None]
+    earlier_boots: Mapped[list[Any] | None]  # ids of the boots before that one, the newest last
     reported_sequence: Mapped[int] = mapped_column(default=0)
     reported_revision: Mapped[int] = mapped_column(default=0)
     reported_deployments: Mapped[list[Any]] = mapped_column(default=list)  # DeploymentReport, as JSON

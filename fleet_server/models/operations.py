@@ -1,11 +1,11 @@
-"""What the server needs to run: leases between replicas, and messages that must be sent."""
+"""What servers need to run: who they are, leases between them, and messages that must be sent."""
 
 from __future__ import annotations
 
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, LargeBinary
+from sqlalchemy import ForeignKey, Index, LargeBinary, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_server.clock import utc_now
@@ -23,6 +23,39 @@ class Lease(Base):
     until: Mapped[dt.datetime]
 
 
+class Server(Base):
+    """A server that works on this database, by its number; a row whose time is over is free for another."""
+
+    __tablename__ = "servers"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    host: Mapped[str]
+    version: Mapped[str]
+    shared: Mapped[str]  # what servers of one database must have in common, as text to compare
+    started_at: Mapped[dt.datetime]
+    until: Mapped[dt.datetime]
+
+
+class DeviceShard(Base):
+    """Which server handles the messages of the devices of a shard, for as long as that server lives."""
+
+    __tablename__ = "device_shards"
+
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    owner: Mapped[str]  # name of a server; empty: it was given up
+    confirmed: Mapped[bool]  # the owner hears the shard's devices
+
+
+class SchemaFloor(Base):
+    """The last migration that older servers do not work with; one row, or none."""
+
+    __tablename__ = "schema_floor"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    revision: Mapped[str]
+
+
 class OutboxMessage(Base):
     """A message written with the change that caused it, deleted when the broker has acknowledged it."""
 
@@ -34,6 +67,7 @@ class OutboxMessage(Base):
     topic: Mapped[str]
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     retain: Mapped[bool]
+    shard: Mapped[int] = mapped_column(server_default=text("0"))  # whose server sends it
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
 

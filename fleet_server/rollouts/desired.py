@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import encode
@@ -17,6 +18,7 @@ from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
 from fleet_server.conversions.repository import open_trials
+from fleet_server.db import pieces
 from fleet_server.deltas import service as deltas
 from fleet_server.devices import repository as device_repository
 from fleet_server.devices import service as device_service
@@ -46,6 +48,7 @@ def queue_all(session: Session, settings: Settings, devices: Sequence[Device], *
     """
     if not devices:
         return
+    _hold(session, devices)
     for device in devices:
         if not resend:
             device.desired_revision += 1
@@ -55,6 +58,18 @@ def queue_all(session: Session, settings: Settings, devices: Sequence[Device], *
         fleet_id=devices[0].fleet_id,
         payloads={device_topic(device.id, DeviceTopic.DESIRED): encode(states.of(device)) for device in devices},
     )
+
+
+def _hold(session: Session, devices: Sequence[Device]) -> None:
+    """Let no other transaction tell them something else meanwhile: both would call it by the same revision.
+
+    On SQLite only one writes anyway.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        return
+    for piece in pieces(sorted(device.id for device in devices)):
+        query = select(Device).where(Device.id.in_(piece)).order_by(Device.id).with_for_update(key_share=True)
+        session.scalars(query.execution_options(populate_existing=True)).all()
 
 
 def queue_lans(session: Session, settings: Settings, device: Device, lans: Collection[str]) -> None:

@@ -8,15 +8,17 @@ reports by itself, minutes later, and a stage of a rollout would wait for it.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from agent.protocol.topics import shard_of
 from fleet_server.db import Database, pieces
 from fleet_server.domain.reminders import Behind
 from fleet_server.leases import DatabaseLease
-from fleet_server.models import Device
-from fleet_server.rollouts import desired
+from fleet_server.models import Deployment, Device
+from fleet_server.rollouts import desired, repository
 from fleet_server.settings import Settings
 from fleet_server.ticker import Ticker
 
@@ -72,6 +74,29 @@ class Reminder:
                 desired.queue_all(session, self._settings, found, resend=True)
                 told += len(found)
         return told
+
+
+def tell_again(database: Database, settings: Settings, shards: Collection[int]) -> int:
+    """Tell devices of some shards again what they are to run, where they have not settled on it; returns how many.
+
+    Each answers with what it is at: for when their server ended, and what they said meanwhile went nowhere.
+    """
+    with database.read() as session:
+        moving = select(Deployment.device_id).where(
+            Deployment.desired, Deployment.phase.not_in(repository.SETTLED_PHASES)
+        )
+        wanted = or_(Device.id.in_(moving), Device.reported_revision != Device.desired_revision)
+        query = select(Device.id, Device.fleet_id).where(Device.online, Device.forgotten_at.is_(None), wanted)
+        by_fleet: dict[str, list[str]] = {}
+        for device_id, fleet_id in session.execute(query):
+            if shard_of(device_id) in shards:
+                by_fleet.setdefault(fleet_id, []).append(device_id)
+    for ids in by_fleet.values():
+        for piece in pieces(ids, PIECE):
+            with database.write() as session:
+                found = session.scalars(select(Device).where(Device.id.in_(piece))).all()
+                desired.queue_all(session, settings, found, resend=True)
+    return sum(map(len, by_fleet.values()))
 
 
 _IS_BEHIND = (Device.online, Device.reported_revision < Device.desired_revision, Device.forgotten_at.is_(None))

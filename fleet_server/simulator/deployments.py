@@ -6,6 +6,7 @@ A manifest is taken for signed, and what was fetched for right: a simulator has 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -65,6 +66,7 @@ class Deployments:
         put: takes what is to be done.
         connected: whether it has a connection.
         note: takes a level and a sentence for the device's log.
+        activations: counts how often each `model@version` was let serve.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Deployments:
         put: Callable[[Output], None],
         connected: Callable[[], bool],
         note: Callable[[str, str], None],
+        activations: Counter[str],
     ) -> None:
         self._updater = Updater(records, revision)
         self._probation = Probation()
@@ -89,6 +92,7 @@ class Deployments:
         self._put = put
         self._connected = connected
         self._note = note
+        self._activations = activations
         self._fetches: dict[str, _Fetch] = {}
         self._worker = 0  # how often it was started
         self._ticking = False
@@ -206,6 +210,7 @@ class Deployments:
             case LoadArtifact():
                 self._agenda.at(self.now + drawn(self._conduct.load_s), self._loaded, key, self._worker)
             case ActivateArtifact():
+                self._activations[f"{record.manifest.model}@{record.manifest.version}"] += 1
                 self._inference.activate(key, self.now)
                 self.changed = True
             case BeginProbation():

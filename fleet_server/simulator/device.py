@@ -8,6 +8,7 @@ requests for samples are answered as an agent would, from what it simulates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ from agent.protocol.messages import (
     TrialReport,
 )
 from agent.protocol.samples import SampleAck
-from agent.protocol.topics import DeviceTopic, parse_chunk_topic, parse_device_topic
+from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
 from agent.update.updater import Record
 from fleet_server.simulator.agenda import Agenda
@@ -69,6 +70,7 @@ class SimulatedDevice:
         windows: telemetry batches that it made.
         acknowledged: of those, how many the server has.
         refused: messages that it could not read.
+        activations: how often it let each `model@version` serve.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SimulatedDevice:
     ) -> None:
         self.traits = traits
         self.requests = self.windows = self.acknowledged = self.refused = 0
+        self.activations: Counter[str] = Counter()
         self._effects, self._seed, self._run = effects, seed, run
         self._chance = stream(seed, traits.index, Purpose.LIFE)
         self._fixed_interval_s = interval_s
@@ -160,7 +163,7 @@ class SimulatedDevice:
         """A message came."""
         self._set(now)
         try:
-            if "/b/" in topic:
+            if is_chunk_topic(topic):
                 self._deployments.chunk(parse_chunk_topic(topic), payload)
                 return self._done()
             leaf = parse_device_topic(topic).leaf
@@ -218,6 +221,7 @@ class SimulatedDevice:
             self._put,
             lambda: self.connected,
             self._note,
+            self.activations,
         )
         self._deployments.now = now
         conduct, index = self.traits.conduct, self.traits.index

@@ -19,8 +19,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote, urlsplit
 
+from agent.protocol.brokers import BrokerAddresses, BrokerChoice, read_brokers
 from agent.protocol.codec import encode
 from agent.protocol.lifecycle import Phase
 from agent.protocol.messages import Presence
@@ -47,41 +47,17 @@ class SimulationError(Exception):
     """The simulation can't run; the message says what would mend it."""
 
 
-@dataclass(frozen=True)
-class Broker:
-    """Where devices connect to; user and password are the same for all.
+def _brokers(url: str) -> BrokerAddresses:
+    """Where devices connect to.
 
-    Attributes:
-        host: its name or address.
-        port: its port.
-        user: if it wants one.
-        password: of that.
-        secure: whether TLS is spoken, with a certificate a device.
+    Raises:
+        SimulationError: when it is not `mqtt://host:port` or `mqtts://host:port`.
     """
-
-    host: str
-    port: int
-    user: str | None
-    password: str | None
-    secure: bool = False
-
-    @classmethod
-    def at(cls, url: str) -> Broker:
-        """The one of a URL.
-
-        Raises:
-            SimulationError: when it is not `mqtt://host:port` or `mqtts://host:port`.
-        """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), 0
-        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
-            raise SimulationError(f"{url[:200]!r} is no broker: write mqtt://host:port or mqtts://host:port")
-        secure = parts.scheme == "mqtts"
-        user, password = (unquote(one) if one else None for one in (parts.username, parts.password))
-        return cls(parts.hostname, port or (8883 if secure else 1883), user, password, secure)
+    try:
+        return read_brokers(url)
+    except ValueError:
+        detail = f"{url[:200]!r} is no broker: write mqtt://host:port or mqtts://host:port"
+        raise SimulationError(detail) from None
 
 
 @dataclass(frozen=True)
@@ -92,6 +68,8 @@ class Counts:
         devices: that are simulated.
         connected: of those.
         phases: how many deployments that the server wants are in each phase, by `model@version`.
+        activations: how often devices let a version serve, by `model@version`; more than once on some where `repeated`.
+        repeated: devices that let a version serve more than once; those that started anew count too.
         sent: messages that were published.
         received: messages that came.
         requests: that models answered, as far as telemetry tells of them.
@@ -106,6 +84,8 @@ class Counts:
     devices: int = 0
     connected: int = 0
     phases: dict[str, dict[Phase, int]] = field(default_factory=dict)
+    activations: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
     sent: int = 0
     received: int = 0
     requests: int = 0
@@ -121,12 +101,14 @@ class Simulation:
     """Simulated devices; used as a context, in which they run.
 
     Args:
-        broker: URL of the fleet's broker, `mqtt://host:port` or `mqtts://host:port`.
+        broker: URL of the fleet's broker, `mqtt://host:port` or `mqtts://host:port`; several by commas are nodes of a
+            cluster, and each is the first of an equal share of the devices.
         population: the devices.
         effects: what versions do to them.
         seed: of everything that is left to chance.
         interval_s: of telemetry; None takes the server's word.
         connect_per_s: connections a second that are begun.
+        qos: at which devices subscribe to their topics: 1 as agents do by MQTT 5, 0 as they do by 3.1.1.
         source: local address that connections are made from: one has 28,000 ports to one broker.
         identities: the devices' certificates, for a broker that is asked by TLS.
 
@@ -143,12 +125,13 @@ class Simulation:
         seed: int = 0,
         interval_s: float | None = None,
         connect_per_s: float = CONNECT_PER_S,
+        qos: int = 1,
         source: str | None = None,
         identities: Identities | None = None,
     ) -> None:
-        self._broker = Broker.at(broker)
+        self._brokers = _brokers(broker)
         self._identities = identities
-        if self._broker.secure and identities is None:
+        if self._brokers.tls and identities is None:
             raise SimulationError(
                 f"{broker}: devices need certificates there: give --identities and --enroll, let the server's broker "
                 "take everybody (SHOAL_BROKER_TLS=false), or name a listener without TLS, mqtt://host:port"
@@ -158,6 +141,7 @@ class Simulation:
         self._seed = seed
         self._interval_s = interval_s
         self._connect_per_s = connect_per_s
+        self.qos = qos
         self._source = (source, 0) if source else None
         self._links: list[_Link] = []
         self._due: list[tuple[float, int]] = []
@@ -232,7 +216,7 @@ class Simulation:
         run = uuid.uuid4().hex[:16]
         for number, traits in enumerate(self._population):
             device = SimulatedDevice(traits, self._effects, self._seed, run, self.now(), interval_s=self._interval_s)
-            self._links.append(_Link(self, number, device))
+            self._links.append(_Link(self, number, device, BrokerChoice(self._brokers, start=number)))
         workers = [asyncio.create_task(self._connector()) for _ in range(min(CONNECTORS, len(self._links)))]
         workers += [asyncio.create_task(self._keep()), asyncio.create_task(self._live())]
         self._started.set()
@@ -293,8 +277,7 @@ class Simulation:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await loop.create_connection(
                         link.new_connection,
-                        self._broker.host,
-                        self._broker.port,
+                        *link.places.place,
                         local_addr=self._source,
                         ssl=self._context(link.device.device_id),
                     )
@@ -303,7 +286,7 @@ class Simulation:
                     link.lost(str(error) or f"the broker did not answer for {CONNECT_TIMEOUT_S:.0f} s")
 
     def _context(self, device_id: str) -> ssl.SSLContext | None:
-        return self._identities.context(device_id) if self._broker.secure and self._identities is not None else None
+        return self._identities.context(device_id) if self._brokers.tls and self._identities is not None else None
 
     def hello(self, device_id: str, boot_id: str) -> bytes:
         """A device's CONNECT."""
@@ -314,8 +297,8 @@ class Simulation:
             f"shoal-{client_id(device_id)}",
             will,
             keepalive_s=KEEPALIVE_S,
-            user=self._broker.user,
-            password=self._broker.password,
+            user=self._brokers.user,
+            password=self._brokers.password,
         )
 
     async def _keep(self) -> None:
@@ -345,6 +328,9 @@ class Simulation:
     async def _counted(self) -> Counts:
         phases: dict[str, Counter[Phase]] = {}
         devices = [link.device for link in self._links]
+        activations: Counter[str] = Counter()
+        for device in devices:
+            activations.update(device.activations)
         for device in devices:
             for version, phase in device.phases():
                 phases.setdefault(version, Counter())[phase] += 1
@@ -352,6 +338,8 @@ class Simulation:
             devices=len(devices),
             connected=sum(one.connected for one in devices),
             phases={version: dict(found) for version, found in sorted(phases.items())},
+            activations=dict(sorted(activations.items())),
+            repeated=sum(max(one.activations.values(), default=0) > 1 for one in devices),
             sent=sum(link.sent for link in self._links),
             received=sum(link.got for link in self._links),
             requests=sum(one.requests for one in devices),
@@ -378,17 +366,19 @@ class _Link:
         "device",
         "got",
         "number",
+        "places",
         "problem",
         "sent",
         "wanted",
     )
 
-    def __init__(self, simulation: Simulation, number: int, device: SimulatedDevice) -> None:
+    def __init__(self, simulation: Simulation, number: int, device: SimulatedDevice, places: BrokerChoice) -> None:
         self._simulation = simulation
         self._session = Session()
         self._boot_id = ""
         self.number = number
         self.device = device
+        self.places = places
         self.connection: Connection | None = None
         self.called_at = float("inf")
         self.wanted = False
@@ -413,8 +403,10 @@ class _Link:
         """The broker has accepted the connection."""
         assert self.connection is not None
         own = self.device.device_id
-        filters = [(device_topic(own, leaf), 1) for leaf in sorted(TO_DEVICE)]
-        self.connection.subscribe([*filters, (repair_filter(own), 1)])
+        qos = self._simulation.qos
+        filters = [(device_topic(own, leaf), qos) for leaf in sorted(TO_DEVICE)]
+        self.connection.subscribe([*filters, (repair_filter(own), qos)])
+        self.places.accepted()
         self.problem = ""
         self.do(self.device.link_up)
 
@@ -427,6 +419,7 @@ class _Link:
         """There is no connection."""
         self.connection, self.problem = None, reason
         self.broken += 1
+        self.places.ended()
         self.do(self.device.link_lost)
 
     def _carry_out(self, output: Output) -> None:

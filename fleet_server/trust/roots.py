@@ -90,3 +90,26 @@ def _read_root(body: bytes, current: AnyMetadata) -> AnyMetadata:
     if wanted.signed.expires > utc_now() + LONGEST_ROOT:
         raise InvalidError("bad_metadata", "body: a root may last two years at most", field="body")
     return wanted
+
+
+def replace_online_keys(session: Session, settings: Settings, fleet_id: str, *, actor: Who) -> bool:
+    """Replace the keys of snapshot and timestamp, so that clients take versions that begin anew.
+
+    Returns:
+        Whether it could: the root's keys lie on this server, and are enough.
+    """
+    current = ensure(session, settings, fleet_id).root
+    folder = key_folder(settings, fleet_id)
+    held = held_signers(current, "root", folder.load())
+    if len(held) < current.signed.roles["root"].threshold:
+        return False
+    made = {role: folder.make() for role in ("snapshot", "timestamp")}
+    wanted = tuf.next_root(current, {role: [one.public_key] for role, one in made.items()}, {}, utc_now())
+    tuf.sign(wanted, held)
+    subject = f"trust/root/{wanted.signed.version}"
+    audit.record(session, fleet_id=fleet_id, actor=actor, action="trust.replace", subject=subject)
+    repository.add_metadata(session, fleet_id, "root", wanted.signed.version, wanted.to_bytes())
+    advance(session, settings, fleet_id)
+    for keyid in set(current.signed.keys) - set(wanted.signed.keys):
+        folder.remove(keyid)
+    return True

@@ -31,13 +31,13 @@ def test_the_development_lock_is_what_is_pinned() -> None:
     assert pins(lock("dev")) == pinned, REMEDY
 
 
-@pytest.mark.parametrize("name", ["agent", "server"])
+@pytest.mark.parametrize("name", ["agent", "server", "server-convert"])
 def test_what_runs_is_what_was_tested(name: str) -> None:
     other = {key: version for key, version in pins(lock(name)).items() if constraints().get(key, version) != version}
     assert other == {}, REMEDY
 
 
-@pytest.mark.parametrize("name", ["agent", "server", "dev"])
+@pytest.mark.parametrize("name", ["agent", "server", "server-convert", "dev"])
 def test_every_package_has_hashes(name: str) -> None:
     parts = re.split(r"^(?=[A-Za-z0-9._-]+==)", lock(name), flags=re.MULTILINE)[1:]
     assert parts
@@ -47,3 +47,4 @@ def test_every_package_has_hashes(name: str) -> None:
 def test_an_agent_is_made_of_little() -> None:
     heavy = {"torch", "pydantic", "fastapi", "sqlalchemy", "onnx", "typer", "httpx"}
     assert heavy.isdisjoint(pins(lock("agent")))
+    assert "torch" not in pins(lock("server-convert")), "the server's package converts without it"

@@ -57,7 +57,7 @@ def test_a_device_fetches_by_https_what_mqtt_does_not_bring(tmp_path: Path) -> N
     try:
         fleet.start_broker(acl=NO_CHUNKS)
         fleet.start_server(SHOAL_DOWNLOAD_URL=fleet.url)
-        fleet.start_agent("d")
+        fleet.start_agent("b")  # as the part of a topic is called
         fleet.post("/profiles", PROFILE)
         wait_until("the device", lambda: [one for one in fleet.get("/devices")["items"] if one["profile"]])
         ready(fleet, "1")
@@ -65,7 +65,7 @@ def test_a_device_fetches_by_https_what_mqtt_does_not_bring(tmp_path: Path) -> N
         wait_until("the rollout", lambda: fleet.rollout_state(rollout) == "succeeded")
         (row,) = fleet.deployments(rollout)
         assert row["sources"] == {"https": everything(fleet, row)}
-        assert answers(fleet, "d") == [0, 1, 2]
+        assert answers(fleet, "b") == [0, 1, 2]
     finally:
         fleet.stop()
 

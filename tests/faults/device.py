@@ -32,6 +32,7 @@ from agent.protocol.manifest import Manifest, ModelFormat, Precision, RuntimeNam
 from agent.protocol.messages import DesiredDeployment, DesiredState, Need, Reported
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
+from agent.sd_notify import ServiceManager
 from agent.serving.ipc import Activate, Activated, Collect, Load, Loaded, Peek, Peeked, Ready, Unload, Window
 from agent.supervisor import Supervisor
 
@@ -392,4 +393,4 @@ def run(
     if network is not None:
         link[0].chance = random.Random(network)
         agent.update.download.STALLED_S = 0.01
-    supervisor.run()
+    supervisor.run(ServiceManager({}))

@@ -308,6 +308,33 @@ def test_of_reports_that_are_taken_in_together_one_that_fails_is_undone_alone(
         assert [session.get(Device, f"dev-{number}") is not None for number in range(4)] == [True, False, True, False]
 
 
+def test_what_was_said_before_another_boot_is_stale_however_late_it_comes(
+    database: Database, handlers: Handlers
+) -> None:
+    """Of several servers one may have it in its session at the broker until it is started again."""
+    for boot, sequence, revision in (("b", 5, 1), ("c", 1, 2), ("d", 1, 3), ("b", 6, 4), ("c", 9, 4), ("d", 2, 5)):
+        known = msgspec.structs.replace(HELLO, boot_id=boot, sequence=sequence, revision=revision)
+        say(handlers, DeviceTopic.REPORTED, known)
+    with database.read() as session:
+        device = session.get_one(Device, "dev-1")
+        assert (device.boot_id, device.reported_revision) == ("d", 5)
+        assert device.earlier_boots == ["b", "c"]
+
+
+def test_a_device_that_spoke_when_nobody_listened_is_asked(handlers: Handlers, said: list[tuple[str, bytes]]) -> None:
+    topic, here = device_topic("dev-1", DeviceTopic.PRESENCE), encode(Presence(online=True, boot_id="b"))
+    handlers.handle(Message(topic, here))
+    handlers.handle(Message(topic, encode(Presence(online=False, boot_id="b")), retained=True))
+    assert said == [], "one that says so now reports next, and one that is gone can't"
+    handlers.handle(Message(topic, here, retained=True))
+    ((asked, body),) = said
+    assert asked == device_topic("dev-1", DeviceTopic.DESIRED)
+    assert decode(body, DesiredState).revision == 0
+    say(handlers, DeviceTopic.REPORTED, HELLO)
+    handlers.handle(Message(topic, here, retained=True))
+    assert len(said) == 1, "it is known"
+
+
 def told_peers(database: Database) -> dict[str, tuple[str, ...]]:
     """What is to be sent, by device; it counts as sent."""
     with database.write() as session:

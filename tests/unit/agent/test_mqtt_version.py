@@ -56,6 +56,10 @@ def test_a_broker_that_was_replaced_by_an_older_one_is_noticed() -> None:
     assert choice.answered(), "that is news"
 
 
+def test_where_sessions_are_dear_nothing_is_left_in_them() -> None:
+    assert (MqttVersion.V5.qos, MqttVersion.V3_1_1.qos) == (1, 0)
+
+
 def test_client_ids_have_no_dot_and_are_one_a_device() -> None:
     ids = ["cam.1", "cam-1", "cam_1", "cam1", "c.am.1"]
     found = [client_id(one) for one in ids]

@@ -34,7 +34,14 @@ from agent.protocol.errors import WireError
 from agent.protocol.facts import LinkFacts
 from agent.protocol.manifest import manifest_bytes
 from agent.protocol.messages import ChunkRange, DesiredDeployment, DesiredState, Need
-from agent.protocol.topics import broadcast_topic, parse_chunk_topic
+from agent.protocol.topics import (
+    DeviceTopic,
+    broadcast_topic,
+    device_topic,
+    is_chunk_topic,
+    parse_chunk_topic,
+    repair_topic,
+)
 from agent.protocol.version import SPOKEN
 from agent.update.budget import LENGTH_S, Ledger, index_of, period_end
 from agent.update.download import WINDOW, Allowance
@@ -442,6 +449,14 @@ def test_impossible_needs_are_refused(fields: dict[str, float]) -> None:
     assert decode(encode(need), Need) == need
     with pytest.raises(WireError):
         decode(encode(msgspec.structs.replace(need, **fields)), Need)
+
+
+@pytest.mark.parametrize("device_id", ["cam-1", "b", "d"])
+def test_a_device_may_be_called_as_a_part_of_a_topic(device_id: str) -> None:
+    assert is_chunk_topic(broadcast_topic("a" * 64, 5))
+    assert is_chunk_topic(repair_topic(device_id, "a" * 64, 5))
+    assert parse_chunk_topic(repair_topic(device_id, "a" * 64, 5)).device_id == device_id
+    assert not any(is_chunk_topic(device_topic(device_id, leaf)) for leaf in DeviceTopic)
 
 
 @pytest.mark.parametrize("numbers", ["1-2-x", "1--2", "-1", "-".join(["1"] * 17), "1-2-3-"])
