@@ -5,7 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-BENCHES := convert serving swaps optimize compress footprint delta delivery ingest rollouts queries dashboard distributed stages lan
+BENCHES := convert serving swaps optimize compress footprint delta delivery ingest soak rollouts queries device-list scale dashboard \
+  distributed stages lan
 
 .PHONY: help
 help: ## list the targets
@@ -161,11 +162,14 @@ bench-delivery: setup ## one artifact to fifty devices at once, beside nginx and
 bench-queries: setup ## what requests cost at the database with 10,000 and 100,000 devices, with every plan (.bench; half an hour)
 bench-ingest: setup ## telemetry samples a second into SQLite and PostgreSQL, beside a bare subscriber
 bench-lan: setup ## bursts over a device's bound with and without peers, and what forwarding adds (1 min)
+bench-soak: setup ## whether the server's memory stays where it is while telemetry comes: an hour, on PostgreSQL
+bench-device-list: setup ## processor time of a page of 50 devices of 10,000 and 100,000, beside the raw driver (3 min)
+bench-scale: setup ## what a device costs server, broker and database: 1,000 to 10,000, with and without TLS (half an hour)
 bench-stages: setup ## a net cut into 2 and 3 stages: answers, memory and throughput beside the slowest stage (half a minute)
 bench-dashboard: setup ## when pages of 10,000 devices with a month of telemetry show something, in Chromium
 bench-distributed: setup ## one request over several devices, beside one device: equal, unequal, one that dies (about 1 min)
 $(addprefix bench-,$(BENCHES)): bench-%:
-	@$(BIN)/python tests/benchmarks/$*.py
+	@$(BIN)/python tests/benchmarks/$(subst -,_,$*).py
 
 .PHONY: clean
 clean: ## remove what the demo and the tools leave; the environment stays

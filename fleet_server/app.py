@@ -18,8 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_server import migrations
 from fleet_server.access import endpoints as access
 from fleet_server.access.authentication import LoginDesk
-from fleet_server.access.authorization import RequestLimits, authorize
+from fleet_server.access.authorization import ForgetsOnChange, RequestLimits, authorize
 from fleet_server.access.bootstrap import bootstrap_token
+from fleet_server.access.known import KnownPrincipals
 from fleet_server.access.oidc import OidcVerifier
 from fleet_server.addresses import is_loopback
 from fleet_server.agent_releases import endpoints as agent_releases
@@ -74,6 +75,7 @@ from fleet_server.servers import Common, Membership
 from fleet_server.settings import Settings
 from fleet_server.shards import endpoints as shards
 from fleet_server.shards.keeper import ShardKeeper
+from fleet_server.short_way import ShortWay
 from fleet_server.telemetry import endpoints as telemetry
 from fleet_server.telemetry.keeper import TelemetryKeeper
 from fleet_server.trust import endpoints as trust
@@ -138,12 +140,17 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_name,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are metrics.observing and spans
     )
     app.state.settings = settings
+    app.add_middleware(ShortWay, state=app.state)
     app.add_middleware(SecureHeaders)
     app.state.drain = Drain()
     app.add_middleware(ClosedConnections, drain=app.state.drain)
+    app.state.instruments = Instruments()
     app.state.request_limits = RequestLimits(settings, time.monotonic)
+    app.state.known_principals = KnownPrincipals(time.monotonic)
+    app.add_middleware(ForgetsOnChange, known=app.state.known_principals)
     app.state.login_desk = LoginDesk(dt.timedelta(hours=settings.session_hours), time.monotonic)
     app.state.oidc = OidcVerifier.of(settings, time.monotonic)
     api = APIRouter(
@@ -167,7 +174,6 @@ def create_app(settings: Settings) -> FastAPI:
     describe(app)
     add_idempotency(app)
     add_problems(app, loopback_only=is_loopback(settings.host), body_limit=settings.request_max_mb << 20)
-    app.state.instruments = Instruments()
     app.add_middleware(RequestTracer)
     app.add_middleware(RequestTimer, instruments=app.state.instruments)
     return app

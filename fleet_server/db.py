@@ -11,10 +11,13 @@ often can keep another from ever writing. So the threads of this process take tu
 from __future__ import annotations
 
 import datetime as dt
+import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from sqlalchemy import ColumnElement, DateTime, Dialect, Engine, MetaData, and_, create_engine, event, tuple_
 from sqlalchemy.engine import make_url
@@ -97,6 +100,14 @@ class Base(DeclarativeBase):
     }
 
 
+def _read_json(text: str | bytes) -> Any:
+    """A value of a JSON column, as fast as can be; what only Python takes for JSON (`NaN`), as Python does."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return json.loads(text)
+
+
 class Database:
     """Engine and sessions.
 
@@ -111,8 +122,14 @@ class Database:
         self.owner = owner
         self._export = export
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(url) if self.is_sqlite else create_engine(url, pool_pre_ping=True, pool_size=20)
+        self._engine = (
+            _sqlite_engine(url)
+            if self.is_sqlite
+            else create_engine(url, pool_pre_ping=True, pool_size=20, json_deserializer=_read_json)
+        )
         self._writing = self._engine.execution_options(shoal_write=True)
+        self._of_thread = threading.local()
+        self._drivers: list[Any] = []  # of all threads
         self._turns: AbstractContextManager[object] = Turns() if self.is_sqlite else nullcontext()
 
     @property
@@ -134,13 +151,45 @@ class Database:
         with Session(self._engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
+    @contextmanager
+    def driver(self) -> Iterator[Any]:
+        """This thread's connection of the raw driver, for single statements that read and are asked all the time.
+
+        Beside SQLAlchemy and its pool; one that has failed is replaced. On SQLite it waits for nobody: who reads by
+        it would stand still where all other requests come by.
+        """
+        connection: Any = getattr(self._of_thread, "driver", None)
+        if connection is None:
+            pooled = self._engine.raw_connection()
+            connection = pooled.driver_connection
+            pooled.detach()
+            if isinstance(connection, psycopg.Connection):
+                connection.rollback()
+                connection.autocommit = True
+                connection.prepare_threshold = 1
+            else:
+                connection.execute("PRAGMA busy_timeout=0")
+            self._of_thread.driver = connection
+            self._drivers.append(connection)
+        try:
+            yield connection
+        except BaseException:
+            self._of_thread.driver = None
+            self._drivers.remove(connection)
+            connection.close()
+            raise
+
     def dispose(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+        while self._drivers:
+            self._drivers.pop().close()
+        self._of_thread = threading.local()
 
 
 def _sqlite_engine(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False})
+    arguments = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    engine = create_engine(url, connect_args=arguments, json_deserializer=_read_json)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:

@@ -2,6 +2,9 @@
 
 A writing session commits when the endpoint function ends and before the answer is sent (FastAPI's `scope="function"`),
 so that a client that has its answer can rely on it.
+
+What waits for nothing is `async`: FastAPI calls all else in a thread of its pool, and going there and back takes longer
+than most of what is done here.
 """
 
 from __future__ import annotations
@@ -21,52 +24,62 @@ from fleet_server.schemas import Digest, Name
 from fleet_server.settings import Settings
 
 
-def _database(request: Request) -> Database:
+async def _database(request: Request) -> Database:
     database: Database = request.app.state.database
     return database
 
 
 def _read_session(request: Request) -> Iterator[Session]:
-    with _database(request).read() as session:
+    database: Database = request.app.state.database
+    with database.read() as session:
         yield session
 
 
 def _write_session(request: Request) -> Iterator[Session]:
-    with _database(request).write() as session:
+    database: Database = request.app.state.database
+    with database.write() as session:
         request.state.write_session = session  # for who writes the answer beside the change
         yield session
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def current_principal(request: Request) -> Principal:
-    """Who sent the request, as the check before every endpoint found out.
-
-    Raises:
-        FleetError: where there was no such check: then nobody may.
-    """
+def _checked(request: Request) -> Principal:
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
         raise FleetError("not_checked", "this endpoint does not check who asks, so nobody may: report this defect")
     return principal
 
 
-def _fleet_id(request: Request) -> str:
-    return current_principal(request).fleet_id
+async def current_principal(request: Request) -> Principal:
+    """Who sent the request, as the check before every endpoint found out.
+
+    Raises:
+        FleetError: where there was no such check: then nobody may.
+    """
+    return _checked(request)
 
 
-def origin(request: Request) -> ActorOfRequest:
-    """Where a request comes from, when it is not known from whom."""
+async def _fleet_id(request: Request) -> str:
+    return _checked(request).fleet_id
+
+
+def _origin(request: Request) -> ActorOfRequest:
     address = request.client.host if request.client else ""
     return ActorOfRequest("", "", address, request.state.request_id)
 
 
-def _actor(request: Request) -> ActorOfRequest:
-    principal = current_principal(request)
-    return replace(origin(request), name=principal.name, id=principal.id)
+async def origin(request: Request) -> ActorOfRequest:
+    """Where a request comes from, when it is not known from whom."""
+    return _origin(request)
+
+
+async def _actor(request: Request) -> ActorOfRequest:
+    principal = _checked(request)
+    return replace(_origin(request), name=principal.name, id=principal.id)
 
 
 ReadSession = Annotated[Session, Depends(_read_session, scope="function")]

@@ -12,7 +12,7 @@ import binascii
 import datetime as dt
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from fleet_server.errors import InvalidError
 from fleet_server.schemas import PAGE_LIMIT, Page
 
 CURSOR_CHARS = 2048
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 RowT = TypeVar("RowT")
 ViewT = TypeVar("ViewT", bound=BaseModel)
 Ts = TypeVarTuple("Ts")
@@ -190,7 +191,7 @@ def matches(column: Column, text: str) -> ColumnElement[bool]:
 def encode_cursor(sort: str, value: Key, unique: Key) -> str:
     """The opaque cursor of a row."""
     plain = value.isoformat() if isinstance(value, dt.datetime) else value
-    text = json.dumps([sort, plain, unique], separators=(",", ":"), ensure_ascii=False)
+    text = _compact.encode([sort, plain, unique])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -247,11 +248,11 @@ def in_utc(time: dt.datetime | None, field: str) -> dt.datetime | None:
         raise InvalidError("bad_time", f"{field}: no such time; give one of the years 2 to 9998", field=field) from None
 
 
-def paged(listing: _Sorted) -> Callable[..., PageRequest]:
+def paged(listing: _Sorted) -> Callable[..., Coroutine[Any, Any, PageRequest]]:
     """The FastAPI dependency that reads which page of a list is asked for, with the parameters that the list has."""
     prefix = listing.times or ""
 
-    def asked(request: Request, response: Response, limit: int, sort: str, **given: Any) -> PageRequest:
+    async def asked(request: Request, response: Response, limit: int, sort: str, **given: Any) -> PageRequest:
         def announce(following: str) -> None:
             """As a path, so that it holds behind a proxy too."""
             url = request.url.include_query_params(cursor=following)

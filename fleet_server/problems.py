@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-import uuid
-from collections.abc import Awaitable, Callable
+import secrets
+from functools import lru_cache
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.protocol.logs import log_ids
 from fleet_server.addresses import is_loopback
@@ -50,25 +51,63 @@ def add_problems(app: FastAPI, *, loopback_only: bool, body_limit: int) -> None:
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(Exception, _unexpected)
 
-    @app.middleware("http")
-    async def every_request(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.request_id = uuid.uuid4().hex
-        with log_ids(request_id=request.state.request_id):
-            refusal = _refusal(request, loopback_only=loopback_only, body_limit=body_limit)
-            response = refusal or await call_next(request)
-        response.headers["X-Request-Id"] = request.state.request_id
-        return response
+    app.add_middleware(EveryRequest, loopback_only=loopback_only, body_limit=body_limit)
 
 
-def _refusal(request: Request, *, loopback_only: bool, body_limit: int) -> Response | None:
-    host = _HOST.fullmatch(request.headers.get("host", ""))
-    if loopback_only and (host is None or not is_loopback(host[1].lower())):
+class EveryRequest:
+    """ASGI middleware: a request has an id, which its answer says; one that this server can't take goes no further.
+
+    Args:
+        app: what it stands before.
+        loopback_only: as of `add_problems`.
+        body_limit: as of `add_problems`.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback_only: bool, body_limit: int) -> None:
+        self._app = app
+        self._loopback_only = loopback_only
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+        told = (b"x-request-id", request_id.encode())
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [pair for pair in message.get("headers", ()) if pair[0] != told[0]]
+                message = {**message, "headers": [*kept, told]}
+            await send(message)
+
+        with log_ids(request_id=request_id):
+            refusal = _refusal(scope, loopback_only=self._loopback_only, body_limit=self._body_limit)
+            await (refusal or self._app)(scope, receive, telling)
+
+
+@lru_cache(maxsize=256)
+def _is_own(host: bytes) -> bool:
+    found = _HOST.fullmatch(host.decode("latin-1"))
+    return found is not None and is_loopback(found[1].lower())
+
+
+def _refusal(scope: Scope, *, loopback_only: bool, body_limit: int) -> Response | None:
+    host = declared = b""
+    for name, value in reversed(scope["headers"]):  # of several the first counts
+        if name == b"host":
+            host = value
+        elif name == b"content-length":
+            declared = value
+    if loopback_only and not _is_own(host):
         detail = "this server is for its own machine only: ask for it as localhost or 127.0.0.1, or set SHOAL_HOST"
-        return _problem(request, status=400, title="Bad request", code="unknown_host", detail=detail)
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > body_limit and not OWN_BOUND.fullmatch(request.url.path):
-        return _too_large(request)
-    if "\0" in request.scope["path"] or "\0" in "".join(request.query_params.values()):
+        return _problem(Request(scope), status=400, title="Bad request", code="unknown_host", detail=detail)
+    if declared.isdigit() and int(declared[:20]) > body_limit and not OWN_BOUND.fullmatch(scope["path"]):
+        return _too_large(Request(scope))
+    request, asked = Request(scope), scope["query_string"]
+    if "\0" in scope["path"] or (b"%00" in asked and "\0" in "".join(request.query_params.values())):
         detail = "the address holds a NUL character (%00), which no name has: leave it out"
         return _problem(request, status=422, title="The request is not valid", code="invalid", detail=detail)
     return None

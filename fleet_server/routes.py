@@ -49,13 +49,15 @@ def _acting(handle: Handler) -> Handler:
     return act
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Dependency of every router below `/api/v1`: a filter with a misspelt name must not be one that narrows nothing.
 
     Raises:
         InvalidError: naming the parameters that the operation does not have.
     """
     route: APIRoute = request.scope["route"]
+    if not request.scope["query_string"]:
+        return
     known = parameters_of(route.dependant)
     unknown = [name for name in dict.fromkeys(request.query_params) if name not in known]
     if unknown:

@@ -41,7 +41,8 @@ class Response(BaseModel):
     """Base of what the server answers."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)
-    observed: ClassVar[frozenset[str]] = frozenset()  # fields that do not count for `If-Match`: preconditions.py
+    # Fields that do not count for `If-Match` (preconditions.py); None for what nobody changes as a whole.
+    observed: ClassVar[frozenset[str] | None] = frozenset()
 
 
 def example(**fields: Any) -> ConfigDict:
@@ -54,6 +55,8 @@ ItemT = TypeVar("ItemT", bound=BaseModel)
 
 class Page(Response, Generic[ItemT]):
     """One page of a list."""
+
+    observed = None
 
     items: list[ItemT]
     next_cursor: str | None = Field(None, description="Pass as `cursor` for the next page; null on the last one.")

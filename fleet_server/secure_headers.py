@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
+from functools import cache
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 NOTHING = "default-src 'none'; frame-ancestors 'none'"
@@ -20,12 +21,21 @@ def secure_headers(scope: Scope) -> dict[str, str]:
     Args:
         scope: of the request: answers of the API are kept by nobody, and over TLS (RFC 6797) no plain HTTP follows.
     """
+    return _headers(scope["path"].startswith("/api/"), scope["scheme"] == "https")
+
+
+def _headers(of_api: bool, over_tls: bool) -> dict[str, str]:  # noqa: FBT001
     headers = dict(_ALWAYS)
-    if scope["path"].startswith("/api/"):
+    if of_api:
         headers["Cache-Control"] = "no-store"
-    if scope["scheme"] == "https":
+    if over_tls:
         headers["Strict-Transport-Security"] = "max-age=31536000"
     return headers
+
+
+@cache
+def _raw(of_api: bool, over_tls: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001
+    return [(name.lower().encode(), value.encode()) for name, value in _headers(of_api, over_tls).items()]
 
 
 class SecureHeaders:
@@ -42,9 +52,10 @@ class SecureHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                present = MutableHeaders(scope=message)
-                for name, value in secure_headers(scope).items():
-                    present.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                present = {name for name, _ in headers}
+                added = _raw(scope["path"].startswith("/api/"), scope["scheme"] == "https")
+                message = {**message, "headers": headers + [one for one in added if one[0] not in present]}
             await send(message)
 
         await self._app(scope, receive, with_headers)

@@ -563,10 +563,9 @@ def _check_batch(message: TelemetryBatch) -> None:
         )
         _bound(model.latency, LIMITS.histogram_buckets, "latency")
         _bound(model.confusion, LIMITS.confusion_cells, "confusion")
-        _require(
-            all(0 <= b < LIMITS.histogram_buckets and 0 <= n < LIMITS.total for b, n in model.latency.items()),
-            "latency holds an impossible bucket",
-        )
+        fits = _all_within(model.latency, 0, LIMITS.histogram_buckets - 1)
+        fits = fits and _all_within(model.latency.values(), 0, LIMITS.total - 1)
+        _require(fits, "latency holds an impossible bucket")
         _require(
             all(min(cell) >= 0 and max(cell) < LIMITS.total for cell in model.confusion),
             "confusion holds a negative number",
@@ -594,9 +593,15 @@ def _check_signals(model: ModelWindow) -> None:
 
 
 def _check_cells(cells: Mapping[int, int], field: str, first: int, last: int, limit: int) -> None:
+    if not cells:
+        return
     _bound(cells, limit, field)
-    fits = all(first <= cell <= last and 0 <= count < LIMITS.total for cell, count in cells.items())
-    _require(fits, f"{field} holds an impossible cell")
+    if not (_all_within(cells, first, last) and _all_within(cells.values(), 0, LIMITS.total - 1)):
+        raise WireError(WireErrorCode.MALFORMED, f"{field} holds an impossible cell")
+
+
+def _all_within(numbers: Collection[int], first: int, last: int) -> bool:
+    return not numbers or (min(numbers) >= first and max(numbers) <= last)
 
 
 def _check_facts(facts: DeviceFacts) -> None:
@@ -619,13 +624,16 @@ def _check_facts(facts: DeviceFacts) -> None:
 
 def _names(**texts: str) -> None:
     """Short, and without the NUL that no database holds."""
+    most = LIMITS.name_chars
     for field, text in texts.items():
-        _require(len(text) <= LIMITS.name_chars and "\0" not in text, f"{field} is too long, or holds a NUL character")
+        if len(text) > most or "\0" in text:
+            raise WireError(WireErrorCode.MALFORMED, f"{field} is too long, or holds a NUL character")
 
 
 def _counts(limit: int, **numbers: int) -> None:
     for field, number in numbers.items():
-        _require(0 <= number < limit, f"{field} is negative or impossibly large")
+        if not 0 <= number < limit:
+            raise WireError(WireErrorCode.MALFORMED, f"{field} is negative or impossibly large")
 
 
 def _bound(values: Collection[object], limit: int, field: str) -> None:

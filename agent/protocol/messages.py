@@ -477,7 +477,7 @@ class TensorSketch(msgspec.Struct, frozen=True):
     deviation: dict[int, int] = {}
 
 
-class ModelWindow(msgspec.Struct, frozen=True):
+class ModelWindow(msgspec.Struct, frozen=True, gc=False):
     """What one loaded artifact did in one telemetry window.
 
     Confidences, predictions and sketches are of a sample of the rows (`agent.telemetry.sketches`): compare their
@@ -530,7 +530,7 @@ class ModelWindow(msgspec.Struct, frozen=True):
     dropped: int = 0
 
 
-class HostWindow(msgspec.Struct, frozen=True):
+class HostWindow(msgspec.Struct, frozen=True, gc=False):
     """The device itself at the end of a telemetry window; None where it can't be measured.
 
     Attributes:
@@ -548,7 +548,7 @@ class HostWindow(msgspec.Struct, frozen=True):
     disk_free_mb: float | None = None
 
 
-class TelemetryBatch(msgspec.Struct, frozen=True):
+class TelemetryBatch(msgspec.Struct, frozen=True, gc=False):
     """One telemetry window, kept on the device's disk until the server says it is stored.
 
     Attributes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from zlib import crc32
 
 from agent.protocol.errors import WireError, WireErrorCode
@@ -16,6 +17,7 @@ from agent.protocol.limits import LIMITS
 
 ROOT = "shoal/v1"
 SHARDS = 64
+KNOWN_TOPICS = 16_384
 
 DEVICE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
@@ -178,8 +180,9 @@ class ParsedChunkTopic:
     others: tuple[int, ...] = ()
 
 
+@lru_cache(maxsize=KNOWN_TOPICS)
 def parse_device_topic(topic: str) -> ParsedDeviceTopic:
-    """Read a device's topic.
+    """Read a device's topic; those that were read before are known.
 
     Raises:
         WireError: `malformed` when it is none, `wrong_device` when the shard is not the device's.

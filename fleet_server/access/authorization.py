@@ -6,15 +6,23 @@ import threading
 from collections.abc import Callable
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent.protocol.logs import note_ids
 from fleet_server.access import policy
 from fleet_server.access.authentication import Proof, authenticate, network_of
+from fleet_server.access.known import KnownPrincipals
 from fleet_server.clock import utc_now
+from fleet_server.db import Database
 from fleet_server.errors import FleetError, TooManyRequestsError
 from fleet_server.http import Db
+from fleet_server.principals import Principal
 from fleet_server.rates import KeyedBuckets
 from fleet_server.settings import Settings
+
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class RequestLimits:
@@ -58,7 +66,7 @@ class RequestLimits:
             )
 
 
-def authorize(request: Request, database: Db) -> None:
+async def authorize(request: Request, database: Db) -> None:
     """Dependency of every router below `/api/v1`; leaves the principal at the request.
 
     Raises:
@@ -76,7 +84,7 @@ def authorize(request: Request, database: Db) -> None:
         return
     proof = Proof(request.headers.get("Authorization"), request.headers.get("X-Shoal-Fleet"))
     try:
-        principal = authenticate(database, request.app.state.admin_token, proof, utc_now(), request.app.state.oidc)
+        principal = await identify(request.app.state, database, proof)
     except FleetError:
         limits.count_address(address)
         raise
@@ -84,3 +92,49 @@ def authorize(request: Request, database: Db) -> None:
     policy.check(principal, action)
     request.state.principal = principal
     note_ids(fleet=principal.fleet_id)
+
+
+async def identify(state: State, database: Database, proof: Proof) -> Principal:
+    """The principal of a request, as the database says now or said a moment ago.
+
+    Args:
+        state: of the application.
+        database: with fleets, users and tokens.
+        proof: what the request brings.
+
+    Raises:
+        FleetError: as `authenticate` does.
+    """
+    known: KnownPrincipals = state.known_principals
+    principal = known.get(proof)
+    if principal is None:
+        forgotten = known.forgotten
+        principal = await run_in_threadpool(authenticate, database, state.admin_token, proof, utc_now(), state.oidc)
+        known.keep(proof, principal, forgotten)
+    return principal
+
+
+class ForgetsOnChange:
+    """ASGI middleware: what a request may have changed of rights holds by the time that its sender has the answer.
+
+    Args:
+        app: what it stands before.
+        known: to forget.
+    """
+
+    def __init__(self, app: ASGIApp, known: KnownPrincipals) -> None:
+        self._app = app
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] in SAFE:
+            await self._app(scope, receive, send)
+            return
+
+        async def forgetting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._known.forget()
+            await send(message)
+
+        await self._app(scope, receive, forgetting)

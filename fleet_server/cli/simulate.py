@@ -19,6 +19,7 @@ from fleet_server.cli.output import Output, OutputOption, errors, fail, rows_tab
 
 if TYPE_CHECKING:
     from fleet_server.simulator.behaviours import Behaviours
+    from fleet_server.simulator.identities import Identities
     from fleet_server.simulator.runner import Counts
 
 LOOK_S = 1.0
@@ -28,7 +29,7 @@ ORDINARY = {"raspberry-pi-5": 1.0}
 
 def simulate(
     broker: Annotated[
-        str, typer.Option(help="The fleet's broker, mqtt://host:port, without TLS; a cluster's by commas.")
+        str, typer.Option(help="The fleet's broker, mqtt://host:port or mqtts://…; a cluster's by commas.")
     ] = "mqtt://127.0.0.1:7471",
     devices: Annotated[int, typer.Option("-n", "--devices", help="How many.", min=1, max=100_000)] = 200,
     behaviours: Annotated[
@@ -59,16 +60,30 @@ def simulate(
     source: Annotated[
         str | None, typer.Option(help="Local address to connect from: one has ports for 28,000 connections.")
     ] = None,
+    identities: Annotated[
+        Path | None, typer.Option(help="Folder of the devices' certificates, for a broker by TLS.")
+    ] = None,
+    enroll: Annotated[
+        str | None, typer.Option(help="Enrolment token for those that have no certificate there yet.")
+    ] = None,
+    server: Annotated[
+        str, typer.Option(envvar="SHOAL_URL", help="Where they enrol; plain HTTP on this machine.")
+    ] = "http://127.0.0.1:7470",
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="SHOAL_CA_FILE", help="PEM that an https:// server is checked by.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Simulate many devices, until Ctrl-C.
 
-    They speak the real protocol to a real broker and server, which must take devices without certificates
-    (SHOAL_BROKER_TLS=false, `shoal up --insecure`). Models are not run: how devices answer is drawn.
+    They speak the real protocol to a real broker and server. These must take devices without certificates
+    (SHOAL_BROKER_TLS=false, `shoal up --insecure`), or the devices enrol first (--identities, --enroll). Models are
+    not run: how devices answer is drawn.
 
     Example: shoal simulate --devices 2000 --profile-mix raspberry-pi-5=3,x86-64-vnni=1 --faults flaky=0.05
     """
     from fleet_server.simulator.behaviours import BehavioursError
+    from fleet_server.simulator.identities import Identities, IdentitiesError
     from fleet_server.simulator.population import populate
     from fleet_server.simulator.runner import Simulation, SimulationError
 
@@ -77,6 +92,9 @@ def simulate(
         wanted = _behaviours(behaviours, profile_mix, faults)
         population = populate(wanted, devices, seed, first=first, prefix=prefix)
         logging.getLogger("agent.commands").setLevel(logging.ERROR)  # each of thousands of devices would tell of each
+        held = None if identities is None else Identities(identities)
+        if enroll is not None:
+            _enrol(held, [one.device_id for one in population], server, enroll, ca_file)
         simulation = Simulation(
             broker,
             population,
@@ -86,6 +104,7 @@ def simulate(
             connect_per_s=connect_rate,
             qos=qos,
             source=source,
+            identities=held,
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: stopping.set())
@@ -94,11 +113,25 @@ def simulate(
         ended = simulation.stop()
     except BehavioursError as error:
         raise fail(f"{behaviours}: {error}" if behaviours else str(error), 2) from None
-    except SimulationError as error:
+    except (SimulationError, IdentitiesError) as error:
         raise fail(str(error)) from None
     _summary(ended, output)
     if ended.sent == 0:
         raise fail(f"no device reached the broker at {broker}: {ended.problem or 'it ended too soon'}")
+
+
+def _enrol(held: Identities | None, device_ids: Sequence[str], server: str, token: str, ca_file: Path | None) -> None:
+    """Get certificates for those that have none; says how far it is every thousand."""
+    from agent.enrolment import Request
+
+    if held is None:
+        raise fail("--enroll: say where certificates are kept: --identities FOLDER", 2)
+
+    def told(done: int, of: int) -> None:
+        if done % 1000 == 0 or done == of:
+            errors.print(f"{done} of {of} devices enrolled")
+
+    held.enrol(device_ids, Request(server, token, ca_file=str(ca_file or "")), told)
 
 
 def _behaviours(file: Path | None, mix: str | None, faults: str | None) -> Behaviours:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -446,8 +446,8 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
         tags=effective_tags(device.facts, device.tags),
         facts=device.facts,
         serving=[ServingView.model_validate(one) for one in device.serving],
-        problems=[_problem(one) for one in device.problems],
-        waiting=[DeploymentWaiting.model_validate(one) for one in device.reported_deployments if one.get("waiting")],
+        problems=[problem_view(one) for one in device.problems],
+        waiting=waiting_views(device.reported_deployments),
         hold=HoldView.model_validate(device.hold) if device.hold else None,
         desired_revision=device.desired_revision,
         reported_revision=device.reported_revision,
@@ -455,7 +455,13 @@ def device_view(device: Device, profile_name: str | None) -> DeviceView:
     )
 
 
-def _problem(one: dict[str, Any]) -> ProblemView:
+def waiting_views(deployments: Iterable[dict[str, Any]]) -> list[DeploymentWaiting]:
+    """Those of a device's reported deployments that stand still on purpose."""
+    return [DeploymentWaiting.model_validate(one) for one in deployments if one.get("waiting")]
+
+
+def problem_view(one: dict[str, Any]) -> ProblemView:
+    """The HTTP shape of a problem that a device reported."""
     first, last = (dt.datetime.fromtimestamp(one[name], dt.UTC) for name in ("first_at", "last_at"))
     return ProblemView(
         code=one["code"], detail=one["detail"], first_at=first, last_at=last, count=one["count"], ongoing=one["ongoing"]

@@ -66,6 +66,7 @@ from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
 NO_KEY = "0" * 64
+_TELEMETRY, _REPORTED = f"/{DeviceTopic.TELEMETRY}", f"/{DeviceTopic.REPORTED}"
 ENTITLED_S = 5.0  # one that is locked out is disconnected within that time too
 ENTITLED_KEPT = 50_000
 
@@ -398,12 +399,12 @@ class Handlers:
 
 def is_telemetry(message: Message) -> bool:
     """Whether a message is, by its topic, a batch of telemetry."""
-    return message.topic.endswith(f"/{DeviceTopic.TELEMETRY}")
+    return message.topic.endswith(_TELEMETRY)
 
 
 def is_report(message: Message) -> bool:
     """Whether a message is, by its topic, a device's report: all of what the one before said, as it is now."""
-    return message.topic.endswith(f"/{DeviceTopic.REPORTED}")
+    return message.topic.endswith(_REPORTED)
 
 
 def _entitled(session: Session, device_id: str, digest: str) -> Content | None:

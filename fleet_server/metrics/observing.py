@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine, event
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +35,7 @@ class RequestTimer:
     def __init__(self, app: ASGIApp, instruments: Instruments) -> None:
         self._app = app
         self._instruments = instruments
+        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # as bounded as labels are
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -53,8 +55,19 @@ class RequestTimer:
         finally:
             method = scope["method"] if scope["method"] in METHODS else OTHER
             route = route_of(scope)
-            self._instruments.requests.labels(method, route, str(code)).inc()
-            self._instruments.request_seconds.labels(method, route).observe(time.perf_counter() - started)
+            counted, timed = self._of(method, route, code)
+            counted.inc()
+            timed.observe(time.perf_counter() - started)
+
+    def _of(self, method: str, route: str, code: int) -> tuple[Counter, Histogram]:
+        found = self._known.get((method, route, code))
+        if found is None:
+            counted = self._instruments.requests.labels(method, route, str(code))
+            found = self._known[method, route, code] = (
+                counted,
+                self._instruments.request_seconds.labels(method, route),
+            )
+        return found
 
 
 def route_of(scope: Scope) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import heapq
 import resource
+import ssl
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from fleet_server.simulator import packets
 from fleet_server.simulator.behaviours import Effect
 from fleet_server.simulator.connection import KEEPALIVE_S, Connection, Session
 from fleet_server.simulator.device import SimulatedDevice
+from fleet_server.simulator.identities import Identities, IdentitiesError
 from fleet_server.simulator.outputs import Connect, Cut, Listen, Output, Say
 from fleet_server.simulator.population import Traits
 
@@ -49,18 +51,13 @@ def _brokers(url: str) -> BrokerAddresses:
     """Where devices connect to.
 
     Raises:
-        SimulationError: when it is not `mqtt://host:port`.
+        SimulationError: when it is not `mqtt://host:port` or `mqtts://host:port`.
     """
     try:
-        found = read_brokers(url)
+        return read_brokers(url)
     except ValueError:
-        raise SimulationError(f"{url[:200]!r} is no broker: write mqtt://host:port") from None
-    if found.tls:
-        raise SimulationError(
-            f"{url}: simulated devices have no certificates: let the server's broker take everybody "
-            "(SHOAL_BROKER_TLS=false), or name a listener without TLS, mqtt://host:port"
-        )
-    return found
+        detail = f"{url[:200]!r} is no broker: write mqtt://host:port or mqtts://host:port"
+        raise SimulationError(detail) from None
 
 
 @dataclass(frozen=True)
@@ -104,8 +101,8 @@ class Simulation:
     """Simulated devices; used as a context, in which they run.
 
     Args:
-        broker: URL of the fleet's broker, `mqtt://host:port`; several by commas are nodes of a cluster, and each is the
-            first of an equal share of the devices.
+        broker: URL of the fleet's broker, `mqtt://host:port` or `mqtts://host:port`; several by commas are nodes of a
+            cluster, and each is the first of an equal share of the devices.
         population: the devices.
         effects: what versions do to them.
         seed: of everything that is left to chance.
@@ -113,6 +110,7 @@ class Simulation:
         connect_per_s: connections a second that are begun.
         qos: at which devices subscribe to their topics: 1 as agents do by MQTT 5, 0 as they do by 3.1.1.
         source: local address that connections are made from: one has 28,000 ports to one broker.
+        identities: the devices' certificates, for a broker that is asked by TLS.
 
     Raises:
         SimulationError: when this process may not have so many connections, or the URL is of no broker.
@@ -129,8 +127,15 @@ class Simulation:
         connect_per_s: float = CONNECT_PER_S,
         qos: int = 1,
         source: str | None = None,
+        identities: Identities | None = None,
     ) -> None:
         self._brokers = _brokers(broker)
+        self._identities = identities
+        if self._brokers.tls and identities is None:
+            raise SimulationError(
+                f"{broker}: devices need certificates there: give --identities and --enroll, let the server's broker "
+                "take everybody (SHOAL_BROKER_TLS=false), or name a listener without TLS, mqtt://host:port"
+            )
         self._population = population
         self._effects = effects
         self._seed = seed
@@ -270,10 +275,18 @@ class Simulation:
             attempt = link.attempt
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await loop.create_connection(link.new_connection, *link.places.place, local_addr=self._source)
-            except (OSError, TimeoutError) as error:
+                    await loop.create_connection(
+                        link.new_connection,
+                        *link.places.place,
+                        local_addr=self._source,
+                        ssl=self._context(link.device.device_id),
+                    )
+            except (OSError, TimeoutError, IdentitiesError) as error:
                 if link.attempt == attempt:
                     link.lost(str(error) or f"the broker did not answer for {CONNECT_TIMEOUT_S:.0f} s")
+
+    def _context(self, device_id: str) -> ssl.SSLContext | None:
+        return self._identities.context(device_id) if self._brokers.tls and self._identities is not None else None
 
     def hello(self, device_id: str, boot_id: str) -> bytes:
         """A device's CONNECT."""

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import Table, insert, text
+from sqlalchemy import Table, text
 from sqlalchemy.orm import Session
 
-from fleet_server.db import Base
+from fleet_server.db import Base, UtcDateTime
+
+LONG_TIME = len("2026-01-31 12:00:00.000000")
 
 
 class BatchName(NamedTuple):
@@ -64,14 +66,24 @@ def insert_names(session: Session, rows: Sequence[NamedBatch]) -> set[BatchName]
 
 
 def insert_rows(session: Session, table: type[Base], columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows, of each the values of `columns` in order."""
+    """Insert rows, of each the values of `columns` in order; times in UTC. Other columns have the table's defaults."""
     if not rows:
         return
     of = cast(Table, table.__table__)
     if _is_postgresql(session):
         _copy(session, of.name, columns, rows)
         return
-    session.execute(insert(of), [dict(zip(columns, row, strict=True)) for row in rows])
+    statement = f"INSERT INTO {of.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 (our own names)
+    times = [number for number, name in enumerate(columns) if isinstance(of.columns[name].type, UtcDateTime)]
+    session.connection().exec_driver_sql(statement, [_with_texts(row, times) for row in rows])
+
+
+def _with_texts(row: tuple[Any, ...], times: Sequence[int]) -> tuple[Any, ...]:
+    """A row with its times as SQLAlchemy writes them in SQLite."""
+    plain = list(row)
+    for number in times:
+        plain[number] = plain[number].isoformat(" ", "microseconds")[:LONG_TIME]
+    return tuple(plain)
 
 
 def _copy(session: Session, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import gc
 import queue
 import sqlite3
 import statistics
@@ -248,7 +249,7 @@ def measure(checks: Checks, name: str, url: str, folder: Path, port: int, *, cou
     ours, ceiling = statistics.median(rates["ours"]), statistics.median(rates["bare"])
     checks.report(f"{name}: samples a second, bare subscriber", ceiling)
     checks.report(f"{name}: samples a second, stored once and acknowledged", ours)
-    checks.at_least(f"{name}: of the bare subscriber's rate", ours / ceiling, 0.3)
+    checks.at_least(f"{name}: of the bare subscriber's rate", ours / ceiling, 0.6)
     checks.at_least(f"{name}: samples stored, of those sent", min(windows, hosts) / (rounds * count), 1.0)
     checks.at_most(f"{name}: rows, of samples sent", max(windows, hosts) / (rounds * count), 1.0)
     checks.report(f"{name}: samples a transaction", rounds * count / groups)
@@ -274,6 +275,8 @@ def main() -> None:
         return
     size = {"count": 1000, "rounds": 1} if given.short else {"count": 20_000, "rounds": 3}
     checks = Checks("ingest")
+    gc.collect()
+    gc.freeze()  # as `shoal-server` does when it has started
     with tempfile.TemporaryDirectory(prefix="shoal-ingest-") as name:
         folder = Path(name)
         with broker(folder) as (port, _):

@@ -1,0 +1,144 @@
+"""Straight lines through what was measured at several sizes of a fleet, as a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Quantity = tuple[str, str]  # what was going on, and what of it
+FAR = (100_000, 1_000_000)
+PLOTTED = (
+    ("connect storm", "server CPU s"),
+    ("rollout", "server CPU s"),
+    ("telemetry", "server CPU"),
+    ("telemetry", "broker CPU"),
+    ("telemetry", "database CPU"),
+    ("memory", "broker"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One size.
+
+    Attributes:
+        devices: how many there were.
+        tls: whether they connected by mutual TLS.
+        found: what was measured.
+        lost_updates: devices that did not end on the version that was sent to all.
+        lost_samples: telemetry batches that were acknowledged and are not stored.
+        repeated_samples: rows that are more than the batches that were sent.
+    """
+
+    devices: int
+    tls: bool
+    found: dict[Quantity, float]
+    lost_updates: int
+    lost_samples: int
+    repeated_samples: int
+
+    def plain(self) -> dict[str, Any]:
+        """All but what was measured."""
+        return {
+            "devices": self.devices,
+            "tls": self.tls,
+            "lost_updates": self.lost_updates,
+            "lost_samples": self.lost_samples,
+            "repeated_samples": self.repeated_samples,
+        }
+
+
+@dataclass(frozen=True)
+class Line:
+    """How something grows with the fleet: `base + slope * devices`.
+
+    Attributes:
+        off: how far the measurement furthest from the line is from it, as a share of the largest one.
+    """
+
+    phase: str
+    what: str
+    tls: bool
+    base: float
+    slope: float
+    off: float
+
+    def at(self, devices: float) -> float:
+        """Where the line leads."""
+        return self.base + self.slope * devices
+
+
+def lines(every: Sequence[Measured]) -> list[Line]:
+    """A line for each thing that was measured at two sizes or more; by least squares."""
+    found = []
+    for tls in (False, True):
+        of_kind = [one for one in every if one.tls is tls]
+        for key in dict.fromkeys(key for one in of_kind for key in one.found):
+            points = [(one.devices, one.found[key]) for one in of_kind if key in one.found]
+            if len({devices for devices, _ in points}) < 2:
+                continue
+            x, y = np.array(points, float).T
+            slope, base = np.polyfit(x, y, 1)
+            largest = float(np.abs(y).max())
+            off = float(np.abs(base + slope * x - y).max()) / largest if largest else 0.0
+            found.append(Line(*key, tls, float(base), float(slope), off))
+    return found
+
+
+def markdown(every: Sequence[Measured], found: Sequence[Line]) -> str:
+    """What was measured, and where the lines lead, as tables."""
+    text = []
+    for tls in (False, True):
+        of_kind = [one for one in every if one.tls is tls]
+        if not of_kind:
+            continue
+        text.append(f"\n{'Mutual TLS' if tls else 'Without TLS'}:\n")
+        sizes = "".join(f" {one.devices:,} |" for one in of_kind)
+        far = "".join(f" {devices:,} |" for devices in FAR)
+        text.append(f"| |{sizes} of 1,000 more | off the line |{far}")
+        text.append("|---" * (len(of_kind) + 3 + len(FAR)) + "|")
+        for key in dict.fromkeys(key for one in of_kind for key in one.found):
+            cells = "".join(f" {_shown(one.found.get(key))} |" for one in of_kind)
+            line = next((one for one in found if (one.phase, one.what, one.tls) == (*key, tls)), None)
+            if line is not None:
+                cells += f" {_shown(line.slope * 1000)} | {line.off:.0%} |"
+                cells += "".join(f" {_shown(line.at(devices))} |" for devices in FAR)
+            text.append(f"| {key[0]}: {key[1]} |{cells}")
+    return "\n".join(text) + "\n"
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def plot(every: Sequence[Measured], found: Sequence[Line], path: Path) -> None:
+    """Points and lines, a panel a quantity, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "shoal"
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for key, panel in zip(PLOTTED, panels.flat, strict=True):
+        for tls, color, label in ((False, "tab:blue", "no TLS"), (True, "tab:orange", "mutual TLS")):
+            points = [(one.devices, one.found[key]) for one in every if one.tls is tls and key in one.found]
+            if points:
+                panel.plot(*zip(*points, strict=True), "o", color=color, label=label)
+            for line in found:
+                if (line.phase, line.what, line.tls) == (*key, tls):
+                    most = max(devices for devices, _ in points)
+                    panel.plot([0, most], [line.at(0), line.at(most)], "-", color=color)
+        unit = {"telemetry": "processors", "memory": "MB"}.get(key[0], "s of a processor")
+        panel.set(title=f"{key[0]}: {key[1].removesuffix(' s')}", xlabel="devices", ylabel=unit)
+        panel.set_ylim(bottom=0)
+        panel.set_xlim(left=0)
+    panels.flat[0].legend()
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
