@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import MetaData, create_engine, select, text
@@ -57,9 +56,8 @@ def test_jobs_live_through_the_way_back_and_forth(database: Database) -> None:
     queue_jobs(database, 1)
     with database.write() as session:
         session.query(ConversionJob).one().attempts = 2
-    for direction, revision in ((command.downgrade, "0002"), (command.upgrade, "head")):
-        with database.write() as session:
-            direction(migrations.configuration(session.connection()), revision)
+    migrations.downgrade(database.url, "0002")
+    migrations.upgrade(database.url)
     with database.read() as session:
         job = session.query(ConversionJob).one()
         assert (job.attempts, job.lost, job.retry_at, job.fleet_id) == (2, 0, None, DEFAULT_FLEET)
@@ -75,9 +73,8 @@ def test_telemetry_lives_through_the_way_back_and_forth(database: Database) -> N
     roll_up(database)
     store(database, *batches[2:])
     before = summary(database)
-    for direction, revision in ((command.downgrade, "0014"), (command.upgrade, "head")):
-        with database.write() as session:
-            direction(migrations.configuration(session.connection()), revision)
+    for direction, revision in ((migrations.downgrade, "0014"), (migrations.upgrade, "head")):
+        direction(database.url, revision)
         if revision == "0014":
             with database.read() as session:
                 names = "SELECT sequence, received_at FROM telemetry_batches ORDER BY sequence"
