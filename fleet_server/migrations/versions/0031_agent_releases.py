@@ -33,5 +33,4 @@ def downgrade() -> None:
     op.execute("DELETE FROM profiles WHERE kind = 'platform'")
     op.execute("DELETE FROM trust_targets WHERE role = 'agent-releases'")
     for table in TABLES:
-        with op.batch_alter_table(table) as batch:
-            batch.drop_column("kind")
+        op.drop_column(table, "kind")
