@@ -61,6 +61,10 @@ sbom: $(TOOLS)/.installed ## write dist/sbom-*.cdx.json: what agent and server a
 	  echo "dist/sbom-$$name.cdx.json"; \
 	done
 
+.PHONY: agent-release
+agent-release: setup ## build a release of this tree's agent for this platform, to push: dist/*.shoal-release
+	@$(BIN)/python -m deploy.agent_release.build $(if $(VERSION),--version $(VERSION))
+
 # Debian 12 has Python 3.11, and so must have who builds these. ARCH=arm64 builds for the other architecture.
 .PHONY: deb test-deb release test-wheel
 deb: setup ## Debian packages of agent and server, into dist/ (ARCH=amd64 or arm64)
@@ -122,6 +126,7 @@ fuzz: setup ## the long form of tests/fuzz: RUNS=10000000 inputs for the decoder
 .PHONY: faults
 faults: setup ## SIGKILL and power cuts at every dealing with the disk, and other faults: over 2,000 points (half an hour)
 	@$(BIN)/python -m tests.faults --whole
+	@$(BIN)/python -m tests.faults.launcher
 	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py tests/integration/test_telemetry_faults.py
 
 .PHONY: test-onnx2tf

@@ -14,22 +14,24 @@ from agent.config import load_config
 from agent.errors import AgentError
 from agent.head_start import Spawned
 from agent.protocol.logs import log_to_stderr
+from agent.releases.handover import Inherited
 
 TOKEN_VARIABLE = "SHOAL_AGENT_TOKEN"  # noqa: S105 (a name, no secret)
 
 
-def run(spawned: Spawned | None) -> None:
+def run(spawned: Spawned | None, inherited: Inherited) -> None:
     """Do what the command line says.
 
     Args:
         spawned: a worker's process, for the daemon; None where it is to start one itself.
+        inherited: what the version before handed over.
     """
     options = _parser().parse_args()
     try:
         commands = {"facts": _facts, "enroll": _enroll, "bundle": _bundle}
         command = commands.get(options.command)
         if command is None:
-            sys.exit(_run(options, spawned))
+            sys.exit(_run(options, spawned, inherited))
         gc.enable()
         sys.exit(command(options))
     except AgentError as error:
@@ -93,12 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, spawned: Spawned | None) -> int:
+def _run(options: argparse.Namespace, spawned: Spawned | None, inherited: Inherited) -> int:
     from agent.resuming import resume
 
     config = load_config(options.config, os.environ)
     log_to_stderr(config.log_level, config.log_format, device=config.device_id)
-    resumed = resume(config, spawned)
+    resumed = resume(config, spawned, inherited)
     from agent.sd_notify import ServiceManager
     from agent.supervisor import Supervisor  # what it imports takes longer than to have the models served
 
@@ -108,6 +110,7 @@ def _run(options: argparse.Namespace, spawned: Spawned | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop())
     supervisor.run(ServiceManager(os.environ))
+    supervisor.become_next()
     return 0
 
 

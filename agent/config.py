@@ -63,6 +63,7 @@ KEYS = (
     "grpc",
     "commands",
     "inference",
+    "self_update",
     "balancing",
 )
 SAMPLES_KEYS = ("allow", "max_mb")
@@ -110,6 +111,8 @@ class Config:
         samples: whether rows that models were asked may be kept here, and sent when the server asks. Never by default.
         commands: which commands of the server are carried out here.
         inference: whether the server may ask this device's models.
+        self_update: whether the agent may become another release of itself; not where a package manager, or who runs a
+            container, brings its versions.
         balancing: whether devices of a LAN answer requests in each other's place.
     """
 
@@ -142,6 +145,7 @@ class Config:
     samples: SampleConfig = field(default_factory=SampleConfig)
     commands: CommandConfig = field(default_factory=CommandConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    self_update: bool = True
     balancing: BalancingConfig = field(default_factory=BalancingConfig)
 
     @property
@@ -225,6 +229,7 @@ def load_config(path: Path | None, environment: Mapping[str, str]) -> Config:
         samples=_samples(values.get("samples", {})),
         commands=read_commands(values.get("commands", {})),
         inference=read_inference(values.get("inference", {})),
+        self_update=_on_or_off("self_update", _text(values, "self_update", "on")),
         balancing=read_balancing(values.get("balancing", {})),
         **_link(values.get("link", {})),
     )
@@ -422,6 +427,12 @@ def _level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ConfigError(f"log_level: {value!r} is not DEBUG, INFO, WARNING or ERROR")
     return value.upper()
+
+
+def _on_or_off(key: str, value: str) -> bool:
+    if value not in {"on", "off"}:
+        raise ConfigError(f"{key}: {value[:40]!r} is not on or off")
+    return value == "on"
 
 
 def _log_format(value: str) -> str:

@@ -74,6 +74,7 @@ class Deployments:
         condition: notes what goes wrong with files.
         judge: finds out what was signed.
         others_need: digests that must stay for others than deployments.
+        others_use: digests that may stay for others, the most useful first.
         journal_renewed: what others wrote into the journal is to be written again.
         changed: something is to be reported.
     """
@@ -91,6 +92,7 @@ class Deployments:
         judge: Judge,
         *,
         others_need: Callable[[], set[str]],
+        others_use: Callable[[], list[str]],
         journal_renewed: Callable[[], None],
         changed: Callable[[], None],
     ) -> None:
@@ -102,7 +104,7 @@ class Deployments:
         self._pacer = pacer
         self._condition = condition
         self._judge = judge
-        self._others_need = others_need
+        self._others_need, self._others_use = others_need, others_use
         self._journal_renewed = journal_renewed
         self._changed = changed
         self._retriever = Retriever(store, fetcher, link, self._save_record)
@@ -153,6 +155,12 @@ class Deployments:
         if record is not None and record.phase is Phase.PROBATION:
             record.mark(SWITCHED, self._clock())
             self._updater.changed.add(deployment_id)
+
+    @property
+    def trying(self) -> bool:
+        """Whether a version is looked at, loaded or watched: what an end of the agent would be held against it."""
+        records = self._updater.records.values()
+        return any(one.phase in {Phase.VERIFYING, Phase.LOADING, Phase.PROBATION} for one in records)
 
     def reports(self) -> tuple[DeploymentReport, ...]:
         """All of them, as the server is told."""
@@ -277,7 +285,7 @@ class Deployments:
     def collect_garbage(self) -> None:
         """Remove what nobody needs."""
         kept = self._updater.kept_digests() | self._others_need() | self._good.needed()
-        self._store.collect_garbage(kept, self._good.useful())
+        self._store.collect_garbage(kept, [*self._others_use(), *self._good.useful()])
 
     def _carry_out_one(self, effect: Effect) -> None:
         assert self._inference is not None  # or else nothing has begun

@@ -150,6 +150,11 @@ class Inference:
         return frozenset(self._serving)
 
     @property
+    def watched(self) -> bool:
+        """Whether a version is watched."""
+        return bool(self._probation.watched)
+
+    @property
     def settled(self) -> bool:
         """Whether the worker is there and loads nothing: what does not serve now will not in a moment."""
         return self._is_ready and not (self._loads or self._activations or self._stand_ins.loading)
@@ -502,6 +507,15 @@ class Inference:
     def stop(self) -> None:
         """End the worker."""
         self._worker.stop()
+
+    @property
+    def pid(self) -> int:
+        """The worker's process; 0 where there is none."""
+        return self._worker.pid
+
+    def hand_over(self, *, answering: bool) -> tuple[list[int], int | None]:
+        """Give the sockets up, and with `answering` the worker too: `WorkerProcess.hand_over`."""
+        return self._worker.hand_over(answering=answering)
 
     # -- what serves while what ought to can't
 

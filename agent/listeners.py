@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ class Listeners:
     Args:
         listen: `host:port`; a name may have several addresses.
         unix_path: of a Unix socket; empty for none.
+        inherited: descriptors of sockets that listen already; those at other addresses are closed.
     """
 
-    def __init__(self, listen: str, unix_path: str) -> None:
+    def __init__(self, listen: str, unix_path: str, inherited: Sequence[int] = ()) -> None:
         host, _, port = listen.rpartition(":")
         self._address = (host.strip("[]") or "127.0.0.1", int(port))
         self._unix_path = unix_path
         self._sockets: list[socket.socket] = []
+        self._inherited = list(inherited)
 
     def open(self) -> list[socket.socket]:
         """All of them, made where they are not there yet.
@@ -38,13 +41,18 @@ class Listeners:
             OSError: when an address can't be had.
         """
         if not self._sockets:
+            found = [socket.socket(fileno=one) for one in self._inherited]
+            self._inherited = []
             try:
-                self._listen_tcp()
+                self._listen_tcp(found)
                 if self._unix_path:
-                    self._listen_unix()
+                    self._listen_unix(found)
             except OSError:
                 self._close()
                 raise
+            finally:
+                for one in found:  # at addresses that are configured no more
+                    one.close()
         return self._sockets
 
     @property
@@ -70,12 +78,13 @@ class Listeners:
             one.close()
         self._sockets = []
 
-    def _listen_tcp(self) -> None:
+    def _listen_tcp(self, inherited: list[socket.socket]) -> None:
         absent: OSError | None = None
         found = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
             try:
-                self._listen(family, address)
+                if not self._adopt(inherited, family, address):
+                    self._listen(family, address)
             except OSError as error:
                 if error.errno not in ABSENT:
                     raise
@@ -83,9 +92,20 @@ class Listeners:
         if not self._sockets and absent is not None:
             raise absent
 
-    def _listen_unix(self) -> None:
+    def _listen_unix(self, inherited: list[socket.socket]) -> None:
+        if Path(self._unix_path).exists() and self._adopt(inherited, socket.AF_UNIX, self._unix_path):
+            return
         Path(self._unix_path).unlink(missing_ok=True)  # of an agent that was killed
         self._listen(socket.AF_UNIX, self._unix_path)
+
+    def _adopt(self, inherited: list[socket.socket], family: int, address: Any) -> bool:
+        """Take a socket that listens at an address already, where there is one."""
+        for one in inherited:
+            if one.family == family and _same_place(one.getsockname(), address):
+                inherited.remove(one)
+                self._sockets.append(one)
+                return True
+        return False
 
     def _listen(self, family: int, address: Any) -> None:
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -100,3 +120,10 @@ class Listeners:
             sock.close()
             raise
         self._sockets.append(sock)
+
+
+def _same_place(bound: Any, wanted: Any) -> bool:
+    """Whether a socket is bound where one is wanted; port 0 wants any."""
+    if isinstance(wanted, str):
+        return bool(bound == wanted)
+    return bool(bound[0] == wanted[0] and wanted[1] in {0, bound[1]})

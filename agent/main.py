@@ -6,15 +6,17 @@ import gc
 import sys
 
 from agent.head_start import spawn_for
+from agent.releases.handover import take
 
 
 def main() -> None:
     """Run the daemon, enrol the device, or print this machine's facts."""
+    inherited = take()
     spawned = spawn_for(sys.argv[1:])
     gc.disable()  # as the worker does, until all is imported
     from agent.command_line import run
 
-    run(spawned)
+    run(spawned, inherited)
 
 
 if __name__ == "__main__":

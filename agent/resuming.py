@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from agent.config import Config
 from agent.files import remove_leftovers
 from agent.head_start import Spawned
 from agent.protocol.lifecycle import Phase
+from agent.releases.handover import Inherited, OldWorker
 from agent.serving.ipc import Declare, Expect, Load
 from agent.update.journal import Journal
 from agent.update.lastgood import LastGood
@@ -72,24 +74,30 @@ class Resumed:
         events: what the worker says, for the supervisor's main loop.
         worker: the process.
         loads: deployments that it was told to load, by the request's id; None where it was told nothing.
+        old_worker: that of the version of the agent before, which answers still; None where there is none.
     """
 
     files: Files
     events: queue.SimpleQueue[Any]
     worker: WorkerProcess
     loads: dict[int, str] | None = field(default=None)
+    old_worker: OldWorker | None = None
 
 
-def resume(config: Config, spawned: Spawned | None) -> Resumed:
+def resume(config: Config, spawned: Spawned | None, inherited: Inherited | None = None) -> Resumed:
     """Let the worker load what was active, and answer with it as soon as it can.
 
     Args:
         config: of the agent.
         spawned: the worker's process, where that was begun before.
+        inherited: what the version of the agent before handed over.
     """
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    files, worker = Files.open(config), WorkerProcess(config, events.put, spawned)
+    handed = inherited or Inherited()
+    files, worker = Files.open(config), WorkerProcess(config, events.put, spawned, handed.listeners)
     resumed = Resumed(files, events, worker)
+    if handed.worker is not None:
+        resumed.old_worker = OldWorker(socket.socket(fileno=handed.worker))
     try:
         worker.start()
     except OSError as error:

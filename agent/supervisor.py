@@ -6,6 +6,7 @@ It owns the threads' lives and the shutdown. It loads no runtime: what runs mode
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import time
 import uuid
@@ -53,6 +54,9 @@ from agent.protocol.parts import FEATURE, InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
 from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
+from agent.releases.leaving import Leaving
+from agent.releases.releases import KEY as RELEASE
+from agent.releases.releases import Releases, Start, Unpacked
 from agent.renewal import Renewal, tls_context
 from agent.resuming import Files, Resumed
 from agent.samples.collecting import Collecting
@@ -185,7 +189,8 @@ class Supervisor:
             self._link,
             self._condition,
             self._verifier,
-            others_need=self._trials.kept_digests,
+            others_need=lambda: self._trials.kept_digests() | self._releases.kept_digests(),
+            others_use=lambda: self._releases.useful_digests(),  # noqa: PLW0108 (they are made later)
             journal_renewed=self._keep_all,
             changed=self._changed,
         )
@@ -224,7 +229,38 @@ class Supervisor:
         )
         self._inferences = Inferences(config.inference, self._worker.place, self._say_part)
         self._pipelines = Pipelines(config, self._events.put, self._condition)
+        self._start = Start.read(os.environ)
+        self._leaving = Leaving(
+            config,
+            self._start,
+            self._link,
+            self._inference,
+            busy={
+                "a model's version is being tried": lambda: self._deployments.trying,
+                "candidates are being measured": lambda: self._trials.busy,
+                "a command is being carried out": lambda: self._commands.busy,
+            },
+            old_worker=None if resumed is None else resumed.old_worker,
+            stop=self.stop,
+            go_on=self._go_on,
+        )
+        self._releases = Releases(
+            config,
+            self._start,
+            self._journal,
+            self._store,
+            self._fetcher,
+            self._pacer,
+            self._link,
+            self._events.put,
+            check_trust=self._verifier.check,
+            cancel_trust=self._verifier.cancel,
+            changed=self._changed,
+            device=self._leaving,
+        )
+        self._postponed: DesiredState | None = None  # while this agent is on trial
         self._parts = (
+            self._releases,
             self._inference,
             self._deployments,
             self._trials,
@@ -257,7 +293,8 @@ class Supervisor:
                 manager.alive()
                 self.turn(min(self._wait_s, manager.rest_s))
         finally:
-            manager.stopping()
+            if not self._leaving.leaves:  # else this process goes on, as another version of the agent
+                manager.stopping()
             self.end()
 
     def begin(self) -> None:
@@ -269,6 +306,7 @@ class Supervisor:
             self._inference.take_over(self._resumed.loads)
         self._look_at_link(time.monotonic())
         self._deployments.begin(self._inference)
+        self._releases.begin()
         self._bundles.start()
         self._link.start()
 
@@ -291,15 +329,20 @@ class Supervisor:
         self._pipelines.stop()
         self._trials.stop()
         self._deployments.stop()
+        self._releases.stop()
         self._fetcher.stop()
         self._pacer.close()
         self._others.stop()
         self._verifier.stop()
         self._bundles.stop()
         self._lan.stop()
-        self._inference.stop()
+        self._leaving.end()
         self._journal.close()
         self._spool.close()
+
+    def become_next(self) -> None:
+        """After the end: become the launcher, where this agent left for another version of it; else nothing."""
+        self._leaving.become_next()
 
     def _handle(self, event: Any) -> None:
         match event:
@@ -324,7 +367,7 @@ class Supervisor:
                 self._report(force=True)
             case SourceChunk() | TransferEnded() | BundlesSeen() | BundleTrustSaid() | PeerFound():
                 self._other_source(event, time.monotonic())
-            case TrustSaid() | PipelineSaid():
+            case TrustSaid() | PipelineSaid() | Unpacked():
                 self._child_said(event, time.monotonic())
             case WorkerDied() if event.generation == self._worker.generation:
                 self._balancing.worker_ended()
@@ -334,9 +377,11 @@ class Supervisor:
             case _:
                 pass
 
-    def _child_said(self, event: TrustSaid | PipelineSaid, now: float) -> None:
+    def _child_said(self, event: TrustSaid | PipelineSaid | Unpacked, now: float) -> None:
         if isinstance(event, TrustSaid):
             self._verifier.said(event, now)
+        elif isinstance(event, Unpacked):
+            self._releases.unpacked(event)
         else:
             self._pipelines.said(event, now)
 
@@ -421,16 +466,28 @@ class Supervisor:
             self._inferences.received(decode(payload, InferPart))
 
     def _desired(self, state: DesiredState) -> None:
+        """Accept a desired state; an agent that has yet to prove itself changes nothing, and does so when it has."""
+        if self._releases.on_trial:
+            self._postponed = state
+            return
         self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
         if state.revision >= self._updater.revision:
             self._balancing.listed(state.peers)
         if self._deployments.desired(state):
             self._trials.desired(state.trials)
             self._condition.guard(lambda: self._samples.desired(state))
+            self._releases.desired(state.agent)
         self._deployments.write_revision()
         if self._telemetry_interval_s != state.telemetry_interval_s:
             self._telemetry_interval_s = state.telemetry_interval_s
             self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
+        self._report(force=True)
+
+    def _go_on(self) -> None:
+        """This agent has proved itself."""
+        state, self._postponed = self._postponed, None
+        if state is not None:
+            self._desired(state)
         self._report(force=True)
 
     # -- whether what the server says was signed
@@ -448,6 +505,8 @@ class Supervisor:
             log.error("refused (%s): %s", code.value, detail)
         if key.startswith(TRIAL):
             self._trials.trust_answered(key.removeprefix(TRIAL), code, detail)
+        elif key.startswith(RELEASE):
+            self._releases.trust_answered(key, code, detail)
         else:
             self._deployments.trust_answered(key, code, detail)
 
@@ -518,6 +577,7 @@ class Supervisor:
             commands=self._config.commands.allowed,
             features=features,
             inference_address=self._config.inference.address,
+            agent=self._releases.facts,
             balancing_address=self._config.balancing.reached_at,
             balancing_lan=self._config.balancing.lan,
         )
@@ -531,6 +591,7 @@ class Supervisor:
         """The journal was lost."""
         self._trials.keep_all()
         self._command_book.keep_all()
+        self._releases.keep_all()
 
     # -- what happens here
 
@@ -573,6 +634,8 @@ class Supervisor:
             self._inference.tick,
             self._deployments.tick_journal,
             self._deployments.tick,
+            lambda: self._releases.tick(time.monotonic()),
+            lambda: self._leaving.tick(on_trial=self._releases.on_trial),
             self._tick_facts,
             self._tick_condition,
             self._tick_telemetry,
@@ -652,5 +715,6 @@ class Supervisor:
             held=tuple(self._store.held()[: LIMITS.held]),
             problems=self._condition.reports(),
             samples=self._samples.report,
+            releases=self._releases.reports(),
         )
         self._link.publish(DeviceTopic.REPORTED, encode(reported))

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -37,12 +37,19 @@ class WorkerProcess:
         config: where the worker serves.
         put: takes what it says, and its end; called from a thread.
         spawned: the first one's process, where that was begun before.
+        inherited: descriptors of sockets that listen already.
     """
 
-    def __init__(self, config: Config, put: Callable[[Any], None], spawned: Spawned | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        put: Callable[[Any], None],
+        spawned: Spawned | None = None,
+        inherited: Sequence[int] = (),
+    ) -> None:
         self._put = put
         self._spawned = spawned
-        self._listeners = Listeners(config.listen, config.unix_socket)
+        self._listeners = Listeners(config.listen, config.unix_socket, inherited)
         self._peers_at = config.balancing.listen
         self._for_peers = Listeners(config.balancing.listen, "") if takes_peers(config) else None
         self._lend = Lend(tuple(config.grpc.addresses), config.log_format, config.device_id)
@@ -53,6 +60,11 @@ class WorkerProcess:
     def place(self) -> tuple[str, str]:
         """Where the local API is: `host:port`, and the path of its Unix socket, empty where there is none."""
         return self._listeners.place
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 where there is none."""
+        return self._process.pid if self._process is not None else 0
 
     @property
     def peer_place(self) -> str | None:
@@ -107,6 +119,25 @@ class WorkerProcess:
         if self._channel is not None:
             self._channel.close()
         return self._process.end(2)
+
+    def hand_over(self, *, answering: bool) -> tuple[list[int], int | None]:
+        """Give up the sockets, and a worker that goes on answering, for another supervisor.
+
+        Args:
+            answering: whether the worker is handed over too; else it ends as by `stop`.
+
+        Returns:
+            Descriptors of sockets that listen, and of our end of the worker's stream; None where that has ended.
+        """
+        listeners = [one.fileno() for one in self._listeners.open()]
+        if answering and self._channel is not None:
+            self.generation += 1
+            return listeners, self._channel.fileno()
+        self.generation += 1
+        if self._process is not None and self._channel is not None:
+            self._channel.send(Shutdown())
+            self._process.end(STOP_S)
+        return listeners, None
 
     def stop(self) -> None:
         """Let it answer what has begun, then end it."""

@@ -23,6 +23,7 @@ from fleet_server.access.bootstrap import bootstrap_token
 from fleet_server.access.known import KnownPrincipals
 from fleet_server.access.oidc import OidcVerifier
 from fleet_server.addresses import is_loopback
+from fleet_server.agent_releases import endpoints as agent_releases
 from fleet_server.alerts import endpoints as alerts
 from fleet_server.alerts.keeper import AlertKeeper
 from fleet_server.alerts.mail import AlertMailer
@@ -159,7 +160,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     subjects = (
         overview, devices, catalog, conversions, gates, rollouts, telemetry, drift, commands, inferences, samples,
-        alerts, enrolment, trust, webhooks, access, shards,
+        alerts, enrolment, trust, webhooks, access, shards, agent_releases,
     )  # fmt: skip
     for subject in subjects:
         api.include_router(subject.router)

@@ -263,6 +263,13 @@ class Settings(BaseSettings):
     probation_s: float = Field(
         5.0, ge=0, description="How long a device watches a new version before it counts, in seconds."
     )
+    agent_confirm_s: float = Field(
+        120.0,
+        ge=1,
+        le=3600,
+        description="Within how many seconds of its start a new release of the agent must be connected and serve what "
+        "its device served before; else the device takes it back.",
+    )
     delivery_mb_s: float | None = Field(
         None,
         gt=0,

@@ -22,6 +22,7 @@ from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import RUNTIME_NAME, Encoding, Manifest, Scheduling
 from agent.protocol.messages import (
     Certificate,
+    DeploymentReport,
     DesiredState,
     Exposure,
     ModelWindow,
@@ -41,6 +42,7 @@ from agent.protocol.messages import (
     TrustPiece,
 )
 from agent.protocol.parts import Hop, InferPart, PartAnswer
+from agent.protocol.release import DesiredRelease, ReleaseManifest, info_problem, read_manifest
 from agent.protocol.samples import SampleAck, SamplePiece, SamplesReport
 from agent.protocol.sketch import CONFIDENCE_BINS, LARGEST, NO_NUMBER, NOT_FINITE, OTHERS
 from agent.protocol.topics import DEVICE_ID, DIGEST, TRUST_FILE
@@ -320,9 +322,42 @@ def _check_desired(message: DesiredState) -> None:
         _check_delivery(trial.delivery)
         for manifest in trial.candidates:
             _read_manifest(manifest)
+    if message.agent is not None:
+        _check_release(message.agent)
     ids = {deployment.deployment_id for deployment in message.deployments}
     _require(len(ids) == len(message.deployments), "deployments names an id twice")
     _require(len(models) == len(message.deployments), "deployments holds a model twice: one a model")
+
+
+def _check_release(wanted: DesiredRelease) -> None:
+    _require(DEVICE_ID.match(wanted.deployment_id) is not None, "agent.deployment_id is not an id")
+    _require(1 <= wanted.confirm_s <= LIMITS.confirm_s, "agent.confirm_s is out of bounds")
+    _require(1 <= wanted.most_starts <= LIMITS.starts, "agent.most_starts is out of bounds")
+    _require(0 < wanted.deadline_s <= LIMITS.seconds, "agent.deadline_s is out of bounds")
+    _check_delivery(wanted.delivery)
+    _bound(wanted.encodings, LIMITS.encodings, "agent.encodings")
+    for encoding in wanted.encodings:
+        _check_encoding(encoding)
+    try:
+        manifest = read_manifest(bytes(wanted.manifest))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(WireErrorCode.MALFORMED, f"agent.manifest: {str(error)[:300]}") from None
+    if manifest is not None:
+        check_release(manifest)
+
+
+def check_release(manifest: ReleaseManifest) -> ReleaseManifest:
+    """Return a release's manifest unchanged when its numbers and names are possible.
+
+    Raises:
+        WireError: `malformed`, naming the field.
+    """
+    _require(DIGEST.match(manifest.digest) is not None, "agent.manifest.digest is not a SHA-256 digest")
+    _require(0 < manifest.size <= LIMITS.release_bytes, "agent.manifest.size is out of bounds")
+    _require(0 < manifest.chunk_size <= LIMITS.chunk_bytes, "agent.manifest.chunk_size is out of bounds")
+    problem = info_problem(manifest.info)
+    _require(not problem, f"agent.manifest.info.{problem}")
+    return manifest
 
 
 def _check_policy(policy: ProbationPolicy) -> None:
@@ -434,22 +469,9 @@ def _check_report(message: Reported) -> None:
     for one in message.serving:
         _bound(one.fell_back, LIMITS.detail_chars, "serving.fell_back")
         _require("\0" not in one.fell_back, "serving.fell_back holds a NUL character")
-    for report in message.deployments:
-        _names(deployment_id=report.deployment_id, encoding=report.encoding)
-        _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
-        _counts(LIMITS.total, received_bytes=report.received_bytes)
-        if report.probation is not None:
-            _check_probation(report.probation)
-        _bound(report.sources, LIMITS.sources, "sources")
-        for name, count in report.sources.items():
-            _names(source=name)
-            _counts(LIMITS.total, source=count)
-        if report.waiting is not None:
-            _check_waiting(report.waiting)
-        _check_exposure(report.exposure)
-        _require(0 <= report.loading_s <= LIMITS.seconds, "loading_s is out of bounds")
-        if report.trace is not None:
-            _check_trace(report.trace)
+    _bound(message.releases, LIMITS.releases, "releases")
+    for report in (*message.deployments, *message.releases):
+        _check_deployment(report)
     _bound(message.held, LIMITS.held, "held")
     _require(all(DIGEST.match(one) for one in message.held), "held holds what is no SHA-256 digest")
     _bound(message.trials, LIMITS.trials, "trials")
@@ -461,6 +483,24 @@ def _check_report(message: Reported) -> None:
     if message.samples is not None:
         _check_samples(message.samples)
     _check_facts(message.facts)
+
+
+def _check_deployment(report: DeploymentReport) -> None:
+    _names(deployment_id=report.deployment_id, encoding=report.encoding)
+    _counts(LIMITS.counter, missing_chunks=report.missing_chunks, attempts=report.attempts)
+    _counts(LIMITS.total, received_bytes=report.received_bytes)
+    if report.probation is not None:
+        _check_probation(report.probation)
+    _bound(report.sources, LIMITS.sources, "sources")
+    for name, count in report.sources.items():
+        _names(source=name)
+        _counts(LIMITS.total, source=count)
+    if report.waiting is not None:
+        _check_waiting(report.waiting)
+    _check_exposure(report.exposure)
+    _require(0 <= report.loading_s <= LIMITS.seconds, "loading_s is out of bounds")
+    if report.trace is not None:
+        _check_trace(report.trace)
 
 
 def _check_trace(trace: TraceReport) -> None:
@@ -570,6 +610,9 @@ def _check_facts(facts: DeviceFacts) -> None:
     for feature in (*facts.features, *facts.commands):
         _names(**{"facts.features or facts.commands": feature})
     _names(inference_address=facts.inference_address)
+    agent = facts.agent
+    _names(platform=agent.platform, self_update=agent.self_update, release=agent.release, installed=agent.installed)
+    _counts(LIMITS.counter, launcher=agent.launcher)
     _names(balancing_address=facts.balancing_address, balancing_lan=facts.balancing_lan)
     _names(**{"link.type": facts.link.type, "link.interface": facts.link.interface})
     for key, value in facts.tags.items():

@@ -32,6 +32,8 @@ class WireErrorCode(StrEnum):
     DOWNLOAD_STALLED = "download_stalled"
     MEASURING_FAILED = "measuring_failed"
     RENEWAL_REFUSED = "renewal_refused"
+    RELEASE_UNFIT = "release_unfit"
+    RELEASE_FAILED = "release_failed"
     INTERNAL = "internal"
 
 

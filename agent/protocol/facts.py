@@ -53,6 +53,25 @@ class LinkFacts(msgspec.Struct, frozen=True):
     interface: str = ""
 
 
+class AgentFacts(msgspec.Struct, frozen=True):
+    """The agent itself, as releases of it are concerned.
+
+    Attributes:
+        platform: such as `linux-x86_64-glibc-cp311`: where a release must run.
+        self_update: `on`; `off`: its owner does not allow it; `unavailable`: it was not started by its launcher; empty
+            of an agent from before there were releases.
+        release: the digest of the release that runs; empty for what is installed.
+        launcher: the number of its launcher.
+        installed: the version that is installed on the device.
+    """
+
+    platform: str = ""
+    self_update: str = ""
+    release: str = ""
+    launcher: int = 0
+    installed: str = ""
+
+
 FEATURES = ("commands", "exposure", "samples")  # of this agent
 
 
@@ -75,6 +94,7 @@ class DeviceFacts(msgspec.Struct, frozen=True):
         link: its way to the server, as it is now.
         features: what the agent can do that not every one could: `commands`, `exposure`, `infer`, `samples`.
         inference_address: `host:port` at which other devices of its LAN reach its inference API; empty for none.
+        agent: the agent itself.
         balancing_address: `host:port` at which it answers requests in the place of devices of its LAN; empty for none.
         balancing_lan: name of its LAN, as its owner has it, or empty: who names the same one is told of it.
         commands: by the name of each command that the agent knows, whether the device's owner allows it.
@@ -96,5 +116,6 @@ class DeviceFacts(msgspec.Struct, frozen=True):
     features: tuple[str, ...] = ()
     commands: dict[str, bool] = {}
     inference_address: str = ""
+    agent: AgentFacts = AgentFacts()
     balancing_address: str = ""
     balancing_lan: str = ""

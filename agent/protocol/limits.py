@@ -15,6 +15,10 @@ class WireLimits:
     message_bytes: int = 1 * MIB
     chunk_bytes: int = 256 * KIB
     artifact_bytes: int = 4096 * MIB
+    release_bytes: int = 2048 * MIB  # of a release of the agent, unpacked
+    releases: int = 8  # deployments of releases that a device reports
+    starts: int = 16  # of a release on trial
+    confirm_s: float = 3600.0  # that a trial may take
     golden_bytes: int = 4 * MIB  # of a file of golden inputs
     trust_file_bytes: int = 5_000_000  # of one file of TUF metadata
     trust_piece_bytes: int = 256 * KIB

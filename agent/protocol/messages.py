@@ -11,6 +11,7 @@ from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import DeviceFacts
 from agent.protocol.lifecycle import Phase
 from agent.protocol.manifest import DataFile, Encoding, Manifest
+from agent.protocol.release import DesiredRelease
 from agent.protocol.samples import SampleRequest, SamplesReport, Sampling
 from agent.protocol.trace import TraceReport
 from agent.protocol.version import ProtocolRange
@@ -152,6 +153,7 @@ class DesiredState(msgspec.Struct, frozen=True):
         trials: what is to be measured for the gate. A trial that is not listed is to be forgotten.
         sampling: what is to be kept of requests, where the device allows it. What is not listed is to be forgotten.
         sample_requests: what of it is to be sent.
+        agent: the release that the agent itself ought to be; None: it stays what it is.
         peers: `host:port` of other devices that name the same LAN and answer requests in its place.
     """
 
@@ -163,6 +165,7 @@ class DesiredState(msgspec.Struct, frozen=True):
     trials: tuple[Trial, ...] = ()
     sampling: tuple[Sampling, ...] = ()
     sample_requests: tuple[SampleRequest, ...] = ()
+    agent: DesiredRelease | None = None
     peers: tuple[str, ...] = ()
 
 
@@ -355,6 +358,7 @@ class Reported(msgspec.Struct, frozen=True):
         trials: all that the desired state lists.
         held: digests of artifacts that the device has whole: encodings may build on them.
         problems: the newest things that went wrong on the device itself, at most `LIMITS.problems`.
+        releases: deployments of the agent's own releases, `shoal-agent` in the place of a model's name.
     """
 
     protocol: ProtocolRange
@@ -369,6 +373,7 @@ class Reported(msgspec.Struct, frozen=True):
     held: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     samples: SamplesReport | None = None
+    releases: tuple[DeploymentReport, ...] = ()
 
 
 class Presence(msgspec.Struct, frozen=True):

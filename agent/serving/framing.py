@@ -81,6 +81,10 @@ class FrameChannel:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def fileno(self) -> int:
+        """The stream's descriptor."""
+        return self._sock.fileno()
+
     def close(self) -> None:
         """End the stream."""
         self._sock.close()

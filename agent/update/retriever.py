@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from agent.protocol.delivery import Waiting
+from agent.protocol.delivery import DeliveryPolicy, Waiting
 from agent.protocol.delta import DELTA, ZSTD
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.manifest import Content, Encoding
@@ -24,7 +24,6 @@ from agent.update.download import DownloadProgress
 from agent.update.fetcher import Fetcher, Owner
 from agent.update.sources import Nearness
 from agent.update.store import ArtifactStore
-from agent.update.updater import Record
 
 log = logging.getLogger("agent.retriever")
 DECODINGS = 2  # begun, of one encoding: the first may have ended with the device's power
@@ -53,11 +52,50 @@ class Connection(Protocol):
         ...
 
 
+class Record(Protocol):
+    """A deployment whose artifact is wanted: of a model's version, or of a release of the agent.
+
+    Attributes:
+        encodings: ways its artifact may travel, the smallest first.
+        failed_encodings: digests of those that were tried and are not tried again.
+        decodings: how often decoding the one that is being tried was begun.
+        encoding: codec that brought the artifact; empty when it came as it is, or has not come.
+        deadline_s: how long a download may go without a new byte.
+        delivery: how the artifact may come.
+    """
+
+    deployment_id: str
+    encodings: tuple[Encoding, ...]
+    failed_encodings: tuple[str, ...]
+    decodings: int
+    encoding: str
+    deadline_s: float
+    delivery: DeliveryPolicy
+
+    @property
+    def manifest(self) -> Content:
+        """The artifact."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def server_only(self) -> bool:
+        """Whether nothing but the server may bring it."""
+        ...
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
 @dataclass
-class _Job:
+class _Job(Generic[RecordT]):
     """An encoding on its way to be an artifact."""
 
-    record: Record
+    record: RecordT
     encoding: Encoding
     owner: Owner
     missing: int = -1
@@ -67,7 +105,7 @@ class _Job:
     until: float = 0.0
 
 
-class Retriever:
+class Retriever(Generic[RecordT]):
     """The artifacts of deployments that are not there yet.
 
     Args:
@@ -83,7 +121,7 @@ class Retriever:
         store: ArtifactStore,
         fetcher: Fetcher,
         link: Connection,
-        save: Callable[[Record], None],
+        save: Callable[[RecordT], None],
         codecs: frozenset[str] | None = None,
     ) -> None:
         self._store = store
@@ -91,7 +129,7 @@ class Retriever:
         self._link = link
         self._save = save
         self._codecs = known_codecs() if codecs is None else codecs
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _Job[RecordT]] = {}
         self._now = 0.0  # when it was last told the time
 
     @property
@@ -99,7 +137,7 @@ class Retriever:
         """Whether an encoding comes, or is decoded."""
         return bool(self._jobs)
 
-    def begin(self, record: Record, owner: Owner, now: float) -> None:
+    def begin(self, record: RecordT, owner: Owner, now: float) -> None:
         """Bring a deployment's artifact; `owner` is told how it went, as the fetcher tells it."""
         self._now = now
         self.cancel(record.deployment_id)
@@ -108,11 +146,11 @@ class Retriever:
         if encoding is None:
             self._fetch(record, manifest, owner, now)
             return
-        log.info("%s@%s comes as %s, %d bytes", manifest.model, manifest.version, encoding.codec, encoding.size)
+        log.info("%s comes as %s, %d bytes", record.label, encoding.codec, encoding.size)
         self._jobs[record.deployment_id] = _Job(record, encoding, owner, silent_since=now)
         self._fetch(record, encoding, self, now)
 
-    def _fetch(self, record: Record, content: Content, owner: Owner, now: float) -> None:
+    def _fetch(self, record: RecordT, content: Content, owner: Owner, now: float) -> None:
         self._fetcher.begin(
             record.deployment_id,
             content,
@@ -179,7 +217,7 @@ class Retriever:
         """An encoding will not come."""
         self._give_up(self._jobs[key], f"{detail} ({code.value})")
 
-    def _best(self, record: Record) -> Encoding | None:
+    def _best(self, record: RecordT) -> Encoding | None:
         """Of the encodings that are left; a full one spares too little where peers may have the artifact itself."""
         near = Nearness.FAR if record.server_only else self._fetcher.nearness(record.manifest)
         for one in record.encodings:
@@ -189,7 +227,7 @@ class Retriever:
                 return one
         return None
 
-    def _tick_download(self, job: _Job, now: float) -> None:
+    def _tick_download(self, job: _Job[RecordT], now: float) -> None:
         """Time without a link, or of waiting, does not count: it says nothing of the encoding."""
         progress = self._fetcher.progress(job.record.deployment_id)
         missing = 0 if progress is None else progress.part.missing
@@ -198,7 +236,7 @@ class Retriever:
         elif now - job.silent_since > SILENT_S:
             self._give_up(job, "the server does not send it")
 
-    def _decode(self, job: _Job) -> None:
+    def _decode(self, job: _Job[RecordT]) -> None:
         encoding, manifest = job.encoding, job.record.manifest
         base = str(self._store.path(encoding.base)) if encoding.base else ""
         command = [sys.executable, "-m", "agent.update.decode", encoding.codec]
@@ -210,7 +248,7 @@ class Retriever:
         except OSError as error:
             self._give_up(job, f"no process could be started to decode it: {error.strerror}")
 
-    def _tick_decoding(self, job: _Job, now: float) -> None:
+    def _tick_decoding(self, job: _Job[RecordT], now: float) -> None:
         assert job.process is not None
         status = job.process.poll()
         if status is None:
@@ -237,7 +275,7 @@ class Retriever:
         self._save(job.record)
         job.owner.fetched(job.record.deployment_id)
 
-    def _give_up(self, job: _Job, reason: str) -> None:
+    def _give_up(self, job: _Job[RecordT], reason: str) -> None:
         """Note that an encoding failed, and go on with what is left."""
         record = job.record
         log.warning("%s of %s can't be used: %s", job.encoding.codec, record.manifest.digest[:12], reason)
@@ -247,11 +285,11 @@ class Retriever:
         self._save(record)
         self.begin(record, job.owner, self._now)
 
-    def _target(self, job: _Job) -> Path:
+    def _target(self, job: _Job[RecordT]) -> Path:
         path = self._store.path(job.record.manifest.digest)
         return path.with_name(f"{path.name}.{job.record.deployment_id}")
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: _Job[RecordT]) -> None:
         if job.process is not None:
             job.process.kill()
             job.process.wait()

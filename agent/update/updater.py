@@ -104,6 +104,11 @@ class Record(msgspec.Struct):
         return self.policy or ProbationPolicy(seconds=self.probation_s)
 
     @property
+    def label(self) -> str:
+        """What people call it."""
+        return f"{self.manifest.model}@{self.manifest.version}"
+
+    @property
     def server_only(self) -> bool:
         """Whether nothing but the server may bring it: what others brought was damaged once."""
         return self.refetched and not self.ordered

@@ -38,6 +38,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("show_overview", "overview_history"),
         *("list_drift", "show_drift"),
         *("list_shard_plans", "show_shard_plan"),
+        *("list_agent_releases", "show_agent_release"),
     ),
     Role.OPERATOR: (
         *("change_device", "forget_device", "create_profile", "change_profile", "delete_profile"),
@@ -59,6 +60,7 @@ _BY_ROLE: dict[Role, tuple[str, ...]] = {
         *("pause_rollout", "resume_rollout", "abort_rollout", "promote_rollout", "retry_rollout"),
         *("hold_device", "release_device", "pin_device"),
         *("create_shard_plan", "delete_shard_plan"),
+        *("create_agent_release", "delete_agent_release"),  # what runs on every device
     ),
     Role.ADMIN: (
         *("list_users", "show_user", "create_user", "change_user", "delete_user"),

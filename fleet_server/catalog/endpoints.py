@@ -161,6 +161,7 @@ def show_model(session: ReadSession, fleet_id: FleetId, model: ModelName) -> Mod
     responses=problems(
         *(
             "version_exists",
+            "reserved_name",
             "upload_not_found",
             "duplicate_format",
             "bad_model",

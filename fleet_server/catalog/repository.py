@@ -85,12 +85,17 @@ def is_kept(session: Session, digest: str) -> bool:
 
 def model(session: Session, fleet_id: str, name: str) -> Model | None:
     """A model by name."""
-    return session.scalar(select(Model).where(Model.fleet_id == fleet_id, Model.name == name))
+    return session.scalar(_models(fleet_id).where(Model.name == name))
 
 
 def models_page(session: Session, fleet_id: str, request: PageRequest) -> Rows[Model]:
     """A page of models."""
-    return MODELS.scalars(session, select(Model).where(Model.fleet_id == fleet_id), request)
+    return MODELS.scalars(session, _models(fleet_id), request)
+
+
+def _models(fleet_id: str) -> Select[Model]:
+    """Models: the agent is none."""
+    return select(Model).where(Model.fleet_id == fleet_id, Model.kind == "model")
 
 
 def version(session: Session, model_id: str, name: str) -> Version | None:
@@ -221,5 +226,5 @@ def _variants(fleet_id: str) -> Select[Variant, Model, Version, Profile]:
         .join(Version, Version.id == Variant.version_id)
         .join(Model, Model.id == Version.model_id)
         .join(Profile, Profile.id == Variant.profile_id)
-        .where(Variant.fleet_id == fleet_id)
+        .where(Variant.fleet_id == fleet_id, Model.kind == "model")
     )

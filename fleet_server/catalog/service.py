@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.manifest import ModelFormat
 from agent.protocol.processing import Processing
+from agent.protocol.release import AGENT
 from fleet_server import audit
 from fleet_server.catalog import repository
 from fleet_server.catalog.artifacts import ArtifactStore
@@ -123,6 +124,10 @@ def create_version(
         InvalidError: when the check refuses it; its uploads are thrown away.
         ConflictError: when the name is taken by other content: versions are immutable.
     """
+    if model_name == AGENT:
+        raise InvalidError(
+            "reserved_name", f"model: {AGENT} is the agent itself: push under another name", field="model"
+        )
     with database.read() as session:
         existing = _existing(session, fleet_id, model_name, wanted)
         if existing is not None:

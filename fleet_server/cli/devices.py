@@ -90,8 +90,16 @@ def show_device(
         if output is Output.TABLE:
             shown = {k: v for k, v in found.items() if k != "facts"}
             shown["problems"] = "\n".join(map(_problem, found["problems"])) or None
-            found = {**shown, **found["facts"]}
+            found = {**shown, **found["facts"], "agent": _agent(found["facts"])}
         show_object(found, output)
+
+
+def _agent(facts: dict[str, Any]) -> str:
+    """Which agent runs there, where it came from, and whether it may become another one by itself."""
+    told = facts.get("agent") or {}
+    source = f"release {told['release'][:16]}" if told.get("release") else "installed"
+    update = {"on": "", "": ""}.get(told.get("self_update", ""), f", self_update {told.get('self_update')}")
+    return f"{facts.get('agent_version', '?')} ({source}{update})"
 
 
 def _runs_on(one: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from fleet_server.cli.access import fleet, login, logout, token, user, whoami
 from fleet_server.cli.admin import admin
+from fleet_server.cli.agent_releases import agent_release
 from fleet_server.cli.alerts import alert
 from fleet_server.cli.broker import broker
 from fleet_server.cli.bundles import bundle
@@ -53,6 +54,7 @@ for name, group in (
     ("gate", gate),
     ("rollout", rollout),
     ("bundle", bundle),
+    ("agent-release", agent_release),
     ("telemetry", telemetry),
     ("command", command),
     ("sample", sample),

@@ -93,11 +93,11 @@ def push(
             files = _weights_alone(sources, weights)
         body: dict[str, Any] = {
             "architecture": architecture,
-            "training": _upload(api, training) if training else None,
+            "training": upload_file(api, training) if training else None,
             "name": version,
-            "sources": [{"format": form, "digest": _upload(api, path)} for form, path in files.items()],
-            "calibration": _upload(api, calibration) if calibration else None,
-            "evaluation": _upload(api, evaluation) if evaluation else None,
+            "sources": [{"format": form, "digest": upload_file(api, path)} for form, path in files.items()],
+            "calibration": upload_file(api, calibration) if calibration else None,
+            "evaluation": upload_file(api, evaluation) if evaluation else None,
             "labels": _lines(labels) if labels else [],
             "gate": {"min_accuracy": min_accuracy, "max_regression_points": max_regression},
             "processing": msgspec.to_builtins(declared),
@@ -187,7 +187,8 @@ def _export(
     return {form.value: path for form, path in forms.items()}
 
 
-def _upload(api: Client, path: Path) -> str:
+def upload_file(api: Client, path: Path) -> str:
+    """Upload a file with a bar of its progress; the digest of its bytes."""
     if not path.is_file():
         raise fail(f"{path}: there is no such file", 2)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())

@@ -46,7 +46,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600}
 def create(
     context: typer.Context,
     reference: Annotated[
-        str | None, typer.Argument(metavar="MODEL@VERSION", help="The version to roll out; else the file names it.")
+        str | None,
+        typer.Argument(metavar="MODEL@VERSION", help="The version, or shoal-agent@VERSION; else the file names it."),
     ] = None,
     file: Annotated[
         str | None,

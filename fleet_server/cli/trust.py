@@ -12,6 +12,7 @@ import typer
 from securesystemslib.signer import Key, Signer
 
 from agent.protocol.bundle import BundleOrder
+from agent.protocol.release import AGENT, ReleaseManifest
 from fleet_server.cli.output import (
     Json,
     Output,
@@ -299,6 +300,10 @@ def _row(change: Change) -> Json:
     manifest = change.manifest
     if manifest is None:
         return {"version": change.path, "change": change.change}
+    if isinstance(manifest, ReleaseManifest):
+        use = f"agent release for {manifest.info.platform}"
+        release = {"version": f"{AGENT}@{manifest.info.version}", "change": change.change, "use": use}
+        return {**release, "digest": manifest.digest[:16]}
     if isinstance(manifest, BundleOrder):
         use = f"to serve without a server: {', '.join(manifest.targets)}"
         return {"version": f"order {manifest.name}, {manifest.serial}", "change": change.change, "use": use}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from fleet_server.db import UtcDateTime, pieces
@@ -136,17 +136,22 @@ def attribute_texts(session: Session, fleet_id: str, name: str) -> set[str]:
 
 def profile(session: Session, fleet_id: str, name: str) -> Profile | None:
     """One profile by name."""
-    return session.scalar(select(Profile).where(Profile.fleet_id == fleet_id, Profile.name == name))
+    return session.scalar(_profiles(fleet_id).where(Profile.name == name))
 
 
 def profiles(session: Session, fleet_id: str) -> Sequence[Profile]:
     """Every profile, by name."""
-    return session.scalars(select(Profile).where(Profile.fleet_id == fleet_id).order_by(Profile.name)).all()
+    return session.scalars(_profiles(fleet_id).order_by(Profile.name)).all()
 
 
 def profiles_page(session: Session, fleet_id: str, request: PageRequest) -> Rows[Profile]:
     """A page of profiles."""
-    return PROFILES.scalars(session, select(Profile).where(Profile.fleet_id == fleet_id), request)
+    return PROFILES.scalars(session, _profiles(fleet_id), request)
+
+
+def _profiles(fleet_id: str) -> Select[Profile]:
+    """People's profiles: platforms of the agent's releases are none of them."""
+    return select(Profile).where(Profile.fleet_id == fleet_id, Profile.kind == "model")
 
 
 def devices_of_profile(session: Session, fleet_id: str, profile_id: str) -> int:

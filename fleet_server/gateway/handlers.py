@@ -410,8 +410,7 @@ def is_report(message: Message) -> bool:
 def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
     """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
     for deployment in rollouts_repository.desired(session, device_id):
-        manifest = desired.manifest_of(session, deployment)
-        for content in manifest.contents:
+        for content in desired.contents_of(session, deployment):
             if content.digest == digest:
                 return content
     found = gates.entitled(session, device_id, digest) or deltas.entitled(session, device_id, digest)

@@ -25,7 +25,7 @@ class Blob(Base):
 
 
 class Model(Base):
-    """A named model."""
+    """A named model; or the agent, whose releases are versions of it (`kind`: `model` or `agent`)."""
 
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("fleet_id", "name"),)
@@ -33,6 +33,7 @@ class Model(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
     name: Mapped[str]
+    kind: Mapped[str] = mapped_column(default="model", server_default="model")
     description: Mapped[str] = mapped_column(default="")
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
 
@@ -107,6 +108,11 @@ class Variant(Base):
     judged_against: Mapped[dict[str, Any] | None]  # fleet_server.conversions.gate.References, as JSON
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[dt.datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+    @property
+    def is_release(self) -> bool:
+        """Whether it is a bundle of a release of the agent: its manifest is an `agent.protocol.release` one."""
+        return "platform" in self.profile_spec
 
 
 class CandidateArtifact(Base):

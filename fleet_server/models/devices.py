@@ -13,9 +13,9 @@ from fleet_server.db import Base, new_id
 
 
 class Profile(Base):
-    """A named kind of device.
+    """A named kind of device; or a platform that releases of the agent are made for (`kind`: `model` or `platform`).
 
-    `spec` is `fleet_server.devices.schemas.ProfileSpec` as JSON.
+    `spec` is `fleet_server.devices.schemas.ProfileSpec` as JSON; of a platform `{"platform": …}`.
     """
 
     __tablename__ = "profiles"
@@ -24,6 +24,7 @@ class Profile(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     fleet_id: Mapped[str] = mapped_column(ForeignKey("fleets.id"))
     name: Mapped[str]
+    kind: Mapped[str] = mapped_column(default="model", server_default="model")
     spec: Mapped[dict[str, Any]]
     delivery: Mapped[dict[str, Any] | None]  # fleet_server.devices.delivery.Delivery, as JSON
     created_at: Mapped[dt.datetime] = mapped_column(default=utc_now)

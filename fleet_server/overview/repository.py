@@ -49,7 +49,12 @@ def device_groups(session: Session, fleet_id: str) -> list[DeviceGroup]:
 
 def profile_names(session: Session, fleet_id: str) -> dict[str, str]:
     """The names of the fleet's profiles by their ids."""
-    return {row[0]: row[1] for row in session.execute(select(Profile.id, Profile.name).where(_of(Profile, fleet_id)))}
+    return {
+        row[0]: row[1]
+        for row in session.execute(
+            select(Profile.id, Profile.name).where(_of(Profile, fleet_id), Profile.kind == "model")
+        )
+    }
 
 
 def attribute_counts(session: Session, fleet_id: str, name: str) -> dict[str, int]:
@@ -96,13 +101,14 @@ def enrolments_waiting(session: Session, fleet_id: str) -> int:
 
 def has_model(session: Session, fleet_id: str) -> bool:
     """Whether a version of a model was pushed."""
-    return session.scalar(select(Version.id).where(_of(Version, fleet_id)).limit(1)) is not None
+    query = select(Version.id).join(Model, Model.id == Version.model_id)
+    return session.scalar(query.where(_of(Version, fleet_id), Model.kind == "model").limit(1)) is not None
 
 
 def newest_without_variant(session: Session, fleet_id: str) -> str | None:
     """The newest version, as `model@version`, where nothing was built of it."""
     query = select(Model.name, Version.name, exists().where(Variant.version_id == Version.id))
-    query = query.join(Model, Model.id == Version.model_id).where(_of(Version, fleet_id))
+    query = query.join(Model, Model.id == Version.model_id).where(_of(Version, fleet_id), Model.kind == "model")
     row = session.execute(query.order_by(Version.id.desc()).limit(1)).first()
     return f"{row[0]}@{row[1]}" if row is not None and not row[2] else None
 
@@ -110,7 +116,9 @@ def newest_without_variant(session: Session, fleet_id: str) -> str | None:
 def newest_ready_without_rollout(session: Session, fleet_id: str) -> str | None:
     """The newest version that has a variant that is ready, as `model@version`, where it was never rolled out."""
     ready = (_of(Variant, fleet_id), Variant.state == VariantState.READY.value)
-    newest = select(Variant.version_id).where(*ready).order_by(Variant.version_id.desc()).limit(1).scalar_subquery()
+    models = select(Variant.version_id).join(Version, Version.id == Variant.version_id)
+    models = models.join(Model, Model.id == Version.model_id).where(*ready, Model.kind == "model")
+    newest = models.order_by(Variant.version_id.desc()).limit(1).scalar_subquery()
     query = select(Model.name, Version.name).join(Model, Model.id == Version.model_id).where(Version.id == newest)
     row = session.execute(query.where(~exists().where(Rollout.version_id == Version.id))).first()
     return f"{row[0]}@{row[1]}" if row is not None else None

@@ -12,11 +12,13 @@ from agent.protocol.codec import encode
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.lifecycle import SETTLED, Phase
 from agent.protocol.limits import LIMITS
-from agent.protocol.manifest import DataFile, Manifest, manifest_bytes
+from agent.protocol.manifest import Content, DataFile, Manifest
 from agent.protocol.messages import DesiredDeployment, DesiredState, Exposure, OnProviderMissing, ProbationPolicy, Trial
+from agent.protocol.release import DesiredRelease, ReleaseManifest
 from agent.protocol.topics import DeviceTopic, device_topic
 from agent.protocol.version import SPOKEN
 from fleet_server import outbox
+from fleet_server.agent_releases.service import manifest_of as manifest_of_release
 from fleet_server.conversions.repository import open_trials
 from fleet_server.db import pieces
 from fleet_server.deltas import service as deltas
@@ -118,21 +120,26 @@ class _States:
         self._trials = open_trials(session, ids)
         self._samples = SampleOrders(session, devices)
         # Of what is there already, it need not be said how it may travel.
-        coming = {self._manifest(one).digest for one in found if Phase(one.phase) not in SETTLED}
+        coming = {str(self._variants[one.variant_id].digest) for one in found if Phase(one.phase) not in SETTLED}
         fleet_id = devices[0].fleet_id
         self._encodings = deltas.Offers(session, fleet_id, coming, ids)
         self._session, self._fleet_id = session, fleet_id
         self._lans = _Lans(session, fleet_id)
         self._known: dict[str, msgspec.Raw] = {}
+        releases = {one.device_id for one in found if self._variants[one.variant_id].is_release}
+        self._went_back = repository.released(session, set(ids) - releases)
 
     def of(self, device: Device) -> DesiredState:
         """One device's."""
         general = self._general.get(device.profile_id or "", policy_of(None))
+        wanted = self._deployments.get(device.id, ())
+        releases = [one for one in wanted if self._variants[one.variant_id].is_release]
         return DesiredState(
             protocol=SPOKEN,
             fleet=device.fleet_id,
             revision=device.desired_revision,
-            deployments=tuple(self._deployment(one, general) for one in self._deployments.get(device.id, ())),
+            deployments=tuple(self._deployment(one, general) for one in wanted if one not in releases),
+            agent=self._release(releases[0], general) if releases else self._installed(device),
             telemetry_interval_s=self._settings.telemetry_interval_s,
             sampling=self._samples.sampling(device),
             sample_requests=self._samples.requests(device, without_windows(general)),
@@ -166,11 +173,29 @@ class _States:
             traceparent=traceparent_for(self._rollouts[deployment.rollout_id]) if travels else "",
         )
 
-    def _signed(self, manifest: Manifest, path: str) -> msgspec.Raw:
+    def _release(self, deployment: Deployment, general: DeliveryPolicy) -> DesiredRelease:
+        manifest = manifest_of_release(self._variants[deployment.variant_id])
+        _, delivery = self._terms[deployment.rollout_id]
+        policy, back = combined(general, delivery), bool(deployment.revert_of)
+        travels = Phase(deployment.phase) not in SETTLED
+        return DesiredRelease(
+            deployment.id,
+            self._signed(manifest, manifest.target_path),
+            confirm_s=self._settings.agent_confirm_s,
+            encodings=self._encodings.of(manifest.digest, deployment.device_id) if travels else (),
+            delivery=without_windows(policy) if back else policy,
+        )
+
+    def _installed(self, device: Device) -> DesiredRelease | None:
+        """What a device whose release was taken back without one before goes back to."""
+        last = self._went_back.get(device.id)
+        return DesiredRelease(f"back-{last}") if last is not None else None
+
+    def _signed(self, manifest: Manifest | ReleaseManifest, path: str) -> msgspec.Raw:
         """A manifest as it was signed; one that never was is sent all the same: the device refuses it, and says so."""
         if path not in self._known:
             signed = trust.manifest_as_signed(self._session, self._fleet_id, path)
-            self._known[path] = msgspec.Raw(signed or manifest_bytes(manifest))
+            self._known[path] = msgspec.Raw(signed or msgspec.json.encode(manifest))
         return self._known[path]
 
     def _manifest(self, deployment: Deployment) -> Manifest:
@@ -220,9 +245,10 @@ def change_profile(
     return profile
 
 
-def manifest_of(session: Session, deployment: Deployment) -> Manifest:
-    """What a deployment runs."""
-    return manifest_of_variant(session.get_one(Variant, deployment.variant_id))
+def contents_of(session: Session, deployment: Deployment) -> Sequence[Content]:
+    """What a device fetches for a deployment."""
+    variant = session.get_one(Variant, deployment.variant_id)
+    return (manifest_of_release(variant),) if variant.is_release else manifest_of_variant(variant).contents
 
 
 def manifest_of_variant(variant: Variant) -> Manifest:

@@ -7,14 +7,13 @@ import logging
 
 from sqlalchemy.orm import Session
 
-from fleet_server.catalog.service import is_proven, ready_variant
 from fleet_server.clock import utc_now
 from fleet_server.domain.stages import late_stage
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
 from fleet_server.errors import FleetError
 from fleet_server.models import Device, Model, Rollout, Version
 from fleet_server.rollouts import repository, service
-from fleet_server.rollouts.planning import named, select
+from fleet_server.rollouts.planning import named, select, variant_for
 from fleet_server.rollouts.schemas import Terms
 
 log = logging.getLogger(__name__)
@@ -43,8 +42,8 @@ def join_late(session: Session, rollout: Rollout) -> int:
     joined: list[str] = []
     running = repository.desired_on(session, [device.id for device in fresh], version.model_id)
     for device in fresh:
-        variant = ready_variant(session, version.id, device.profile_id) if device.profile_id else None
-        if variant is None or device.id in busy or not (allow_unproven or is_proven(variant)):
+        variant = variant_for(session, version, device, allow_unproven=allow_unproven)
+        if variant is None or device.id in busy:
             continue
         total = members + len(joined)
         stage = late_stage(device.id, strategy, rollout.name, present=rollout.stage, total=total)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
+from agent.protocol.release import AGENT
+from fleet_server.agent_releases import repository as release_rows
+from fleet_server.agent_releases import service as releases
 from fleet_server.catalog.service import is_proven, ready_variant
 from fleet_server.devices import service as device_service
 from fleet_server.devices.matching import effective_tags
@@ -31,6 +34,8 @@ class Survey:
         missing: devices by the name of their profile, which has no variant that passed the gate.
         unproven: names of profiles whose variant no device has measured.
         busy: what other open rollouts of the model have not settled on these devices.
+        places: the profile of each device, or its platform where a release of the agent is rolled out, by device id.
+        left_out: devices that can't become another release by themselves, by the reason.
     """
 
     devices: list[Device] = field(default_factory=list)
@@ -40,6 +45,8 @@ class Survey:
     missing: dict[str, list[str]] = field(default_factory=dict)
     unproven: list[str] = field(default_factory=list)
     busy: Sequence[Deployment] = ()
+    places: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def artifacts(self) -> dict[str, str | None]:
@@ -47,12 +54,12 @@ class Survey:
         return {self.names[profile_id]: variant.digest for profile_id, variant in self.variants.items()}
 
     def profile_of(self, device: Device) -> str:
-        """The name of a device's profile."""
-        return self.names[str(device.profile_id)]
+        """The name of a device's profile, or of its platform."""
+        return self.names[self.places[device.id]]
 
     def variant_of(self, device: Device) -> Variant:
         """What a device would run."""
-        return self.variants[str(device.profile_id)]
+        return self.variants[self.places[device.id]]
 
     def members(self) -> list[Member]:
         """The devices as their places in the stages are found."""
@@ -92,6 +99,8 @@ def survey(session: Session, version: Version, target: RolloutTarget) -> Survey:
         raise InvalidError(
             "no_device", "target: it selects no device; see which there are with `shoal device list`", field="target"
         )
+    if releases.is_release(session, version):
+        return _survey_release(session, version, selected)
     found = Survey()
     for profile_id in sorted({str(device.profile_id) for device in selected if device.profile_id is not None}):
         found.names[profile_id] = session.get_one(Profile, profile_id).name
@@ -105,10 +114,37 @@ def survey(session: Session, version: Version, target: RolloutTarget) -> Survey:
             found.strangers.append(device.id)
         elif device.profile_id in found.variants:
             found.devices.append(device)
+            found.places[device.id] = device.profile_id
         else:
             found.missing.setdefault(found.names[device.profile_id], []).append(device.id)
     found.busy = repository.unsettled(session, version.model_id, [device.id for device in found.devices])
     return found
+
+
+def _survey_release(session: Session, version: Version, selected: Sequence[Device]) -> Survey:
+    """Devices that others update are left out, and say why; a platform without a bundle is in the way."""
+    found, bundles = Survey(), release_rows.bundles(session, version.id)
+    found.names = {platform.id: platform.name for _, platform in bundles}
+    for device in selected:
+        if why := releases.unable(device):
+            found.left_out.setdefault(why, []).append(device.id)
+        elif (variant := releases.bundle_for(bundles, device)) is None:
+            found.missing.setdefault(str(device.facts["agent"]["platform"]), []).append(device.id)
+        else:
+            found.devices.append(device)
+            found.places[device.id] = variant.profile_id
+            found.variants[variant.profile_id] = variant
+    found.busy = repository.unsettled(session, version.model_id, [device.id for device in found.devices])
+    return found
+
+
+def variant_for(session: Session, version: Version, device: Device, *, allow_unproven: bool) -> Variant | None:
+    """What a device that comes later would run; None where there is nothing for it, or nothing proven."""
+    if releases.is_release(session, version):
+        bundles = release_rows.bundles(session, version.id)
+        return None if releases.unable(device) else releases.bundle_for(bundles, device)
+    variant = ready_variant(session, version.id, device.profile_id) if device.profile_id else None
+    return variant if variant is not None and (allow_unproven or is_proven(variant)) else None
 
 
 def refuse_gaps(found: Survey, reference: str, *, allow_unproven: bool) -> None:
@@ -117,6 +153,15 @@ def refuse_gaps(found: Survey, reference: str, *, allow_unproven: bool) -> None:
     Raises:
         ConflictError: saying for whom, and what to do.
     """
+    if found.left_out and not found.devices and not found.missing:
+        reasons = "; ".join(f"{named(devices)}: {why}" for why, devices in sorted(found.left_out.items()))
+        raise ConflictError("no_self_update", f"none of these devices updates its agent by itself ({reasons})")
+    if found.missing and reference.startswith(f"{AGENT}@"):
+        raise ConflictError(
+            "no_bundle_for_platform",
+            f"{reference} has no bundle for {named(sorted(found.missing))}: push one with `shoal agent-release push`, "
+            "or leave those devices out",
+        )
     if found.strangers:
         raise ConflictError(
             "device_without_profile",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from fleet_server.catalog.service import is_proven, resolve_version
+from fleet_server.agent_releases.service import resolve
+from fleet_server.catalog.service import is_proven
 from fleet_server.domain.stages import assign_stages
 from fleet_server.domain.strategy import RolloutStrategy
 from fleet_server.models import Device, Fleet, Model, Version
@@ -32,7 +33,8 @@ def preview(session: Session, fleet_id: str, wanted: RolloutCreate) -> RolloutPr
         NotFoundError: for an unknown version, device or profile.
         InvalidError: when the target selects no device.
     """
-    version = resolve_version(session, fleet_id, wanted.version)
+    wanted = wanted.fitting()
+    version = resolve(session, fleet_id, wanted.version)
     found = survey(session, version, wanted.target)
     stages = _stages(found, wanted.strategy, wanted.name or wanted.version)
     problems = _problems(found, wanted)
@@ -119,7 +121,13 @@ def _problems(found: Survey, wanted: RolloutCreate) -> list[PreviewProblem]:
     if found.strangers:
         add("device_without_profile", "no profile matches these devices: create one, pin them, or leave them out",
             found.strangers, blocks=True)  # fmt: skip
+    for why, devices in sorted(found.left_out.items()):
+        add("no_self_update", f"left out: {why}", devices, blocks=not found.devices)
     for profile, devices in sorted(found.missing.items()):
+        if wanted.of_agent:
+            detail = f"{wanted.version} has no bundle for {profile}: `shoal agent-release push`"
+            add("no_bundle_for_platform", detail, devices, blocks=True)
+            continue
         detail = f"{wanted.version} has no variant that passed the gate for {profile}: `shoal variant build`"
         add("no_variant_for_profile", detail, devices, blocks=True)
     if found.unproven:

@@ -24,7 +24,7 @@ GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 
 def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
     """Bring the device's deployments to where the device says they are."""
-    reports = {report.deployment_id: report for report in reported.deployments}
+    reports = {report.deployment_id: report for report in (*reported.deployments, *reported.releases)}
     serving = {one.deployment_id: one for one in reported.serving}
     for deployment in repository.deployments_by_id(session, device.id, list(reports)):
         report, before = reports[deployment.id], deployment.phase

@@ -470,6 +470,20 @@ def desired_on(session: Session, device_ids: Sequence[str], model_id: str | None
     return found
 
 
+def released(session: Session, device_ids: Collection[str]) -> dict[str, str]:
+    """Of devices that ought to run no release of the agent: the last deployment of one that each was sent."""
+    found: dict[str, str] = {}
+    for piece in pieces(sorted(device_ids)):
+        query = (
+            select(Deployment.device_id, func.max(Deployment.id))
+            .join(Model, Model.id == Deployment.model_id)
+            .where(Deployment.device_id.in_(piece), Model.kind == "agent", Deployment.sent_at.is_not(None))
+            .group_by(Deployment.device_id)
+        )
+        found.update((row[0], row[1]) for row in session.execute(query))
+    return found
+
+
 def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str, Row]:
     """Rows that are there, by their ids."""
     found: list[Row] = []

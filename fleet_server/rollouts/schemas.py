@@ -7,9 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from agent.protocol.release import AGENT
 from fleet_server.devices.delivery import Delivery
 from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
+from fleet_server.errors import InvalidError
 from fleet_server.schemas import Failure, Name, Request, Response, Waiting, example
 
 
@@ -31,7 +33,9 @@ class RolloutCreate(Request):
         },
     )
 
-    version: str = Field(description="`model@version`.", pattern=r"^[^@\s]+@[^@\s]+$")
+    version: str = Field(
+        description="`model@version`; `shoal-agent@version` for a release of the agent.", pattern=r"^[^@\s]+@[^@\s]+$"
+    )
     name: str | None = Field(None, max_length=128)
     target: RolloutTarget
     strategy: RolloutStrategy = Field(default_factory=RolloutStrategy)
@@ -46,6 +50,31 @@ class RolloutCreate(Request):
     on_busy: Literal["refuse", "supersede"] = Field(
         "refuse", description="What to do with devices that another running rollout of the model has not settled."
     )
+
+    @property
+    def of_agent(self) -> bool:
+        """Whether it is a release of the agent that is rolled out."""
+        return self.version.startswith(f"{AGENT}@")
+
+    def fitting(self) -> RolloutCreate:
+        """This; of a release without the default rules that sample requests, for it has none of its own.
+
+        Raises:
+            InvalidError: where such a rule, or exposure, is asked for.
+        """
+        if not self.of_agent:
+            return self
+        sampled = [rule.metric.value for rule in self.strategy.stop_when if not rule.metric.counted]
+        if sampled and "stop_when" in self.strategy.model_fields_set:
+            detail = (
+                f"strategy.stop_when: {sampled[0]} is of a model's requests, which a release of the agent has none of"
+            )
+            raise InvalidError("no_release_metric", f"{detail}: use failed_percent", field="strategy.stop_when")
+        if self.strategy.exposure is not None:
+            detail = "strategy.exposure: two agents do not run beside each other: leave it out"
+            raise InvalidError("no_release_exposure", detail, field="strategy.exposure")
+        counted = [rule for rule in self.strategy.stop_when if rule.metric.counted]
+        return self.model_copy(update={"strategy": self.strategy.model_copy(update={"stop_when": counted})})
 
 
 class StageVerdict(Response):

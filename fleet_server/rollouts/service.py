@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.lifecycle import Phase
 from fleet_server import audit, spans
-from fleet_server.catalog.service import resolve_version
+from fleet_server.agent_releases import service as releases
 from fleet_server.clock import utc_now
 from fleet_server.devices import service as device_service
 from fleet_server.domain.stages import assign_stages
@@ -39,7 +39,8 @@ def create(session: Session, settings: Settings, fleet_id: str, wanted: RolloutC
         ConflictError: when a device has no profile or its profile no ready variant, or is busy with another rollout,
             or when a variant is not signed.
     """
-    version = resolve_version(session, fleet_id, wanted.version)
+    wanted = wanted.fitting()
+    version = releases.resolve(session, fleet_id, wanted.version)
     plan = _checked(session, settings, version, wanted)
     needed = session.get_one(Fleet, fleet_id).approvals
     parent = spans.current()
@@ -111,9 +112,16 @@ def _checked(session: Session, settings: Settings, version: Version, wanted: Rol
     refuse_gaps(plan, wanted.version, allow_unproven=wanted.allow_unproven)
     if wanted.on_busy == "refuse":
         refuse_busy(plan.busy)
-    paths = [trust.want(session, version.fleet_id, manifest_of_variant(one)) for one in plan.variants.values()]
+    paths = [_wanted(session, version.fleet_id, one) for one in plan.variants.values()]
     trust.require_signed(session, settings, version.fleet_id, paths, wanted.version)
     return plan
+
+
+def _wanted(session: Session, fleet_id: str, variant: Variant) -> str:
+    """The target path of what must be signed; a release's was wanted when it was pushed."""
+    if variant.is_release:
+        return releases.manifest_of(variant).target_path
+    return trust.want(session, fleet_id, manifest_of_variant(variant))
 
 
 def _begin(session: Session, settings: Settings, rollout: Rollout, wanted: RolloutCreate, plan: Survey) -> None:
@@ -127,7 +135,8 @@ def _begin(session: Session, settings: Settings, rollout: Rollout, wanted: Rollo
         device, current = devices[device_id], running.get(device_id, ())
         add_deployment(session, rollout, version, device, plan.variant_of(device), stage, place, current=current)
     session.flush()
-    add_verdict(rollout, "start", f"{len(devices)} devices in {len(wanted.strategy.stages)} stages")
+    left_out = "".join(f"; left out, for {why}: {named(ids)}" for why, ids in sorted(plan.left_out.items()))
+    add_verdict(rollout, "start", f"{len(devices)} devices in {len(wanted.strategy.stages)} stages{left_out}")
     send_due(session, settings, rollout)
     # Not in the first stage: until its own stage comes the device goes back, or it would finish what was ended.
     take_back(session, settings, [one for one in superseded if one.desired and not one.revert_of])

@@ -2,7 +2,8 @@
 
 Keys of four kinds: root, targets, snapshot, timestamp. The targets' keys also sign the delegated roles, one a model
 (`model.NAME`, for `NAME/*/*`), one for candidates that are only to be measured (`trials`, for `trials/*`), and, where
-there is one, one for orders to devices without a server (`bundles`, for `bundles/*`). A
+there is one, one for orders to devices without a server (`bundles`, for `bundles/*`), and one for releases of the agent
+(`agent-releases`, for `@agent-releases/*/*`). A
 manifest is a target; the artifact is signed through the digest in it.
 """
 
@@ -28,12 +29,14 @@ from tuf.api.metadata import (
 )
 
 from agent.protocol.manifest import SIGNED_AT
+from agent.protocol.release import RELEASES
 from fleet_server.errors import InvalidError
 
 AnyMetadata: TypeAlias = Metadata[Any]
 TOP_ROLES = ("root", "targets", "snapshot", "timestamp")
 TRIALS = "trials"
 BUNDLES = "bundles"
+AGENT_RELEASES = "agent-releases"
 MODEL_PREFIX = "model."
 DAY = dt.timedelta(days=1)
 VALIDITY = {"root": 365 * DAY, "targets": 365 * DAY, "snapshot": 14 * DAY, "timestamp": 7 * DAY}
@@ -47,7 +50,7 @@ def model_role(model: str) -> str:
 
 def is_delegated(role: str) -> bool:
     """Whether a role is one that targets delegates to."""
-    return role in {TRIALS, BUNDLES} or role.startswith(MODEL_PREFIX)
+    return role in {TRIALS, BUNDLES, AGENT_RELEASES} or role.startswith(MODEL_PREFIX)
 
 
 def read(body: bytes) -> AnyMetadata:
@@ -96,13 +99,30 @@ def keys_of(root: AnyMetadata, role: str) -> list[Key]:
 
 
 def next_targets(
-    root: AnyMetadata, current: AnyMetadata | None, models: Iterable[str], now: dt.datetime, *, bundles: bool = False
+    root: AnyMetadata,
+    current: AnyMetadata | None,
+    models: Iterable[str],
+    now: dt.datetime,
+    *,
+    bundles: bool = False,
+    releases: bool = False,
 ) -> Metadata:  # type: ignore[type-arg]
-    """The top-level targets: no target of its own, one delegation a model, one for trials, and one for bundles."""
+    """The top-level targets: no target of its own, one delegation a model, one for trials, and those that there are.
+
+    Args:
+        root: whose keys sign.
+        current: what is published.
+        models: that have manifests.
+        now: the time.
+        bundles: whether there are orders to devices without a server.
+        releases: whether there are releases of the agent.
+    """
     keys = keys_of(root, "targets")
     patterns = {TRIALS: "trials/*"} | {model_role(one): f"{one}/*/*" for one in sorted(models)}
     if bundles:
         patterns[BUNDLES] = f"{BUNDLES}/*"
+    if releases:
+        patterns[AGENT_RELEASES] = f"{RELEASES}/*/*"
     threshold = root.signed.roles["targets"].threshold
     roles = {
         name: DelegatedRole(name, [key.keyid for key in keys], threshold, terminating=True, paths=[pattern])

@@ -15,12 +15,16 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Root, Targets
 
 from agent.protocol.bundle import BundleOrder, read_order
-from agent.protocol.codec import check_manifest
+from agent.protocol.codec import check_manifest, check_release
 from agent.protocol.errors import WireError
 from agent.protocol.manifest import Manifest
+from agent.protocol.release import RELEASES, ReleaseManifest
 from fleet_server.errors import InvalidError
 from fleet_server.trust import metadata as tuf
-from fleet_server.trust.metadata import BUNDLES, TRIALS, AnyMetadata, model_role
+from fleet_server.trust.metadata import AGENT_RELEASES, BUNDLES, TRIALS, AnyMetadata, model_role
+
+Signed = Manifest | BundleOrder | ReleaseManifest
+PATTERNS = {TRIALS: f"{TRIALS}/*", BUNDLES: f"{BUNDLES}/*", AGENT_RELEASES: f"{RELEASES}/*/*"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Change:
 
     path: str
     change: str
-    manifest: Manifest | BundleOrder | None
+    manifest: Signed | None
 
 
 def follow(own: bytes, later: Iterable[bytes]) -> AnyMetadata:
@@ -63,8 +67,8 @@ def check_targets(root: AnyMetadata, proposed: AnyMetadata) -> list[str]:
     """The models that a proposal of the top-level targets delegates to.
 
     Raises:
-        InvalidError: when it says anything else than one delegation a model, one for trials and one
-            for bundles, to the keys of targets.
+        InvalidError: when it says anything else than one delegation a model, one for trials, one for bundles and one
+            for releases of the agent, to the keys of targets.
     """
     signed = proposed.signed
     if not isinstance(signed, Targets) or signed.targets or signed.delegations is None or not signed.delegations.roles:
@@ -73,12 +77,12 @@ def check_targets(root: AnyMetadata, proposed: AnyMetadata) -> list[str]:
     models = []
     for name, role in signed.delegations.roles.items():
         model = name.removeprefix(tuf.MODEL_PREFIX)
-        pattern = f"{name}/*" if name in {TRIALS, BUNDLES} else f"{model}/*/*"
+        pattern = PATTERNS.get(name, f"{model}/*/*")
         if set(role.keyids) != set(expected.keyids) or role.threshold != expected.threshold:
             raise _refusal(f"{name} would be signed by other keys than targets is")
         if not tuf.is_delegated(name) or role.paths != [pattern] or not role.terminating:
             raise _refusal(f"{name} would be for {role.paths}")
-        if name not in {TRIALS, BUNDLES}:
+        if name not in PATTERNS:
             models.append(model)
     for keyid, key in signed.delegations.keys.items():
         if root.signed.keys.get(keyid) != key:
@@ -116,8 +120,13 @@ def check_delegated(
     return changes + [Change(path, "remove", None) for path in gone]
 
 
-def _signed(role: str, path: str, body: bytes) -> Manifest | BundleOrder:
+def _signed(role: str, path: str, body: bytes) -> Signed:
     try:
+        if role == AGENT_RELEASES:
+            release = check_release(msgspec.json.decode(body, type=ReleaseManifest))
+            if path != release.target_path:
+                raise _refusal(f"{path} is the release {release.info.version}")
+            return release
         if role == BUNDLES:
             order = read_order(body)
             if path != order.target_path:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.bundle import BundleOrder, read_order
 from agent.protocol.manifest import Manifest, manifest_bytes
+from agent.protocol.release import ReleaseManifest
 from fleet_server import audit
 from fleet_server.clock import utc_now
 from fleet_server.errors import ConflictError, InvalidError, UnavailableError
@@ -27,7 +28,7 @@ from fleet_server.settings import Settings
 from fleet_server.trust import metadata as tuf
 from fleet_server.trust import repository
 from fleet_server.trust.keys import KeyFolder
-from fleet_server.trust.metadata import BUNDLES, TOP_ROLES, TRIALS, AnyMetadata, model_role
+from fleet_server.trust.metadata import AGENT_RELEASES, BUNDLES, TOP_ROLES, TRIALS, AnyMetadata, model_role
 
 log = logging.getLogger(__name__)
 ONLINE_NOTE = (
@@ -97,6 +98,27 @@ def want(session: Session, fleet_id: str, manifest: Manifest, *, trial: bool = F
         found.manifest = manifest_bytes(manifest)
     session.flush()
     return path
+
+
+def want_release(session: Session, fleet_id: str, manifest: ReleaseManifest) -> None:
+    """Let a bundle of a release of the agent be signed."""
+    body = msgspec.json.encode(manifest)
+    session.add(TrustTarget(fleet_id=fleet_id, path=manifest.target_path, role=AGENT_RELEASES, manifest=body))
+    session.flush()
+
+
+def forget_release(session: Session, fleet_id: str, manifest: ReleaseManifest) -> None:
+    """A bundle is gone: its manifest leaves the metadata with the next signature."""
+    found = repository.target(session, fleet_id, manifest.target_path)
+    if found is not None:
+        session.delete(found)
+        session.flush()
+
+
+def signs(session: Session, found: State, fleet_id: str, path: str) -> bool:
+    """Whether published metadata vouches for a target."""
+    target = repository.target(session, fleet_id, path)
+    return target is not None and is_signed(found, target)
 
 
 def want_order(session: Session, fleet_id: str, name: str, targets: Sequence[str], probation_s: float) -> BundleOrder:
@@ -212,9 +234,11 @@ def waiting(session: Session, fleet_id: str) -> list[Waiting]:
     for target in repository.targets(session, fleet_id):
         by_role.setdefault(target.role, {})[target.path] = target.manifest
     roles = {*by_role, *found.delegated}
-    models = {role.removeprefix(tuf.MODEL_PREFIX) for role in roles - {TRIALS, BUNDLES}}
+    models = {role.removeprefix(tuf.MODEL_PREFIX) for role in roles if role.startswith(tuf.MODEL_PREFIX)}
     open_ones = []
-    wanted = tuf.next_targets(found.root, found.targets, models, now, bundles=BUNDLES in roles)
+    wanted = tuf.next_targets(
+        found.root, found.targets, models, now, bundles=BUNDLES in roles, releases=AGENT_RELEASES in roles
+    )
     targets = _open(session, fleet_id, "targets", found.root, found.targets, wanted, now)
     if targets is not None:
         open_ones.append(Waiting("targets", found.root, targets))

@@ -59,9 +59,8 @@ class Disk:
         for name in ("open", "fsync", "fdatasync", "replace", "rename", "unlink", "remove", "symlink", "pwrite"):
             self._real[name] = getattr(os, name)
         self._real["io.open"], self._real["connect"] = io.open, sqlite3.connect
-        for root, _, files in os.walk(self.folder):
-            for file in files:
-                self._know(os.path.join(root, file))
+        for path in self._files():
+            self._know(path)
         os.open, io.open, builtins.open = self._open, self._io_open, self._io_open
         os.fsync = lambda fd: self._sync("fsync", fd)
         os.fdatasync = lambda fd: self._sync("fdatasync", fd)
@@ -134,7 +133,7 @@ class Disk:
 
         def action() -> None:
             self._lose(there)
-            number = self._id_of(here)
+            number = os.readlink(here) if os.path.islink(here) else self._id_of(here)
             self._real["replace"](source, target, **options)
             self._changes.append(("unlink", here, 0))
             self._changes.append(("replaced", there, number))
@@ -210,6 +209,14 @@ class Disk:
 
     # -- what is known
 
+    def _files(self) -> list[str]:
+        """All that is no folder; a symbolic link to one is none."""
+        found = []
+        for root, folders, files in os.walk(self.folder):
+            links = [one for one in folders if os.path.islink(os.path.join(root, one))]
+            found += [os.path.join(root, one) for one in (*files, *links)]
+        return found
+
     def _watched(self, path: Any) -> str | None:
         text = os.path.abspath(os.fspath(path)) if not isinstance(path, int) else ""
         text = os.fsdecode(text)
@@ -273,11 +280,9 @@ class Disk:
     def cut(self, chance: random.Random) -> None:
         """Make the folder what a machine would find after the power was cut now."""
         now: dict[int, bytes] = dict(self._ghosts)
-        for root, _, files in os.walk(self.folder):
-            for file in files:
-                path = os.path.join(root, file)
-                if not os.path.islink(path):
-                    now[self._id_of(path)] = self._content(path)
+        for path in self._files():
+            if not os.path.islink(path):
+                now[self._id_of(path)] = self._content(path)
         count = chance.randint(0, len(self._changes))
         while count < len(self._changes) and self._changes[count][0] == "replaced":
             count += 1  # a rename is one change
@@ -286,9 +291,8 @@ class Disk:
             path: one if isinstance(one, str) else self._left(path, one, now, chance)
             for path, one in self._names.items()
         }
-        for root, _, files in os.walk(self.folder):
-            for file in files:
-                self._real["unlink"](os.path.join(root, file))
+        for path in self._files():
+            self._real["unlink"](path)
         for path, content in found.items():
             if path.endswith("-shm"):
                 continue

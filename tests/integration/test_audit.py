@@ -54,6 +54,7 @@ from tests.api_document import document
 from tests.databases import without_triggers
 from tests.integration.test_api import facts
 from tests.integration.test_tenants import ADMIN, Inspector, client, created
+from tests.tiny_bundle import tiny_bundle
 
 ACTOR = Actor("user/ada", "user/1", "192.0.2.7", "r-1")
 
@@ -282,6 +283,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     webhook_operations(walk, database)
     sample_operations(walk, application)
     shard_operations(walk, application)
+    release_operations(walk)
     alert_operations(walk, database)
     command_operations(walk, database)
     with database.write() as session:
@@ -374,6 +376,12 @@ def shard_operations(walk: Walk, application: FastAPI) -> None:
     body = {"version": "m@1", "target": "id==d"}
     plan = walk("create_shard_plan", "shard_plan.create", "post", "shard-plans", json=body)["id"]
     walk("delete_shard_plan", "shard_plan.delete", "delete", f"shard-plans/{plan}")
+
+
+def release_operations(walk: Walk) -> None:
+    digest = created(walk.api.post("/api/v1/uploads", content=tiny_bundle("0.2.0")))["digest"]
+    walk("create_agent_release", "agent_release.create", "post", "agent-releases", json={"digest": digest})
+    walk("delete_agent_release", "agent_release.delete", "delete", "agent-releases/0.2.0")
 
 
 def alert_operations(walk: Walk, database: Database) -> None:

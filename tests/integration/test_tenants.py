@@ -48,6 +48,7 @@ from fleet_server.samples.schemas import SAMPLES_FOLDER, SamplingSpec
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from tests.api_document import document
+from tests.tiny_bundle import tiny_bundle
 
 ADMIN = "the-admin-of-tests"
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -116,6 +117,8 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
     created(api.post("/api/v1/models/alpha-model/versions", json=version))
     wanted = {"version": "alpha-model@1", "profiles": ["alpha-profile"]}
     variant_id = created(api.post("/api/v1/variants", json=wanted))[0]["id"]
+    bundle = created(api.post("/api/v1/uploads", content=tiny_bundle("1")))["digest"]
+    created(api.post("/api/v1/agent-releases", json={"digest": bundle}))
     user = {"name": "alpha-user", "role": "viewer", "password": "correct horse battery"}
     created(api.post("/api/v1/users", json=user))
     token_id = created(api.post("/api/v1/tokens", json={"name": "alpha-token", "role": "viewer"}))["id"]
@@ -260,6 +263,7 @@ def bodies(alpha: dict[str, str]) -> dict[str, list[tuple[dict[str, Any], int]]]
             ({"version": "alpha-model@1", "target": "id==*"}, 404),
             ({"version": "own@1", "target": "id==alpha-*"}, 422),
         ],
+        "create_agent_release": [({"digest": alpha["digest"]}, 422)],
         "create_rollout": [
             ({"version": "alpha-model@1", "target": {"all": True}}, 404),
             ({"version": "own@1", "target": target}, 404),
