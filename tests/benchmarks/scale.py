@@ -224,6 +224,13 @@ class Devices:
             log = (self._at.folder / f"devices-{first}.log").open("w")
             self._processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True))
 
+    def check(self) -> None:
+        """Raises `RuntimeError` when one of the processes has ended by itself."""
+        for one in self._processes:
+            if one.poll() is not None:
+                said = "".join(log.read_text()[-2000:] for log in self._at.folder.glob("devices-*.log"))
+                raise RuntimeError(f"simulated devices ended: {said}")
+
     def stop(self) -> list[dict[str, Any]]:
         """Switch them off; how each process ended."""
         for one in self._processes:
@@ -252,7 +259,12 @@ def measure(folder: Path, count: int, interval_s: float, steady_s: float, *, tls
             before = at.read()
             devices.start()
             online = "SELECT count(*) FROM devices WHERE online"
-            awaited("all devices", lambda: at.ask(online) == count)
+
+            def everybody() -> bool:
+                devices.check()
+                return bool(at.ask(online) == count)
+
+            awaited("all devices", everybody)
             note(found, "connect storm", before, at.read())
             first = at.roll_out("1")
             awaited("the first version", lambda: at.state(first) == "succeeded", 2.0)
