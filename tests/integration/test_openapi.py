@@ -146,7 +146,7 @@ def codes_of(operation: dict[str, Any]) -> set[str]:
 NOT_ANSWERED = {
     *("state_dir", "broker", "mosquitto_missing", "broker_port_taken", "bad_broker_url", "ca", "ca_unusable"),
     *("ca_mismatch", "many_keys", "bad_pkcs11_uri", "bad_pkcs11_key", "bad_key", "bad_key_folder"),
-    *("device_locked_out", "otel_missing"),
+    *("device_locked_out", "otel_missing", "servers"),
 }
 
 
@@ -154,7 +154,7 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
     raised = set()
     root = Path(fleet_server.__file__).parent
     for path in root.rglob("*.py"):
-        if path.relative_to(root).parts[0] in {"cli", "sdk"}:
+        if path.relative_to(root).parts[0] in {"backup", "cli", "sdk"}:  # no endpoint leads there
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
