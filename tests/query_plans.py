@@ -7,10 +7,11 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -92,17 +93,46 @@ class Asked:
 
 @contextmanager
 def _recorded(database: Database) -> Iterator[list[Statement]]:
+    """By SQLAlchemy, and past it by the raw driver."""
     found: list[Statement] = []
+    inner = database.driver
 
-    def note(_connection: Any, _cursor: Any, text: str, parameters: Any, _context: Any, _many: bool) -> None:
+    def keep(text: str, parameters: Any) -> None:
         if text.lstrip().upper().startswith(("SELECT", "WITH")):
             found.append(Statement(text, parameters))
 
+    def note(_connection: Any, _cursor: Any, text: str, parameters: Any, _context: Any, _many: bool) -> None:
+        keep(text, parameters)
+
+    @contextmanager
+    def driver() -> Iterator[_Noting]:
+        with inner() as connection:
+            yield _Noting(connection, keep)
+
     event.listen(database.engine, "before_cursor_execute", note)
     try:
-        yield found
+        with patch.object(database, "driver", driver):
+            yield found
     finally:
         event.remove(database.engine, "before_cursor_execute", note)
+
+
+class _Noting:
+    """A connection of the raw driver that says what it is asked; it can do nothing else, so that nothing passes it by.
+
+    Args:
+        connection: asked in the end.
+        keep: gets each statement and its parameters.
+    """
+
+    def __init__(self, connection: Any, keep: Callable[[str, Any], None]) -> None:
+        self._connection = connection
+        self._keep = keep
+
+    def execute(self, text: str, parameters: Any = ()) -> Any:
+        """A cursor, as the driver's own."""
+        self._keep(text, parameters)
+        return self._connection.execute(text, parameters)
 
 
 class Driver:

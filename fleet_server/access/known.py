@@ -3,6 +3,9 @@
 A request that changes something empties it before its answer is sent: so whoever revoked a token, ended a session or
 took a role away, and has the answer, knows that this server lets nobody in by it any more. Another server of the same
 database learns of it within `KEPT_S`.
+
+Tokens of an OpenID provider are not kept: nothing here is told when one of them, or a key of the provider, counts no
+more.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet_server.access.authentication import Proof
+from fleet_server.access.oidc import OIDC_PREFIX
 from fleet_server.principals import Principal
 
 KEPT_S = 2.0
@@ -49,13 +53,15 @@ class KnownPrincipals:
         return found.principal if found is not None and self._monotonic() < found.until else None
 
     def keep(self, proof: Proof, principal: Principal, forgotten: int) -> None:
-        """Believe it for a while.
+        """Believe it for a while, if it is a proof that this server made.
 
         Args:
             proof: what the request brought.
             principal: as the database said.
             forgotten: how often everybody had been forgotten before it was asked: what it said then may hold no more.
         """
+        if principal.id.startswith(OIDC_PREFIX):
+            return
         with self._lock:
             if forgotten != self._forgotten:
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fleet_server.db import Database
+from fleet_server.devices.listing import Wanted, statement
 from tests.big_fleet import build
 from tests.query_plans import Asked, Driver, read_whole
 from tests.questions import questions
@@ -28,6 +29,16 @@ def test_no_question_reads_a_large_table_from_end_to_end(database: Database) -> 
         assert found == {}
     finally:
         driver.close()
+        asked.close()
+
+
+def test_what_is_asked_past_sqlalchemy_is_among_the_questions(database: Database) -> None:
+    build(database, DEVICES)
+    asked = Asked(database)
+    try:
+        asked.statements("/devices?limit=5")  # asks who it is, too
+        assert [one.text for one in asked.statements("/devices?limit=5")] == [statement(database, Wanted(5))]
+    finally:
         asked.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fleet_server.access.authentication import Proof
 from fleet_server.access.known import KEPT_S, MOST, KnownPrincipals
+from fleet_server.access.oidc import OIDC_PREFIX
 from fleet_server.principals import Principal, Role
 
 ADA = Principal("user/1", "user/ada", Role.VIEWER, "default")
@@ -38,6 +39,12 @@ def test_what_the_database_said_before_a_change_is_not_kept() -> None:
     assert known.get(PROOF) is None
     known.keep(PROOF, ADA, known.forgotten)
     known.forget()
+    assert known.get(PROOF) is None
+
+
+def test_a_token_of_the_openid_provider_is_never_believed_unchecked() -> None:
+    known = KnownPrincipals(Clock())
+    known.keep(PROOF, Principal(f"{OIDC_PREFIX}0", "oidc/ada#0", Role.VIEWER, "default"), known.forgotten)
     assert known.get(PROOF) is None
 
 
