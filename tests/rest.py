@@ -11,6 +11,8 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from agent.protocol.release import AGENT
+from fleet_server.agent_releases.repository import AGENT_KIND
 from fleet_server.alerts.schemas import RouteSpec, RuleSpec
 from fleet_server.app import create_app, running
 from fleet_server.clock import utc_now
@@ -96,9 +98,11 @@ def fill(database: Database, count: int) -> dict[str, str]:
             session.flush()
             return row
 
+        agent = add(Model(**fleet, name=AGENT, kind=AGENT_KIND))
         for number in range(count):
             at = start + dt.timedelta(days=number // 2)
             add(Fleet(id=f"fleet-{number}", created_at=at))
+            add(Version(**fleet, model_id=agent.id, name=f"1.{number}.0", inputs=[], outputs=[]))
             user = add(User(name=f"user-{number}", password_hash="", created_at=at))
             add(Grant(user_id=user.id, fleet_id=DEFAULT_FLEET, role="viewer" if number % 2 else "operator"))
             token = {"digest": "", "role": "viewer", "created_by": "", "expires_at": at, "created_at": at}

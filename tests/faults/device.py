@@ -110,6 +110,7 @@ class FakeWorker:
         self.loaded: dict[tuple[str, str], Manifest] = {}
         self.serving: dict[str, Manifest] = {}
         self.untold: list[Activated] = []  # swaps that the supervisor has not heard of
+        self.peer_place: str | None = None  # no peer asks it
 
     def place(self) -> tuple[str, str]:
         return "127.0.0.1:1", ""  # the server sends it no rows

@@ -39,7 +39,7 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sqlite_file.put(folder)
     sqlite = f"sqlite:///{folder / 'shoal.db'}"
     url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
-    with rest.serving(folder / "a", url) as first, rest.serving(folder / "b", url) as second:
+    with rest.serving(folder / "a", url) as first, rest.serving(folder / "a", url) as second:
         yield [first, second]
 
 

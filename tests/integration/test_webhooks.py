@@ -98,7 +98,7 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     sqlite = f"sqlite:///{folder / 'shoal.db'}"
     url = sqlite if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
     options = {"webhook_allow_private": True, "engine_tick_s": 3600}
-    with rest.serving(folder / "a", url, **options) as first, rest.serving(folder / "b", url, **options) as second:
+    with rest.serving(folder / "a", url, **options) as first, rest.serving(folder / "a", url, **options) as second:
         yield [first, second]
 
 
