@@ -32,7 +32,6 @@ from agent.protocol.codec import encode
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.facts import RuntimeFacts
 from agent.protocol.lifecycle import SETTLED, Phase
-from agent.protocol.manifest import Manifest
 from agent.protocol.messages import Need, Reported
 from agent.protocol.topics import DeviceTopic, broadcast_topic, device_topic
 from agent.protocol.version import SPOKEN
@@ -435,7 +434,7 @@ class World:
             assert {one["model"]: one["digest"] for one in row.serving} == runs, self.picture()
             for deployment in repository.desired(session, device.NAME):
                 if deployment.phase == Phase.ACTIVE.value:
-                    wanted: Manifest = desired.manifest_of(session, deployment)
+                    wanted = desired.manifest_of_variant(session.get_one(Variant, deployment.variant_id))
                     assert runs.get("m") == wanted.digest, self.picture()
             if not repository.desired(session, device.NAME):
                 assert not runs, self.picture()
