@@ -36,6 +36,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         found.stop()
 
 
+@pytest.mark.timeout(900)  # it builds three variants, and a machine that runs tests may be busy
 def test_a_program_is_made_of_weights_and_answers_as_the_onnx_variant_does(fleet: LocalFleet) -> None:
     wait_until("the devices", lambda: [one["profile"] for one in fleet.get("/devices")["items"]].count(None) == 0)
     body: dict[str, Any] = {

@@ -64,7 +64,7 @@ def command(fleet: LocalFleet, *arguments: str, **variables: str) -> Any:
 
 def test_a_rollout_is_one_tree_from_the_command_to_what_devices_did(fleet: LocalFleet, receiver: Collector) -> None:
     made = command(
-        fleet, "rollout", "create", "m@1", "--all", "--allow-unproven", "--stages", "50%,100%",
+        fleet, "rollout", "create", "m@1", "--all", "--allow-unproven", "--probation", "1s", "--stages", "50%,100%",
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
     )  # fmt: skip
     wait_until("the rollout", lambda: fleet.rollout_state(made["id"]) == "succeeded")

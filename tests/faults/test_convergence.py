@@ -11,6 +11,7 @@ import datetime as dt
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -452,10 +453,11 @@ class Convergence(RuleBasedStateMachine):
         super().__init__()
         clock = Clock()
         keepers_of_time = (agent.supervisor, agent.condition, agent.deployments, agent.inference)
-        self.patches = [mock.patch.object(module, "time", clock) for module in keepers_of_time]
-        for one in self.patches:
-            one.start()
-        self.world = World()
+        with ExitStack() as patches:  # undone where there is no world: else later tests would wait for this clock
+            for module in keepers_of_time:
+                patches.enter_context(mock.patch.object(module, "time", clock))
+            self.world = World()
+            self.patches = patches.pop_all()
         self.world.clock = clock
 
     @rule(version=st.sampled_from(VERSIONS))
@@ -541,8 +543,7 @@ class Convergence(RuleBasedStateMachine):
                 assert self.world.violations == []
         finally:
             self.world.close()
-            for one in self.patches:
-                one.stop()
+            self.patches.close()
 
 
 class Longer(Convergence):

@@ -6,6 +6,7 @@ Somebody asks the device all the time: once it answers it must go on answering, 
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -17,11 +18,24 @@ import numpy as np
 import pytest
 
 from tests.fleet import LocalFleet, wait_until, write_classifier
+from tests.forked import ForkedServer
 from tests.proxy import BadNetwork
 
 ROW = np.eye(8, dtype=np.float32)[1:2]
 FEW, MANY = 3, 40  # points
 POINTS = 60  # that a deployment has, about
+PF_EXITING = 4  # of Linux's flags of a process
+
+
+def ends(process: subprocess.Popen[bytes] | ForkedServer) -> bool:
+    """Whether a process is over, or is about to be: one that is killed lets go of its worker before it is over."""
+    if process.poll() is not None:
+        return True
+    try:
+        state, *numbers = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()  # after its name
+    except OSError:
+        return True
+    return state in "ZX" or bool(int(numbers[5]) & PF_EXITING)
 
 
 class Observer:
@@ -48,8 +62,7 @@ class Observer:
                 scores = self._fleet.infer(self._name, "m", ROW)["outputs"][0]["data"]
             except (httpx.HTTPError, AssertionError) as error:
                 still = self._fleet.processes.get(self._name)
-                lives = still is not None and still.pid == pid and still.poll() is None
-                if pid and self._process == pid and lives:
+                if pid and self._process == pid and still is not None and still.pid == pid and not ends(still):
                     self.wrong.append(
                         f"{time.strftime('%H:%M:%S')} it answered before, lives, and does not answer: {error}"
                     )

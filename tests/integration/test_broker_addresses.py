@@ -92,7 +92,7 @@ def test_what_a_server_hears_changes_and_is_said_again(tmp_path: Path) -> None:
         assert sender.publish(presence, b"kept", retain=True, acknowledged=kept.set)
         assert kept.wait(5)
         server.hear_again([shard_filter(0, DeviceTopic.PRESENCE)])
-        assert heard.get(timeout=5) == Message(presence, b"kept")
+        assert heard.get(timeout=5) == Message(presence, b"kept", retained=True)
         assert sender.publish(presence, b"later")
         assert said() == []
         # A session that outlived its server keeps no filter that is not wanted any more.

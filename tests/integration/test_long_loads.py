@@ -14,13 +14,13 @@ from tests.fleet import wait_until, write_classifier
 from tests.real_device import RealDevice, manifest
 
 COMPILES = vendor_runtime.MODULE.replace(
-    "        self._net =",
+    "        self._net = ReferenceEvaluator",
     """        import time
         if not (compiled / "engine").exists():
             time.sleep(3)
             compiled.mkdir()
             (compiled / "engine").write_text("compiled")
-        self._net =""",
+        self._net = ReferenceEvaluator""",
 )
 
 
