@@ -26,7 +26,7 @@ from agent.update.source_tls import Credentials
 from fleet_server.trust.ca import FleetCa
 from tests.faults.device import NAME
 from tests.fleet import wait_until
-from tests.lan import QUEUE, Device, Lan, Reply, flood, request, row_of
+from tests.lan import FULL, QUEUE, Device, Lan, Reply, flood, request, row_of
 from tests.real_device import POLICY, RealDevice
 from tests.unit.agent.test_peers import enrolled
 
@@ -282,7 +282,8 @@ def test_an_agent_asks_those_that_its_desired_state_lists(
     """A whole agent, with the certificate that it enrolled with."""
     monkeypatch.setenv("PYTHONPATH", lan.environment["PYTHONPATH"])
     _, two, _ = three
-    manifest = two.serve(300.0, "net")
+    # The peer has room for whatever comes at once, however late it begins with the first.
+    manifest = msgspec.structs.replace(two.serve(300.0, "net", scheduling=ROOM), scheduling=FULL)
     enrolled(lan.folder, lan.ca, NAME)
     wanted = BalancingConfig(forward=True, serve=True, listen="127.0.0.3:0", address="127.0.0.3:8473", lan="hall")
     with RealDevice(lan.folder / NAME, monkeypatch, balancing=wanted) as device:
