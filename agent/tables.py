@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from agent.errors import ConfigError
+from agent.protocol.topics import check_device_id
 
 MOST_TEXTS = 16
 
@@ -44,6 +45,16 @@ class Table:
         if not isinstance(value, str):
             raise ConfigError(f"{self.name}.{key}: must be text in quotes")
         return value
+
+    def identifier(self, key: str, default: str) -> str:
+        """A name that may stand in paths: it has the characters of a device's id."""
+        value = self.text(key, default)
+        try:
+            return check_device_id(value)
+        except ValueError:
+            raise ConfigError(
+                f"{self.name}.{key}: {value[:80]!r} is not 1 to 64 letters, digits, '.', '_' or '-'"
+            ) from None
 
     def texts(self, key: str, most: int = MOST_TEXTS) -> list[str]:
         """A list of texts; empty when absent."""

@@ -25,7 +25,7 @@ from agent.pipelines.config import (
     WavSource,
     WebhookSink,
 )
-from agent.pipelines.values import broker_of, check_path, check_url, choice_of, file_of, is_topic, name_of, path_of
+from agent.pipelines.values import broker_of, check_path, check_url, choice_of, file_of, is_topic, path_of
 from agent.tables import Table
 
 MOST_PIPELINES = 16
@@ -60,9 +60,9 @@ def read_pipelines(values: Any) -> tuple[PipelineConfig, ...]:
 
 def _pipeline(number: int, values: Any) -> PipelineConfig:
     table = Table(f"pipelines[{number}]", values)
-    name = name_of(table, "name", "")
+    name = table.identifier("name", "")
     table.name = f"pipelines[{name}]"
-    model = name_of(table, "model", "")
+    model = table.identifier("model", "")
     source = _source(Table(f"{table.name}.source", table.take("source", {})))
     given = table.take("sinks", [])
     if not isinstance(given, list) or not 0 < len(given) <= MOST_SINKS:
@@ -174,7 +174,7 @@ def _numbers(value: Any) -> bool:
 def _sink(table: Table) -> Sink:
     readers: Mapping[str, Callable[[Table, str], Sink]] = {"file": _to_file, "webhook": _webhook, "mqtt": _mqtt_sink}
     kind = choice_of(table, "kind", "", tuple(readers))
-    found = readers[kind](table, name_of(table, "name", kind))
+    found = readers[kind](table, table.identifier("name", kind))
     table.refuse_rest()
     return found
 

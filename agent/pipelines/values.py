@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from agent.errors import ConfigError
-from agent.protocol.topics import check_device_id
 from agent.tables import Table
 
 LONGEST_URL = 2000
@@ -23,17 +22,6 @@ def choice_of(table: Table, key: str, default: str, known: Sequence[str]) -> str
     if value not in known:
         raise ConfigError(f"{table.name}.{key}: {value[:64]!r} is not one of {', '.join(known)}")
     return value
-
-
-def name_of(table: Table, key: str, default: str) -> str:
-    """A name that may stand in paths."""
-    value = table.text(key, default)
-    try:
-        return check_device_id(value)  # the same characters: it stands in paths
-    except ValueError:
-        raise ConfigError(
-            f"{table.name}.{key}: {value[:80]!r} is not 1 to 64 letters, digits, '.', '_' or '-'"
-        ) from None
 
 
 def path_of(table: Table, key: str) -> str:

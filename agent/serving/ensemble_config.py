@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from agent.errors import ConfigError
-from agent.protocol.topics import check_device_id
 from agent.tables import Table
 
 MOST_ENSEMBLES = 16
@@ -85,7 +84,7 @@ def read_ensembles(values: Any) -> tuple[EnsembleConfig, ...]:
 
 def _ensemble(number: int, values: Any) -> EnsembleConfig:
     table = Table(f"ensembles[{number}]", values)
-    name = _name(table, "name", "")
+    name = table.identifier("name", "")
     table.name = f"ensembles[{name}]"
     inputs, outputs = _tensors(table, "inputs"), _tensors(table, "outputs")
     given = table.take("steps", [])
@@ -103,8 +102,8 @@ def _ensemble(number: int, values: Any) -> EnsembleConfig:
 
 
 def _step(table: Table, ensemble: str) -> StepConfig:
-    model = _name(table, "model", "")
-    name = _name(table, "name", model)
+    model = table.identifier("model", "")
+    name = table.identifier("name", model)
     table.name = f"{ensemble}.steps[{name}]"
     found = StepConfig(name, model, _mapping(table, "inputs", "x", "image"), _mapping(table, "outputs", "y", "scores"))
     table.refuse_rest()
@@ -170,16 +169,6 @@ def _mapping(table: Table, key: str, name: str, tensor: str) -> dict[str, str]:
 
 def _fits(name: str) -> bool:
     return 0 < len(name) <= LONGEST_NAME and name.isprintable()
-
-
-def _name(table: Table, key: str, default: str) -> str:
-    value = table.text(key, default)
-    try:
-        return check_device_id(value)  # the same characters: it stands in paths
-    except ValueError:
-        raise ConfigError(
-            f"{table.name}.{key}: {value[:80]!r} is not 1 to 64 letters, digits, '.', '_' or '-'"
-        ) from None
 
 
 def _listed(names: Sequence[str] | dict[str, str]) -> str:

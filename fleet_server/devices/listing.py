@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agent.protocol.messages import ServingReport
 from fleet_server.db import Database
 from fleet_server.devices import service
 from fleet_server.devices.schemas import HoldView
@@ -49,23 +50,10 @@ class _Facts(msgspec.Struct):
     tags: dict[str, str] = {}
 
 
-class _Serving(msgspec.Struct):
-    """`fleet_server.devices.schemas.ServingView`, as quick as it can be read and written."""
-
-    model: str
-    version: str
-    digest: str
-    deployment_id: str
-    runtime: str
-    provider: str
-    load_s: float
-    fell_back: str = ""
-
-
 _encode = msgspec.json.Encoder().encode
 _read_tags = msgspec.json.Decoder(dict[str, str]).decode
 _read_facts = msgspec.json.Decoder(_Facts).decode
-_read_serving = msgspec.json.Decoder(list[_Serving]).decode
+_read_serving = msgspec.json.Decoder(list[ServingReport]).decode
 
 
 def devices_json(database: Database, fleet_id: str, wanted: Wanted) -> tuple[bytes, str | None]:
