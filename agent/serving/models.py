@@ -68,7 +68,7 @@ class LoadedModel:
         self.allowed = allowed or {}
         self.runtime = runtime
         self.recorder = Recorder(manifest, deployment_id, runtime.provider)
-        self.statistics = Statistics()
+        self._statistics = Statistics()
         self.sampler: Sampler | None = None
         self.company = Company()
         self._queue = RequestQueue(manifest.scheduling.queue_limit)
@@ -87,6 +87,12 @@ class LoadedModel:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=f"model-{manifest.digest[:8]}", daemon=True)
         self._thread.start()
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it did, up to now."""
+        self._count_runs()
+        return self._statistics
 
     async def infer(
         self, inputs: Tensors, request_id: str, *, priority: int = DEFAULT, timeout_s: float = 0.0
@@ -404,7 +410,7 @@ class LoadedModel:
             while self._ran:
                 rows, took = self._ran.popleft()
                 self._times.measured(rows, took)
-                self.statistics.ran(rows, took)
+                self._statistics.ran(rows, took)
 
     def _finish(self, batch: list[Request], outputs: list[Tensors]) -> None:
         """Requests have their answers: what is to be known of them before their clients do, and then tell them."""
@@ -418,7 +424,7 @@ class LoadedModel:
         seconds = [now - one.came_at for one in batch]
         rows, waited = sum(one.rows for one in batch), sum((one.turn_at or now) - one.came_at for one in batch)
         self.recorder.answered(seconds, rows, failed=failed)
-        self.statistics.answered(waited, sum(seconds) - waited, rows, failed=failed, requests=len(batch))
+        self._statistics.answered(waited, sum(seconds) - waited, rows, failed=failed, requests=len(batch))
 
     def _remember(self, one: Request, outputs: Tensors) -> None:
         """Keep the winning class of each row, where a request has a name and an output a score for each class."""

@@ -242,7 +242,7 @@ def test_an_upload_waits_for_its_budget_says_so_and_times_out(fleet: LocalFleet)
     wide(fleet, 6)
     budgets = dict.fromkeys(("ethernet", "wifi", "cellular"), "1 MB per day")
     assert fleet.api.patch("/profiles/edge", json={"delivery": {"budgets": budgets}}).status_code == 200
-    asked = request(fleet, model=WIDE, devices=["open-1"], timeout_s=10)
+    asked = request(fleet, model=WIDE, devices=["open-1"], timeout_s=30)
 
     def waits() -> bool:
         (one,) = fleet.get(f"/sample-requests/{asked}")["uploads"]

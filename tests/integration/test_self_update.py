@@ -51,7 +51,7 @@ def test_an_agent_becomes_the_next_release_and_nobody_is_refused(tmp_path: Path,
         assert (seen.refused, seen.cut, seen.other) == (0, 0, 0), seen
         assert seen.answers > 10
         pid = device.process.pid if device.process else 0
-        assert len(descendants(pid, "plain_asyncio")) == 1
+        wait_until("the old worker's end", lambda: len(descendants(pid, "plain_asyncio")) == 1)
         assert device.stop() == 0
         device.start()  # without a trial the launcher is the agent itself
         wait_until("an answer", device.serves)
