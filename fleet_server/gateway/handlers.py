@@ -6,7 +6,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -18,7 +17,6 @@ from agent.protocol.commands import CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
 from agent.protocol.logs import log_ids
-from agent.protocol.manifest import Content, chunk_count
 from agent.protocol.messages import (
     Certificate,
     DesiredState,
@@ -42,7 +40,6 @@ from fleet_server.clock import utc_now
 from fleet_server.commands import receiving as commands
 from fleet_server.commands.sending import send_open
 from fleet_server.db import UNAVAILABLE, Database
-from fleet_server.deltas import service as deltas
 from fleet_server.devices import service as devices
 from fleet_server.enrolment import service as enrolment
 from fleet_server.enrolment.service import Authority
@@ -51,11 +48,11 @@ from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
+from fleet_server.gateway.needs import Needs, entitled
 from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import desired, reports
-from fleet_server.rollouts import repository as rollouts_repository
 from fleet_server.samples import reports as sample_reports
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
@@ -66,17 +63,9 @@ from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
 NO_KEY = "0" * 64
-_TELEMETRY, _REPORTED = f"/{DeviceTopic.TELEMETRY}", f"/{DeviceTopic.REPORTED}"
-ENTITLED_S = 5.0  # one that is locked out is disconnected within that time too
-ENTITLED_KEPT = 50_000
-
-
-@dataclass(frozen=True)
-class _Entitled:
-    """A device may have a content of so many chunks, as the database said a moment ago."""
-
-    chunks: int
-    until: float
+_TELEMETRY, _REPORTED, _NEED, _PRESENCE = (
+    f"/{leaf}" for leaf in (DeviceTopic.TELEMETRY, DeviceTopic.REPORTED, DeviceTopic.NEED, DeviceTopic.PRESENCE)
+)
 
 
 class Shards(Protocol):
@@ -136,7 +125,7 @@ class Handlers:
         self._receiving = receiving
         self._settings = settings
         self._delivery = delivery
-        self._entitled: dict[tuple[str, str], _Entitled] = {}
+        self._needs = Needs(database, delivery, self._shards.streams)
         self._send = send
         self._complained: dict[str, float] = {}
         self._tickets = TicketDesk(authority.ca)
@@ -150,15 +139,16 @@ class Handlers:
         if is_report(message):
             self.handle_reports([message])
             return
+        if is_need(message):
+            self.handle_needs([message])
+            return
+        if is_presence(message):
+            self.handle_presence([message])
+            return
         try:
             topic = parse_device_topic(message.topic)
             with self._instruments.timed_handling(topic.leaf.value, 1), log_ids(device=topic.device_id):
-                if topic.leaf is DeviceTopic.NEED:
-                    self._need(topic.device_id, decode(message.payload, Need))
-                elif topic.leaf is DeviceTopic.PRESENCE and not self._shards.hears(topic.device_id):
-                    self._presence_of_others(topic.device_id, message.payload)
-                else:
-                    self._dispatch(topic, message)
+                self._dispatch(topic, message)
         except WireError as error:
             self._refuse(message, error)
 
@@ -230,6 +220,55 @@ class Handlers:
         except Exception:
             log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
 
+    def handle_presence(self, messages: Sequence[Message]) -> None:
+        """Note who is connected, in one transaction: a broker says it of all devices when a server connects."""
+        with self._instruments.timed_handling(DeviceTopic.PRESENCE.value, len(messages)):
+            self._note_presence(messages)
+
+    def _note_presence(self, messages: Sequence[Message]) -> None:
+        said: list[tuple[str, Presence]] = []
+        kept: set[str] = set()  # who is connected, as the broker remembers
+        for message in messages:
+            try:
+                if message.payload:
+                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Presence)))
+                    if message.retained and said[-1][1].online:
+                        kept.add(said[-1][0])
+            except WireError as error:
+                self._refuse(message, error)
+        ours = [(device_id, one) for device_id, one in said if self._shards.hears(device_id)]
+        known, out = self._record_presence(ours) if ours else (set(), set())
+        for device_id, presence in said:
+            # Another server writes down what it is not ours to; but each may be sending contents to the device.
+            if not presence.online and device_id not in out:
+                self._delivery.forget(device_id)
+        # They reported when nobody listened: whatever they are told to run, they answer with a report.
+        nothing_new = DesiredState(SPOKEN, DEFAULT_FLEET, 0, telemetry_interval_s=self._settings.telemetry_interval_s)
+        for device_id in sorted(kept.intersection(device_id for device_id, _ in ours) - known - out):
+            self._send(device_topic(device_id, DeviceTopic.DESIRED), encode(nothing_new))
+
+    def _record_presence(self, said: Sequence[tuple[str, Presence]]) -> tuple[set[str], set[str]]:
+        """Who of them is known, and who is locked out."""
+        with self._database.write() as session:
+            out = enrolment.locked_out(session, sorted({device_id for device_id, _ in said}))
+            heard = [(device_id, presence) for device_id, presence in said if device_id not in out]
+            known = devices.record_presence(session, heard, utc_now())
+            online = known.intersection(device_id for device_id, presence in heard if presence.online)
+            session.flush()  # so that the rows of devices are locked before those of their commands, as elsewhere
+            send_open(session, sorted(online), utc_now())
+        return known, out
+
+    def handle_needs(self, messages: Sequence[Message]) -> None:
+        """Take in what devices lack, and let them have it where they may; the database is asked once for many."""
+        with self._instruments.timed_handling(DeviceTopic.NEED.value, len(messages)):
+            said = []
+            for message in messages:
+                try:
+                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Need)))
+                except WireError as error:
+                    self._refuse(message, error)
+            self._needs.take(said)
+
     def _refuse(self, message: Message, error: WireError) -> None:
         self._instruments.refused.inc()
         self._conduct.malformed(sender_of(message.topic), f"{message.topic[:100]}: {error}")
@@ -241,9 +280,6 @@ class Handlers:
             if enrolment.is_locked_out(session, topic.device_id):
                 return
         match topic.leaf:
-            case DeviceTopic.PRESENCE:
-                if payload:
-                    self._presence(topic.device_id, decode(payload, Presence), retained=message.retained)
             case DeviceTopic.RENEW:
                 self._renew(topic.device_id, decode(payload, Renew))
             case DeviceTopic.TRUST_NEED:
@@ -275,62 +311,16 @@ class Handlers:
             desired.queue_desired(session, self._settings, outcome.device)
         desired.queue_lans(session, self._settings, outcome.device, outcome.lans)
 
-    def _presence(self, device_id: str, presence: Presence, *, retained: bool = False) -> None:
-        with self._database.write() as session:
-            device = devices.record_presence(session, device_id, presence, utc_now())
-            if device is not None and presence.online:
-                send_open(session, device_id, utc_now())
-        if device is None and presence.online and retained:
-            # It reported when nobody listened: whatever it is told to run, it answers with a report.
-            nothing_new = DesiredState(
-                SPOKEN, DEFAULT_FLEET, 0, telemetry_interval_s=self._settings.telemetry_interval_s
-            )
-            self._send(device_topic(device_id, DeviceTopic.DESIRED), encode(nothing_new))
-        if not presence.online:
-            self._delivery.forget(device_id)
-
-    def _presence_of_others(self, device_id: str, payload: bytes) -> None:
-        """Another server writes it down; but each may be sending contents to the device."""
-        if payload and not decode(payload, Presence).online:
-            self._delivery.forget(device_id)
-
-    def _need(self, device_id: str, need: Need) -> None:
-        """A device is sent only what it ought to run, or to measure; by the one server that sends that."""
-        if not self._shards.streams(need.digest):
-            return
-        if self._need_again(device_id, need):
-            return
-        with self._database.read() as session:
-            if enrolment.is_locked_out(session, device_id):
-                return
-            content = _entitled(session, device_id, need.digest)
-        if content is not None:
-            self._hear(device_id, need, chunk_count(content))
-
     def _source_need(self, device_id: str, need: SourceNeed) -> None:
         """Where it may fetch the same over HTTP, where the settings say so."""
         with self._database.read() as session:
-            content = _entitled(session, device_id, need.digest)
+            content = entitled(session, {(device_id, need.digest)}).get((device_id, need.digest))
         offer = SourceOffer(need.digest)
         if content is not None and self._settings.download_url:
             ticket = self._tickets.issue(device_id, content.digest, content.size, time.time())
             url = f"{self._settings.download_url}/api/v1/device-artifacts/{content.digest}"
             offer = SourceOffer(need.digest, url, ticket, LIFETIME_S)
         self._send(device_topic(device_id, DeviceTopic.SOURCE), encode(offer))
-
-    def _need_again(self, device_id: str, need: Need) -> bool:
-        """Take a need of what the device was found entitled to a moment ago: the database is asked once for many."""
-        found = self._entitled.get((device_id, need.digest))
-        if found is None or time.monotonic() > found.until:
-            return False
-        self._delivery.hear(device_id, need, found.chunks)
-        return True
-
-    def _hear(self, device_id: str, need: Need, chunks: int) -> None:
-        if len(self._entitled) >= ENTITLED_KEPT:
-            self._entitled.clear()
-        self._entitled[device_id, need.digest] = _Entitled(chunks, time.monotonic() + ENTITLED_S)
-        self._delivery.hear(device_id, need, chunks)
 
     def _renew(self, device_id: str, asked: Renew) -> None:
         """Its next certificate, or why it gets none."""
@@ -407,13 +397,11 @@ def is_report(message: Message) -> bool:
     return message.topic.endswith(_REPORTED)
 
 
-def _entitled(session: Session, device_id: str, digest: str) -> Content | None:
-    """The content of a digest, when a device ought to run or measure it, or to make of it what it ought to run."""
-    for deployment in rollouts_repository.desired(session, device_id):
-        for content in desired.contents_of(session, deployment):
-            if content.digest == digest:
-                return content
-    found = gates.entitled(session, device_id, digest) or deltas.entitled(session, device_id, digest)
-    if found is None:
-        log.info("device %s asked for %s, which it is neither to run nor to measure", device_id, digest[:12])
-    return found
+def is_presence(message: Message) -> bool:
+    """Whether a message says, by its topic, whether a device is connected."""
+    return message.topic.endswith(_PRESENCE)
+
+
+def is_need(message: Message) -> bool:
+    """Whether a message says, by its topic, what a device lacks of a content."""
+    return message.topic.endswith(_NEED)

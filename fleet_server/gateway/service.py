@@ -19,7 +19,7 @@ from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.device_shards import DeviceShards
-from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
+from fleet_server.gateway.handlers import Handlers, is_need, is_presence, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
@@ -48,8 +48,9 @@ INBOX_WAIT_S = 0.5
 TRIES = 20
 LONGEST_PAUSE_S = 5.0
 COMPLAIN_EVERY_S = 60.0
-GROUP = 1000  # telemetry batches of one transaction
+GROUP = 1000  # telemetry batches of one transaction, and needs that are asked for together
 GROUP_BYTES = 4 << 20
+PRESENCES = 500  # of one transaction
 REPORTS = 100  # of one transaction: some take milliseconds, and others wait
 
 
@@ -166,7 +167,7 @@ class Gateway:
                 self._stopping.wait(1.0)
 
     def _handle_next(self) -> None:
-        """One message; of telemetry and reports more, since a transaction of many costs little more than one of one.
+        """One message; of telemetry, reports and needs more: the database does for many what it does for one.
 
         Nothing is waited for: while a group is being stored, the next one gathers.
         """
@@ -179,6 +180,12 @@ class Gateway:
         elif is_report(message):
             more = self._inbox.get_more(is_report, limit=REPORTS - 1, limit_bytes=GROUP_BYTES)
             self._insist(lambda: self._handlers.handle_reports([message, *more]))
+        elif is_presence(message):
+            more = self._inbox.get_more(is_presence, limit=PRESENCES - 1, limit_bytes=GROUP_BYTES)
+            self._insist(lambda: self._handlers.handle_presence([message, *more]))
+        elif is_need(message):
+            more = self._inbox.get_more(is_need, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
+            self._insist(lambda: self._handlers.handle_needs([message, *more]))
         else:
             self._insist(lambda: self._handlers.handle(message))
 

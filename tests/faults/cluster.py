@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 from sqlalchemy import func, select
@@ -33,7 +33,7 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import shipped
 from fleet_server.gateway.broker import find_mosquitto
-from fleet_server.models import Deployment, Device, TelemetryBatchRow, TelemetrySpool
+from fleet_server.models import Deployment, Device, Rollout, TelemetryBatchRow, TelemetrySpool
 from fleet_server.simulator.behaviours import read
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.runner import Counts, Simulation
@@ -50,6 +50,9 @@ classes:
 """
 NAMES = ("a", "b")
 SIZE = 4 * 262_144
+NODE_AWAY_S = 2.0
+LOOK_S = 0.5  # the devices are in this process: who looks all the time slows them down
+Turn = TypeVar("Turn")
 
 
 @contextmanager
@@ -70,52 +73,87 @@ def mosquitto(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-class Killer(threading.Thread):
-    """Kills servers in turns and each node once, and starts them again."""
+class Killer(threading.Thread, Generic[Turn]):
+    """Kills one thing after the other by a clock, and starts each again before the next.
 
-    def __init__(self, servers: Servers, nodes: NatsCluster | None, every_s: float, say: Callable[[str], None]) -> None:
-        super().__init__(name="killer", daemon=True)
-        self._servers, self._nodes, self._every_s, self._say = servers, nodes, every_s, say
+    Args:
+        name: of what is killed.
+        turns: which it is, in turns.
+        kill: ends one and starts it again; returns when it works.
+        first_s: when the first is killed, after the start.
+        every_s: from one to the next; what has just been started has half of it at least.
+        rounds: how often it goes through all; None for as long as it is let.
+
+    Attributes:
+        killed: how many were.
+        error: why it ended, when it ended by itself.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        turns: Sequence[Turn],
+        kill: Callable[[Turn], None],
+        *,
+        first_s: float,
+        every_s: float,
+        rounds: int | None = None,
+    ) -> None:
+        super().__init__(name=f"killer of {name}", daemon=True)
+        self._turns, self._kill, self._first_s, self._every_s = turns, kill, first_s, every_s
+        self._left = math.inf if rounds is None else rounds * len(turns)
         self._over = threading.Event()
-        self.killed: Counter[str] = Counter()
+        self.killed = 0
         self.error: BaseException | None = None
 
+    @property
+    def round_over(self) -> bool:
+        """Whether each was killed at least once, and works again."""
+        if self.error is not None:
+            raise self.error
+        return self.killed >= len(self._turns)
+
     def stop(self) -> None:
+        """Let it start again what it has killed, and end."""
         self._over.set()
         self.join(120)
 
-    @property
-    def nodes_killed(self) -> int:
-        return sum(count for name, count in self.killed.items() if name.startswith("node"))
-
     def run(self) -> None:
+        """In the thread."""
+        at = time.monotonic() + self._first_s
         try:
-            turn = 0
-            while not self._over.wait(self._every_s / 2):
-                self._kill_server(NAMES[turn % len(NAMES)])
-                if self._over.wait(self._every_s / 2):
-                    return
-                if self._nodes is not None and turn < NODES:
-                    self._kill_node(self._nodes, turn)
-                turn += 1
+            while self.killed < self._left and not self._over.wait(max(0.0, at - time.monotonic())):
+                self._kill(self._turns[self.killed % len(self._turns)])
+                self.killed += 1
+                at = max(at + self._every_s, time.monotonic() + self._every_s / 2)
         except BaseException as error:
             self.error = error
 
-    def _kill_server(self, name: str) -> None:
-        self._say(f"kills server {name}")
-        self._servers.kill(name)
-        self.killed[f"server {name}"] += 1
-        self._servers.start(name)
-        self._say(f"server {name} is back")
 
-    def _kill_node(self, nodes: NatsCluster, node: int) -> None:
-        self._say(f"kills node {node}")
+def server_killer(servers: Servers, every_s: float, rounds: int | None, say: Callable[[str], None]) -> Killer[str]:
+    """Kills servers in turns."""
+
+    def kill(name: str) -> None:
+        say(f"kills server {name}")
+        servers.kill(name)
+        servers.start(name)
+        say(f"server {name} is back")
+
+    return Killer("servers", NAMES, kill, first_s=every_s / 2, every_s=every_s, rounds=rounds)
+
+
+def node_killer(nodes: NatsCluster, every_s: float, say: Callable[[str], None]) -> Killer[int]:
+    """Kills each node once."""
+
+    def kill(node: int) -> None:
+        say(f"kills node {node}")
         nodes.kill(node)
-        self.killed[f"node {node}"] += 1
-        time.sleep(2)
+        time.sleep(NODE_AWAY_S)
         nodes.start(node)
         wait_until(f"node {node}", lambda: nodes.healthy(node), 120)
-        self._say(f"node {node} is back")
+        say(f"node {node} is back")
+
+    return Killer("nodes", range(NODES), kill, first_s=every_s, every_s=every_s, rounds=1)
 
 
 def prepared(servers: Servers, database: Database, folder: Path) -> None:
@@ -160,11 +198,13 @@ def found(database: Database, rollout: str, counts: Counts, devices: int) -> dic
         waiting = session.scalar(
             select(func.count()).select_from(Device).where(Device.reported_revision != Device.desired_revision)
         )
+        state = session.get_one(Rollout, rollout).state
     wrong = []
     more = sum(count > 1 for _, count, _, _ in deployments)
     active = sum(phase == Phase.ACTIVE.value for *_, phase in deployments)
     serve = counts.phases.get("m@2", {}).get(Phase.ACTIVE, 0)
     for what, is_, ought in (
+        ("rollout", state, "succeeded"),
         ("devices registered", registered, devices),
         ("devices with a deployment", len(deployments), devices),
         ("devices with more than one", more, 0),
@@ -187,18 +227,23 @@ def stored_batches(database: Database) -> int:
         return named + sum(len(Sequences(one)) for one in session.scalars(select(TelemetrySpool.stored)))
 
 
-def main() -> int:
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Those of a command line; of this process's when None are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--broker", choices=["nats", "mosquitto"], default="nats")
     parser.add_argument("--every-s", type=float, default=10.0, help="seconds from one killed server to the next")
+    parser.add_argument("--rounds", type=int, help="how often each server is killed; default: until all have it")
     parser.add_argument("--telemetry-s", type=float, default=10.0)
     parser.add_argument("--wait-s", type=float, default=900.0)
     parser.add_argument("--connect-rate", type=float, default=50.0)
     parser.add_argument("--mqtt-options", default="", help="further lines of NATS's mqtt block")
     parser.add_argument("--keep", type=Path, help="folder to work in and to leave")
-    options = parser.parse_args()
-    result = run(options)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    result = run(read_options())
     print(json.dumps(result))
     return 1 if result["wrong"] else 0
 
@@ -253,21 +298,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         first = roll_out(servers, "m@1")
         wait_until("m@1", lambda: state_of(servers, first) == "succeeded", options.wait_s)
         say("m@1 is everywhere; now everything is killed")
-        killer = Killer(servers, nodes, options.every_s, say)
+        of_servers = server_killer(servers, options.every_s, options.rounds, say)
+        of_nodes = node_killer(nodes, options.every_s, say) if nodes is not None else None
+        killers = [one for one in (of_servers, of_nodes) if one is not None]
         rollout, at = roll_out(servers, "m@2"), time.monotonic()
-        killer.start()
+        for one in killers:
+            one.start()
         try:
 
             def over() -> bool:
-                if killer.error is not None:
-                    raise killer.error
-                enough = nodes is None or killer.nodes_killed == NODES
-                return enough and state_of(servers, rollout) == "succeeded"
+                time.sleep(LOOK_S)
+                killed = [one.round_over for one in killers]
+                return all(killed) and state_of(servers, rollout) == "succeeded"
 
             wait_until("the rollout", over, options.wait_s)
+        except AssertionError as error:  # it is told what is wrong then
+            say(str(error))
         finally:
-            killer.stop()
             took_s = time.monotonic() - at
+            for one in killers:
+                one.stop()
             say(f"rollout {state_of(servers, rollout)} after {took_s:.0f} s; {simulation.counts()}")
         settled = time.monotonic() + 60
         while time.monotonic() < settled and found(database, rollout, simulation.counts(), options.devices)["wrong"]:
@@ -292,8 +342,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return {
             "devices": options.devices,
             "broker": options.broker,
-            "servers_killed": sum(count for name, count in killer.killed.items() if name.startswith("server")),
-            "nodes_killed": killer.nodes_killed,
+            "servers_killed": of_servers.killed,
+            "nodes_killed": of_nodes.killed if of_nodes is not None else 0,
             "rollout_s": round(took_s, 1),
             "broken_connections": counts.broken,
             "windows": counts.windows,

@@ -435,14 +435,15 @@ def test_presence_of_an_earlier_boot_is_not_believed(api: TestClient, database: 
 
     def say(*, online: bool, boot: str) -> bool:
         with database.write() as session:
-            devices.record_presence(session, "a", Presence(online=online, boot_id=boot), utc_now())
+            devices.record_presence(session, [("a", Presence(online=online, boot_id=boot))], utc_now())
         return bool(api.get("/devices/a").json()["online"])
 
     assert say(online=False, boot="the one before")
     assert not say(online=False, boot="b")
     assert api.get("/devices", params={"online": False}).json()["items"][0]["id"] == "a"
     with database.write() as session:
-        assert devices.record_presence(session, "nobody", Presence(online=True, boot_id="x"), utc_now()) is None
+        said = [(name, Presence(online=True, boot_id="b")) for name in ("nobody", "a")]
+        assert devices.record_presence(session, said, utc_now()) == {"a"}
 
 
 def test_what_was_done_is_written_down_and_what_failed_is_not(api: TestClient, database: Database) -> None:

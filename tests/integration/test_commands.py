@@ -54,9 +54,9 @@ def register(database: Database, device_id: str = "d", **facts: Any) -> None:
 
 def online(database: Database, device_id: str = "d", *, is_online: bool = True) -> None:
     with database.write() as session:
-        devices.record_presence(session, device_id, Presence(is_online, "b"), utc_now())
+        devices.record_presence(session, [(device_id, Presence(is_online, "b"))], utc_now())
         if is_online:
-            sending.send_open(session, device_id, utc_now())
+            sending.send_open(session, [device_id], utc_now())
 
 
 def ask(database: Database, kind: str = "facts", **fields: Any) -> str:
