@@ -178,9 +178,10 @@ def unpin(session: Session, profile_id: str) -> None:
     session.execute(update(Device).where(Device.profile_id == profile_id).values(profile_id=None, profile_pinned=False))
 
 
-def keep_holdings(session: Session, device: Device, digests: set[str]) -> None:
-    """Note which artifacts a device says it has."""
-    known = set(session.scalars(select(DeviceHolding.digest).where(DeviceHolding.device_id == device.id)))
+def keep_holdings(session: Session, device: Device, digests: set[str], *, new: bool = False) -> None:
+    """Note which artifacts a device says it has; of a new one nothing is known yet."""
+    query = select(DeviceHolding.digest).where(DeviceHolding.device_id == device.id)
+    known = set() if new else set(session.scalars(query))
     gone = sorted(known - digests)
     if gone:
         session.execute(

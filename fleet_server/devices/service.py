@@ -63,6 +63,7 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     """
     check_device_id(device_id)
     device = session.get(Device, device_id)
+    new = device is None
     if device is None:
         identity = session.get(DeviceIdentity, device_id)
         fleet_id, tags = (identity.fleet_id, dict(identity.tags)) if identity else (DEFAULT_FLEET, {})
@@ -87,9 +88,9 @@ def record_report(session: Session, device_id: str, reported: Reported, now: dt.
     moved, before, device.facts = facts != device.facts, device.facts, facts
     if moved or serving != device.serving:
         device.serving = serving
-        _keep_attributes(session, device)
+        _keep_attributes(session, device, new=new)
     device.reported_deployments = _as_kept(reported.deployments)
-    repository.keep_holdings(session, device, set(reported.held))
+    repository.keep_holdings(session, device, set(reported.held), new=new)
     device.problems = _as_kept(reported.problems)
     if moved:  # else it has the profile it had: whoever changes tags or profiles matches anew
         _rematch(device, _named(session, device.fleet_id))
@@ -234,10 +235,10 @@ def _queried(session: Session, fleet_id: str, query: str) -> set[str]:
     return {device.id for device in repository.devices_where(session, fleet_id, found)}
 
 
-def _keep_attributes(session: Session, device: Device) -> None:
-    """Let a device be found by what it is now."""
+def _keep_attributes(session: Session, device: Device, *, new: bool = False) -> None:
+    """Let a device be found by what it is now; of a new one nothing is known yet."""
     wanted = attributes_of(device.facts, device.tags, device.serving)
-    known = repository.attributes(session, device.id)
+    known = set() if new else repository.attributes(session, device.id)
     repository.remove_attributes(session, device.id, known - wanted)
     repository.add_attributes(session, device, wanted - known)
 

@@ -199,8 +199,11 @@ class Handlers:
         if not said:
             return
         with self._database.write() as session:
+            out = enrolment.locked_out(session, sorted({device_id for device_id, _ in said}))
             # By device, so that two transactions of many devices lock them in the same order.
             for device_id, reported in sorted(said, key=lambda one: one[0]):
+                if device_id in out:
+                    continue
                 try:
                     self._take_one(session, device_id, reported)
                 except IntegrityError:  # another server has just registered it: now it is there
@@ -294,8 +297,6 @@ class Handlers:
                 pass
 
     def _reported(self, session: Session, device_id: str, reported: Reported) -> None:
-        if enrolment.is_locked_out(session, device_id):
-            return
         now = utc_now()
         outcome = devices.record_report(session, device_id, reported, now)
         if not outcome.accepted:

@@ -494,6 +494,8 @@ def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str,
 
 def deployments_by_id(session: Session, device_id: str, ids: Sequence[str]) -> Sequence[Deployment]:
     """Those of these deployments that are the device's."""
+    if not ids:
+        return ()
     return session.scalars(select(Deployment).where(Deployment.device_id == device_id, Deployment.id.in_(ids))).all()
 
 

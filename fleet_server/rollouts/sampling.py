@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -30,16 +31,22 @@ class SampleOrders:
             )
             for rule, model in session.execute(query):
                 self._rules[rule.profile_id].append(sampling_of(model, rule))
-        self._uploads: dict[str, list[tuple[SampleUpload, SampleRequestRow]]] = defaultdict(list)
-        for ids in pieces([one.id for one in devices]):
+        self._session, self._ids = session, [one.id for one in devices]
+
+    @cached_property
+    def _uploads(self) -> Mapping[str, list[tuple[SampleUpload, SampleRequestRow]]]:
+        """What devices are to send, by device; who asks only what they are to keep does without."""
+        found: dict[str, list[tuple[SampleUpload, SampleRequestRow]]] = defaultdict(list)
+        for ids in pieces(self._ids):
             asked = (
                 select(SampleUpload, SampleRequestRow)
                 .join(SampleRequestRow, SampleRequestRow.id == SampleUpload.request_id)
                 .where(SampleUpload.device_id.in_(ids), SampleUpload.told.is_(True))
                 .order_by(SampleUpload.id)
             )
-            for upload, request in session.execute(asked):
-                self._uploads[upload.device_id].append((upload, request))
+            for upload, request in self._session.execute(asked):
+                found[upload.device_id].append((upload, request))
+        return found
 
     def sampling(self, device: Device) -> tuple[Sampling, ...]:
         """What a device is to keep."""

@@ -38,7 +38,7 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import shipped
 from tests.benchmarks.common import Checks, children, pss_mb
-from tests.benchmarks.scale_lines import Measured, Quantity, lines, markdown, plot
+from tests.benchmarks.scale_lines import Measured, Quantity, asked_for, lines, markdown, plot
 from tests.databases import postgresql
 from tests.fabricated import fabricate
 from tests.fleet import BIN, LocalFleet
@@ -46,10 +46,11 @@ from tests.fleet import BIN, LocalFleet
 PROFILES = ("raspberry-pi-5", "x86-64-vnni")
 OF_A_PROCESS = 3000  # simulated devices
 STORM_PER_S = 2000.0
-WAIT_S = 900.0
+WAIT_S = 1800.0  # where the machine has other work
 TICKS_S = os.sysconf("SC_CLK_TCK")
 ROWS = ("devices", "device_attributes", "deployments", "telemetry_batches", "model_windows", "host_windows")
 MODEL = "m"
+FIGURES = "scale.json"
 
 
 @dataclass(frozen=True)
@@ -313,7 +314,7 @@ def steady(at: World, found: dict[Quantity, float], seconds: float) -> None:
     found["telemetry", "disk bytes/s"] = (int(at.ask("SELECT pg_database_size(current_database())")) - size) / took
 
 
-def report(checks: Checks, every: Sequence[Measured], out: Path) -> None:
+def report(checks: Checks, every: Sequence[Measured], interval_s: float, out: Path) -> None:
     for one in every:
         label = f"{one.devices}{', TLS' if one.tls else ''}"
         checks.at_most(f"{label}: updates lost", one.lost_updates, 0)
@@ -326,12 +327,18 @@ def report(checks: Checks, every: Sequence[Measured], out: Path) -> None:
         label = f"{line.phase}, {line.what}{', TLS' if line.tls else ''}"
         checks.report(f"{label}: of 1,000 devices more", line.slope * 1000)
         checks.report(f"{label}: furthest from a straight line, of the largest", line.off)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "scale.json").write_text(
-        json.dumps([{**one.plain(), "found": [[*key, value] for key, value in one.found.items()]} for one in every])
+    asked = "".join(
+        f"\nAsked for, {'mutual TLS' if tls else 'without TLS'}:\n\n{asked_for(found, tls=tls, interval_s=interval_s)}"
+        for tls in sorted({line.tls for line in found})
     )
-    (out / "scale.md").write_text(markdown(every, found))
+    (out / "scale.md").write_text(markdown(every, found) + asked)
     plot(every, found, out / "scale.svg")
+
+
+def keep(every: Sequence[Measured], out: Path) -> None:
+    """Write the figures down, after each size: a long run that fails at the largest has not been for nothing."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FIGURES).write_text(json.dumps([one.plain() for one in every]))
 
 
 def main() -> None:
@@ -342,17 +349,20 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=30.0, help="seconds of a telemetry window; default 30")
     parser.add_argument("--steady", type=float, default=90.0, help="seconds of telemetry alone; default 90")
     parser.add_argument("--out", type=Path, default=ROOT / ".bench", help="where figures, table and plot are kept")
+    parser.add_argument("--beside", type=Path, action="append", default=[], help=f"{FIGURES} of earlier runs")
     given = parser.parse_args()
     sizes = given.devices or ([20, 40] if given.short else [1000, 3000, 10_000])
     interval, steady_s = (1.0, 3.0) if given.short else (given.interval, given.steady)
     checks = Checks("scale")
-    every = []
+    every = [Measured.of_plain(one) for path in given.beside for one in json.loads(path.read_text())]
     for tls in {"on": [True], "off": [False], "both": [False, True]}[given.tls]:
         for count in sizes:
             print(f"     {count} devices, {'mutual TLS' if tls else 'no TLS'}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="shoal-scale-") as folder:
                 every.append(measure(Path(folder), count, interval, steady_s, tls=tls))
-    report(checks, every, given.out)
+            keep(every, given.out)
+    every.sort(key=lambda one: (one.tls, one.devices))
+    report(checks, every, interval, given.out)
     print(f"table and plot: {given.out / 'scale.md'}, {given.out / 'scale.svg'}", file=sys.stderr)
     checks.print()
 

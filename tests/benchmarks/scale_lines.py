@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 Quantity = tuple[str, str]  # what was going on, and what of it
 FAR = (100_000, 1_000_000)
+FULL = 0.7  # of a processor, what a process that is one thread should take in the long run
+DAY_S = 86_400
 PLOTTED = (
     ("connect storm", "server CPU s"),
     ("rollout", "server CPU s"),
@@ -42,14 +45,13 @@ class Measured:
     repeated_samples: int
 
     def plain(self) -> dict[str, Any]:
-        """All but what was measured."""
-        return {
-            "devices": self.devices,
-            "tls": self.tls,
-            "lost_updates": self.lost_updates,
-            "lost_samples": self.lost_samples,
-            "repeated_samples": self.repeated_samples,
-        }
+        """As JSON has it."""
+        return {**asdict(self), "found": [[*key, value] for key, value in self.found.items()]}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """What `plain` gave."""
+        return cls(**{**plain, "found": {(phase, what): value for phase, what, value in plain["found"]}})
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,54 @@ def markdown(every: Sequence[Measured], found: Sequence[Line]) -> str:
     return "\n".join(text) + "\n"
 
 
+def asked_for(found: Sequence[Line], *, tls: bool, interval_s: float) -> str:
+    """What the lines ask for of servers, brokers and database with as many devices as nobody has measured, as a table.
+
+    A server's messages and a broker's connections are each one thread's work, so there are to be as many of them as
+    keep each at `FULL` of a processor while telemetry comes.
+
+    Args:
+        found: the lines.
+        tls: those of connections by mutual TLS.
+        interval_s: of telemetry when they were measured.
+    """
+    known = {(one.phase, one.what): one for one in found if one.tls is tls}
+    heading = "".join(f" {devices:,} |" for devices in FAR)
+    text = [f"| windows each {interval_s:g} s |{heading}", "|---" * (len(FAR) + 1) + "|"]
+
+    def row(name: str, key: Quantity, of: Callable[[float, int], str]) -> None:
+        line = known.get(key)
+        if line is not None:
+            text.append(f"| {name} |" + "".join(f" {of(line.at(devices), devices)} |" for devices in FAR))
+
+    def processes(busy: float, _devices: int) -> str:
+        return f"{max(1, math.ceil(busy / FULL)):,}"
+
+    def each(key: Quantity) -> Callable[[float, int], str]:
+        """Minutes of what all do at once, where as many share it as telemetry asks for."""
+
+        def shown(seconds: float, devices: int) -> str:
+            line = known.get(key)
+            shared = max(1, math.ceil(line.at(devices) / FULL)) if line is not None else 1
+            return _shown(seconds / shared / 60)
+
+        return shown
+
+    def gb_a_day(rate: float, _devices: int) -> str:
+        return _shown(rate * DAY_S / 1e9)
+
+    servers, brokers, database = (("telemetry", f"{one} CPU") for one in ("server", "broker", "database"))
+    row("servers, for telemetry", servers, processes)
+    row("brokers, for telemetry", brokers, processes)
+    row("processors of the database, for telemetry", database, processes)
+    row("memory of all brokers, GB", ("memory", "broker"), lambda mb, _: _shown(mb / 1024))
+    row("windows on the database's disk, GB a day", ("telemetry", "disk bytes/s"), gb_a_day)
+    row("everybody connects anew, minutes of each of those servers", ("connect storm", "server CPU s"), each(servers))
+    row("everybody connects anew, minutes of each of those brokers", ("connect storm", "broker CPU s"), each(brokers))
+    row("a version goes to all, minutes of each of those servers", ("rollout", "server CPU s"), each(servers))
+    return "\n".join(text) + "\n"
+
+
 def _shown(value: float | None) -> str:
     if value is None:
         return ""
@@ -123,6 +173,7 @@ def plot(every: Sequence[Measured], found: Sequence[Line], path: Path) -> None:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "shoal"
+    mpl.rcParams["svg.fonttype"] = "none"  # text is text: the file is a fifth
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.scale_lines import PLOTTED, Measured, lines, markdown, plot
+from tests.benchmarks.scale_lines import PLOTTED, Measured, asked_for, lines, markdown, plot
 
 
 def of(devices: int, value: float, *, tls: bool = False) -> Measured:
@@ -33,6 +34,11 @@ def test_one_size_makes_no_line_and_kinds_are_kept_apart() -> None:
     assert {(one.tls, round(one.slope, 6)) for one in found} == {(False, 1.0), (True, 2.0)}
 
 
+def test_figures_are_kept_and_read_again() -> None:
+    measured = of(1000, 1.5, tls=True)
+    assert Measured.of_plain(json.loads(json.dumps(measured.plain()))) == measured
+
+
 def test_tables_and_plot_have_every_size(tmp_path: Path) -> None:
     every = [of(1000, 1.0), of(3000, 3.0), of(1000, 2.0, tls=True), of(3000, 6.0, tls=True)]
     text = markdown(every, lines(every))
@@ -41,3 +47,13 @@ def test_tables_and_plot_have_every_size(tmp_path: Path) -> None:
     assert "Mutual TLS" in text
     plot(every, lines(every), tmp_path / "scale.svg")
     assert (tmp_path / "scale.svg").read_text().count("axes_") >= len(PLOTTED)
+
+
+def test_what_far_more_devices_ask_for() -> None:
+    every = [of(1000, 0.034), of(3000, 0.102)]  # 0.034 of a processor, or s, or MB, of 1,000 devices
+    text = asked_for(lines(every), tls=False, interval_s=30)
+    assert "| windows each 30 s | 100,000 | 1,000,000 |" in text
+    assert "| servers, for telemetry | 5 | 49 |" in text
+    assert "| brokers, for telemetry | 5 | 49 |" in text
+    assert "| everybody connects anew, minutes of each of those servers | 0.0113 | 0.0116 |" in text
+    assert len(asked_for(lines(every), tls=True, interval_s=30).splitlines()) == 2, "nothing was measured"
