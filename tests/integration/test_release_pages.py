@@ -192,6 +192,11 @@ def test_its_rollout_is_begun_by_form_shown_and_told_of_by_the_device(pages: Tes
     device = pages.get("/ui/devices/cam-1")
     assert "on trial" in text(device)
     assert "0.4.0, release" in text(device)
+    there = re.search(r'href="(/ui/devices[^"]*)">0.4.0<', pages.get("/ui").text)
+    assert there is not None
+    found = text(pages.get(unescape(there[1])))
+    assert "cam-1" in found
+    assert "cam-2" not in found
     assert 'href="/ui/agent-releases/0.4.0"' in device.text
     why = "it ended with 3 before it had proved itself"
     back = msgspec.structs.replace(
