@@ -192,6 +192,8 @@ def test_its_rollout_is_begun_by_form_shown_and_told_of_by_the_device(pages: Tes
     device = pages.get("/ui/devices/cam-1")
     assert "on trial" in text(device)
     assert "0.4.0, release" in text(device)
+    counts = {one["version"]: one["devices"] for one in pages.get("/api/v1/agent-releases").json()["items"]}
+    assert counts == {"0.4.0": 1, "0.2.0": 0}
     there = re.search(r'href="(/ui/devices[^"]*)">0.4.0<', pages.get("/ui").text)
     assert there is not None
     found = text(pages.get(unescape(there[1])))
