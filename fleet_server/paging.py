@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+import msgspec
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Select, literal, tuple_
@@ -26,7 +27,6 @@ from fleet_server.errors import InvalidError
 from fleet_server.schemas import PAGE_LIMIT, Page
 
 CURSOR_CHARS = 2048
-_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 RowT = TypeVar("RowT")
 ViewT = TypeVar("ViewT", bound=BaseModel)
 Ts = TypeVarTuple("Ts")
@@ -191,8 +191,7 @@ def matches(column: Column, text: str) -> ColumnElement[bool]:
 def encode_cursor(sort: str, value: Key, unique: Key) -> str:
     """The opaque cursor of a row."""
     plain = value.isoformat() if isinstance(value, dt.datetime) else value
-    text = _compact.encode([sort, plain, unique])
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(msgspec.json.encode([sort, plain, unique])).decode().rstrip("=")
 
 
 def decode_cursor(listing: _Sorted, cursor: str, sort: str) -> tuple[Key, Key]:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote_plus, urlencode
 
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -149,6 +149,11 @@ def read(query: bytes) -> Wanted | None:
 
 
 def _following(query: bytes, cursor: str) -> bytes:
+    return f'<{PATH}?{_without_cursor(query)}cursor={quote_plus(cursor)}>; rel="next"'.encode()
+
+
+@lru_cache(maxsize=1024)
+def _without_cursor(query: bytes) -> str:
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
-    kept = [pair for pair in pairs if pair[0] != "cursor"]
-    return f'<{PATH}?{urlencode([*kept, ("cursor", cursor)])}>; rel="next"'.encode()
+    kept = urlencode([pair for pair in pairs if pair[0] != "cursor"])
+    return f"{kept}&" if kept else ""

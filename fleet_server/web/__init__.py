@@ -1,7 +1,8 @@
 """Pages for people: the dashboard below `/ui`, and the API's own page, from files that lie here: no internet is needed.
 
-`static/swagger-ui` holds swagger-ui-dist 5.35.0 as published, under its licence (Apache-2.0), without source maps;
-`static/vendor` holds htmx.org, htmx-ext-sse and uPlot as published, each with its licence and its version in its name.
+`static/swagger-ui` holds swagger-ui-dist 5.35.0 as published, under its licence (Apache-2.0), without source maps, its
+program packed by gzip; `static/vendor` holds htmx.org, htmx-ext-sse and uPlot as published, each with its licence and
+its version in its name.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from fleet_server.web import live
 from fleet_server.web.api import ApiError, segment
@@ -35,6 +35,7 @@ from fleet_server.web.pages import (
     samples,
     sign_in,
 )
+from fleet_server.web.static_files import PackedFiles
 from fleet_server.web.templating import render
 
 STATIC = Path(__file__).parent / "static"
@@ -43,7 +44,7 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 def add_pages(app: FastAPI) -> None:
     """Serve the dashboard, `/docs` and what they need."""
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", PackedFiles(directory=STATIC), name="static")
     pages = (sign_in, overview, commands, devices, models, rollouts, agent_releases, samples, drift, audit)
     for part in (*pages, access, alerts, alert_rules, alert_routes, live):
         app.include_router(part.router)
