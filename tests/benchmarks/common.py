@@ -309,8 +309,17 @@ def children(pid: int) -> list[int]:
 
 def pss_mb(pid: int) -> float:
     """Proportional set size: shared pages count in part, so that the figures of several processes add up."""
+    return _memory_mb(pid, "Pss:")
+
+
+def own_mb(pid: int) -> float:
+    """What a process has written itself; of files that are mapped, as libraries are, nothing."""
+    return _memory_mb(pid, "Pss_Anon:")
+
+
+def _memory_mb(pid: int, name: str) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def cpu_s(pid: int) -> float:
