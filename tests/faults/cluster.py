@@ -235,6 +235,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--every-s", type=float, default=10.0, help="seconds from one killed server to the next")
     parser.add_argument("--rounds", type=int, help="how often each server is killed; default: until all have it")
     parser.add_argument("--telemetry-s", type=float, default=10.0)
+    parser.add_argument("--probation-s", type=float, default=2.0)
     parser.add_argument("--wait-s", type=float, default=900.0)
     parser.add_argument("--connect-rate", type=float, default=50.0)
     parser.add_argument("--mqtt-options", default="", help="further lines of NATS's mqtt block")
@@ -269,7 +270,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             urls = [stack.enter_context(mosquitto(folder))]
         url = stack.enter_context(postgresql())
         say("brokers and database run")
-        telemetry = {"SHOAL_TELEMETRY_INTERVAL_S": str(options.telemetry_s), "SHOAL_PROBATION_S": "2"}
+        telemetry = {
+            "SHOAL_TELEMETRY_INTERVAL_S": str(options.telemetry_s),
+            "SHOAL_PROBATION_S": str(options.probation_s),
+        }
         servers = Servers(folder, url, ",".join(urls), **telemetry)
         stack.callback(servers.stop_all)
         servers.start("a")

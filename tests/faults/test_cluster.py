@@ -16,7 +16,15 @@ NODES = pytest.mark.skipif(NATS is None, reason="nats-server is not installed (P
 
 @pytest.mark.parametrize("broker", ["mosquitto", pytest.param("nats", marks=[NODES, pytest.mark.slow])])
 def test_a_rollout_reaches_each_device_once_whatever_dies(broker: str, tmp_path: Path) -> None:
-    few = ["--devices=30", "--every-s=2", "--rounds=1", "--telemetry-s=1", "--wait-s=120", f"--keep={tmp_path}"]
+    few = [
+        "--devices=30",
+        "--every-s=1",
+        "--rounds=1",
+        "--telemetry-s=1",
+        "--probation-s=0.3",
+        "--wait-s=120",
+        f"--keep={tmp_path}",
+    ]
     outcome = run(read_options([f"--broker={broker}", *few]))
     assert outcome["wrong"] == []
     assert outcome["servers_killed"] >= 2
