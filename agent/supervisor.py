@@ -14,19 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
-from agent.commands.measuring import changed
 from agent.commands.ring import LogRing, RingHandler
 from agent.commands.starters import open_desk
 from agent.condition import Condition
 from agent.config import Config
 from agent.deployments import Deployments
-from agent.hardware import measure
 from agent.head_start import MEMORY_SETTINGS
 from agent.inference import Inference
 from agent.inferences import Inferences
-from agent.link import detect_link
 from agent.mqtt import LinkUp, MqttChunk, MqttLink, MqttMessage
 from agent.peers.balancing import Balancing
 from agent.peers.network import Lan
@@ -34,7 +29,7 @@ from agent.pipelines.children import Pipelines, PipelineSaid
 from agent.protocol.codec import decode, encode
 from agent.protocol.commands import Command, CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
-from agent.protocol.facts import DeviceFacts, LinkFacts
+from agent.protocol.facts import DeviceFacts
 from agent.protocol.limits import LIMITS
 from agent.protocol.messages import (
     Certificate,
@@ -45,12 +40,11 @@ from agent.protocol.messages import (
     SourceNeed,
     SourceOffer,
     TelemetryAck,
-    TelemetryBatch,
     Trial,
     TrustNeed,
     TrustPiece,
 )
-from agent.protocol.parts import FEATURE, InferPart, PartAnswer
+from agent.protocol.parts import InferPart, PartAnswer
 from agent.protocol.samples import SampleAck, SamplePiece, Sampling
 from agent.protocol.topics import DeviceTopic, is_chunk_topic, parse_chunk_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
@@ -58,13 +52,14 @@ from agent.releases.leaving import Leaving
 from agent.releases.releases import KEY as RELEASE
 from agent.releases.releases import Releases, Start, Unpacked
 from agent.renewal import Renewal, tls_context
+from agent.reporter import Reporter
 from agent.resuming import Files, Resumed
 from agent.samples.collecting import Collecting
 from agent.sd_notify import ServiceManager
-from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures, Window
-from agent.telemetry.batch import fitting
+from agent.serving.ipc import AskFigures, ChooseSamples, FromWorker, Logged, Ready, Sampled, TellFigures
 from agent.telemetry.figures import PhaseFigure, SupervisorFigures
-from agent.telemetry.host import HostMeter, own_memory_mb
+from agent.telemetry.host import own_memory_mb
+from agent.telemetry.sender import TelemetrySender
 from agent.telemetry.spool import Spool
 from agent.trial.trials import Trials
 from agent.update.budget import Ledger
@@ -82,11 +77,8 @@ from agent.worker_process import WorkerDied, WorkerProcess
 
 log = logging.getLogger("agent")
 TICK_S = 0.1  # between looks at what goes on
-FACTS_WITHIN_S = 5.0  # of the start, whatever the worker does
 LIVELY_S = 1.0  # what goes on may be followed by something else
 QUIET_TICK_S = 5.0  # where nothing does: what comes from elsewhere is an event, and waits for no look
-REPORT_EVERY_S = 300.0
-LINK_EVERY_S = 5.0
 TRIAL = "trial:"  # begins the key of a trial's trust check; a deployment's is its id
 
 
@@ -124,7 +116,6 @@ class Supervisor:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue() if resumed is None else resumed.events
         self._resumed = resumed
         self._boot_id = uuid.uuid4().hex
-        self._sequence = 0
         files = Files.open(config) if resumed is None else resumed.files
         self._ring = LogRing()
         self._ring_handler = RingHandler(self._log)
@@ -133,8 +124,6 @@ class Supervisor:
         self._store.drop_other = self._drop_sample
         self._spool = Spool(config.state_dir / "spool.db")
         self._condition = Condition(self._journal, self._spool, good.lost, str(config.state_dir))
-        self._facts: DeviceFacts | None = None  # measured when what served before serves again
-        self._link_facts = LinkFacts()
         context = tls_context(config)
         self._link = MqttLink(config, self._boot_id, self._events.put, context)
         self._renewal = Renewal(config, self._link, context) if context else None
@@ -144,6 +133,14 @@ class Supervisor:
         self._pacer = Pacer(
             Ledger(self._journal, zone), config.own_limits, lambda name: zone_of(name) if name else zone
         )
+        self._reporter = Reporter(
+            config,
+            self._link,
+            set_link=self._pacer.set_link,
+            about_agent=lambda: self._releases.facts,
+            settled=lambda: self._inference.settled,
+            compose=self._reported,
+        )
         self._samples = Collecting(
             config.state_dir,
             config.samples,
@@ -151,7 +148,7 @@ class Supervisor:
             pacer=self._pacer,
             send=self._say_samples,
             tell_worker=self._choose_samples,
-            changed=self._changed,
+            changed=self._reporter.changed,
         )
         self._fetcher = Fetcher(self._store, self._link, str(config.state_dir), others=self._others, pacer=self._pacer)
         self._link.keep_by(self._keep)
@@ -192,7 +189,7 @@ class Supervisor:
             others_need=lambda: self._trials.kept_digests() | self._releases.kept_digests(),
             others_use=lambda: self._releases.useful_digests(),  # noqa: PLW0108 (they are made later)
             journal_renewed=self._keep_all,
-            changed=self._changed,
+            changed=self._reporter.changed,
         )
         self._worker = WorkerProcess(config, self._events.put) if resumed is None else resumed.worker
         self._lan = Lan(
@@ -211,11 +208,14 @@ class Supervisor:
             good,
             self._condition,
             carry_out=self._deployments.carry_out,
-            changed=self._changed,
+            changed=self._reporter.changed,
             switched=self._deployments.switched,
-            window=self._window,
+            window=lambda message, started: self._telemetry.window(message, started),  # noqa: PLW0108 (made below)
             hang_s=config.hang_s,
             ensembles=config.ensembles,
+        )
+        self._telemetry = TelemetrySender(
+            config.state_dir, self._journal, self._spool, self._link, self._condition, self._inference.collect
         )
         self._commands, self._command_book = open_desk(
             config,
@@ -224,8 +224,8 @@ class Supervisor:
             self._store,
             self._ring,
             say=self._say_command,
-            measure=self._measure,
-            take_facts=self._take_facts,
+            measure=self._reporter.measure,
+            take_facts=self._reporter.take,
         )
         self._inferences = Inferences(config.inference, self._worker.place, self._say_part)
         self._pipelines = Pipelines(config, self._events.put, self._condition)
@@ -255,7 +255,7 @@ class Supervisor:
             self._events.put,
             check_trust=self._verifier.check,
             cancel_trust=self._verifier.cancel,
-            changed=self._changed,
+            changed=self._reporter.changed,
             device=self._leaving,
         )
         self._postponed: DesiredState | None = None  # while this agent is on trial
@@ -270,13 +270,7 @@ class Supervisor:
             self._verifier,
             self._bundles,
         )
-        self._telemetry_interval_s = self._journal.number("telemetry_interval_s", 10.0)
-        self._meter = HostMeter()
-        self._report_at = 0.0
-        self._collect_at = time.monotonic() + self._telemetry_interval_s
-        self._link_at = 0.0
         self._quiet_at = 0.0
-        self._facts_at = time.monotonic() + FACTS_WITHIN_S
         self._stopping = False
 
     def stop(self) -> None:
@@ -304,7 +298,7 @@ class Supervisor:
             self._inference.start()
         else:
             self._inference.take_over(self._resumed.loads)
-        self._look_at_link(time.monotonic())
+        self._reporter.tick_link(time.monotonic())
         self._deployments.begin(self._inference)
         self._releases.begin()
         self._bundles.start()
@@ -356,15 +350,15 @@ class Supervisor:
                 self._link.publish(
                     DeviceTopic.PRESENCE, encode(Presence(online=True, boot_id=self._boot_id)), retain=True
                 )
-                self._changed()
-                self._spool.pace.link_up()
+                self._reporter.changed()
+                self._telemetry.link_up()
                 self._condition.link_up()
                 self._fetcher.link_up(time.monotonic())
                 self._samples.link_up()
                 if self._renewal is not None:
                     self._renewal.link_up(event.epoch)
                 self._verifier.link_up()
-                self._report(force=True)
+                self._reporter.report(force=True)
             case SourceChunk() | TransferEnded() | BundlesSeen() | BundleTrustSaid() | PeerFound():
                 self._other_source(event, time.monotonic())
             case TrustSaid() | PipelineSaid() | Unpacked():
@@ -444,8 +438,7 @@ class Supervisor:
             if leaf is DeviceTopic.DESIRED and message.payload:
                 self._desired(decode(message.payload, DesiredState))
             elif leaf is DeviceTopic.TELEMETRY_ACK:
-                self._spool.acknowledge(decode(message.payload, TelemetryAck))
-                self._send_telemetry()  # what gathered while the server was away goes as fast as it is stored
+                self._telemetry.acknowledged(decode(message.payload, TelemetryAck))
             elif leaf is DeviceTopic.CERTIFICATE and self._renewal is not None:
                 self._renewal.answered(decode(message.payload, Certificate))
             elif leaf is DeviceTopic.TRUST:
@@ -470,7 +463,6 @@ class Supervisor:
         if self._releases.on_trial:
             self._postponed = state
             return
-        self._collect_at = min(self._collect_at, time.monotonic() + state.telemetry_interval_s)
         if state.revision >= self._updater.revision:
             self._balancing.listed(state.peers)
         if self._deployments.desired(state):
@@ -478,17 +470,15 @@ class Supervisor:
             self._condition.guard(lambda: self._samples.desired(state))
             self._releases.desired(state.agent)
         self._deployments.write_revision()
-        if self._telemetry_interval_s != state.telemetry_interval_s:
-            self._telemetry_interval_s = state.telemetry_interval_s
-            self._journal.keep_number("telemetry_interval_s", state.telemetry_interval_s)
-        self._report(force=True)
+        self._telemetry.wanted(state.telemetry_interval_s)
+        self._reporter.report(force=True)
 
     def _go_on(self) -> None:
         """This agent has proved itself."""
         state, self._postponed = self._postponed, None
         if state is not None:
             self._desired(state)
-        self._report(force=True)
+        self._reporter.report(force=True)
 
     # -- whether what the server says was signed
 
@@ -533,7 +523,7 @@ class Supervisor:
 
     def _ordered(self, deployments: list[DesiredDeployment]) -> None:
         self._deployments.ordered(deployments)
-        self._report(force=True)
+        self._reporter.report(force=True)
 
     def _held(self, digest: str) -> Held | None:
         """A whole artifact of this device, in its store or in a bundle; asked from other threads."""
@@ -568,25 +558,6 @@ class Supervisor:
         """Called from whatever thread logs."""
         self._ring.add(at, level, "agent", logger, text)
 
-    def _measure(self) -> DeviceFacts:
-        """Called from a thread too."""
-        facts = measure(self._config.state_dir, tags=self._config.tags, runtimes=self._config.runtimes)
-        features = (*facts.features, FEATURE) if self._config.inference.remote else facts.features
-        return msgspec.structs.replace(
-            facts,
-            commands=self._config.commands.allowed,
-            features=features,
-            inference_address=self._config.inference.address,
-            agent=self._releases.facts,
-            balancing_address=self._config.balancing.reached_at,
-            balancing_lan=self._config.balancing.lan,
-        )
-
-    def _take_facts(self, facts: DeviceFacts) -> tuple[str, ...]:
-        before, self._facts = self._facts or facts, facts
-        self._report(force=True)
-        return changed(before, facts)
-
     def _keep_all(self) -> None:
         """The journal was lost."""
         self._trials.keep_all()
@@ -595,25 +566,9 @@ class Supervisor:
 
     # -- what happens here
 
-    def _window(self, message: Window, started: float) -> None:
-        ended = time.time()
-        host = self._meter.measure(self._config.state_dir, message.rss_mb)
-        models = fitting(message.models)
-        self._condition.guard(
-            lambda: self._spool.add(
-                lambda spool_id, sequence: TelemetryBatch(SPOKEN, spool_id, sequence, started, ended, models, host)
-            )
-        )
-        self._condition.count_dropped()
-        self._send_telemetry()
-
     def _trials_changed(self) -> None:
         self._deployments.collect_garbage()
-        self._changed()
-
-    def _changed(self) -> None:
-        """Something is to be reported soon."""
-        self._report_at = 0.0
+        self._reporter.changed()
 
     # -- time
 
@@ -625,7 +580,7 @@ class Supervisor:
             self._quiet_at = now + LIVELY_S
         if now < self._quiet_at:
             return TICK_S
-        return max(0.0, min(QUIET_TICK_S, self._collect_at - now, self._inference.looks_every_s))
+        return max(0.0, min(QUIET_TICK_S, self._telemetry.due_in(now), self._inference.looks_every_s))
 
     @property
     def _steps(self) -> tuple[Callable[[], None], ...]:
@@ -636,39 +591,26 @@ class Supervisor:
             self._deployments.tick,
             lambda: self._releases.tick(time.monotonic()),
             lambda: self._leaving.tick(on_trial=self._releases.on_trial),
-            self._tick_facts,
+            self._reporter.tick_facts,
             self._tick_condition,
-            self._tick_telemetry,
+            lambda: self._telemetry.tick(time.monotonic()),
             lambda: self._trials.tick(time.monotonic()),
             lambda: self._pipelines.tick(time.monotonic()),
             lambda: self._commands.tick(time.monotonic()),
             lambda: self._samples.tick(time.monotonic(), connected=self._link.connected),
             self._tick_link,
-            lambda: self._report(force=False),
+            lambda: self._reporter.report(force=False),
         )
-
-    def _tick_facts(self) -> None:
-        """Measure the machine once what served before serves again: that takes processors and time from it."""
-        if self._facts is None and (self._inference.settled or time.monotonic() >= self._facts_at):
-            self._facts = self._measure()
-            self._changed()
 
     def _tick_condition(self) -> None:
         self._condition.mend(time.monotonic())
         if self._condition.changed:
-            self._changed()
+            self._reporter.changed()
             self._condition.keep()
-
-    def _tick_telemetry(self) -> None:
-        now = time.monotonic()
-        if now >= self._collect_at:
-            self._collect_at = now + self._telemetry_interval_s
-            self._inference.collect()
 
     def _tick_link(self) -> None:
         now, wall = time.monotonic(), time.time()
-        if now >= self._link_at:
-            self._look_at_link(now)
+        self._reporter.tick_link(now)
         self._condition.watch(connected=self._link.connected)
         if self._renewal is not None:
             self._renewal.tick(now, wall)
@@ -677,37 +619,14 @@ class Supervisor:
         self._lan.tick(now)
         self._balancing.tick(now)
 
-    def _look_at_link(self, now: float) -> None:
-        """Find out by what kind of link the server is reached; a change is reported."""
-        self._link_at = now + LINK_EVERY_S
-        found = detect_link(self._config.link_type, self._config.link_metered)
-        if found != self._link_facts:
-            self._link_facts = found
-            self._pacer.set_link(found)
-            self._changed()
-
-    def _send_telemetry(self) -> None:
-        if self._link.connected:
-            for _, payload in self._spool.due(time.monotonic()):
-                self._link.publish(DeviceTopic.TELEMETRY, payload)
-
-    def _report(self, *, force: bool) -> None:
-        """Say what is true, when it changed."""
-        now = time.monotonic()
-        changed = self._report_at == 0.0
-        if not (force or changed or now - self._report_at > REPORT_EVERY_S) or not self._link.connected:
-            return
-        if self._facts is None:
-            self._report_at = 0.0  # as soon as they are known
-            return
-        self._report_at = now
-        self._sequence += 1
-        reported = Reported(
+    def _reported(self, sequence: int, facts: DeviceFacts) -> Reported:
+        """All that is true now."""
+        return Reported(
             protocol=SPOKEN,
             boot_id=self._boot_id,
-            sequence=self._sequence,
+            sequence=sequence,
             revision=self._updater.revision,
-            facts=msgspec.structs.replace(self._facts, link=self._link_facts),
+            facts=facts,
             deployments=self._deployments.reports(),
             serving=self._inference.serving,
             sent_at=time.time(),
@@ -717,4 +636,3 @@ class Supervisor:
             samples=self._samples.report,
             releases=self._releases.reports(),
         )
-        self._link.publish(DeviceTopic.REPORTED, encode(reported))

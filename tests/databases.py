@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from fleet_server.db import Base
 from fleet_server.models import Fleet
 from fleet_server.principals import DEFAULT_FLEET
 from tests.fleet import free_port, wait_until
+
+TRIES = 5
 
 
 def postgresql_programs() -> Path | None:
@@ -87,10 +90,23 @@ def without_triggers(session: Session) -> Iterator[None]:
 
 def make_empty(session: Session) -> None:
     """Nothing but the default fleet."""
-    # The server's own threads go on meanwhile. Who signs holds its fleet first: so do we, or each waits for the other.
+    # The server's own threads go on meanwhile: where one waits for what is locked here, and the other way round, the
+    # database ends one of both.
+    for left in reversed(range(TRIES)):
+        try:
+            with session.begin_nested():
+                _delete_all(session)
+            break
+        except OperationalError:
+            if not left:
+                raise
+    session.add(Fleet(id=DEFAULT_FLEET))
+
+
+def _delete_all(session: Session) -> None:
+    # Who signs holds its fleet first: so do we.
     session.execute(select(Fleet.id).with_for_update()).all()
     with without_triggers(session):
         connection = session.connection()
         for table in reversed(Base.metadata.sorted_tables):
             connection.exec_driver_sql(f'DELETE FROM "{table.name}"')
-    session.add(Fleet(id=DEFAULT_FLEET))

@@ -20,6 +20,8 @@ _HIDDEN = re.compile(
 )
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d)?|\d+(?:\.\d+)? (?:s|min|h|d) ago|in \d+ (?:s|min|h|d)\b")
 _TAG = re.compile(r"<[^>]*>")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+BEGINNINGS = (12, 16)  # letters of a digest, which pages show
 
 
 def shown(page: str) -> set[str]:
@@ -37,12 +39,14 @@ def printed() -> set[str]:
 def told(answers: Any) -> set[str]:
     """Every way in which a page may write the numbers in answers: as they are, rounded, as share, size or duration.
 
-    A list tells how long it is, and what is counted from 0, such as stages, is shown from 1.
+    A list tells how long it is, what is counted from 0, such as stages, is shown from 1, and a digest by its beginning.
     """
     found: set[str] = set()
     for value in _values(answers):
         if isinstance(value, str):
             found.update(_NUMBER.findall(value))
+            if _DIGEST.fullmatch(value):
+                found.update(itertools.chain.from_iterable(_NUMBER.findall(value[:length]) for length in BEGINNINGS))
             continue
         texts = [str(value), str(value + 1), size(value), span(value)]
         texts += [f"{value:g}", *(number(value, digits) for digits in (2, 3, 4))]

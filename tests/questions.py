@@ -59,6 +59,7 @@ def questions(fleet: BigFleet) -> list[Question]:
         of("rollouts", "/rollouts"),
         of("rollouts that are running", "/rollouts", state="running"),
         of("rollouts of a model", "/rollouts", model=fleet.model),
+        of("rollouts of a version", "/rollouts", version=version),
         of("rollout", f"/rollouts/{fleet.rollout_id}", goal=False),
         of("rollout: explained", f"/rollouts/{fleet.rollout_id}/explain", goal=False),
         of("rollout: its deployments", f"/rollouts/{fleet.rollout_id}/deployments"),

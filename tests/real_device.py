@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
+import agent.reporter
 import agent.supervisor
 from agent.config import Config
 from agent.mqtt import LinkUp, MqttChunk, MqttMessage
@@ -135,7 +136,7 @@ class RealDevice:
 
         self._patch.setattr(module, "MqttLink", make_link)
         self._patch.setattr(module, "Verifier", lambda *_arguments, answered, **_options: FakeVerifier(answered))
-        self._patch.setattr(module, "measure", lambda *_arguments, **_options: FACTS)
+        self._patch.setattr(agent.reporter, "measure", lambda *_arguments, **_options: FACTS)
         self._thread.start()
         wait_until("the device", lambda: self.link is not None and self.link.reports)
         return self

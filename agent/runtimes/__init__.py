@@ -33,10 +33,10 @@ def open_runtime(
     try:
         runtime.run(warm_up_inputs(manifest))
     except Exception as error:
-        runtime.close()
+        let_go(runtime)
         raise RuntimeLoadError(WireErrorCode.WARMUP_FAILED, f"a first inference failed: {reason(error)}") from error
     if runtime.fell_back and not may_fall_back:
-        runtime.close()
+        let_go(runtime)
         detail = (
             f"{manifest.providers[0]} is wanted first and can't run it here ({runtime.fell_back}); {runtime.provider} "
             "could, which the rollout forbids (on_provider_missing): mend the device, or let it fall back"
@@ -45,6 +45,14 @@ def open_runtime(
     if runtime.fell_back:
         log.warning("runs on %s, because: %s", runtime.provider, runtime.fell_back)
     return runtime
+
+
+def let_go(runtime: Runtime) -> None:
+    """Close a runtime. One that fails in that is let go all the same: whoever lets it go has more to do."""
+    try:
+        runtime.close()
+    except Exception as error:  # noqa: BLE001 (a vendor's runtime may fail in any way)
+        log.warning("%s failed while it was closed: %s", runtime.version, reason(error))
 
 
 def _made(manifest: Manifest, path: Path, compiled: Path | None) -> Runtime:

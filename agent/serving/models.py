@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 
 from agent.protocol.manifest import Manifest
+from agent.runtimes import let_go
 from agent.runtimes.base import Runtime, Tensors
 from agent.samples.offering import Sampler
 from agent.serving.batch_times import BatchTimes
@@ -272,7 +273,7 @@ class LoadedModel:
         self._thread.join(CLOSE_S)
         free = self._turn.acquire(timeout=CLOSE_S)
         self._gone = True
-        self.runtime.close()
+        let_go(self.runtime)
         self.closed = True
         if free:
             self._turn.release()

@@ -23,7 +23,7 @@ import msgspec
 from agent.commands.ring import TEXT_CHARS, RingHandler
 from agent.protocol.errors import WireErrorCode
 from agent.protocol.logs import log_to_stderr
-from agent.runtimes import open_runtime
+from agent.runtimes import let_go, open_runtime
 from agent.runtimes.base import Runtime, RuntimeLoadError
 from agent.serving.connection import Connection
 from agent.serving.framing import borrow, pack, read_frame
@@ -348,7 +348,7 @@ def _proven(message: Load) -> tuple[Runtime, dict[str, float]]:
     if problem is None:
         return runtime, allowed
     detail = f"{problem}; it ran on {runtime.provider} by {runtime.version}. It never served"
-    runtime.close()
+    let_go(runtime)
     raise RuntimeLoadError(WireErrorCode.GOLDEN_MISMATCH, detail)
 
 

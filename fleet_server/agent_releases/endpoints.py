@@ -46,7 +46,8 @@ def create_agent_release(
 def list_agent_releases(session: ReadSession, fleet_id: FleetId, paging: Paging) -> Page[AgentReleaseView]:
     """Releases, newest first."""
     rows = repository.page_of(session, fleet_id, paging)
-    return page(rows, paging, lambda row: service.view(session, row))
+    shown = service.views(session, fleet_id, rows.items)
+    return page(rows, paging, lambda row: shown[row.id])
 
 
 @router.get(

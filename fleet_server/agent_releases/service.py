@@ -203,15 +203,25 @@ def unable(device: Device) -> str:
 
 def view(session: Session, version: Version) -> AgentReleaseView:
     """The HTTP shape of a release."""
-    found = repository.bundles(session, version.id)
-    published = trust.state(session, version.fleet_id)
-    return AgentReleaseView(
-        version=version.name,
-        reference=f"{AGENT}@{version.name}",
-        bundles=[_bundle_view(session, version.fleet_id, manifest_of(variant), published) for variant, _ in found],
-        devices=repository.running(session, version.fleet_id, [str(variant.digest) for variant, _ in found]),
-        created_at=version.created_at,
-    )
+    return views(session, version.fleet_id, [version])[version.id]
+
+
+def views(session: Session, fleet_id: str, versions: Sequence[Version]) -> dict[str, AgentReleaseView]:
+    """The HTTP shapes of releases, by the ids of their versions: devices are counted, and signatures read, once."""
+    bundles = {one.id: [manifest_of(variant) for variant, _ in repository.bundles(session, one.id)] for one in versions}
+    digests = [manifest.digest for found in bundles.values() for manifest in found]
+    running = repository.running(session, fleet_id, digests)
+    published = trust.state(session, fleet_id)
+    return {
+        one.id: AgentReleaseView(
+            version=one.name,
+            reference=f"{AGENT}@{one.name}",
+            bundles=[_bundle_view(session, fleet_id, manifest, published) for manifest in bundles[one.id]],
+            devices=sum(running.get(manifest.digest, 0) for manifest in bundles[one.id]),
+            created_at=one.created_at,
+        )
+        for one in versions
+    }
 
 
 def _bundle_view(

@@ -158,12 +158,13 @@ def list_rollouts(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
     model: Annotated[str | None, typer.Option(help="Only those of this model.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only of this model@version, or shoal-agent@version.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List rollouts, newest first."""
     with client(context) as api:
         show_rows(
-            api.items("/rollouts", state=state, model=model),
+            api.items("/rollouts", state=state, model=model, version=version),
             output,
             [
                 ("id", lambda row: row["id"]),

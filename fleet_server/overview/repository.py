@@ -27,7 +27,8 @@ from fleet_server.models import (
     Version,
 )
 
-PROVIDER, FELL_BACK, VERSION = "running.provider", "fell_back", "version"  # of fleet_server.devices.attributes
+# Of fleet_server.devices.attributes.
+PROVIDER, FELL_BACK, VERSION, AGENT_VERSION = "running.provider", "fell_back", "version", "agent_version"
 UNSETTLED = ("scheduled", *(phase.value for phase in Phase if phase not in SETTLED))
 VALUES = 1000  # of an attribute; devices say what they run, and an honest fleet has fewer
 

@@ -34,6 +34,13 @@ class VersionCount(Response):
     devices: int
 
 
+class AgentVersionCount(Response):
+    """Devices whose agent is of a version."""
+
+    version: str = Field(examples=["0.2.0"])
+    devices: int
+
+
 class DeviceCounts(Response):
     """Devices, those that were forgotten left out."""
 
@@ -85,6 +92,9 @@ class Overview(Response):
 
     devices: DeviceCounts
     versions: list[VersionCount] = Field(description="What answers requests on devices, by model and version.")
+    agent_versions: list[AgentVersionCount] = Field(
+        description="Devices by the version of their agent, whether a release or what is installed."
+    )
     deployments: dict[str, int] = Field(
         description="Deployments that have not settled, by phase; `scheduled` are those whose turn has not come."
     )

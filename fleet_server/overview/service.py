@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy.orm import Session
 
 from agent.protocol.histogram import percentile
+from agent.protocol.release import version_key
 from fleet_server.models import FleetSnapshot, TelemetryFleetTotal
 from fleet_server.overview import repository
-from fleet_server.overview.repository import FELL_BACK, PROVIDER, VERSION, DeviceGroup
+from fleet_server.overview.repository import AGENT_VERSION, FELL_BACK, PROVIDER, VERSION, DeviceGroup
 from fleet_server.overview.schemas import (
+    AgentVersionCount,
     DeviceCounts,
     History,
     HistoryPoint,
@@ -44,6 +46,7 @@ def overview(session: Session, fleet_id: str, now: dt.datetime) -> Overview:
     return Overview(
         devices=_devices(session, fleet_id, groups),
         versions=_versions(session, fleet_id),
+        agent_versions=_agent_versions(session, fleet_id),
         deployments=repository.unsettled_deployments(session, fleet_id),
         rollouts=repository.rollouts_by_state(session, fleet_id),
         variants_building=repository.variants_building(session, fleet_id),
@@ -128,6 +131,12 @@ def _versions(session: Session, fleet_id: str) -> list[VersionCount]:
         model, _, version = text.partition("@")
         found.append(VersionCount(model=model, version=version, devices=count))
     return found
+
+
+def _agent_versions(session: Session, fleet_id: str) -> list[AgentVersionCount]:
+    found = repository.attribute_counts(session, fleet_id, AGENT_VERSION)
+    newest = sorted(found.items(), key=lambda one: (version_key(one[0]), one[0]), reverse=True)
+    return [AgentVersionCount(version=version, devices=count) for version, count in newest]
 
 
 def _last_hour(session: Session, fleet_id: str, now: dt.datetime) -> TelemetryTotals:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, status
 
+from fleet_server.agent_releases import service as releases
 from fleet_server.devices import service as device_service
 from fleet_server.devices.schemas import DeviceView, HoldRequest, ProfileUpdate, ProfileView
 from fleet_server.devices.service import device_view, get_device, get_profile, profile_name, profile_view
@@ -123,16 +124,22 @@ def create_bundle(
     return bundles.create(session, settings, fleet_id, wanted, actor=actor)
 
 
-@router.get("/rollouts", summary="List rollouts")
+@router.get(
+    "/rollouts",
+    summary="List rollouts",
+    responses=problems("model_not_found", "version_not_found", "bad_version", "agent_release_not_found"),
+)
 def list_rollouts(
     session: ReadSession,
     fleet_id: FleetId,
     paging: RolloutPaging,
     state: Annotated[RolloutState | None, Query(description="Only those in this state.")] = None,
     model: Annotated[str | None, Query(description="Only those of this model.")] = None,
+    version: Annotated[str | None, Query(description="Only of this `model@version`, or `shoal-agent@version`.")] = None,
 ) -> Page[RolloutView]:
     """Rollouts, newest first."""
-    rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model)
+    version_id = releases.resolve(session, fleet_id, version).id if version else None
+    rows = repository.rollouts_page(session, fleet_id, paging, state=state, model=model, version_id=version_id)
     shown = views.rollout_views(session, rows.items)
     return page(rows, paging, lambda row: shown[row.id])
 

@@ -55,7 +55,13 @@ def rollout(session: Session, fleet_id: str, rollout_id: str, *, lock: bool = Fa
 
 
 def rollouts_page(
-    session: Session, fleet_id: str, request: PageRequest, *, state: str | None, model: str | None
+    session: Session,
+    fleet_id: str,
+    request: PageRequest,
+    *,
+    state: str | None,
+    model: str | None,
+    version_id: str | None = None,
 ) -> Rows[Rollout]:
     """A page of rollouts."""
     query = select(Rollout).where(Rollout.fleet_id == fleet_id)
@@ -64,6 +70,8 @@ def rollouts_page(
     if model is not None:
         query = query.join(Version, Version.id == Rollout.version_id).join(Model, Model.id == Version.model_id)
         query = query.where(Model.name == model)
+    if version_id is not None:
+        query = query.where(Rollout.version_id == version_id)
     return ROLLOUTS.scalars(session, query, request)
 
 

@@ -21,6 +21,7 @@ from fleet_server.web.api import ApiError, segment
 from fleet_server.web.cookies import CookieSessions
 from fleet_server.web.pages import (
     access,
+    agent_releases,
     alert_routes,
     alert_rules,
     alerts,
@@ -44,8 +45,8 @@ _INLINE = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 def add_pages(app: FastAPI) -> None:
     """Serve the dashboard, `/docs` and what they need."""
     app.mount("/static", PackedFiles(directory=STATIC), name="static")
-    pages = (sign_in, overview, commands, devices, models, rollouts, samples, drift, audit, access)
-    for part in (*pages, alerts, alert_rules, alert_routes, live):
+    pages = (sign_in, overview, commands, devices, models, rollouts, agent_releases, samples, drift, audit)
+    for part in (*pages, access, alerts, alert_rules, alert_routes, live):
         app.include_router(part.router)
     app.state.page_looks = live.Looks()
     app.add_exception_handler(ApiError, _refused)

@@ -11,6 +11,7 @@ import jinja2
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
+from agent.protocol.release import AGENT
 from fleet_server.clock import utc_now
 from fleet_server.web.api import segment
 
@@ -98,6 +99,7 @@ ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+ENVIRONMENT.globals["AGENT"] = AGENT  # in the place of a model's name, of releases of the agent
 ENVIRONMENT.filters |= {
     "ago": ago,
     "span": span,

@@ -288,7 +288,8 @@ def beside(
             },
             rounds,
         )
-    rate = {way: statistics.median(len(times) for times in runs) / seconds for way, runs in found.items()}
+    # Who answers nobody in that time counts as if it had answered one.
+    rate = {way: max(1.0, statistics.median(len(times) for times in runs)) / seconds for way, runs in found.items()}
     return rate["shoal"], rate["shoal"] / rate["peer"]
 
 

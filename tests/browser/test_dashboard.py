@@ -22,6 +22,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.settings import Settings
 from tests.fleet import LocalFleet, wait_until, write_classifier, write_data
+from tests.tiny_bundle import tiny_bundle
 
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
@@ -260,6 +261,39 @@ def test_what_was_uploaded_stays_where_the_form_is_refused(fleet: LocalFleet, pa
     problems.clear()  # that a page was answered with 4xx, Chromium says too
 
 
+def test_a_release_of_the_agent_is_pushed_seen_and_led_into_the_rollout_form(
+    fleet: LocalFleet, page: Page, problems: list[str]
+) -> None:
+    page.goto("/ui")
+    page.get_by_role("link", name="Agent releases").click()
+    expect(page.get_by_role("heading", name="No release yet")).to_be_visible()
+    page.get_by_role("link", name="Push a release").click()
+    box, push_it = page.locator(".drop", has_text="Bundle"), page.get_by_role("button", name="Push")
+    push_it.click()
+    expect(page.get_by_label("Bundle", exact=True)).to_have_accessible_description(re.compile("choose the file"))
+    box.locator("input[type=file]").set_input_files(fleet.folder / "tri.onnx")
+    expect(box.get_by_role("status")).to_contain_text("uploaded")
+    push_it.click()
+    expect(page.get_by_label("Bundle", exact=True)).to_have_accessible_description(re.compile("make agent-release"))
+    problems.clear()  # that a page was answered with 4xx, Chromium says too
+    bundle = fleet.folder / "shoal-agent-9.0.0.shoal-release"
+    bundle.write_bytes(tiny_bundle("9.0.0"))
+    drag(page, box, bundle)
+    expect(box.get_by_role("status")).to_contain_text("uploaded (")
+    push_it.click()
+    expect(page).to_have_url(re.compile("/ui/agent-releases/9.0.0$"))
+    expect(page.get_by_role("heading", level=1)).to_have_text("shoal-agent@9.0.0")
+    expect(page.get_by_role("region", name="Bundles")).to_contain_text("signed")
+    page.get_by_role("link", name="Agent releases").click()
+    expect(page.get_by_role("region", name="Agent releases")).to_contain_text("9.0.0")
+    page.get_by_role("link", name="9.0.0").click()
+    page.get_by_role("link", name="Roll out").click()
+    expect(page.get_by_label("Version", exact=True)).to_have_value("shoal-agent@9.0.0")
+    page.get_by_role("button", name="Dry run").click()
+    expect(page.locator("#preview")).to_contain_text("By platform")
+    expect(page.locator("#preview")).to_contain_text("not started by the command shoal-agent")  # as tests start them
+
+
 def test_devices_are_found_and_tagged_together(fleet: LocalFleet, page: Page) -> None:
     page.goto("/ui/devices")
     page.get_by_role("textbox", name="Query").fill("id==cam-*")
@@ -460,6 +494,10 @@ def pages(fleet: LocalFleet) -> dict[str, str]:
         "rollouts": "/ui/rollouts",
         "rollout-new": "/ui/rollouts/new?version=tri@1",
         "rollout": f"/ui/rollouts/{rollout}",
+        "agent-releases": "/ui/agent-releases",
+        "agent-release-new": "/ui/agent-releases/new",
+        "agent-release": "/ui/agent-releases/9.0.0",
+        "agent-rollout-new": "/ui/rollouts/new?version=shoal-agent@9.0.0",
         "drift": "/ui/drift",
         "drift-version": "/ui/drift/tri/1",
         "drift-of-nothing": "/ui/drift/tri/2",

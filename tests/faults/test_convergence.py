@@ -26,7 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import agent.condition
 import agent.deployments
 import agent.inference
+import agent.reporter
 import agent.supervisor
+import agent.telemetry.sender
 from agent.config import Config
 from agent.mqtt import LinkUp, MqttChunk, MqttMessage
 from agent.protocol.codec import encode
@@ -257,7 +259,7 @@ class World:
         }
         with mock.patch.multiple(agent.supervisor, **patches):
             self.agent = Supervisor(Config(device.NAME, self.folder / "device", disk_floor_mb=0.0))
-        self.agent._facts = FACTS
+        self.agent._reporter._facts = FACTS
         self.agent.begin()
 
     def boundary(self) -> None:
@@ -395,7 +397,7 @@ class World:
                 self.deliver(self.to_device.pop(0))
             self.advance()
             if self.settled() and not (self.to_server or self.to_device or self.worker.answers):
-                self.agent._report_at = 0.0
+                self.agent._reporter.changed()
                 self.turn()
                 while self.to_server:
                     self.hear(self.to_server.pop(0))
@@ -452,7 +454,10 @@ class Convergence(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         clock = Clock()
-        keepers_of_time = (agent.supervisor, agent.condition, agent.deployments, agent.inference)
+        keepers_of_time = (
+            agent.supervisor, agent.condition, agent.deployments, agent.inference, agent.reporter,
+            agent.telemetry.sender,
+        )  # fmt: skip
         with ExitStack() as patches:  # undone where there is no world: else later tests would wait for this clock
             for module in keepers_of_time:
                 patches.enter_context(mock.patch.object(module, "time", clock))

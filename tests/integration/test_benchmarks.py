@@ -13,20 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NGINX = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
+LONG = pytest.mark.slow  # each half a minute and more, even in its short form
 WANTS_NGINX = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install nginx-light)")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "serving",
-        "swaps",
         "footprint",
-        "delta",
         "ingest",
-        "queries",
-        "distributed",
-        pytest.param("delivery", marks=WANTS_NGINX),
+        "serving",
+        pytest.param("delivery", marks=[LONG, WANTS_NGINX]),
+        *(pytest.param(name, marks=LONG) for name in ("delta", "distributed", "queries", "swaps")),
     ],
 )
 def test_a_benchmark_ends_in_one_json_line(name: str) -> None:

@@ -49,9 +49,10 @@ def serving(version: str, provider: str = "cpu", fell_back: str = "") -> Serving
     return ServingReport("m", version, "a" * 64, "d", "onnx", provider, 0.1, fell_back=fell_back)
 
 
-def report(database: Database, device: str, *served: ServingReport, sequence: int = 1) -> None:
+def report(database: Database, device: str, *served: ServingReport, sequence: int = 1, agent: str = "1") -> None:
     with database.write() as session:
-        said = Reported(SPOKEN, "b", sequence, 0, facts(), serving=served)
+        measured = msgspec.structs.replace(facts(), agent_version=agent)
+        said = Reported(SPOKEN, "b", sequence, 0, measured, serving=served)
         devices.record_report(session, device, said, utc_now())
 
 
@@ -104,6 +105,15 @@ def test_devices_count_by_profile_by_what_really_runs_and_by_version(database: D
     report(database, "b", serving("2", "cuda"), sequence=2)
     found = overview(database)
     assert (found.devices.fell_back, [one.devices for one in found.versions]) == (0, [1, 2])
+
+
+def test_devices_count_by_the_version_of_their_agent_the_newest_first(database: Database) -> None:
+    for device, version in (("a", "9.1.0"), ("b", "10.0.0"), ("c", "9.1.0"), ("d", "of somebody")):
+        report(database, device, agent=version)
+    counts = [(one.version, one.devices) for one in overview(database).agent_versions]
+    assert counts == [("10.0.0", 1), ("9.1.0", 2), ("of somebody", 1)]
+    report(database, "a", sequence=2, agent="10.0.0")
+    assert [one.devices for one in overview(database).agent_versions] == [2, 1, 1]
 
 
 def test_a_device_that_fell_back_twice_counts_once(database: Database) -> None:

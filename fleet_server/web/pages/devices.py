@@ -9,12 +9,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from agent.protocol.release import AGENT
 from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
 from fleet_server.web.forms import read_form
 from fleet_server.web.plots import hosts, series
 from fleet_server.web.templating import render
 
 PAGE = 50
+RELEASES = 3  # of the agent, the last that a device was sent
 TOGETHER = 8  # changes that are under way at once
 router = APIRouter(include_in_schema=False)
 
@@ -119,9 +121,24 @@ async def _list(
 
 async def _now(api: Api, device_id: str) -> dict[str, Any]:
     path = f"/devices/{segment(device_id)}"
-    found = await api.get(path)
-    deployments = await api.get("/deployments", device=device_id, limit=20, sort="-created_at")
-    return {"device": found, "deployments": deployments["items"]}
+    found, deployments, releases = await asyncio.gather(
+        api.get(path),
+        api.get("/deployments", device=device_id, limit=20, sort="-created_at"),
+        api.get("/deployments", device=device_id, model=AGENT, limit=RELEASES, sort="-created_at"),
+    )
+    return {
+        "device": found,
+        "agent": _agent(found["facts"]),
+        "deployments": deployments["items"],
+        "releases": releases["items"],
+    }
+
+
+def _agent(facts: Json) -> Json:
+    """What a device says of its agent; empty where it has not, or is from before there were releases."""
+    said = facts.get("agent") or {}
+    texts = {name: said.get(name) or "" for name in ("platform", "self_update", "release", "installed")}
+    return texts | {"version": facts.get("agent_version") or "", "launcher": said.get("launcher") or 0}
 
 
 async def _device(request: Request, api: Api, device_id: str, *, said: object = None, status: int = 200) -> Response:

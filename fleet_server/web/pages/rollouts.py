@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
+from agent.protocol.release import AGENT
+from fleet_server.domain.strategy import StopMetric
 from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, number, read_form
@@ -102,8 +105,15 @@ def _filled(version: str) -> Json:
         {"metric": "latency_p95_ratio", "above": "1.3", "against": "past"},
         {"metric": "error_rise_points", "above": "2", "against": "past"},
     ]
+    if _of_agent(version):  # which answers no requests: its rules count deployments
+        rules = rules[:1]
     given = {"version": version, "name": "", "query": "", "all": True, "on_stop": "revert", "unproven": False}
     return given | {"stages": stages, "rules": rules}
+
+
+def _of_agent(version: str) -> bool:
+    """Whether it is a release of the agent."""
+    return version.startswith(f"{AGENT}@")
 
 
 def _typed(form: Form) -> Json:
@@ -170,7 +180,10 @@ def _whole(text: str, unit: str) -> Any:
 
 
 async def _new(request: Request, api: Api, given: Json, problem: ApiError | None = None) -> Response:
-    ready = await api.items("/variants", state="ready")
+    ready, releases, schema = await asyncio.gather(
+        api.items("/variants", state="ready"), api.get("/agent-releases", limit=20), api.get("/schemas/rollout")
+    )
+    versions = {f"{one['model']}@{one['version']}" for one in ready} | {one["reference"] for one in releases["items"]}
     placed = place(problem.problem if problem else None, FIELDS, CALLED)
     return render(
         request,
@@ -179,15 +192,19 @@ async def _new(request: Request, api: Api, given: Json, problem: ApiError | None
         given=given,
         said=placed.said,
         wrong=placed.wrong,
-        references=sorted({f"{one['model']}@{one['version']}" for one in ready}, reverse=True),
-        metrics=_metrics(await api.get("/schemas/rollout")),
+        references=sorted(versions, reverse=True),
+        metrics=_metrics(schema, given),
+        release=_of_agent(given["version"]),
     )
 
 
-def _metrics(schema: Json) -> list[str]:
-    """The metrics that a stop rule may have, as the published schema lists them."""
-    found = schema.get("$defs", {}).get("StopMetric", {}).get("enum", [])
-    return [str(name) for name in found]
+def _metrics(schema: Json, given: Json) -> list[str]:
+    """The metrics that a stop rule may have, as the published schema lists them; of a release, those that it has."""
+    found = [str(name) for name in schema.get("$defs", {}).get("StopMetric", {}).get("enum", [])]
+    if not _of_agent(given["version"]):
+        return found
+    typed = {one["metric"] for one in given["rules"]}  # what was chosen stays, also where it is refused
+    return [name for name in found if name in typed or StopMetric(name).counted]
 
 
 async def _now(api: Api, rollout_id: str) -> dict[str, Any]:

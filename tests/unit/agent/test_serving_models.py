@@ -106,6 +106,17 @@ def test_a_retired_artifact_says_so_instead_of_never_answering() -> None:
         asyncio.run(model.infer({"x": np.zeros((1, 2), np.float32)}, ""))
 
 
+def test_a_runtime_that_fails_while_it_is_closed_is_let_go_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Doubling):
+        def close(self) -> None:
+            raise OSError("device lost")
+
+    model = LoadedModel(manifest(-1, 8), "d", Broken())
+    model.close()
+    assert model.closed
+    assert "test 1 failed while it was closed: device lost" in caplog.text
+
+
 def scheduled(max_batch: int, **values: float) -> Manifest:
     return msgspec.structs.replace(manifest(-1, max_batch), scheduling=Scheduling(**values))  # type: ignore[arg-type]
 
