@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -20,6 +21,16 @@ from fleet_server.principals import DEFAULT_FLEET
 from tests.fleet import free_port, wait_until
 
 TRIES = 5
+
+
+def short_on_sqlite(fixture: str) -> pytest.MarkDecorator:
+    """For a test whose subject is not the database: the short form runs it on SQLite alone, the long form on both.
+
+    Args:
+        fixture: that takes "sqlite" or "postgresql" as its parameter.
+    """
+    both = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+    return pytest.mark.parametrize(fixture, both, indirect=True)
 
 
 def postgresql_programs() -> Path | None:

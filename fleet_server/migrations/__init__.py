@@ -64,6 +64,8 @@ def upgrade(url: str, revision: str = "head") -> None:
         if found.newer:
             _check_floor(connection, str(found.current))
             return
+        if not found.pending:
+            return
         command.upgrade(configuration(connection), revision)
         if revision == "head" and found.contracts:
             _set_floor(connection, found.contracts[-1])

@@ -23,7 +23,7 @@ from fleet_server.models import AccessToken, User
 from fleet_server.principals import Role
 from fleet_server.settings import Settings
 from tests import sqlite_file
-from tests.databases import make_empty
+from tests.databases import make_empty, short_on_sqlite
 
 ADMIN = "the-admin-of-tests"
 PASSWORD = "correct horse battery"
@@ -93,6 +93,7 @@ def log_in(application: FastAPI, name: str, password: str = PASSWORD) -> Any:
     return client(application, None).post("/login", json={"name": name, "password": password})
 
 
+@short_on_sqlite("application")
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic YTpi", f"Bearer {ADMIN}x", "Bearer \xff"])
 def test_nobody_is_let_in_without_a_token(application: FastAPI, database: Database, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
@@ -131,6 +132,7 @@ def test_a_token_is_shown_once_expires_and_is_revoked(
     assert admin.delete("/tokens/0123456789abcdef").status_code == 404
 
 
+@short_on_sqlite("application")
 def test_a_role_too_small_is_told_which_it_needs(application: FastAPI, admin: TestClient) -> None:
     viewer = client(application, make_token(admin, "v", "viewer")["token"])
     assert viewer.get("/devices").status_code == 200
@@ -146,6 +148,7 @@ def test_a_role_too_small_is_told_which_it_needs(application: FastAPI, admin: Te
     assert viewer.get("/me").status_code == 401
 
 
+@short_on_sqlite("application")
 def test_every_operation_is_closed_to_nobody_and_to_smaller_roles(
     application: FastAPI, database: Database, admin: TestClient
 ) -> None:

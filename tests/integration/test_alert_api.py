@@ -16,7 +16,7 @@ from fleet_server.db import Database
 from fleet_server.models import Alert, Device
 from fleet_server.principals import DEFAULT_FLEET
 from tests import rest
-from tests.databases import make_empty
+from tests.databases import make_empty, short_on_sqlite
 from tests.integration.test_api import refused
 
 HOT = {"name": "hot", "metric": "temperature_c", "threshold": 80, "clear": 70, "for_s": 60}
@@ -72,6 +72,7 @@ def test_a_rule_is_shown_whole_and_changed_field_by_field(api: TestClient) -> No
     refused(api.get("/alert-rules/hot"), 404, "alert_rule_not_found")
 
 
+@short_on_sqlite("application")
 def test_a_fleet_has_so_many_rules_and_routes(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "MOST_RULES", 3)
     monkeypatch.setattr(service, "MOST_ROUTES", 2)
@@ -113,6 +114,7 @@ def test_alerts_are_found_counted_and_acknowledged(api: TestClient, database: Da
     refused(api.get("/alerts/nothing"), 404, "alert_not_found")
 
 
+@short_on_sqlite("application")
 def test_routes(api: TestClient) -> None:
     mail = {"name": "pager", "kind": "email", "to": ["ops@example.org"]}
     refused(api.post("/alert-routes", json=mail), 422, "no_mail_server")
@@ -146,6 +148,7 @@ def test_a_silence_is_of_something_and_ends(api: TestClient, database: Database)
     refused(api.get(f"/alert-silences/{made['id']}"), 404, "alert_silence_not_found")
 
 
+@short_on_sqlite("application")
 def test_who_may_what(api: TestClient, application: FastAPI) -> None:
     tokens = {
         role: api.post("/tokens", json={"name": role, "role": role}).json()["token"] for role in ("viewer", "operator")

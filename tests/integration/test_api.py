@@ -31,7 +31,7 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from tests import sqlite_file
-from tests.databases import make_empty
+from tests.databases import make_empty, short_on_sqlite
 from tests.fleet import wait_until
 
 TOKEN = "the-admin-of-tests"
@@ -151,6 +151,7 @@ def refused(answer: Response, status: int, code: str) -> dict[str, Any]:
     return problem
 
 
+@short_on_sqlite("application")
 def test_every_list_is_walked_by_cursor_and_by_link(api: TestClient, database: Database) -> None:
     for number in range(5):
         register(database, f"dev-{number}")
@@ -240,6 +241,7 @@ def test_bodies_that_no_database_can_hold(api: TestClient, status: int, body: by
     assert api.get("/profiles").json()["items"] == []
 
 
+@short_on_sqlite("application")
 def test_a_problem_names_the_field_and_the_remedy(api: TestClient) -> None:
     wrong = refused(api.post("/profiles", json={"nmae": "p", "runtime": "An abacus", "threads": 0}), 422, "invalid")
     said = {one["field"]: one["detail"] for one in wrong["problems"]}
@@ -254,11 +256,13 @@ def test_a_problem_names_the_field_and_the_remedy(api: TestClient) -> None:
     refused(api.put("/profiles"), 405, "method_not_allowed")
 
 
+@short_on_sqlite("application")
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:7470", "127.0.0.2", "[::1]:7470"])
 def test_this_machine_by_any_name(api: TestClient, host: str) -> None:
     assert api.get("/devices", headers={"Host": host}).status_code == 200
 
 
+@short_on_sqlite("application")
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "192.0.2.1", "", "[::2]"])
 def test_a_strange_name_of_this_machine_is_refused(api: TestClient, host: str) -> None:
     refused(api.get("/devices", headers={"Host": host}), 400, "unknown_host")

@@ -25,6 +25,7 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from fleet_server.trust.ca import FleetCa
+from tests.databases import short_on_sqlite
 from tests.integration.test_database_rules import register
 from tests.integration.test_trust_repository import Repository
 from tests.rows import insert_one_each
@@ -177,6 +178,7 @@ def test_a_backup_is_of_one_moment_while_others_write(source: Source) -> None:
         thread.join()
 
 
+@short_on_sqlite("database")
 def test_artifacts_are_copied_once_and_what_is_missing_is_named(source: Source) -> None:
     out = source.folder / "out"
     first, index = make(source.settings, out)
@@ -193,12 +195,14 @@ def test_artifacts_are_copied_once_and_what_is_missing_is_named(source: Source) 
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@short_on_sqlite("database")
 def test_nothing_that_is_there_is_overwritten(source: Source) -> None:
     folder, _ = make(source.settings, source.folder / "out")
     with pytest.raises(ConflictError, match=r"ca\.key.*into an empty place alone"):
         restore(source.settings, folder)
 
 
+@short_on_sqlite("database")
 def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Source, plain: Settings) -> None:
     folder, _ = make(source.settings, source.folder / "out")
     for name in ("database.sqlite", "secrets/ca/ca.key"):
@@ -220,6 +224,7 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Source, plain: S
         restore(plain, folder)
 
 
+@short_on_sqlite("database")
 def test_a_backup_of_a_later_release_is_refused(
     source: Source, plain: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +234,7 @@ def test_a_backup_of_a_later_release_is_refused(
         restore(plain, folder)
 
 
+@short_on_sqlite("database")
 def test_without_the_root_keys_its_operator_is_told(source: Source, plain: Settings) -> None:
     folder = trust.key_folder(source.settings, DEFAULT_FLEET)
     with source.database.read() as session:

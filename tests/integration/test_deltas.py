@@ -28,6 +28,7 @@ from fleet_server.deltas.repository import MOST_BASES
 from fleet_server.models import ArtifactEncoding, Deployment, Device, DeviceHolding, Rollout, Variant
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.engine import advance
+from tests.databases import short_on_sqlite
 from tests.delta_files import decoded
 from tests.integration.test_rollout_rules import SETTINGS, World
 
@@ -128,6 +129,7 @@ def test_a_stage_waits_for_a_difference_and_sends_it(deltas: Deltas) -> None:
         assert service.entitled(session, "c", "f" * 64) is None
 
 
+@short_on_sqlite("database")
 def test_a_stage_does_not_wait_for_ever(deltas: Deltas) -> None:
     deltas.held("a", "1")
     rollout = deltas.world.create("2", strategy=ALL)
@@ -138,6 +140,7 @@ def test_a_stage_does_not_wait_for_ever(deltas: Deltas) -> None:
     assert deltas.encodings("a") == ()
 
 
+@short_on_sqlite("database")
 def test_a_rollout_does_not_succeed_while_a_device_waits(deltas: Deltas) -> None:
     deltas.held("a", "1")
     rollout = deltas.world.create("2", strategy=ALL)
@@ -153,6 +156,7 @@ def test_a_rollout_does_not_succeed_while_a_device_waits(deltas: Deltas) -> None
         assert session.get_one(Rollout, rollout).state == "running"
 
 
+@short_on_sqlite("database")
 def test_nothing_waits_where_differences_are_switched_off(deltas: Deltas) -> None:
     deltas.held("a", "1")
     with deltas.database.read() as session:
@@ -187,6 +191,7 @@ def test_what_devices_say_they_hold_makes_only_so_much_work(deltas: Deltas) -> N
     assert deltas.phase(rollout, "a") == "pending"
 
 
+@short_on_sqlite("database")
 def test_one_that_can_not_be_made_is_tried_once(deltas: Deltas) -> None:
     deltas.held("a", "1")
     deltas.artifacts.delete(deltas.digest["1"])
@@ -207,6 +212,7 @@ def test_what_a_device_says_it_holds_is_kept_as_it_says(deltas: Deltas) -> None:
         assert known() == held
 
 
+@short_on_sqlite("database")
 def test_encodings_go_with_the_versions_they_are_of(deltas: Deltas) -> None:
     deltas.held("a", "1")
     deltas.world.create("2", strategy=ALL)

@@ -15,7 +15,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.models import Device, Rollout
 from tests import rest
-from tests.databases import make_empty
+from tests.databases import make_empty, short_on_sqlite
 from tests.integration.test_api import profile, refused
 
 
@@ -50,6 +50,7 @@ def tag_of(api: TestClient, path: str) -> str:
     return str(answer.headers["etag"])
 
 
+@short_on_sqlite("application")
 def test_what_a_client_has_is_not_sent_again(api: TestClient) -> None:
     tag = tag_of(api, "/profiles/profile-0")
     assert tag == tag_of(api, "/profiles/profile-0") != tag_of(api, "/profiles/profile-1")
@@ -63,6 +64,7 @@ def test_what_a_client_has_is_not_sent_again(api: TestClient) -> None:
     assert api.get("/profiles/profile-0", headers={"If-None-Match": tag}).status_code == 200
 
 
+@short_on_sqlite("application")
 def test_a_list_has_one_too(api: TestClient) -> None:
     tag = tag_of(api, "/profiles")
     assert api.get("/profiles", headers={"If-None-Match": tag}).status_code == 304
@@ -115,6 +117,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@short_on_sqlite("application")
 @pytest.mark.parametrize(("read", "method", "change", "body"), CHANGES, ids=[f"{one[1]}-{one[2]}" for one in CHANGES])
 def test_a_change_is_made_on_condition(
     read: str, method: str, change: str, body: Any, api: TestClient, names: dict[str, str]

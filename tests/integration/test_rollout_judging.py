@@ -23,6 +23,7 @@ from fleet_server.rollouts import comparing, evidence, explaining, previewing, s
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import PinRequest, RolloutCreate, RolloutExplanation, RolloutPreview
 from fleet_server.telemetry import service as telemetry
+from tests.databases import short_on_sqlite
 from tests.integration.test_rollout_rules import HALVES, SETTINGS, World
 
 ALL = {"stages": [{"percent": 100, "soak_s": 3600}]}
@@ -116,6 +117,7 @@ def test_a_slower_version_is_taken_back_by_what_each_device_had_before(world: Ju
     assert world.sent("1") == set("abcd"), "all of them go back"
 
 
+@short_on_sqlite("database")
 def test_an_equal_version_goes_through_however_often_it_is_looked_at(world: JudgedWorld) -> None:
     world.run("1")
     for device in "abcd":
@@ -174,6 +176,7 @@ def test_a_server_that_dies_in_a_tick_has_done_nothing(world: JudgedWorld) -> No
     assert world.sent("2") == set("abcd")
 
 
+@short_on_sqlite("database")
 def test_what_changes_for_all_devices_is_no_reason(world: JudgedWorld) -> None:
     world.run("1")
     for device in "abcd":
@@ -252,6 +255,7 @@ def test_a_rate_and_caps_hold_devices_back_until_there_is_room(world: JudgedWorl
     assert len(world.sent("1")) == 3
 
 
+@short_on_sqlite("database")
 def test_what_failed_is_tried_again_as_often_as_the_strategy_says(world: JudgedWorld) -> None:
     strategy = {**ALL, "stop_when": [], "retry": {"attempts": 1, "wait_s": 60}}
     rollout = world.create("1", strategy=strategy)
@@ -278,6 +282,7 @@ def test_what_failed_is_tried_again_as_often_as_the_strategy_says(world: JudgedW
         world.act(rollout, lambda session, row: service.retry(session, SETTINGS, row, actor="ada"))
 
 
+@short_on_sqlite("database")
 def test_a_held_device_is_sent_nothing_until_it_is_released(world: JudgedWorld) -> None:
     with world.database.write() as session:
         devices.hold_device(session, DEFAULT_FLEET, "a", "under repair", actor="ada")
@@ -299,6 +304,7 @@ def test_a_held_device_is_sent_nothing_until_it_is_released(world: JudgedWorld) 
         assert session.query(Device).filter(Device.hold.is_(None)).count() == 4
 
 
+@short_on_sqlite("database")
 def test_a_pinned_device_is_moved_by_no_other_rollout(world: JudgedWorld) -> None:
     world.run("1")
     wanted = PinRequest(version="m@2", reason="compared", allow_unproven=True)
@@ -314,6 +320,7 @@ def test_a_pinned_device_is_moved_by_no_other_rollout(world: JudgedWorld) -> Non
         assert session.get_one(Device, "a").hold["reason"] == "compared"
 
 
+@short_on_sqlite("database")
 def test_a_shadow_is_judged_by_its_answers_before_it_serves(world: JudgedWorld) -> None:
     world.run("1")
     with world.database.write() as session:
@@ -389,6 +396,7 @@ def test_late_devices_join_the_stage_that_is_open(world: JudgedWorld) -> None:
     assert world.tick(other).counts.total == 7
 
 
+@short_on_sqlite("database")
 def test_a_target_that_can_not_be_asked_any_more_takes_nobody_in_and_stops_nothing(world: JudgedWorld) -> None:
     world.tag("a", site="one")
     rollout = world.create("1", target={"query": "site==one"}, strategy={"stages": [{"percent": 100}]})
@@ -400,6 +408,7 @@ def test_a_target_that_can_not_be_asked_any_more_takes_nobody_in_and_stops_nothi
     assert world.tick(rollout).state == "succeeded"
 
 
+@short_on_sqlite("database")
 def test_taking_back_keeps_to_its_rate_and_says_who_did_not_take_it(world: JudgedWorld) -> None:
     world.run("1")
     strategy = {"stages": [{"percent": 100, "soak_s": 3600}], "revert_per_minute": 2}
@@ -421,6 +430,7 @@ def test_taking_back_keeps_to_its_rate_and_says_who_did_not_take_it(world: Judge
     assert "3 of 4 devices run again what they ran before; d did not take it" in done.verdicts[-1].reason
 
 
+@short_on_sqlite("database")
 def test_past_its_deadline_a_rollout_pauses_and_says_what_it_waits_for(world: JudgedWorld) -> None:
     rollout = world.create("1", strategy={"stages": [{"percent": 100}], "deadline_s": 60})
     assert world.tick(rollout).state == "running"
@@ -432,6 +442,7 @@ def test_past_its_deadline_a_rollout_pauses_and_says_what_it_waits_for(world: Ju
     assert world.tick(rollout).state == "running", "it has as long again"
 
 
+@short_on_sqlite("database")
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(world: JudgedWorld) -> None:
     with world.database.write() as session:
         session.add(Device(id="stranger", fleet_id=DEFAULT_FLEET))

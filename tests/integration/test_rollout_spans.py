@@ -37,6 +37,7 @@ from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.spans import Kind, Span, span_id_of
 from fleet_server.trust.ca import FleetCa
+from tests.databases import short_on_sqlite
 from tests.integration.test_device_messages import HELLO
 
 TRACE, ROOT, SENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7"
@@ -104,6 +105,7 @@ def trace(marks: tuple[Mark, ...], parent: str = f"00-{TRACE}-{SENT}-01") -> Tra
     return TraceReport(parent, marks)
 
 
+@short_on_sqlite("database")
 def test_what_a_device_did_hangs_below_the_message_that_brought_it(traced: Traced) -> None:
     traced.say(Phase.DOWNLOADING, trace=trace(MARKS[:2]))
     assert [one.name for one in traced.spans] == ["report downloading"]
@@ -128,6 +130,7 @@ def test_what_a_device_did_hangs_below_the_message_that_brought_it(traced: Trace
     assert len(traced.spans) == count, "what is said again makes no span again"
 
 
+@short_on_sqlite("database")
 def test_a_failure_is_told_with_its_reason(traced: Traced) -> None:
     failure = Failure(WireErrorCode.LOAD_FAILED, "the runtime refuses it")
     traced.say(Phase.FAILED, failure=failure, trace=trace((*MARKS, Mark("failed", 0.0))))
@@ -135,6 +138,7 @@ def test_a_failure_is_told_with_its_reason(traced: Traced) -> None:
     assert "switch" not in {one.name for one in traced.spans}
 
 
+@short_on_sqlite("database")
 def test_a_version_that_was_taken_back_before_it_answered_was_watched_and_not_switched(traced: Traced) -> None:
     failure = Failure(WireErrorCode.PROBATION_FAILED, "too slow")
     marks = (*MARKS, Mark("probation", 2.0), Mark("rolled_back", 0.0))
@@ -143,12 +147,14 @@ def test_a_version_that_was_taken_back_before_it_answered_was_watched_and_not_sw
     assert "switch" not in {one.name for one in traced.spans}
 
 
+@short_on_sqlite("database")
 def test_a_device_that_knows_no_traces_leaves_its_part_out(traced: Traced) -> None:
     traced.say(Phase.ACTIVE)
     assert {one.name for one in traced.spans} == {"deployment", "report active"}
     assert traced.named("report active").parent_id == traced.named("deployment").span_id
 
 
+@short_on_sqlite("database")
 @pytest.mark.parametrize("parent", ["", "rubbish", f"00-{'1' * 32}-{SENT}-01"])
 def test_a_device_names_no_trace_but_its_own(traced: Traced, parent: str) -> None:
     traced.say(Phase.ACTIVE, trace=trace(SERVED, parent))
@@ -156,6 +162,7 @@ def test_a_device_names_no_trace_but_its_own(traced: Traced, parent: str) -> Non
     assert (run.trace_id, run.parent_id) == (TRACE, span_id_of("deployment", traced.deployment))
 
 
+@short_on_sqlite("database")
 def test_what_could_not_be_taken_in_left_no_span(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("after the deployment was moved")
@@ -168,6 +175,7 @@ def test_what_could_not_be_taken_in_left_no_span(traced: Traced, monkeypatch: py
     assert traced.named("deployment")
 
 
+@short_on_sqlite("database")
 def test_a_rollout_that_nobody_traces_makes_none(database: Database, tmp_path: Path) -> None:
     found = Traced(database.engine.url.render_as_string(hide_password=False), tmp_path, traceparent=None)
     found.say(Phase.ACTIVE, trace=trace(SERVED))
@@ -179,6 +187,7 @@ def test_a_rollout_that_nobody_traces_makes_none(database: Database, tmp_path: P
     assert found.spans == []
 
 
+@short_on_sqlite("database")
 def test_a_rollout_ends_once_with_every_stage_that_began(traced: Traced) -> None:
     with traced.database.write() as session:
         service.promote(session, Settings(), session.get_one(Rollout, traced.rollout), full=True, actor="ada")
@@ -193,6 +202,7 @@ def test_a_rollout_ends_once_with_every_stage_that_began(traced: Traced) -> None
     assert rollout.started_at < stages[0].started_at + 1
 
 
+@short_on_sqlite("database")
 def test_the_message_to_a_device_has_a_span_until_the_broker_has_it(traced: Traced) -> None:
     with traced.database.read() as session:
         text = tracing.traceparent_for(session.get_one(Rollout, traced.rollout))

@@ -20,7 +20,7 @@ from tests.faults.telemetry_sender import requests_of
 from tests.fleet import LocalFleet, wait_until
 
 # Processes, devices of each, samples of each device, kills
-SHORT = (2, 3, 500, 5)
+SHORT = (2, 3, 240, 5)
 LONG = (2, 10, 5000, 20)
 
 

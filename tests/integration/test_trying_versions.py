@@ -183,9 +183,12 @@ def test_a_file_that_ends_the_process_at_load_and_one_that_does_on_a_request(wor
     other.channel.close()
 
 
+PAUSE_S = 0.01  # of each client: a load takes what requests leave of the processors, and needs some
+
+
 def test_nobody_waits_for_a_load_and_no_request_fails_over_swap_and_going_back(worker: Worker, tmp_path: Path) -> None:
     """Golden rows of a slow version keep its load busy for seconds, while three clients ask the one before."""
-    write_trapped(tmp_path / "slow", "slow", rounds=60_000)
+    write_trapped(tmp_path / "slow", "slow", rounds=40_000)
     rows = tuple({"x": np.where(np.arange(8) == 7, ARMED + 1, row).astype(np.float32)[None]} for row in ROWS[:2])
     net = manifest("b", "2")
     answers = golden.answer_rows(open_runtime(net, tmp_path / "slow"), rows)
@@ -205,6 +208,7 @@ def test_nobody_waits_for_a_load_and_no_request_fails_over_swap_and_going_back(w
                 except (httpx.HTTPError, KeyError, ValueError) as error:
                     failures.append(error)
                 times.append((began, time.monotonic() - began))
+                time.sleep(PAUSE_S)
 
     clients = [threading.Thread(target=client) for _ in range(3)]
     for thread in clients:

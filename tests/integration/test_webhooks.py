@@ -28,7 +28,7 @@ from fleet_server.models import Rollout, Webhook, WebhookDelivery
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.webhooks import schedule, sending
 from tests import rest, sqlite_file
-from tests.databases import make_empty
+from tests.databases import make_empty, short_on_sqlite
 from tests.fleet import LocalFleet, free_port, wait_until
 from tests.integration.test_api import refused
 
@@ -149,6 +149,7 @@ def settled(api: TestClient, **parameters: str) -> list[dict[str, Any]]:
     return wait_until("deliveries to be settled", found)
 
 
+@short_on_sqlite("servers")
 def test_what_becomes_of_a_rollout_is_told_in_order_and_signed(
     api: TestClient, receiver: Receiver, names: dict[str, str]
 ) -> None:
@@ -179,6 +180,7 @@ def test_what_becomes_of_a_rollout_is_told_in_order_and_signed(
     assert (shown["last_status"], shown["attempts"]) == (204, 1)
 
 
+@short_on_sqlite("servers")
 def test_only_what_was_subscribed_to_is_told_and_only_to_who_is_active(
     api: TestClient, receiver: Receiver, names: dict[str, str]
 ) -> None:
@@ -231,6 +233,7 @@ def letter(webhook: Webhook, subject: str, number: int) -> WebhookDelivery:
     return events.deliver(webhook, event_id, "shoal.thing", subject, body)
 
 
+@short_on_sqlite("servers")
 def test_dead_letters_are_listed_and_sent_again(api: TestClient, receiver: Receiver) -> None:
     webhook = hook(api, f"{receiver.url}/")
     receiver.answer = lambda _path, _event: (500, {}, b"broken" + b"x" * 100_000)
@@ -255,6 +258,7 @@ def test_dead_letters_are_listed_and_sent_again(api: TestClient, receiver: Recei
     assert api.post(path).status_code == 202
 
 
+@short_on_sqlite("servers")
 def test_what_is_pending_is_not_redelivered(api: TestClient, receiver: Receiver) -> None:
     receiver.answer = lambda _path, _event: (503, {"Retry-After": "3600"}, b"")
     webhook = hook(api, f"{receiver.url}/")
@@ -272,6 +276,7 @@ def test_what_is_pending_is_not_redelivered(api: TestClient, receiver: Receiver)
     assert len(receiver.got) == 1
 
 
+@short_on_sqlite("servers")
 def test_who_is_gone_is_told_no_more(api: TestClient, receiver: Receiver) -> None:
     receiver.answer = lambda _path, _event: (410, {}, b"")
     webhook = hook(api, f"{receiver.url}/")
@@ -291,6 +296,7 @@ def test_who_is_gone_is_told_no_more(api: TestClient, receiver: Receiver) -> Non
     assert api.post(f"/webhook-deliveries/{rows[0]['id']}/redeliver").status_code == 202
 
 
+@short_on_sqlite("servers")
 def test_both_secrets_sign_while_they_are_changed(api: TestClient, receiver: Receiver) -> None:
     given = "whsec_" + base64.b64encode(bytes(range(24))).decode()
     webhook = hook(api, f"{receiver.url}/", secret=given)
@@ -310,6 +316,7 @@ def test_both_secrets_sign_while_they_are_changed(api: TestClient, receiver: Rec
     refused(api.post("/webhooks", json={"url": receiver.url, "types": ["*"], "secret": "short"}), 422, "invalid")
 
 
+@short_on_sqlite("servers")
 def test_one_that_never_answers_holds_up_no_other(api: TestClient, receiver: Receiver) -> None:
     """While every thread it may have waits for it, all events of the other arrive."""
     go_on, waiting = threading.Event(), threading.Event()
