@@ -58,7 +58,10 @@ def _onnx_spec(value: Any) -> TensorSpec:
         raise _unserved(value, _STRUCTURES.get(kind or "", "has no type: export it again"))
     tensor = value.type.tensor_type
     if tensor.elem_type not in ONNX_DTYPES:
-        dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        known = onnx.TensorProto.DataType.DESCRIPTOR.values_by_number.get(tensor.elem_type)
+        if known is None:
+            raise _unserved(value, f"is of a dtype, {tensor.elem_type}, that ONNX does not have: export it again")
+        dtype = known.name.lower()
         raise _unserved(value, f"is of {dtype}: put a Cast from or to a dtype that numpy has there")
     shape = tuple(max(size.dim_value, -1) if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return TensorSpec(value.name, ONNX_DTYPES[tensor.elem_type], shape)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 
+import certifi
 import pytest
 
 # Before anything imports a library that counts in threads. Test processes and their children share the processors:
 # threads of small nets, which wait for each other at every layer, then cost several times what they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every client of HTTP that is made, as each `httpx.get` and each command makes one, first reads all authorities of the
+# web, which takes longer than a request. No test meets any of them: one is enough. It goes with this process.
+AUTHORITY = tempfile.NamedTemporaryFile(prefix="shoal-tests-", suffix=".pem")  # noqa: SIM115
+AUTHORITY.write(Path(certifi.where()).read_bytes().partition(b"-----END CERTIFICATE-----")[0])
+AUTHORITY.write(b"-----END CERTIFICATE-----\n")
+AUTHORITY.flush()
+os.environ["SSL_CERT_FILE"] = AUTHORITY.name
 
 # To look for garbage while every test is collected, of which all stays, takes a sixth of that time.
 gc.disable()

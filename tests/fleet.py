@@ -41,13 +41,15 @@ def free_port() -> int:
 
 def wait_until(what: str, condition: Callable[[], ValueT | None], seconds: float = 90.0) -> ValueT:
     """Poll until the condition is truthy; refused connections count as not yet."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    while (asked := time.monotonic()) < began + seconds:
         with contextlib.suppress(httpx.TransportError):
             value = condition()
             if value:
                 return value
-        time.sleep(0.05)
+        # To ask takes time from those who are waited for: the longer it takes, and the longer it goes on, the rarer.
+        now = time.monotonic()
+        time.sleep(min(0.25, max(0.05, 3 * (now - asked), (now - began) / 40)))
     raise AssertionError(f"waited {seconds:.0f} s for {what}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 NET = """
 from torch import nn
 
-def build(width=64):
+def build(width=48):
     return nn.Sequential(
         nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(),
         nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(),

@@ -114,12 +114,16 @@ class Collecting:
             if self._sampling != before:
                 self._kept.want({one.model: one for one in self._sampling})
                 self._tell_worker(self._sampling)
-            if self._upload is not None and not self._goes_on(self._upload.request):
-                self._upload = None
+            if self._upload is not None:
+                self._upload = self._renewed(self._upload)
 
-    def _goes_on(self, request: SampleRequest) -> bool:
-        wanted = request.model in {one.model for one in self._sampling}
-        return wanted and request.upload_id in {one.upload_id for one in self._book.orders.requests}
+    def _renewed(self, upload: _Upload) -> _Upload | None:
+        """An upload as the server wants it now, which may be faster or slower; None when it is wanted no more."""
+        wanted = {one.upload_id: one for one in self._book.orders.requests}.get(upload.request.upload_id)
+        if wanted is None or wanted.model not in {one.model for one in self._sampling}:
+            return None
+        upload.request = wanted
+        return upload
 
     def worker_ready(self) -> None:
         """A fresh worker knows nothing."""

@@ -33,8 +33,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         fleet.stop()
 
 
-def shoal(fleet: LocalFleet, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SHOAL_URL": fleet.url, "SHOAL_TOKEN": token, "COLUMNS": "80", "NO_COLOR": "1"}
+def shoal(fleet: LocalFleet, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SHOAL_URL": fleet.url, "SHOAL_TOKEN": TOKEN, "COLUMNS": "80", "NO_COLOR": "1"}
     return subprocess.run(
         [str(BIN / "shoal"), *arguments],
         env=environment,
@@ -46,9 +46,9 @@ def shoal(fleet: LocalFleet, *arguments: str, token: str = TOKEN) -> subprocess.
     )
 
 
-def here(fleet: LocalFleet, *arguments: str) -> Result:
+def here(fleet: LocalFleet, *arguments: str, token: str = TOKEN) -> Result:
     """The same in this process, which is quicker."""
-    environment = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": TOKEN, "COLUMNS": "80", "NO_COLOR": "1"}
+    environment = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": token, "COLUMNS": "80", "NO_COLOR": "1"}
     done = CliRunner().invoke(app, arguments, env=environment)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
@@ -64,7 +64,7 @@ def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
     assert nobody.exit_code == 1
     assert "no fleet server answers" in nobody.stderr
 
-    assert shoal(fleet, "model", "push", "no-version", "x.onnx").returncode == 2
+    assert here(fleet, "model", "push", "no-version", "x.onnx").exit_code == 2
     assert here(fleet, "device", "frobnicate").exit_code == 2
     unsafe = here(fleet, "model", "push", "m@1", "weights.pt2")
     assert unsafe.exit_code == 2
@@ -73,11 +73,11 @@ def test_exit_codes(fleet: LocalFleet, tmp_path: Path) -> None:
     assert unasked.exit_code == 2
     assert "--yes" in unasked.stderr
 
-    assert shoal(fleet, "device", "list", token="wrong").returncode == 3
+    assert here(fleet, "device", "list", token="wrong").exit_code == 3
     missing = shoal(fleet, "rollout", "show", "nothing")
     assert missing.returncode == 4
     assert "shoal rollout list" in missing.stderr
-    assert shoal(fleet, "profile", "create", "a", "--runtime", "litert").returncode == 5
+    assert here(fleet, "profile", "create", "a", "--runtime", "litert").exit_code == 5
     assert "Traceback" not in invalid.stderr + missing.stderr
 
 
@@ -135,8 +135,8 @@ def test_from_a_model_to_a_variant_and_away_again(fleet: LocalFleet, tmp_path: P
     assert unread.exit_code == 2
     assert "--labels" in unread.stderr
     files = (*files, "--labels", str(tmp_path / "labels.txt"))
-    pushed = shoal(fleet, "model", "push", "m@1", *files, "-o", "json")
-    assert pushed.returncode == 0, pushed.stderr
+    pushed = here(fleet, "model", "push", "m@1", *files, "-o", "json")
+    assert pushed.exit_code == 0, pushed.stderr
     assert json.loads(pushed.stdout)["reference"] == "m@1"
     built = here(fleet, "variant", "build", "m@1", "--profile", "plain", "-o", "json")
     assert built.exit_code == 0, built.stderr

@@ -8,15 +8,25 @@ import os
 import subprocess
 from pathlib import Path
 
+from typer.testing import CliRunner, Result
+
+from fleet_server.cli.main import app
 from tests.fleet import BIN, LocalFleet, write_classifier, write_data
 
 
-def shoal(*arguments: str, fleet: LocalFleet | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line; without a fleet there is none to reach."""
-    reached = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": fleet.token} if fleet else {"SHOAL_URL": "http://127.0.0.1:1"}
-    environment = {**os.environ, **reached, "COLUMNS": "80", "NO_COLOR": "1"}
+def shoal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line; there is no server to reach."""
+    environment = {**os.environ, "SHOAL_URL": "http://127.0.0.1:1", "COLUMNS": "80", "NO_COLOR": "1"}
     command = [str(BIN / "shoal"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def here(*arguments: str, fleet: LocalFleet | None = None) -> Result:
+    """It in this process, which is quicker; without a fleet there is no server to reach."""
+    reached = {"SHOAL_URL": fleet.url, "SHOAL_TOKEN": fleet.token} if fleet else {"SHOAL_URL": "http://127.0.0.1:1"}
+    done = CliRunner().invoke(app, arguments, env={**reached, "COLUMNS": "80", "NO_COLOR": "1"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
 
 
 def test_convert_writes_artifact_manifest_report_and_plot(tmp_path: Path) -> None:
@@ -51,8 +61,8 @@ def test_what_can_not_be_converted_says_why_and_writes_nothing(tmp_path: Path) -
         (("m.pt2", "--profile", "x86-64-avx2"), "can run code", 2),
     ):
         source, *rest = arguments
-        done = shoal("convert", str(tmp_path / source), *rest, "--out", str(tmp_path / "out"))
-        assert done.returncode == status, done.stderr
+        done = here("convert", str(tmp_path / source), *rest, "--out", str(tmp_path / "out"))
+        assert done.exit_code == status, done.stderr
         assert said in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
 
@@ -68,13 +78,13 @@ def test_explain_shows_every_candidates_fate(tmp_path: Path) -> None:
         fleet.push("m", "1", tmp_path / "m.onnx")
         assert fleet.build("m@1", "p")[0]["state"] == "ready"
         picture = tmp_path / "plot.png"
-        shown = shoal("variant", "explain", "m@1", "--profile", "p", "--plot", str(picture), fleet=fleet)
-        assert shown.returncode == 0, shown.stderr
+        shown = here("variant", "explain", "m@1", "--profile", "p", "--plot", str(picture), fleet=fleet)
+        assert shown.exit_code == 0, shown.stderr
         assert "picked" in shown.stdout
         assert picture.read_bytes().startswith(b"\x89PNG")
-        rows = json.loads(shoal("variant", "explain", "m@1", "--profile", "p", "-o", "json", fleet=fleet).stdout)
+        rows = json.loads(here("variant", "explain", "m@1", "--profile", "p", "-o", "json", fleet=fleet).stdout)
         assert all(row["fate"] for row in rows)
         assert {"onnx-fp32", "onnx-static-u8s8", "onnx-weights-int4"} <= {row["recipe"] for row in rows}
-        assert shoal("variant", "explain", "m@1", "--profile", "q", fleet=fleet).returncode == 4
+        assert here("variant", "explain", "m@1", "--profile", "q", fleet=fleet).exit_code == 4
     finally:
         fleet.stop()

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fleet_server.cli.main import app
 from tests.fleet import BIN
 from tests.small_net import NET, train, write_rows
 
@@ -26,24 +28,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def convert(folder: Path, *arguments: str) -> list[str]:
+    return ["convert", f"{folder}/net.py:build", "--profile", str(folder / "p.yaml"), *arguments]
+
+
 def shoal(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "shoal"), "convert", f"{folder}/net.py:build", "--profile", str(folder / "p.yaml"), *arguments]
+    command = [str(BIN / "shoal"), *convert(folder, *arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
-def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path) -> None:
-    out = folder / "out"
+@pytest.mark.parametrize("distilled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path, *, distilled: bool) -> None:
+    out = folder / f"out-{distilled}"
+    student = ("--distill", f"{folder}/net.py:student") if distilled else ()
     done = shoal(
         folder, "--weights", f"{folder}/w.safetensors", "--training", f"{folder}/t.npz", "--evaluation",
-        f"{folder}/e.npz", "--calibration", f"{folder}/c.npz", "--prune", "adaptive", "--distill",
-        f"{folder}/net.py:student", "--quantize-aware", "--epochs", "3", "--budget-points", "3", "--out", str(out),
-        "-o", "json",
+        f"{folder}/e.npz", "--calibration", f"{folder}/c.npz", "--prune", "adaptive", *student,
+        "--quantize-aware", "--epochs", "3", "--budget-points", "3", "--out", str(out), "-o", "json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     found = {one["recipe"]: one for one in result["candidates"]}
     starts = {name.partition("+")[0] for name in found if "+" in name}
-    assert starts - {"pruned-less"} == {"pruned", "distilled", "whole-qat", "pruned-qat", "distilled-qat"}
+    students = {"distilled", "distilled-qat"} if distilled else set()
+    assert starts - {"pruned-less"} == {"pruned", "whole-qat", "pruned-qat"} | students
     unbuilt = [one["error"] for one in found.values() if not one["measurements"]]
     assert all("nothing to do" in error for error in unbuilt), unbuilt
     chosen = result["candidates"][result["chosen"]]
@@ -59,7 +67,7 @@ def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path) ->
     # The weights that were kept are pushed like any others: the net fits itself to them.
     again = shoal(
         folder, "--weights", str(out / "pruned.safetensors"), "--evaluation", f"{folder}/e.npz", "--out",
-        str(folder / "again"), "-o", "json",
+        str(folder / f"again-{distilled}"), "-o", "json",
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     plain = json.loads(again.stdout)["candidates"][0]["measurements"]
@@ -78,7 +86,8 @@ def test_pruned_distilled_and_integer_ready_nets_are_candidates(folder: Path) ->
 )
 def test_what_is_wrong_is_said(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     filled = [one.format(folder=folder) for one in arguments]
-    done = shoal(folder, *filled, "--evaluation", f"{folder}/e.npz", "--out", str(folder / "no"))
-    assert done.returncode in {1, 2}
+    asked = convert(folder, *filled, "--evaluation", f"{folder}/e.npz", "--out", str(folder / "no"))
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code in {1, 2}
     assert said in " ".join(done.stderr.split())
     assert not (folder / "no").exists()

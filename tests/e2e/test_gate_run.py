@@ -11,13 +11,15 @@ import pytest
 
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
+ACCURACY = {"budgets": {"accuracy_drop_points": 5}}
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     fleet = LocalFleet(tmp_path_factory.mktemp("fleet"))
     fleet.start_server()
     fleet.start_agent("edge-1")
-    fleet.post("/profiles", {"name": "edge", "runtime": "onnx", "budgets": {"accuracy_drop_points": 5}})
+    fleet.post("/profiles", {"name": "edge", "runtime": "onnx", "precisions": ["fp32", "int8"], **ACCURACY})
     wait_until("the device", lambda: online(fleet, "edge-1"))
     yield fleet
     fleet.stop()
@@ -86,7 +88,7 @@ def test_who_can_not_measure_is_said(fleet: LocalFleet) -> None:
     spec = {"name": "tight", "runtime": "onnx", "match": {"tags.never": "x"}, "precisions": ["fp32"]}
     fleet.post("/profiles", {**spec, "budgets": {"memory_mb": 300}})
     path = fleet.folder / "tight.onnx"
-    write_classifier(path, hidden=512)
+    write_classifier(path)
     fleet.push("tight", "1", path)
     (built,) = fleet.build("tight@1", "tight")
     assert built["state"] == "ready"
@@ -132,12 +134,19 @@ def served(fleet: LocalFleet) -> list[str]:
     return sorted(one["digest"] for one in fleet.get("/devices/edge-1")["serving"])
 
 
+@pytest.fixture(scope="module")
+def unproven(fleet: LocalFleet) -> str:
+    """A variant of `lost@1`, whose runs end without a word of a device."""
+    return pushed(fleet, "lost", hidden=1024)
+
+
+@pytest.mark.usefixtures("unproven")
 def test_a_device_that_is_forgotten_is_not_waited_for(fleet: LocalFleet) -> None:
     fleet.start_agent("edge-2")
     wait_until("the device", lambda: online(fleet, "edge-2"))
-    pushed(fleet, "lost", hidden=1024)
     run = asked(fleet, "lost@1", devices=["edge-2"])
-    wait_until("measuring", lambda: fleet.get(f"/gate-runs/{run}")["trials"][0]["phase"] == "measuring")
+    begun = {"downloading", "measuring"}
+    wait_until("its begin", lambda: fleet.get(f"/gate-runs/{run}")["trials"][0]["phase"] in begun)
     fleet.kill("edge-2")
     wait_until("the broker to notice", lambda: not online(fleet, "edge-2"))
     assert fleet.api.delete("/devices/edge-2").status_code == 204
@@ -146,10 +155,9 @@ def test_a_device_that_is_forgotten_is_not_waited_for(fleet: LocalFleet) -> None
     assert "forgotten" in found["detail"]
 
 
-def test_a_run_whose_time_is_over_fails_and_leaves_the_variant(fleet: LocalFleet) -> None:
-    variant = pushed(fleet, "late", hidden=1024)
-    run = ended(fleet, asked(fleet, "late@1", timeout_s=0.1))
+def test_a_run_whose_time_is_over_fails_and_leaves_the_variant(fleet: LocalFleet, unproven: str) -> None:
+    run = ended(fleet, asked(fleet, "lost@1", timeout_s=0.1))
     assert run["state"] == "failed"
     assert "had not finished" in run["detail"]
-    found = fleet.get(f"/variants/{variant}")
+    found = fleet.get(f"/variants/{unproven}")
     assert (found["state"], found["proven"]) == ("ready", False)

@@ -27,6 +27,7 @@ answer:
   activation: softmax
   top_k: 2
 """
+ACCURACY = {"budgets": {"accuracy_drop_points": 20}}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     try:
         fleet.start_server()
         fleet.start_agent("cam-1")
-        fleet.post("/profiles", {"name": "cams", "runtime": "onnx", "budgets": {"accuracy_drop_points": 20}})
+        fleet.post("/profiles", {"name": "cams", "runtime": "onnx", "precisions": ["fp32", "int8"], **ACCURACY})
         wait_until("the device", lambda: [one for one in fleet.get("/devices")["items"] if one["profile"]])
         write_color_net(fleet.folder / "colors.onnx")
         (fleet.folder / "labels.txt").write_text("\n".join(COLORS))

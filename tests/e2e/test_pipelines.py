@@ -39,7 +39,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         fleet.start_server()
         (fleet.folder / "in").mkdir()
         fleet.start_agent("cam-1", tables=TABLES.format(folder=fleet.folder))
-        fleet.post("/profiles", {"name": "cams", "runtime": "onnx", "budgets": {"accuracy_drop_points": 20}})
+        fleet.post("/profiles", {"name": "cams", "runtime": "onnx", "precisions": ["fp32"]})
         wait_until("the device", lambda: [one for one in fleet.get("/devices")["items"] if one["profile"]])
         write_color_net(fleet.folder / "colors.onnx")
         (fleet.folder / "labels.txt").write_text("\n".join(COLORS))

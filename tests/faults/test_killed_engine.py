@@ -35,7 +35,12 @@ def named(rows: list[str]) -> list[str]:
     return [part for row in rows for part in ("--row", row)]
 
 
-SOME = [row for row in ROWS if "SQLite" in row or "tried again" in row]
+# What each database makes of a kill, and who decides: nobody, a stop rule, or a person.
+SOME = [
+    row
+    for row in ROWS
+    if "tried again" in row or ("SQLite" in row and row.endswith(("a version that does not load", "that reverts")))
+]
 LONG = pytest.param(list(ROWS), "0", marks=[pytest.mark.slow, pytest.mark.timeout(3600)], id="all")
 
 

@@ -23,7 +23,7 @@ from tests.forked import ForkedServer
 from tests.proxy import BadNetwork
 
 ROW = np.eye(8, dtype=np.float32)[1:2]
-FEW, MANY = 3, 40  # points
+FEW, MANY = 2, 40  # points
 POINTS = 60  # that a deployment has, about
 PF_EXITING = 4  # of Linux's flags of a process
 

@@ -161,9 +161,12 @@ def test_what_a_request_comes_to_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         assert waits.reason.value == "budget"
         assert device.link is not None
         assert device.link.pieces == []
+        let_go = SampleRequest("u-3", "m", 10, 1 << 20)  # the same one, after the server was told of another policy
+        device.desire(deployment, sampling=(Sampling("m"),), sample_requests=(let_go,))
+        wait_until("a piece of it", lambda: device.link and [one.upload_id for one in device.link.pieces] == ["u-3"])
         fourth = SampleRequest("u-4", "m", 10, 1 << 20)
         device.desire(deployment, sampling=(Sampling("m"),), sample_requests=(fourth,))
-        piece = wait_until("a piece", lambda: device.link and device.link.pieces and device.link.pieces[-1])
+        piece = wait_until("a piece", lambda: device.link and device.link.pieces[1:] and device.link.pieces[-1])
         assert piece.upload_id == "u-4"
         ack = SampleAck("u-4", piece.digest, piece.size, stored=True)
         device.link.put(_message(ack))

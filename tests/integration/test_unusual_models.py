@@ -342,6 +342,7 @@ def sequence() -> Any:
     ("model", "said"),
     [
         (lambda: linear(inputs=[value("t", TensorProto.BFLOAT16, ["n"])]), "'t' is of bfloat16: put a Cast"),
+        (lambda: linear(inputs=[value("t", 99, ["n"])]), "'t' is of a dtype, 99, that ONNX does not have"),
         (sequence, "'s' is a sequence: stack it"),
         (lambda: linear(shape_in=None), "'x' does not say how many axes it has: declare its shape"),
         (lambda: linear(opset=9), "opset 9: export it with opset 11 or newer"),
