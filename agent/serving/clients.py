@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Protocol
 
 from agent.serving.company import Company
@@ -10,6 +11,7 @@ from agent.serving.exchange import BODY_LIMIT
 
 CLIENTS_LIMIT = 512
 INBOX_BYTES = 16 << 10  # what is larger, the parser would copy into memory that is new each time
+FRESH_S = 1.0  # in which who has just come begins to ask
 SHARE = 4  # of the machine's memory requests may hold one part in so many
 
 
@@ -49,6 +51,7 @@ class Clients:
         self._held = 0
         self._all: set[Client] = set()
         self._idle: dict[Client, None] = {}  # who has been idle for longest comes first
+        self._fresh: dict[Client, float] = {}  # who has not asked yet, and when they came
 
     def __len__(self) -> int:
         return len(self._all)
@@ -57,6 +60,12 @@ class Clients:
     def asking(self) -> int:
         """How many have begun to ask and are not answered."""
         return len(self._all) - len(self._idle)
+
+    @property
+    def about_to_ask(self) -> bool:
+        """Whether somebody has just come, and has not begun to ask."""
+        newest = next(reversed(self._fresh.values()), None)
+        return newest is not None and time.monotonic() - newest < FRESH_S
 
     def come(self, client: Client) -> bool:
         """One has connected; false when there is no place for it. One that is idle gives its place."""
@@ -68,16 +77,19 @@ class Clients:
             longest.leave()
         self._all.add(client)
         self._idle[client] = None
+        self._fresh[client] = time.monotonic()
         return True
 
     def go(self, client: Client) -> None:
         """One has gone."""
         self._all.discard(client)
         self._idle.pop(client, None)
+        self._fresh.pop(client, None)
 
     def busy(self, client: Client) -> None:
         """One has begun to ask."""
         self._idle.pop(client, None)
+        self._fresh.pop(client, None)
 
     def idle(self, client: Client) -> None:
         """One was answered."""

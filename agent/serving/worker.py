@@ -144,7 +144,7 @@ class Worker:
         until = loop.time() + SETTLE_S
         while quiet < SETTLED and loop.time() < until:
             await asyncio.sleep(0.02)
-            quiet = 0 if self._api.clients.asking else quiet + 1
+            quiet = 0 if self._api.clients.asking or self._api.clients.about_to_ask else quiet + 1
 
     async def _drain(self) -> None:
         if self._grpc is not None:

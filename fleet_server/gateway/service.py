@@ -113,7 +113,9 @@ class Gateway:
         self._stopping = threading.Event()
         self._leaving = threading.Event()
         self._settled_at = 0.0
-        self._caught_up = 0  # of the link's `forgotten`, how often devices were asked again since
+        # What the link's `forgotten` was when devices were asked again; None before that: what this server had taken
+        # and not handled when it last ended went with it.
+        self._caught_up: int | None = None
         self._threads: list[threading.Thread] = []
 
     @property

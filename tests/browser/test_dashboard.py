@@ -17,6 +17,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from agent.protocol.release import own_platform
 from fleet_server.alerts.evaluation import evaluate
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
@@ -291,7 +292,7 @@ def test_a_release_of_the_agent_is_pushed_seen_and_led_into_the_rollout_form(
     expect(page.get_by_label("Version", exact=True)).to_have_value("shoal-agent@9.0.0")
     page.get_by_role("button", name="Dry run").click()
     expect(page.locator("#preview")).to_contain_text("By platform")
-    expect(page.locator("#preview")).to_contain_text("not started by the command shoal-agent")  # as tests start them
+    expect(page.locator("#preview")).to_contain_text(own_platform())
 
 
 def test_devices_are_found_and_tagged_together(fleet: LocalFleet, page: Page) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def test_drift_by_commands(fleet: LocalFleet) -> None:
     def ask(middle: float, total: int) -> None:
         for _ in range(40):
             fleet.infer("dev-1", "r", chance.normal(middle, 1, (4, 8)).astype(np.float32))
+            time.sleep(0.03)  # of what comes at once not all is looked at
         wait_until(
             "all of it is told",
             lambda: sum(one["requests"] for one in fleet.get("/telemetry/models", model="r")["items"]) == total,
