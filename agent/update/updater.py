@@ -231,7 +231,9 @@ class Updater:
                 continue  # the server never heard of it
             effects += self._supersede(record)
         for one in deployments:
-            if one.deployment_id not in self.records:
+            known = self.records.get(one.deployment_id)
+            if known is None or known.phase is Phase.SUPERSEDED:
+                # What gave way to another and is wanted again, such as by a server that was restored, is tried anew.
                 manifest = manifests[one.deployment_id]
                 current = self.active(manifest.model)
                 record = Record(
@@ -254,7 +256,7 @@ class Updater:
                 self._set(record, Phase.PENDING)
                 effects += self._begin(record)
             else:
-                effects += self._change(self.records[one.deployment_id], one)
+                effects += self._change(known, one)
         return effects
 
     def _change(self, known: Record, wanted: DesiredDeployment) -> list[Effect]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 from sqlalchemy.orm import Session
 
-from agent.protocol.lifecycle import SETTLED, TRANSITIONS, Phase
+from agent.protocol.lifecycle import ENDED, SETTLED, TRANSITIONS, Phase
 from agent.protocol.messages import DeploymentReport, Reported, ServingReport
 from fleet_server.models import Deployment, Device, Rollout
 from fleet_server.rollouts import announcements, repository, tracing
@@ -72,7 +72,7 @@ def _follow_back(
 
 def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *, serves: bool) -> None:
     current = None if deployment.phase == SCHEDULED else Phase(deployment.phase)
-    if current is None or not _reaches(current, report.phase):
+    if current is None or not (_reaches(current, report.phase) or _tried_anew(deployment, current, report.phase)):
         return
     deployment.phase = report.phase.value
     deployment.received_bytes = max(deployment.received_bytes, report.received_bytes)
@@ -94,6 +94,11 @@ def _apply(deployment: Deployment, report: DeploymentReport, now: dt.datetime, *
         deployment.settled_at = now
     announcements.deployment_moved(deployment, current.value)
     _log(deployment, current)
+
+
+def _tried_anew(deployment: Deployment, current: Phase, wanted: Phase) -> bool:
+    """Whether a device that had gone on to another version follows this server, which was restored, back."""
+    return deployment.desired and current is Phase.SUPERSEDED and wanted not in ENDED
 
 
 def _log(deployment: Deployment, before: Phase) -> None:

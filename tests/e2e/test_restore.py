@@ -45,7 +45,10 @@ def test_devices_follow_a_server_that_was_restored(tmp_path: Path) -> None:
             wait_until(reference, lambda: fleet.rollout_state(rollout) == "succeeded")
 
         def served() -> dict[str, str]:
-            return {one["model"]: one["version"] for one in fleet.get("/devices/dev-1")["serving"]}
+            """By what the device itself answers: what a restored server knows of it was true once."""
+            version = fleet.infer("dev-1", "m", ROW)["model_version"]
+            reported = {one["model"]: one["version"] for one in fleet.get("/devices/dev-1")["serving"]}
+            return reported if reported == {"m": version} else {}
 
         build("m", "1")
         build("m", "2")

@@ -104,6 +104,20 @@ def test_the_old_version_serves_until_the_new_one_has_proved_itself() -> None:
     assert phase(updater, "d1") is Phase.SUPERSEDED
 
 
+def test_what_gave_way_is_tried_anew_when_a_later_revision_wants_it_again() -> None:
+    updater = Updater({}, 0)
+    updater.desired(desired(1, ("d1", "a")))
+    activated(updater, "d1")
+    updater.desired(desired(2, ("d2", "b")))
+    activated(updater, "d2")
+    assert phase(updater, "d1") is Phase.SUPERSEDED
+    assert updater.desired(desired(2, ("d1", "a"))) == []
+    updater.desired(desired(9, ("d1", "a")))  # of a server that was restored
+    assert (phase(updater, "d1"), phase(updater, "d2")) == (Phase.PENDING, Phase.ACTIVE)
+    activated(updater, "d1")
+    assert (phase(updater, "d1"), phase(updater, "d2")) == (Phase.ACTIVE, Phase.SUPERSEDED)
+
+
 def test_what_is_watched_goes_on_serving_when_the_version_before_is_loaded_after_it() -> None:
     """After a restart both are loaded again, in any order."""
     updater = Updater({}, 0)
