@@ -267,8 +267,7 @@ def issue_beside(
 
 def is_locked_out(session: Session, device_id: str) -> bool:
     """Whether a device's messages are to be ignored."""
-    identity = session.get(DeviceIdentity, device_id)
-    return identity is not None and identity.revoked_at is not None
+    return bool(locked_out(session, [device_id]))
 
 
 def locked_out(session: Session, device_ids: Sequence[str]) -> set[str]:

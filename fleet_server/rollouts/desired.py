@@ -245,11 +245,6 @@ def change_profile(
     return profile
 
 
-def contents_of(session: Session, deployment: Deployment) -> Sequence[Content]:
-    """What a device fetches for a deployment."""
-    return contents_of_variant(session.get_one(Variant, deployment.variant_id))
-
-
 def contents_of_variant(variant: Variant) -> Sequence[Content]:
     """What a device fetches to run a variant."""
     return (manifest_of_release(variant),) if variant.is_release else manifest_of_variant(variant).contents
