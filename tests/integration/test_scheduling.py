@@ -121,15 +121,17 @@ def threads_of_worker() -> dict[int, tuple[int, set[int]]]:
 
 def test_threads_that_a_runtime_starts_while_it_loads_are_as_urgent_as_the_rest(tmp_path: Path) -> None:
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    with serving(tmp_path, threads=1) as address:
-        alone = len(threads_of_worker())
-        infer(triton.InferenceServerClient(address))
-    with serving(tmp_path, threads=3) as address:
-        infer(triton.InferenceServerClient(address))
-        wait_until(
-            "the thread that loaded to end", lambda: {nice for nice, _ in threads_of_worker().values()} == {usual}
-        )
-        assert len(threads_of_worker()) >= alone + 2, "the runtime has threads of its own"
+
+    def threads_once_loaded(threads: int) -> int:
+        with serving(tmp_path, threads=threads) as address:
+            infer(triton.InferenceServerClient(address))
+            wait_until(
+                "the thread that loaded to end", lambda: {nice for nice, _ in threads_of_worker().values()} == {usual}
+            )
+            return len(threads_of_worker())
+
+    alone = threads_once_loaded(1)
+    assert threads_once_loaded(3) == alone + 2, "the runtime has threads of its own"
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor alone")
