@@ -108,6 +108,20 @@ def _read_json(text: str | bytes) -> Any:
         return json.loads(text)
 
 
+@contextmanager
+def savepoint(session: Session) -> Iterator[None]:
+    """What is done within is undone alone when the block raises, with what it left to be done at the commit."""
+    waiting = {key: len(value) for key, value in session.info.items() if isinstance(value, list)}
+    try:
+        with session.begin_nested():
+            yield
+    except BaseException:
+        for key, value in session.info.items():
+            if isinstance(value, list):
+                del value[waiting.get(key, 0) :]
+        raise
+
+
 class Database:
     """Engine and sessions.
 

@@ -105,18 +105,6 @@ def note(session: Session, *spans: Span) -> None:
     session.info.setdefault(NOTED, []).extend(spans)
 
 
-@contextmanager
-def forgotten_on_failure(session: Session) -> Iterator[None]:
-    """What is noted within is forgotten when the block raises: what it did is undone."""
-    noted: list[Span] = session.info.setdefault(NOTED, [])
-    before = len(noted)
-    try:
-        yield
-    except BaseException:
-        del noted[before:]
-        raise
-
-
 def noted(session: Session) -> list[Span]:
     """What was noted, with an end for what ended with the transaction, which is now."""
     found: list[Span] = session.info.get(NOTED, [])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Select, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import UtcDateTime, pieces
+from fleet_server.db import UtcDateTime, pieces, rows_in
 from fleet_server.devices.attributes import Attribute
-from fleet_server.models import Device, DeviceAttribute, DeviceHolding, Profile, Variant
+from fleet_server.models import Device, DeviceAttribute, DeviceHolding, DeviceIdentity, Profile, Variant
 from fleet_server.paging import PageRequest, Rows, TableList
 
 LONG_AGO = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -101,24 +102,40 @@ def devices_where(session: Session, fleet_id: str, condition: ColumnElement[bool
     return session.scalars(query.order_by(Device.id)).all()
 
 
-def attributes(session: Session, device_id: str) -> set[Attribute]:
-    """What a device can be asked for by."""
-    columns = (DeviceAttribute.name, DeviceAttribute.text, DeviceAttribute.number)
-    return {Attribute(*row) for row in session.execute(select(*columns).where(DeviceAttribute.device_id == device_id))}
+def attributes(session: Session, device_ids: Collection[str]) -> dict[str, set[Attribute]]:
+    """What devices can be asked for by; one that has nothing is left out."""
+    found: dict[str, set[Attribute]] = defaultdict(set)
+    columns = (DeviceAttribute.device_id, DeviceAttribute.name, DeviceAttribute.text, DeviceAttribute.number)
+    for piece in pieces(sorted(device_ids)):
+        for device_id, name, text, number in session.execute(
+            select(*columns).where(DeviceAttribute.device_id.in_(piece))
+        ):
+            found[device_id].add(Attribute(name, text, number))
+    return found
 
 
-def add_attributes(session: Session, device: Device, added: Iterable[Attribute]) -> None:
-    """Let a device be found by more."""
-    session.add_all(
-        DeviceAttribute(device_id=device.id, fleet_id=device.fleet_id, **one._asdict()) for one in sorted(added)
-    )
+def add_attributes(session: Session, added: Iterable[tuple[Device, Attribute]]) -> None:
+    """Let devices, which are in the database already, be found by more."""
+    rows = [{"device_id": device.id, "fleet_id": device.fleet_id, **one._asdict()} for device, one in added]
+    if rows:
+        # Else those with a number and those without are statements of their own, by turns.
+        session.execute(insert(DeviceAttribute).execution_options(render_nulls=True), rows)
 
 
-def remove_attributes(session: Session, device_id: str, removed: Iterable[Attribute]) -> None:
-    """Let a device be found by less."""
-    for one in removed:
-        where = (DeviceAttribute.device_id == device_id, DeviceAttribute.name == one.name)
-        session.execute(delete(DeviceAttribute).where(*where, DeviceAttribute.text == one.text))
+def remove_attributes(session: Session, removed: Collection[tuple[str, Attribute]]) -> None:
+    """Let devices, by their ids, be found by less."""
+    key = (DeviceAttribute.device_id, DeviceAttribute.name, DeviceAttribute.text)
+    for piece in pieces(sorted((device_id, one.name, one.text) for device_id, one in removed)):
+        session.execute(delete(DeviceAttribute).where(rows_in(key, piece)))
+
+
+def identities(session: Session, ids: Collection[str]) -> dict[str, DeviceIdentity]:
+    """Those of devices that have enrolled."""
+    found: dict[str, DeviceIdentity] = {}
+    for piece in pieces(sorted(ids)):
+        query = select(DeviceIdentity).where(DeviceIdentity.device_id.in_(piece))
+        found |= {one.device_id: one for one in session.scalars(query)}
+    return found
 
 
 def on_lan(session: Session, fleet_id: str, lan: str, limit: int) -> Sequence[Device]:
@@ -178,19 +195,23 @@ def unpin(session: Session, profile_id: str) -> None:
     session.execute(update(Device).where(Device.profile_id == profile_id).values(profile_id=None, profile_pinned=False))
 
 
-def keep_holdings(session: Session, device: Device, digests: set[str], *, new: bool = False) -> None:
-    """Note which artifacts a device says it has; of a new one nothing is known yet."""
-    query = select(DeviceHolding.digest).where(DeviceHolding.device_id == device.id)
-    known = set() if new else set(session.scalars(query))
-    gone = sorted(known - digests)
-    if gone:
-        session.execute(
-            delete(DeviceHolding).where(DeviceHolding.device_id == device.id, DeviceHolding.digest.in_(gone))
-        )
-    session.add_all(
-        DeviceHolding(device_id=device.id, digest=one, fleet_id=device.fleet_id) for one in sorted(digests - known)
-    )
-    session.flush()
+def keep_holdings(session: Session, devices: Sequence[Device], held: Mapping[str, Collection[str]]) -> None:
+    """Note which artifacts devices, which are in the database already, say they have: digests by device."""
+    known: set[tuple[str, str]] = set()
+    for piece in pieces(sorted(held)):
+        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(DeviceHolding.device_id.in_(piece))
+        known.update((device_id, digest) for device_id, digest in session.execute(query))
+    now = {(device_id, digest) for device_id, digests in held.items() for digest in digests}
+    for gone in pieces(sorted(known - now)):
+        key = (DeviceHolding.device_id, DeviceHolding.digest)
+        session.execute(delete(DeviceHolding).where(rows_in(key, gone)))
+    fleets = {device.id: device.fleet_id for device in devices}
+    rows = [
+        {"device_id": device_id, "digest": digest, "fleet_id": fleets[device_id]}
+        for device_id, digest in sorted(now - known)
+    ]
+    if rows:
+        session.execute(insert(DeviceHolding), rows)
 
 
 def matching(session: Session, fleet_id: str, condition: ColumnElement[bool], limit: int) -> Sequence[Device]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import msgspec
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from agent.protocol.manifest import RuntimeName
-from agent.protocol.messages import Presence, Reported
-from agent.protocol.topics import check_device_id
 from fleet_server import audit
 from fleet_server.clock import utc_now
 from fleet_server.devices import repository
-from fleet_server.devices.attributes import COLUMNS, NAMES, TAG, attributes_of
+from fleet_server.devices.attributes import COLUMNS, NAMES, TAG
 from fleet_server.devices.delivery import Delivery, policy_of
-from fleet_server.devices.matching import NamedProfile, best_profile, effective_tags
+from fleet_server.devices.derived import keep_attributes, named_profiles, rematch
+from fleet_server.devices.matching import effective_tags
 from fleet_server.devices.schemas import (
     DeploymentWaiting,
     DeviceUpdate,
@@ -34,101 +31,8 @@ from fleet_server.devices.schemas import (
 )
 from fleet_server.devices.selection import condition, read_query, tags_in
 from fleet_server.errors import ConflictError, InvalidError, NotFoundError
-from fleet_server.models import Device, DeviceIdentity, Profile
-from fleet_server.principals import DEFAULT_FLEET, Who
-
-BOOTS = 16  # that a device is known to have had before the present one
-
-
-@dataclass(frozen=True)
-class ReportOutcome:
-    """What became of a report.
-
-    Attributes:
-        device: whose it is.
-        accepted: false for one older than what is known.
-        lans: where it, or its address, is new or gone: their other devices are to be told.
-    """
-
-    device: Device
-    accepted: bool
-    lans: frozenset[str] = frozenset()
-
-
-def record_report(session: Session, device_id: str, reported: Reported, now: dt.datetime) -> ReportOutcome:
-    """Store what a device says is true on it; an unknown device is registered.
-
-    A report of the same boot with a sequence no higher than the last, or of an earlier boot, is stale and changes
-    nothing.
-    """
-    check_device_id(device_id)
-    device = session.get(Device, device_id)
-    new = device is None
-    if device is None:
-        identity = session.get(DeviceIdentity, device_id)
-        fleet_id, tags = (identity.fleet_id, dict(identity.tags)) if identity else (DEFAULT_FLEET, {})
-        device = Device(id=device_id, fleet_id=fleet_id, facts={}, tags=tags, online=True, reported_sequence=0)
-        session.add(device)
-        audit.record(
-            session, fleet_id=fleet_id, actor=device_id, action="device.register", subject=f"device/{device_id}"
-        )
-        session.flush()
-    elif _is_stale(device, reported):
-        return ReportOutcome(device, accepted=False)
-    if device.forgotten_at is not None:
-        device.forgotten_at = None
-        audit.record(
-            session, fleet_id=device.fleet_id, actor=device_id, action="device.return", subject=f"device/{device_id}"
-        )
-    if device.boot_id is not None and device.boot_id != reported.boot_id:
-        device.earlier_boots = [*(device.earlier_boots or []), device.boot_id][-BOOTS:]
-    device.boot_id, device.reported_sequence = reported.boot_id, reported.sequence
-    device.reported_revision, device.last_seen_at, device.online = reported.revision, now, True
-    facts, serving = _as_kept(reported.facts), _as_kept(reported.serving)
-    moved, before, device.facts = facts != device.facts, device.facts, facts
-    if moved or serving != device.serving:
-        device.serving = serving
-        _keep_attributes(session, device, new=new)
-    device.reported_deployments = _as_kept(reported.deployments)
-    repository.keep_holdings(session, device, set(reported.held), new=new)
-    device.problems = _as_kept(reported.problems)
-    if moved:  # else it has the profile it had: whoever changes tags or profiles matches anew
-        _rematch(device, _named(session, device.fleet_id))
-    return ReportOutcome(device, accepted=True, lans=_lans_changed(before, facts))
-
-
-def _lans_changed(before: dict[str, Any], now: dict[str, Any]) -> frozenset[str]:
-    """LANs whose devices have another list now."""
-    was, is_now = ((one.get("balancing_lan") or "", one.get("balancing_address") or "") for one in (before, now))
-    return frozenset() if was == is_now else frozenset(lan for lan, _ in (was, is_now) if lan)
-
-
-def _is_stale(device: Device, reported: Reported) -> bool:
-    """Whether something later is known. Of several servers one may hear late what was said before another boot."""
-    if device.boot_id == reported.boot_id:
-        return reported.sequence <= device.reported_sequence
-    return reported.boot_id in (device.earlier_boots or [])
-
-
-def _as_kept(said: object) -> Any:
-    """What a device says as a JSON column gives it back, so that what did not change is seen to be the same."""
-    return msgspec.json.decode(msgspec.json.encode(said))
-
-
-def record_presence(session: Session, said: Sequence[tuple[str, Presence]], now: dt.datetime) -> set[str]:
-    """Store whether devices are connected, as they said in this order.
-
-    The offline message of an earlier boot, which a broker may deliver late, changes nothing.
-
-    Returns:
-        Those of them that are known; the report of another will register it.
-    """
-    known = repository.by_id(session, {device_id for device_id, _ in said})
-    for device_id, presence in said:
-        device = known.get(device_id)
-        if device is not None and (presence.online or device.boot_id in {None, presence.boot_id}):
-            device.online, device.last_seen_at = presence.online, now
-    return set(known)
+from fleet_server.models import Device, Profile
+from fleet_server.principals import Who
 
 
 def get_device(session: Session, fleet_id: str, device_id: str) -> Device:
@@ -235,14 +139,6 @@ def _queried(session: Session, fleet_id: str, query: str) -> set[str]:
     return {device.id for device in repository.devices_where(session, fleet_id, found)}
 
 
-def _keep_attributes(session: Session, device: Device, *, new: bool = False) -> None:
-    """Let a device be found by what it is now; of a new one nothing is known yet."""
-    wanted = attributes_of(device.facts, device.tags, device.serving)
-    known = set() if new else repository.attributes(session, device.id)
-    repository.remove_attributes(session, device.id, known - wanted)
-    repository.add_attributes(session, device, wanted - known)
-
-
 def update_device(session: Session, fleet_id: str, device_id: str, change: DeviceUpdate, *, actor: Who) -> Device:
     """Change a device's tags or pin its profile.
 
@@ -253,12 +149,12 @@ def update_device(session: Session, fleet_id: str, device_id: str, change: Devic
     before = {"tags": dict(device.tags), "profile": profile_name(session, device), "pinned": device.profile_pinned}
     if change.tags is not None:
         device.tags = dict(change.tags)
-        _keep_attributes(session, device)
+        keep_attributes(session, [device])
     if "profile" in change.model_fields_set:
         device.profile_pinned = change.profile is not None
         if change.profile is not None:
             device.profile_id = get_profile(session, fleet_id, change.profile).id
-    _rematch(device, _named(session, fleet_id))
+    rematch(device, named_profiles(session, fleet_id))
     audit.record(
         session,
         fleet_id=fleet_id,
@@ -320,7 +216,7 @@ def forget_device(session: Session, fleet_id: str, device_id: str, *, actor: Who
     if device.online:
         raise ConflictError("device_online", f"device {device_id!r} is online: stop its agent first")
     device.forgotten_at, device.serving = utc_now(), []
-    _keep_attributes(session, device)
+    keep_attributes(session, [device])
     audit.record(session, fleet_id=fleet_id, actor=actor, action="device.forget", subject=f"device/{device_id}")
 
 
@@ -477,20 +373,7 @@ def profile_name(session: Session, device: Device) -> str | None:
     return found.name if found else None
 
 
-def _named(session: Session, fleet_id: str) -> list[NamedProfile]:
-    return [
-        NamedProfile(profile.id, profile.name, ProfileSpec.model_validate(profile.spec))
-        for profile in repository.profiles(session, fleet_id)
-    ]
-
-
-def _rematch(device: Device, profiles: list[NamedProfile]) -> None:
-    if not device.profile_pinned:
-        best = best_profile(device.facts, device.tags, profiles)
-        device.profile_id = best.id if best else None
-
-
 def _rematch_all(session: Session, fleet_id: str) -> None:
-    profiles = _named(session, fleet_id)
+    profiles = named_profiles(session, fleet_id)
     for device in repository.all_devices(session, fleet_id):
-        _rematch(device, profiles)
+        rematch(device, profiles)

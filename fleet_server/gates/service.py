@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from agent.protocol.limits import LIMITS
 from agent.protocol.manifest import Content, DataFile, Manifest, Precision
-from agent.protocol.messages import TrialPhase, TrialReport, TrialResult
+from agent.protocol.messages import Reported, TrialPhase, TrialResult
 from converters.job import Candidate
 from fleet_server import audit
 from fleet_server.catalog import repository as catalog
@@ -150,31 +150,34 @@ def _candidates(variant: Variant) -> list[Candidate]:
     return msgspec.convert(variant.candidates, list[Candidate])
 
 
-def apply_report(
-    session: Session, settings: Settings, device: Device, reports: Sequence[TrialReport], now: dt.datetime
-) -> None:
-    """Bring the device's trials to where the device says they are, and judge runs that are complete by that."""
-    said = {report.trial_id: report for report in reports}
-    if not said:
-        return
-    ended = []
-    for trial, run in conversions.open_trials(session, [device.id]).get(device.id, ()):
-        report = said.get(trial.id)
-        if report is None:
-            continue
-        sent = {one["digest"] for one in run.candidates}
-        trial.phase = report.phase.value
-        trial.results = [msgspec.to_builtins(one) for one in report.results if one.digest in sent]
-        if report.failure is not None:
-            trial.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
-        if trial.phase in ENDED:
-            ended.append(run)
-    if not ended:
-        return
-    session.flush()
-    for run in ended:
+def apply_reports(session: Session, said: Sequence[tuple[Device, Reported]], now: dt.datetime) -> set[str]:
+    """Bring trials to where their devices say they are, and judge runs that are complete by that.
+
+    Returns:
+        The devices, by id, that are to be told of it: they need measure no more.
+    """
+    reports = {device.id: {one.trial_id: one for one in reported.trials} for device, reported in said}
+    measuring = [device_id for device_id, of_device in reports.items() if of_device]
+    ended: dict[str, GateRun] = {}
+    to_tell = set()
+    for device_id, trials in conversions.open_trials(session, measuring).items():
+        for trial, run in trials:
+            report = reports[device_id].get(trial.id)
+            if report is None:
+                continue
+            sent = {one["digest"] for one in run.candidates}
+            trial.phase = report.phase.value
+            trial.results = [msgspec.to_builtins(one) for one in report.results if one.digest in sent]
+            if report.failure is not None:
+                trial.failure = {"code": report.failure.code.value, "detail": report.failure.detail[:2000]}
+            if trial.phase in ENDED:
+                ended[run.id] = run
+                to_tell.add(device_id)
+    if ended:
+        session.flush()
+    for run in ended.values():
         _finish_when_complete(session, run, now)
-    queue_desired(session, settings, device)
+    return to_tell
 
 
 def expire(session: Session, settings: Settings, now: dt.datetime) -> int:

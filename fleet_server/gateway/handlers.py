@@ -6,10 +6,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from agent.protocol.codec import decode, encode
@@ -35,25 +35,23 @@ from agent.protocol.messages import (
 from agent.protocol.samples import SamplePiece
 from agent.protocol.topics import DeviceTopic, ParsedDeviceTopic, device_topic, parse_device_topic
 from agent.protocol.version import SPOKEN
-from fleet_server import outbox, spans
+from fleet_server import outbox
 from fleet_server.clock import utc_now
 from fleet_server.commands import receiving as commands
 from fleet_server.commands.sending import send_open
-from fleet_server.db import UNAVAILABLE, Database
-from fleet_server.devices import service as devices
+from fleet_server.db import Database
+from fleet_server.devices import reports as device_reports
 from fleet_server.enrolment import service as enrolment
 from fleet_server.enrolment.service import Authority
 from fleet_server.errors import FleetError
-from fleet_server.gates import service as gates
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.inbox import Message, sender_of
 from fleet_server.gateway.needs import Needs, entitled
+from fleet_server.gateway.reports import Reports
 from fleet_server.instruments import Instruments
 from fleet_server.models import Device, DeviceIdentity
 from fleet_server.principals import DEFAULT_FLEET
-from fleet_server.rollouts import desired, reports
-from fleet_server.samples import reports as sample_reports
 from fleet_server.samples.receiving import Receiving
 from fleet_server.settings import Settings
 from fleet_server.telemetry.ingest import Ingest, Sent
@@ -63,9 +61,24 @@ from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
 NO_KEY = "0" * 64
-_TELEMETRY, _REPORTED, _NEED, _PRESENCE = (
-    f"/{leaf}" for leaf in (DeviceTopic.TELEMETRY, DeviceTopic.REPORTED, DeviceTopic.NEED, DeviceTopic.PRESENCE)
-)
+_TELEMETRY, _REPORTED = (f"/{leaf}" for leaf in (DeviceTopic.TELEMETRY, DeviceTopic.REPORTED))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Messages of one kind that are handled together: the database does for many what it does for one.
+
+    Attributes:
+        has: whether a message is one of them.
+        most: how many are handled together.
+        handle: handles them.
+        insists: whether they are to be tried again while the database does not work; else devices say them again.
+    """
+
+    has: Callable[[Message], bool]
+    most: int
+    handle: Callable[[Sequence[Message]], None]
+    insists: bool = True
 
 
 class Shards(Protocol):
@@ -126,24 +139,27 @@ class Handlers:
         self._settings = settings
         self._delivery = delivery
         self._needs = Needs(database, delivery, self._shards.streams)
+        self._reports = Reports(database, settings)
         self._send = send
         self._complained: dict[str, float] = {}
         self._tickets = TicketDesk(authority.ca)
         self._ingest = Ingest(database)
+        self._groups = (
+            Group(is_telemetry, 1000, self.handle_telemetry, insists=False),
+            Group(is_report, 100, self.handle_reports),  # some take milliseconds, and others wait
+            Group(_of(DeviceTopic.PRESENCE), 500, self.handle_presence),
+            Group(_of(DeviceTopic.NEED), 1000, self.handle_needs),
+        )
+
+    def group_of(self, message: Message) -> Group | None:
+        """What a message is handled together with; None when it is handled alone."""
+        return next((one for one in self._groups if one.has(message)), None)
 
     def handle(self, message: Message) -> None:
         """Handle one message."""
-        if is_telemetry(message):
-            self.handle_telemetry([message])
-            return
-        if is_report(message):
-            self.handle_reports([message])
-            return
-        if is_need(message):
-            self.handle_needs([message])
-            return
-        if is_presence(message):
-            self.handle_presence([message])
+        group = self.group_of(message)
+        if group is not None:
+            group.handle([message])
             return
         try:
             topic = parse_device_topic(message.topic)
@@ -182,46 +198,16 @@ class Handlers:
                 break  # no connection: nor would the others go out
 
     def handle_reports(self, messages: Sequence[Message]) -> None:
-        """Take in reports, in one transaction: of all who write, each waits for its turn once for many.
-
-        One that fails is undone alone.
-        """
+        """Take in reports, in one transaction."""
         with self._instruments.timed_handling(DeviceTopic.REPORTED.value, len(messages)):
-            self._take_in(messages)
-
-    def _take_in(self, messages: Sequence[Message]) -> None:
-        said = []
-        for message in messages:
-            try:
-                said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Reported)))
-            except WireError as error:
-                self._refuse(message, error)
-        if not said:
-            return
-        with self._database.write() as session:
-            out = enrolment.locked_out(session, sorted({device_id for device_id, _ in said}))
-            # By device, so that two transactions of many devices lock them in the same order.
-            for device_id, reported in sorted(said, key=lambda one: one[0]):
-                if device_id in out:
-                    continue
+            said = []
+            for message in messages:
                 try:
-                    self._take_one(session, device_id, reported)
-                except IntegrityError:  # another server has just registered it: now it is there
-                    self._take_one(session, device_id, reported)
-
-    def _take_one(self, session: Session, device_id: str, reported: Reported) -> None:
-        """One report.
-
-        Raises:
-            IntegrityError: when the database has by now what this would have added.
-        """
-        try:
-            with log_ids(device=device_id), spans.forgotten_on_failure(session), session.begin_nested():
-                self._reported(session, device_id, reported)
-        except (*UNAVAILABLE, IntegrityError):
-            raise
-        except Exception:
-            log.exception("a report of device %s could not be taken in", device_id, extra={"device": device_id})
+                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Reported)))
+                except WireError as error:
+                    self._refuse(message, error)
+            if said:
+                self._reports.take(said)
 
     def handle_presence(self, messages: Sequence[Message]) -> None:
         """Note who is connected, in one transaction: a broker says it of all devices when a server connects."""
@@ -255,7 +241,7 @@ class Handlers:
         with self._database.write() as session:
             out = enrolment.locked_out(session, sorted({device_id for device_id, _ in said}))
             heard = [(device_id, presence) for device_id, presence in said if device_id not in out]
-            known = devices.record_presence(session, heard, utc_now())
+            known = device_reports.record_presence(session, heard, utc_now())
             online = known.intersection(device_id for device_id, presence in heard if presence.online)
             session.flush()  # so that the rows of devices are locked before those of their commands, as elsewhere
             send_open(session, sorted(online), utc_now())
@@ -295,22 +281,6 @@ class Handlers:
                 self._source_need(topic.device_id, decode(payload, SourceNeed))
             case _:
                 pass
-
-    def _reported(self, session: Session, device_id: str, reported: Reported) -> None:
-        now = utc_now()
-        outcome = devices.record_report(session, device_id, reported, now)
-        if not outcome.accepted:
-            return
-        reports.apply_report(session, self._settings, outcome.device, reported, now)
-        gates.apply_report(session, self._settings, outcome.device, reported.trials, now)
-        sample_reports.apply_report(session, self._settings, outcome.device, reported, now)
-        if reported.revision < outcome.device.desired_revision:
-            desired.queue_desired(session, self._settings, outcome.device, resend=True)
-        elif reported.revision > outcome.device.desired_revision:
-            # The server's database is older than what the device has seen: go past it, or it would not listen.
-            outcome.device.desired_revision = reported.revision
-            desired.queue_desired(session, self._settings, outcome.device)
-        desired.queue_lans(session, self._settings, outcome.device, outcome.lans)
 
     def _source_need(self, device_id: str, need: SourceNeed) -> None:
         """Where it may fetch the same over HTTP, where the settings say so."""
@@ -398,11 +368,7 @@ def is_report(message: Message) -> bool:
     return message.topic.endswith(_REPORTED)
 
 
-def is_presence(message: Message) -> bool:
-    """Whether a message says, by its topic, whether a device is connected."""
-    return message.topic.endswith(_PRESENCE)
-
-
-def is_need(message: Message) -> bool:
-    """Whether a message says, by its topic, what a device lacks of a content."""
-    return message.topic.endswith(_NEED)
+def _of(leaf: DeviceTopic) -> Callable[[Message], bool]:
+    """Whether a message is, by its topic, of a kind."""
+    end = f"/{leaf}"
+    return lambda message: message.topic.endswith(end)

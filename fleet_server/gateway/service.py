@@ -19,7 +19,7 @@ from fleet_server.gateway.broker_files import BrokerFiles
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.device_shards import DeviceShards
-from fleet_server.gateway.handlers import Handlers, is_need, is_presence, is_report, is_telemetry
+from fleet_server.gateway.handlers import Handlers, is_report, is_telemetry
 from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.lockout import Lockout
 from fleet_server.gateway.mqtt import MqttLink
@@ -48,10 +48,7 @@ INBOX_WAIT_S = 0.5
 TRIES = 20
 LONGEST_PAUSE_S = 5.0
 COMPLAIN_EVERY_S = 60.0
-GROUP = 1000  # telemetry batches of one transaction, and needs that are asked for together
-GROUP_BYTES = 4 << 20
-PRESENCES = 500  # of one transaction
-REPORTS = 100  # of one transaction: some take milliseconds, and others wait
+GROUP_BYTES = 4 << 20  # of messages that are handled together
 
 
 class Gateway:
@@ -169,27 +166,22 @@ class Gateway:
                 self._stopping.wait(1.0)
 
     def _handle_next(self) -> None:
-        """One message; of telemetry, reports and needs more: the database does for many what it does for one.
+        """One message, with those that wait and are handled together with it.
 
         Nothing is waited for: while a group is being stored, the next one gathers.
         """
         message = self._inbox.get(INBOX_WAIT_S)
         if message is None:
             return
-        if is_telemetry(message):
-            more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
-            self._handlers.handle_telemetry([message, *more])
-        elif is_report(message):
-            more = self._inbox.get_more(is_report, limit=REPORTS - 1, limit_bytes=GROUP_BYTES)
-            self._insist(lambda: self._handlers.handle_reports([message, *more]))
-        elif is_presence(message):
-            more = self._inbox.get_more(is_presence, limit=PRESENCES - 1, limit_bytes=GROUP_BYTES)
-            self._insist(lambda: self._handlers.handle_presence([message, *more]))
-        elif is_need(message):
-            more = self._inbox.get_more(is_need, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
-            self._insist(lambda: self._handlers.handle_needs([message, *more]))
-        else:
+        group = self._handlers.group_of(message)
+        if group is None:
             self._insist(lambda: self._handlers.handle(message))
+            return
+        whole = [message, *self._inbox.get_more(group.has, limit=group.most - 1, limit_bytes=GROUP_BYTES)]
+        if group.insists:
+            self._insist(lambda: group.handle(whole))
+        else:
+            group.handle(whole)
 
     def _insist(self, handle: Callable[[], None]) -> None:
         """Again and again while the database does not work: devices would say the same again only in minutes."""

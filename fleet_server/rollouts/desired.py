@@ -74,12 +74,9 @@ def _hold(session: Session, devices: Sequence[Device]) -> None:
         session.scalars(query.execution_options(populate_existing=True)).all()
 
 
-def queue_lans(session: Session, settings: Settings, device: Device, lans: Collection[str]) -> None:
-    """Tell a device, and all that are on LANs that it came to or left, whom they have there now."""
-    found = [one for lan in lans for one in device_repository.on_lan(session, device.fleet_id, lan, TOLD)]
-    if lans:
-        every = {one.id: one for one in (device, *found)}
-        queue_all(session, settings, [every[key] for key in sorted(every)])
+def neighbours(session: Session, fleet_id: str, lans: Collection[str]) -> list[Device]:
+    """Devices that are told whom they have on some LANs."""
+    return [one for lan in sorted(lans) for one in device_repository.on_lan(session, fleet_id, lan, TOLD)]
 
 
 class _Lans:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -22,20 +22,28 @@ log = logging.getLogger(__name__)
 GONE_BACK = (Phase.FAILED.value, Phase.ROLLED_BACK.value)
 
 
-def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
-    """Bring the device's deployments to where the device says they are."""
-    reports = {report.deployment_id: report for report in (*reported.deployments, *reported.releases)}
-    serving = {one.deployment_id: one for one in reported.serving}
-    for deployment in repository.deployments_by_id(session, device.id, list(reports)):
-        report, before = reports[deployment.id], deployment.phase
-        _apply(deployment, report, now, serves=deployment.id in serving)
-        if deployment.phase != before:
-            rollout = session.get_one(Rollout, deployment.rollout_id)
-            tracing.reported(session, rollout, deployment, report, Phase(before), now)
-        if deployment.id in serving:
-            _note_provider(deployment, serving[deployment.id], now)
-        if deployment.desired and deployment.phase in GONE_BACK:
-            _follow_back(session, settings, device, deployment, reports)
+def apply_reports(
+    session: Session, settings: Settings, said: Sequence[tuple[Device, Reported]], now: dt.datetime
+) -> None:
+    """Bring deployments to where their devices say they are; each device is there once."""
+    ids = {one.deployment_id for _, reported in said for one in (*reported.deployments, *reported.releases)}
+    known = repository.by_id(session, Deployment, ids)
+    rollouts = repository.by_id(session, Rollout, {one.rollout_id for one in known.values()})
+    for device, reported in said:
+        reports = {report.deployment_id: report for report in (*reported.deployments, *reported.releases)}
+        serving = {one.deployment_id: one for one in reported.serving}
+        for report in reports.values():
+            deployment = known.get(report.deployment_id)
+            if deployment is None or deployment.device_id != device.id:
+                continue
+            before = deployment.phase
+            _apply(deployment, report, now, serves=deployment.id in serving)
+            if deployment.phase != before:
+                tracing.reported(session, rollouts[deployment.rollout_id], deployment, report, Phase(before), now)
+            if deployment.id in serving:
+                _note_provider(deployment, serving[deployment.id], now)
+            if deployment.desired and deployment.phase in GONE_BACK:
+                _follow_back(session, settings, device, deployment, reports)
 
 
 def _note_provider(deployment: Deployment, serving: ServingReport, now: dt.datetime) -> None:

@@ -500,13 +500,6 @@ def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str,
     return {one.id: one for one in found}
 
 
-def deployments_by_id(session: Session, device_id: str, ids: Sequence[str]) -> Sequence[Deployment]:
-    """Those of these deployments that are the device's."""
-    if not ids:
-        return ()
-    return session.scalars(select(Deployment).where(Deployment.device_id == device_id, Deployment.id.in_(ids))).all()
-
-
 def profiles_of(session: Session, version_id: str) -> dict[str, str]:
     """Ids of the profiles that a version has variants for, by name."""
     query = (

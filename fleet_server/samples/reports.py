@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -10,32 +11,40 @@ from sqlalchemy.orm import Session
 from agent.protocol.messages import Reported
 from agent.protocol.samples import UploadPhase, UploadReport
 from fleet_server.models import Device, SampleRequestRow, SampleUpload
-from fleet_server.rollouts.desired import queue_desired
 from fleet_server.rollouts.sampling import SampleOrders
 from fleet_server.samples import repository, telling
 from fleet_server.samples.schemas import UploadState
-from fleet_server.settings import Settings
 
 ENDED = frozenset({UploadPhase.DONE, UploadPhase.FAILED})
 
 
-def apply_report(session: Session, settings: Settings, device: Device, reported: Reported, now: dt.datetime) -> None:
-    """Bring a device's uploads to where it says they are, and tell it anew where it keeps what it should not.
+def apply_reports(session: Session, said: Sequence[tuple[Device, Reported]], now: dt.datetime) -> set[str]:
+    """Bring uploads to where their devices say they are.
 
-    That is so after it changed its profile: rules are those of a profile, whoever changed it.
+    Returns:
+        The devices, by id, that are to be told anew: an upload is over, or they keep what they should not. That is so
+        after a device changed its profile: rules are those of a profile, whoever changed it.
     """
-    said = reported.samples
-    if said is None:
-        return
-    reports = {one.upload_id: one for one in said.uploads}
-    told = repository.told_to(session, device.id) if reports else ()
-    ended = [_apply(session, one, reports[one.id], now) for one in told if one.id in reports]
-    stale = False
-    if said.allowed and reported.revision == device.desired_revision:
-        wanted = SampleOrders(session, [device]).sampling(device)
-        stale = set(said.models) != {one.model for one in wanted}
-    if any(ended) or stale:
-        queue_desired(session, settings, device)
+    reports = {
+        device.id: {one.upload_id: one for one in reported.samples.uploads}
+        for device, reported in said
+        if reported.samples is not None and reported.samples.uploads
+    }
+    to_tell = set()
+    for upload in repository.told_to(session, reports):
+        report = reports[upload.device_id].get(upload.id)
+        if report is not None and _apply(session, upload, report, now):
+            to_tell.add(upload.device_id)
+    keeping = [
+        (device, reported.samples)
+        for device, reported in said
+        if reported.samples is not None and reported.samples.allowed and reported.revision == device.desired_revision
+    ]
+    orders = SampleOrders(session, [device for device, _ in keeping])
+    for device, samples in keeping:
+        if set(samples.models) != {one.model for one in orders.sampling(device)}:
+            to_tell.add(device.id)
+    return to_tell
 
 
 def _apply(session: Session, upload: SampleUpload, report: UploadReport, now: dt.datetime) -> bool:

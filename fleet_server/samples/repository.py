@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -101,10 +101,13 @@ def uploads(session: Session, request_id: str) -> Sequence[SampleUpload]:
     return session.scalars(query).all()
 
 
-def told_to(session: Session, device_id: str) -> Sequence[SampleUpload]:
-    """What a device is asked for now."""
-    query = select(SampleUpload).where(SampleUpload.device_id == device_id, SampleUpload.told.is_(True))
-    return session.scalars(query.with_for_update()).all()
+def told_to(session: Session, device_ids: Collection[str]) -> Sequence[SampleUpload]:
+    """What devices are asked for now, locked until the transaction ends."""
+    found: list[SampleUpload] = []
+    for piece in pieces(sorted(device_ids)):
+        query = select(SampleUpload).where(SampleUpload.device_id.in_(piece), SampleUpload.told.is_(True))
+        found += session.scalars(query.order_by(SampleUpload.id).with_for_update())
+    return found
 
 
 def sample_set(session: Session, fleet_id: str, set_id: str) -> tuple[SampleUpload, SampleRequestRow] | None:

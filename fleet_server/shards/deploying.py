@@ -11,6 +11,7 @@ from fleet_server.catalog import repository as catalog
 from fleet_server.catalog.schemas import VariantBuild, VariantState
 from fleet_server.catalog.service import resolve_version
 from fleet_server.conversions.service import request_builds
+from fleet_server.db import savepoint
 from fleet_server.domain.sharding import Need, taken_over
 from fleet_server.domain.states import RolloutState
 from fleet_server.domain.strategy import RolloutStrategy, RolloutTarget
@@ -159,7 +160,7 @@ def _rolled_out(
         said.append(f"{reference} is {variant.state}")
         return stage
     try:
-        with session.begin_nested():
+        with savepoint(session):
             rollout = rollouts.create(session, settings, plan.fleet_id, _rollout(reference, device.id), actor=actor)
     except ConflictError as error:
         said.append(f"{reference}: {error.detail}")

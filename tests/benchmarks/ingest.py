@@ -42,7 +42,6 @@ from fleet_server import migrations
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
@@ -57,6 +56,7 @@ from fleet_server.settings import Settings
 from fleet_server.trust.ca import FleetCa
 from tests.benchmarks.common import Checks, broker
 from tests.databases import postgresql, postgresql_programs
+from tests.reporting import record_report
 
 DEVICES = 100
 LIMIT_S = 300.0
@@ -229,7 +229,7 @@ def measure(checks: Checks, name: str, url: str, folder: Path, port: int, *, cou
         session.flush()
         for number in range(DEVICES):
             hello = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=FACTS)
-            devices.record_report(session, f"dev-{number}", hello, utc_now())
+            record_report(session, f"dev-{number}", hello, utc_now())
     bare, rates = Bare(url, folder), {"bare": [], "ours": []}  # type: ignore[var-annotated]
     groups = acknowledged = 0
     for number in range(rounds):

@@ -44,9 +44,9 @@ from agent.protocol.version import SPOKEN
 from fleet_server import migrations, outbox
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
+from fleet_server.gateway.reports import Reports
 from fleet_server.models import Deployment, Device, Lease, Rollout, Version
-from fleet_server.rollouts import desired, reports, service
+from fleet_server.rollouts import service
 from fleet_server.rollouts.engine import LEASE, RolloutEngine
 from fleet_server.telemetry import service as telemetry
 from tests.databases import make_empty, postgresql, postgresql_programs
@@ -246,12 +246,7 @@ class Case:
                 for key, seen in self._memory.known[name].items()
             ),
         )  # fmt: skip
-        now = utc_now()
-        with self._database.write() as session:
-            device = devices.record_report(session, name, reported, now).device
-            reports.apply_report(session, SETTINGS, device, reported, now)
-            if reported.revision < device.desired_revision:
-                desired.queue_desired(session, SETTINGS, device, resend=True)
+        Reports(self._database, SETTINGS).take([(name, reported)])
 
     def _measures(self, name: str) -> None:
         """Send a window of fifty requests, where the script is about what devices measure."""

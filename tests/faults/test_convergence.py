@@ -62,6 +62,7 @@ from fleet_server.trust import service as trust
 from fleet_server.trust.ca import FleetCa
 from tests.databases import make_empty
 from tests.faults import device
+from tests.reporting import record_report
 
 VERSIONS = ("1", "2", "3", "4")
 BAD = "4"  # it does not load
@@ -118,7 +119,7 @@ def template() -> tuple[Path, Path]:
         session.flush()
         trust.require_signed(session, server, DEFAULT_FLEET, paths, "m")
         hello = Reported(SPOKEN, "first", 1, 0, FACTS)
-        devices.record_report(session, device.NAME, hello, dt.datetime.now(dt.UTC))
+        record_report(session, device.NAME, hello, dt.datetime.now(dt.UTC))
     database.dispose()
     FleetCa.open(folder / "ca", DEFAULT_FLEET)
     return folder / "shoal.db", folder

@@ -325,7 +325,7 @@ def test_what_devices_say_of_themselves(
     works.devices("a", "b", "c")
     with works.database.write() as session:
         for name in ("a", "b"):
-            add_attributes(session, session.get_one(Device, name), [Attribute("memory_mb", "2000", 2000.0)])
+            add_attributes(session, [(session.get_one(Device, name), Attribute("memory_mb", "2000", 2000.0))])
     for name in ("a", "b"):
         works.host(name, **well)
     works.host("a", **bad)
@@ -370,7 +370,7 @@ def test_a_model_that_serves_and_is_asked_nothing_has_no_throughput(works: Clock
     works.devices("a", "b")
     with works.database.write() as session:
         for name in ("a", "b"):
-            add_attributes(session, session.get_one(Device, name), [Attribute("model", "m", None)])
+            add_attributes(session, [(session.get_one(Device, name), Attribute("model", "m", None))])
     works.window("a", requests=3000)
     works.rule(metric="throughput_per_s", threshold=5)
     works.tick(10)

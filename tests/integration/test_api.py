@@ -24,7 +24,7 @@ from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
+from fleet_server.devices import reports
 from fleet_server.errors import InvalidError
 from fleet_server.models import Deployment, Model, Profile, Rollout, Variant
 from fleet_server.principals import DEFAULT_FLEET
@@ -33,6 +33,7 @@ from fleet_server.telemetry import service as telemetry
 from tests import sqlite_file
 from tests.databases import make_empty, short_on_sqlite
 from tests.fleet import wait_until
+from tests.reporting import record_report
 
 TOKEN = "the-admin-of-tests"
 JSON = {"Content-Type": "application/json"}
@@ -120,7 +121,7 @@ def facts(**tags: str) -> DeviceFacts:
 def register(database: Database, device_id: str, sequence: int = 1, **tags: str) -> None:
     reported = Reported(protocol=SPOKEN, boot_id="b", sequence=sequence, revision=0, facts=facts(**tags))
     with database.write() as session:
-        devices.record_report(session, device_id, reported, utc_now())
+        record_report(session, device_id, reported, utc_now())
 
 
 def profile(name: str, **fields: Any) -> dict[str, Any]:
@@ -402,7 +403,7 @@ def test_a_runtime_that_nobody_knows_is_refused_until_a_device_has_it(api: TestC
     brought = msgspec.structs.replace(facts(), runtimes=(RuntimeFacts("acme-npu", "acme-runtime", "3.1", ("npu",)),))
     with database.write() as session:
         reported = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=brought)
-        devices.record_report(session, "has-it", reported, utc_now())
+        record_report(session, "has-it", reported, utc_now())
     assert api.post("/profiles", json=profile("q", runtime="acme-npu")).status_code == 201
 
 
@@ -439,7 +440,7 @@ def test_presence_of_an_earlier_boot_is_not_believed(api: TestClient, database: 
 
     def say(*, online: bool, boot: str) -> bool:
         with database.write() as session:
-            devices.record_presence(session, [("a", Presence(online=online, boot_id=boot))], utc_now())
+            reports.record_presence(session, [("a", Presence(online=online, boot_id=boot))], utc_now())
         return bool(api.get("/devices/a").json()["online"])
 
     assert say(online=False, boot="the one before")
@@ -447,7 +448,7 @@ def test_presence_of_an_earlier_boot_is_not_believed(api: TestClient, database: 
     assert api.get("/devices", params={"online": False}).json()["items"][0]["id"] == "a"
     with database.write() as session:
         said = [(name, Presence(online=True, boot_id="b")) for name in ("nobody", "a")]
-        assert devices.record_presence(session, said, utc_now()) == {"a"}
+        assert reports.record_presence(session, said, utc_now()) == {"a"}
 
 
 def test_what_was_done_is_written_down_and_what_failed_is_not(api: TestClient, database: Database) -> None:

@@ -31,7 +31,6 @@ from fleet_server.clock import utc_now
 from fleet_server.conversions.service import settle
 from fleet_server.conversions.sharder import CutOrder
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
 from fleet_server.models import (
     Alert,
     AuditEvent,
@@ -54,6 +53,7 @@ from tests.api_document import document
 from tests.databases import without_triggers
 from tests.integration.test_api import facts
 from tests.integration.test_tenants import ADMIN, Inspector, client, created
+from tests.reporting import record_report
 from tests.tiny_bundle import tiny_bundle
 
 ACTOR = Actor("user/ada", "user/1", "192.0.2.7", "r-1")
@@ -244,7 +244,7 @@ def test_every_operation_that_changes_something_writes_an_event(application: Fas
     variant_id = walk("build_variants", "variant.build", "post", "variants", json=wanted)[0]["id"]
     walk("cancel_build", "variant.cancel", "post", f"variants/{variant_id}/cancel")
     with database.write() as session:
-        devices.record_report(session, "d", Reported(SPOKEN, "b", 1, 0, facts()), utc_now())
+        record_report(session, "d", Reported(SPOKEN, "b", 1, 0, facts()), utc_now())
     walk("change_device", "device.update", "patch", "devices/d", json={"tags": {"line": "3"}})
     make_ready(database, variant_id, digest)
     run = {"version": "m@1", "profile": "p"}

@@ -17,13 +17,13 @@ from agent.protocol.version import SPOKEN
 from agent.update.trust import PieceFetcher, TrustClient
 from fleet_server.app import create_app, running
 from fleet_server.clock import utc_now
-from fleet_server.devices import service as devices
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from fleet_server.trust import service as trust
 from tests.integration.test_api import facts
 from tests.integration.test_audit import make_ready, rollout_body
 from tests.integration.test_tenants import ADMIN, Inspector, client, created
+from tests.reporting import record_report
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_fleet_with_approvals_has_orders_signed_by_people(api: TestClient, app
 
 def test_orders_change_nothing_for_devices_with_a_server(api: TestClient, application: FastAPI) -> None:
     with application.state.database.write() as session:
-        devices.record_report(session, "d", Reported(SPOKEN, "b", 1, 0, facts()), utc_now())
+        record_report(session, "d", Reported(SPOKEN, "b", 1, 0, facts()), utc_now())
     order(api, "m@1")
     assert api.get("/api/v1/deployments?device=d").json()["items"] == []
     rollout = created(api.post("/api/v1/rollouts", json=rollout_body()))

@@ -32,12 +32,13 @@ from fleet_server.clock import utc_now
 from fleet_server.commands import receiving, schemas, sending, service, streaming
 from fleet_server.commands.keeper import CommandKeeper
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
+from fleet_server.devices import reports
 from fleet_server.models import AuditEvent, CommandLogLine, DeviceCommand, OutboxMessage, Webhook, WebhookDelivery
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.settings import Settings
 from tests import rest
 from tests.integration.test_api import refused
+from tests.reporting import record_report
 
 KNOWN = {"restart-runtime": True, "logs": True, "benchmark": True, "facts": True, "identify": False}
 
@@ -49,12 +50,12 @@ def register(database: Database, device_id: str = "d", **facts: Any) -> None:
     )  # fmt: skip
     said = msgspec.structs.replace(plain, **facts)
     with database.write() as session:
-        devices.record_report(session, device_id, Reported(SPOKEN, "b", 1, 0, said), utc_now())
+        record_report(session, device_id, Reported(SPOKEN, "b", 1, 0, said), utc_now())
 
 
 def online(database: Database, device_id: str = "d", *, is_online: bool = True) -> None:
     with database.write() as session:
-        devices.record_presence(session, [(device_id, Presence(is_online, "b"))], utc_now())
+        reports.record_presence(session, [(device_id, Presence(is_online, "b"))], utc_now())
         if is_online:
             sending.send_open(session, [device_id], utc_now())
 

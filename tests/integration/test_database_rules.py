@@ -34,6 +34,7 @@ from fleet_server.rollouts.engine import RolloutEngine
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from fleet_server.telemetry.repository import SeriesKey
+from tests.reporting import record_report
 
 SPEC = ProfileCreate(name="p", runtime="onnx")
 
@@ -181,7 +182,7 @@ def register(database: Database, device_id: str) -> None:
         protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=facts, deployments=(), serving=(), sent_at=0.0
     )
     with database.write() as session:
-        devices.record_report(session, device_id, reported, utc_now())
+        record_report(session, device_id, reported, utc_now())
 
 
 def test_telemetry_that_comes_twice_counts_once(database: Database) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import event
 
 from agent.protocol.codec import decode, encode
 from agent.protocol.facts import DeviceFacts
@@ -42,7 +43,7 @@ from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
 from fleet_server.gateway.inbox import Message
 from fleet_server.gateway.service import Gateway
-from fleet_server.models import Device, Fleet, ModelWindowRow
+from fleet_server.models import AuditEvent, Device, DeviceHolding, Fleet, ModelWindowRow
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.reminder import Reminder
 from fleet_server.samples.receiving import Receiving
@@ -292,20 +293,53 @@ def test_a_message_waits_for_a_database_that_does_not_work(tmp_path: Path, monke
 def test_of_reports_that_are_taken_in_together_one_that_fails_is_undone_alone(
     handlers: Handlers, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = gates.apply_report
+    usual = gates.apply_reports
 
-    def failing(session: Any, settings: Any, device: Device, *rest: Any) -> None:
-        usual(session, settings, device, *rest)
-        if device.id == "dev-1":
+    def failing(session: Any, taken: Any, *rest: Any) -> set[str]:
+        told = usual(session, taken, *rest)
+        if any(device.id == "dev-1" for device, _ in taken):
             session.flush()
             raise RuntimeError("it can't be taken in")
+        return told
 
-    monkeypatch.setattr("fleet_server.gateway.handlers.gates.apply_report", failing)
+    monkeypatch.setattr("fleet_server.gateway.reports.gates.apply_reports", failing)
     whole = [Message(device_topic(f"dev-{number}", DeviceTopic.REPORTED), encode(HELLO)) for number in range(3)]
     rubbish = Message(device_topic("dev-3", DeviceTopic.REPORTED), b"rubbish")
     handlers.handle_reports([whole[0], rubbish, *whole[1:]])
     with database.read() as session:
         assert [session.get(Device, f"dev-{number}") is not None for number in range(4)] == [True, False, True, False]
+        noted = [one.subject for one in session.query(AuditEvent).order_by(AuditEvent.sequence)]
+    assert noted == ["device/dev-0", "device/dev-2"], "each once, though they were tried twice"
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["registers", "has another address"])
+def test_a_hundred_reports_ask_the_database_as_often_as_ten(
+    handlers: Handlers, database: Database, *, again: bool
+) -> None:
+    def statements(devices: int, address: str, sequence: int) -> int:
+        count = 0
+
+        def counted(*_: Any) -> None:
+            nonlocal count
+            count += 1
+
+        facts = msgspec.structs.replace(HELLO.facts, balancing_lan="plant", balancing_address=address)
+        said = msgspec.structs.replace(HELLO, facts=facts, sequence=sequence, held=("0" * 64, address[-1] * 64))
+        event.listen(database.engine, "before_cursor_execute", counted)
+        handlers.handle_reports(
+            [Message(device_topic(f"of-{devices}-{one}", DeviceTopic.REPORTED), encode(said)) for one in range(devices)]
+        )
+        event.remove(database.engine, "before_cursor_execute", counted)
+        return count
+
+    few, many = statements(10, "https://a", 1), statements(100, "https://b", 1)
+    if again:
+        few, many = statements(10, "https://c", 2), statements(100, "https://d", 2)
+    assert many <= few + 2
+    with database.read() as session:
+        told = {one.facts["balancing_address"] for one in session.query(Device)}
+        assert told == ({"https://c", "https://d"} if again else {"https://a", "https://b"})
+        assert session.query(DeviceHolding).count() == 2 * 110
 
 
 def test_what_was_said_before_another_boot_is_stale_however_late_it_comes(

@@ -24,6 +24,7 @@ from fleet_server.errors import InvalidError
 from fleet_server.models import Device, DeviceAttribute
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rsql import And, Comparison, Node, Operator, Or, Value, parse
+from tests.reporting import record_report
 
 FACTS = DeviceFacts("0.1", "Debian", "6.1", "x86_64", "cpu", 4, ("avx2",), 2048, 100)
 
@@ -53,7 +54,7 @@ def populate(database: Database) -> None:
             ),
             report("box-04", cpu_features=("avx2", "avx512_vnni"), tags={"line": "3.0"}),
         ):
-            service.record_report(session, *one, now=utc_now())
+            record_report(session, *one, now=utc_now())
         session.get_one(Device, "box-04").online = False
 
 
@@ -115,7 +116,7 @@ def test_what_can_not_be_asked_is_refused_by_the_name_of_the_field(database: Dat
 def test_queries_follow_what_devices_say_and_people_tag(database: Database) -> None:
     populate(database)
     with database.write() as session:
-        service.record_report(session, *report("cam-01", sequence=2, tags={"site": "plant9"}), now=utc_now())
+        record_report(session, *report("cam-01", sequence=2, tags={"site": "plant9"}), now=utc_now())
         service.update_device(session, DEFAULT_FLEET, "cam-02", DeviceUpdate(tags={"ring": "canary"}), actor="me")
     assert found(database, "site==plant9") == ["cam-01"]
     assert found(database, "site==plant7") == ["Cam-03"]

@@ -16,7 +16,6 @@ from agent.protocol.topics import DeviceTopic, device_topic, parse_device_topic
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.devices import service as devices
 from fleet_server.domain.tensors import Tensor, binary_body, read_request
 from fleet_server.errors import TooLargeError
 from fleet_server.inferences.dispatch import Dispatch
@@ -26,6 +25,7 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.sdk.tensors import gathered, request_of
 from tests.fabricated import fabricate
 from tests.integration.test_device_messages import HELLO
+from tests.reporting import record_report
 
 ROWS = 4
 WANTED = Wanted("net", None, None, 30.0)
@@ -67,7 +67,7 @@ def desk(database: Database, tmp_path: Path) -> tuple[Desk, Devices]:
             serving = ServingReport("net", "1", variant.digest or "", "d", "onnx", "cpu", 0.0)
             facts = msgspec.structs.replace(HELLO.facts, features=(FEATURE,))
             reported = msgspec.structs.replace(HELLO, facts=facts, serving=(serving,))
-            devices.record_report(session, device, reported, utc_now())
+            record_report(session, device, reported, utc_now())
     answering = Devices()
     return Desk(database, answering.dispatch), answering
 

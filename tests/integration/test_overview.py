@@ -41,6 +41,7 @@ from fleet_server.telemetry.totals import FLEET_S, HOUR_S, period_of
 from tests import rest
 from tests.integration.test_api import facts
 from tests.integration.test_telemetry import HOUR, NOW, roll_up, sent, store
+from tests.reporting import record_report
 
 DAY = dt.timedelta(days=1)
 
@@ -53,7 +54,7 @@ def report(database: Database, device: str, *served: ServingReport, sequence: in
     with database.write() as session:
         measured = msgspec.structs.replace(facts(), agent_version=agent)
         said = Reported(SPOKEN, "b", sequence, 0, measured, serving=served)
-        devices.record_report(session, device, said, utc_now())
+        record_report(session, device, said, utc_now())
 
 
 def overview(database: Database, fleet_id: str = DEFAULT_FLEET, now: dt.datetime = NOW) -> Overview:

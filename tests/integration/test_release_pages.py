@@ -19,12 +19,11 @@ from agent.protocol.messages import DeploymentReport, Failure, Reported
 from agent.protocol.release import AGENT, own_platform
 from agent.protocol.version import SPOKEN
 from fleet_server.clock import utc_now
-from fleet_server.devices import service as devices
-from fleet_server.rollouts import reports
 from fleet_server.web import api as web_api
 from tests import rest
 from tests.integration.test_api import facts
 from tests.page_numbers import printed, shown, told
+from tests.reporting import apply_report
 from tests.tiny_bundle import tiny_bundle
 
 Page = Any
@@ -56,8 +55,7 @@ class Told:
         measured = msgspec.structs.replace(facts(), agent_version=version, agent=AgentFacts(own_platform(), **agent))
         reported = Reported(SPOKEN, "boot", self._sequences[device], 0, measured, releases=releases)
         with self._app.state.database.write() as session:
-            outcome = devices.record_report(session, device, reported, utc_now())
-            reports.apply_report(session, self._app.state.settings, outcome.device, reported, utc_now())
+            apply_report(session, self._app.state.settings, device, reported, utc_now())
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,12 @@ from fleet_server.errors import ConflictError, FleetError, InvalidError, NotFoun
 from fleet_server.models import Deployment, Device, Model, Rollout, Variant, Version
 from fleet_server.paging import PageRequest
 from fleet_server.principals import DEFAULT_FLEET
-from fleet_server.rollouts import reports, repository, service, views
+from fleet_server.rollouts import repository, service, views
 from fleet_server.rollouts.engine import advance
 from fleet_server.rollouts.schemas import RolloutCreate, RolloutView
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
+from tests.reporting import apply_report
 
 SETTINGS = Settings(state_dir=Path(tempfile.mkdtemp(prefix="shoal-rules-")))  # of the keys alone
 HALVES = {"stages": [{"percent": 50}, {"percent": 100}]}
@@ -95,8 +96,7 @@ class World:
         self._sequences[device] = self._sequences.get(device, 0) + 1
         reported = Reported(SPOKEN, "boot", self._sequences[device], 0, FACTS, deployments, held=held)
         with self.database.write() as session:
-            outcome = devices.record_report(session, device, reported, utc_now())
-            reports.apply_report(session, SETTINGS, outcome.device, reported, utc_now())
+            apply_report(session, SETTINGS, device, reported, utc_now())
 
     def create(self, version: str, **fields: Any) -> str:
         wanted = RolloutCreate.model_validate(

@@ -23,7 +23,7 @@ from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.domain.states import RolloutState
 from fleet_server.enrolment.service import Authority
-from fleet_server.gateway import handlers as handling
+from fleet_server.gateway import reports as handling
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
 from fleet_server.gateway.handlers import Handlers
@@ -168,7 +168,7 @@ def test_what_could_not_be_taken_in_left_no_span(traced: Traced, monkeypatch: py
         raise RuntimeError("after the deployment was moved")
 
     with monkeypatch.context() as patch:
-        patch.setattr(handling.gates, "apply_report", fails)
+        patch.setattr(handling.gates, "apply_reports", fails)
         traced.say(Phase.ACTIVE, trace=trace(SERVED))
     assert traced.spans == []
     traced.say(Phase.ACTIVE, trace=trace(SERVED))

@@ -30,14 +30,16 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.devices import service as devices
+from fleet_server.gateway.reports import Reports
 from fleet_server.models import Device, Model, OutboxMessage, Profile, SamplePieceRow, SampleRequestRow, SampleUpload
 from fleet_server.principals import DEFAULT_FLEET
-from fleet_server.samples import reports, repository, service
+from fleet_server.samples import repository, service
 from fleet_server.samples.examining import NoSamplesError, examine
 from fleet_server.samples.keeper import SampleKeeper
 from fleet_server.samples.receiving import Receiving
 from fleet_server.samples.schemas import SAMPLES_FOLDER, SampleRequestCreate, SamplingSpec
 from fleet_server.settings import Settings
+from tests.reporting import record_report
 
 SETTINGS = Settings(samples_days=2.0)
 FACTS = DeviceFacts(
@@ -68,7 +70,7 @@ class Server:
             session.add(Model(fleet_id=DEFAULT_FLEET, name="m"))
             session.add(Profile(fleet_id=DEFAULT_FLEET, name="p", spec={"match": {}, "runtime": "onnx"}))
             session.flush()
-            device = devices.record_report(session, "d", Reported(SPOKEN, "b", 0, 0, FACTS), utc_now()).device
+            device = record_report(session, "d", Reported(SPOKEN, "b", 0, 0, FACTS), utc_now()).device
             device.profile_id, device.profile_pinned = session.query(Profile).one().id, True
 
     def rule(self, **fields: Any) -> None:
@@ -98,8 +100,7 @@ class Server:
             device = session.get_one(Device, "d")
             known = device.desired_revision if revision is None else revision
             said = Reported(SPOKEN, "b", self.sequence, known, FACTS, samples=samples)
-            outcome = devices.record_report(session, "d", said, utc_now())
-            reports.apply_report(session, SETTINGS, outcome.device, said, utc_now())
+        Reports(self.database, SETTINGS).take([("d", said)])
 
     @property
     def desired(self) -> DesiredState:

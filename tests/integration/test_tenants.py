@@ -20,7 +20,6 @@ from fleet_server.app import create_app, running
 from fleet_server.catalog.schemas import UploadView, VersionCreate
 from fleet_server.catalog.service import InspectionRecord, discard_uploads
 from fleet_server.clock import utc_now
-from fleet_server.devices import service as devices
 from fleet_server.models import (
     Alert,
     AlertRoute,
@@ -48,6 +47,7 @@ from fleet_server.samples.schemas import SAMPLES_FOLDER, SamplingSpec
 from fleet_server.settings import Settings
 from fleet_server.telemetry import service as telemetry
 from tests.api_document import document
+from tests.reporting import record_report
 from tests.tiny_bundle import tiny_bundle
 
 ADMIN = "the-admin-of-tests"
@@ -109,7 +109,7 @@ def alpha(application: FastAPI, tmp_path_factory: pytest.TempPathFactory) -> dic
     )  # fmt: skip
     window = ModelWindow("alpha-deployment", "alpha-model", "1", "a" * 64, "cpu", 1, 0, 0, 1, {}, ())
     with application.state.database.write() as session:
-        devices.record_report(session, "alpha-device", Reported(SPOKEN, "b", 1, 0, facts), utc_now())
+        record_report(session, "alpha-device", Reported(SPOKEN, "b", 1, 0, facts), utc_now())
         batch = TelemetryBatch(SPOKEN, "alpha-spool", 1, 0.0, 1.0, (window,), HostWindow())
         assert telemetry.store_batch(session, "alpha-device", batch, utc_now())
     created(api.post("/api/v1/profiles", json={"name": "alpha-profile", "runtime": "onnx"}))

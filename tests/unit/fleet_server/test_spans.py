@@ -15,6 +15,7 @@ from agent.protocol.trace import MARKS, SWITCHED, Mark, TraceParent, marked, par
 from fleet_server import spans
 from fleet_server.cli.main import app
 from fleet_server.cli.tracing import command_words
+from fleet_server.db import savepoint
 from fleet_server.otlp import Targets, targets
 from fleet_server.rollouts.tracing import placed
 
@@ -86,6 +87,9 @@ class _Session:
     def __init__(self) -> None:
         self.info: dict[str, list[spans.Span]] = {}
 
+    def begin_nested(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
 
 def span(name: str, ended_at: float | None = 2.0) -> spans.Span:
     return spans.Span(name, "1" * 32, spans.new_span_id(), "", 1.0, ended_at)
@@ -94,10 +98,10 @@ def span(name: str, ended_at: float | None = 2.0) -> spans.Span:
 def test_what_is_undone_leaves_no_span() -> None:
     session = _Session()
     spans.note(session, span("a"))
-    with contextlib.suppress(ValueError), spans.forgotten_on_failure(session):
+    with contextlib.suppress(ValueError), savepoint(session):
         spans.note(session, span("b"))
         int("no number")
-    with spans.forgotten_on_failure(session):
+    with savepoint(session):
         spans.note(session, span("c", None))
     before = dt.datetime.now(dt.UTC).timestamp()
     first, last = spans.noted(session)
