@@ -25,14 +25,18 @@ def compare(session: Session, rollout: Rollout) -> RolloutComparison:
     now: dict[str, Sample] = defaultdict(Sample)
     before: dict[str, Sample] = defaultdict(Sample)
     devices: dict[str, int] = defaultdict(int)
-    for deployment, profile in repository.cohort(session, rollout.id, limit=DEVICES):
+    cohort = repository.cohort(session, rollout.id, limit=DEVICES)
+    profiles, since, running = {}, {}, {}
+    for deployment, profile in cohort:
         devices[profile] += 1
-        since = (deployment.sent_at or rollout.created_at) - BEFORE
-        for row in repository.windows_of(session, deployment.device_id, [deployment.id], since):
-            now[profile] += sample(row)
-        if deployment.previous_id:
-            for row in repository.windows_of(session, deployment.device_id, [deployment.previous_id], since):
-                before[profile] += sample(row)
+        for deployment_id in filter(None, (deployment.id, deployment.previous_id)):
+            profiles[deployment_id], running[deployment_id] = profile, deployment.device_id
+            since[deployment_id] = (deployment.sent_at or rollout.created_at) - BEFORE
+    ours = {deployment.id for deployment, _ in cohort}
+    first = min(since.values(), default=rollout.created_at)
+    for deployment_id, window in repository.windows_of(session, running, first):
+        if window.ended_at >= since[deployment_id]:
+            (now if deployment_id in ours else before)[profiles[deployment_id]] += sample(window)
     return RolloutComparison(
         id=rollout.id,
         cohorts=[

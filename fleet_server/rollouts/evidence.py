@@ -31,13 +31,17 @@ CONTROLS = 50  # devices without the version that are looked at, of a profile
 WINDOWS = 5_000  # at most in one transaction
 
 
-def note_before(session: Session, deployment: Deployment) -> None:
-    """Keep what a device did in the hour before it is sent a version."""
-    if deployment.previous_id:
-        since = utc_now() - BEFORE
-        rows = repository.windows_of(session, deployment.device_id, [deployment.previous_id], since)
-        total = sum((sample(row) for row in rows), Sample())
-        deployment.evidence = _ENCODER.encode(_Kept(before=total))
+def note_before(session: Session, strategy: RolloutStrategy, deployments: Sequence[Deployment]) -> None:
+    """Keep what devices did in the hour before they are sent a version, where a stop rule compares with that."""
+    if not any(rule.metric.relative for rule in strategy.stop_when):
+        return
+    before = {one.previous_id: one for one in deployments if one.previous_id}
+    totals: dict[str, Sample] = defaultdict(Sample)
+    running = {key: one.device_id for key, one in before.items()}
+    for deployment_id, window in repository.windows_of(session, running, utc_now() - BEFORE):
+        totals[deployment_id] += sample(window)
+    for key, deployment in before.items():
+        deployment.evidence = _ENCODER.encode(_Kept(before=totals[key]))
 
 
 def gather(session: Session, rollout: Rollout) -> bool:
@@ -195,16 +199,16 @@ class _Changes:
         now = utc_now()
         began = self._rollout.stage_started_at or self._rollout.created_at
         middle = max(began, now - MEANWHILE)
-        pairs = []
-        for device_id, running in repository.controls(self._session, self._rollout.id, profile_id, limit=CONTROLS):
-            before = after = Sample()
-            for row in repository.windows_of(self._session, device_id, [running], began - BEFORE):
-                if row.ended_at <= began:
-                    before += sample(row)
-                elif row.ended_at > middle:
-                    after += sample(row)
-            pairs.append((before, after))
-        return pairs
+        before: dict[str, Sample] = defaultdict(Sample)
+        after: dict[str, Sample] = defaultdict(Sample)
+        controls = repository.controls(self._session, self._rollout.id, profile_id, limit=CONTROLS)
+        running = {deployment_id: device_id for device_id, deployment_id in controls}
+        for deployment_id, window in repository.windows_of(self._session, running, began - BEFORE):
+            if window.ended_at <= began:
+                before[deployment_id] += sample(window)
+            elif window.ended_at > middle:
+                after[deployment_id] += sample(window)
+        return [(before[key], after[key]) for key in running]
 
 
 def _added(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Select, and_, case, func, select, update
@@ -323,20 +323,25 @@ def windows_to_judge(session: Session, rollout_id: str, *, limit: int) -> list[t
 
 
 def windows_of(
-    session: Session, device_id: str, deployment_ids: Sequence[str], since: dt.datetime
-) -> Sequence[ModelWindowRow]:
-    """Windows of a device's deployments that ended since a time, in the order they ended."""
-    query = (
-        select(ModelWindowRow)
-        .join(TelemetrySeries, TelemetrySeries.id == ModelWindowRow.series_id)
-        .where(
-            TelemetrySeries.deployment_id.in_(deployment_ids),
-            TelemetrySeries.device_id == device_id,
-            ModelWindowRow.ended_at >= since,
+    session: Session, running: Mapping[str, str], since: dt.datetime
+) -> Iterator[tuple[str, ModelWindowRow]]:
+    """Windows of deployments that ended since a time, each with its deployment's id, in the order they ended.
+
+    Args:
+        session: to read with.
+        running: the deployments, with their devices: what another device says of one is left out.
+        since: when; those of thousands of devices are read a piece at a time, and need not be held together.
+    """
+    for piece in pieces(sorted(running), 50):
+        query = (
+            select(TelemetrySeries.deployment_id, TelemetrySeries.device_id, ModelWindowRow)
+            .join(TelemetrySeries, TelemetrySeries.id == ModelWindowRow.series_id)
+            .where(TelemetrySeries.deployment_id.in_(piece), ModelWindowRow.ended_at >= since)
+            .order_by(ModelWindowRow.ended_at)
         )
-        .order_by(ModelWindowRow.ended_at)
-    )
-    return session.scalars(query).all()
+        for deployment_id, device_id, window in session.execute(query):
+            if running[deployment_id] == device_id:
+                yield deployment_id, window
 
 
 def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:

@@ -83,12 +83,12 @@ def desire(session: Session, settings: Settings, deployments: Sequence[Deploymen
             one.desired = False
     session.flush()  # before others are: the database takes no two
     devices = repository.by_id(session, Device, device_ids)
-    beside = RolloutStrategy.model_validate(session.get_one(Rollout, deployments[0].rollout_id).strategy).exposure
+    strategy = RolloutStrategy.model_validate(session.get_one(Rollout, deployments[0].rollout_id).strategy)
+    evidence.note_before(session, strategy, [one for one in deployments if not one.revert_of])
     for one in deployments:
         one.desired, one.phase, one.sent_at = True, Phase.PENDING.value, utc_now()
         if not one.revert_of:
-            evidence.note_before(session, one)
-            one.exposure = _exposure(beside, one, devices[one.device_id])
+            one.exposure = _exposure(strategy.exposure, one, devices[one.device_id])
     session.flush()
     queue_all(session, settings, [devices[one.device_id] for one in deployments])
 
