@@ -55,10 +55,11 @@ def gather(session: Session, rollout: Rollout) -> bool:
     for deployment_id, window in rows:
         found[deployment_id].append(window)
     changes = _Changes(session, rollout)
-    for deployment in repository.deployments_of(session, rollout.id, list(found)):
+    deployments = repository.deployments_of(session, rollout.id, list(found))
+    variants = repository.by_id(session, Variant, {one.variant_id for one in deployments})
+    for deployment in deployments:
         samples = [sample(window) for window in found[deployment.id]]
-        variant = session.get_one(Variant, deployment.variant_id)
-        deployment.evidence = _added(deployment.evidence, rules, samples, variant, changes)
+        deployment.evidence = _added(deployment.evidence, rules, samples, variants[deployment.variant_id], changes)
     repository.mark_judged(session, [window for _, window in rows])
     return bool(rows)
 
