@@ -38,7 +38,7 @@ from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.db import Database
 from fleet_server.devices import shipped
 from tests.benchmarks.common import Checks, children, pss_mb
-from tests.benchmarks.scale_lines import Measured, Quantity, asked_for, lines, markdown, plot
+from tests.benchmarks.scale_lines import Measured, Quantity, asked_for, less_telemetry, lines, markdown, plot
 from tests.databases import postgresql
 from tests.fabricated import fabricate
 from tests.fleet import BIN, LocalFleet
@@ -277,6 +277,7 @@ def measure(folder: Path, count: int, interval_s: float, steady_s: float, *, tls
             second = at.roll_out("2")
             awaited("the second version", lambda: at.state(second) == "succeeded", 2.0)
             note(found, "rollout", before, at.read())
+            less_telemetry(found)
             time.sleep(interval_s)
             ended = devices.stop()
         finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.scale_lines import PLOTTED, Measured, asked_for, lines, markdown, plot
+from tests.benchmarks.scale_lines import PLOTTED, Measured, Quantity, asked_for, less_telemetry, lines, markdown, plot
 
 
 def of(devices: int, value: float, *, tls: bool = False) -> Measured:
@@ -37,6 +37,15 @@ def test_one_size_makes_no_line_and_kinds_are_kept_apart() -> None:
 def test_figures_are_kept_and_read_again() -> None:
     measured = of(1000, 1.5, tls=True)
     assert Measured.of_plain(json.loads(json.dumps(measured.plain()))) == measured
+
+
+def test_what_a_rollout_takes_is_told_without_the_telemetry_that_comes_meanwhile() -> None:
+    found: dict[Quantity, float] = {("rollout", "s"): 20.0}
+    for process, usual, whole in (("server", 0.5, 14.0), ("broker", 0.1, 2.5), ("database", 0.2, 3.0)):
+        found["telemetry", f"{process} CPU"], found["rollout", f"{process} CPU s"] = usual, whole
+    less_telemetry(found)
+    told = [found["rollout", f"{one} CPU s, less telemetry"] for one in ("server", "broker", "database")]
+    assert told == [pytest.approx(4.0), pytest.approx(0.5), 0.0]
 
 
 def test_tables_and_plot_have_every_size(tmp_path: Path) -> None:
