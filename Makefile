@@ -111,7 +111,7 @@ unexport PYTHONDONTWRITEBYTECODE
 TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
 .PHONY: test
 test: check ## lint, types, and every test's short form
-	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS)
+	$(BIN)/python -m tests.suite --beside $(TESTERS) -- -m "not slow"
 
 .PHONY: test-long
 test-long: check ## every test, the long forms too
