@@ -60,6 +60,7 @@ from fleet_server.trust.tickets import LIFETIME_S, TicketDesk
 
 log = logging.getLogger(__name__)
 COMPLAIN_EVERY_S = 60.0
+BATCHES = 1000  # of telemetry, of one transaction
 NO_KEY = "0" * 64
 _TELEMETRY, _REPORTED = (f"/{leaf}" for leaf in (DeviceTopic.TELEMETRY, DeviceTopic.REPORTED))
 
@@ -145,7 +146,7 @@ class Handlers:
         self._tickets = TicketDesk(authority.ca)
         self._ingest = Ingest(database)
         self._groups = (
-            Group(is_telemetry, 1000, self.handle_telemetry, insists=False),
+            Group(is_telemetry, BATCHES, self.handle_telemetry, insists=False),
             Group(is_report, 100, self.handle_reports),  # some take milliseconds, and others wait
             Group(_of(DeviceTopic.PRESENCE), 500, self.handle_presence),
             Group(_of(DeviceTopic.NEED), 1000, self.handle_needs),

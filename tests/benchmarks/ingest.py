@@ -42,13 +42,14 @@ from fleet_server import migrations
 from fleet_server.catalog.artifacts import ArtifactStore
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
+from fleet_server.devices.reports import record_reports
 from fleet_server.enrolment.service import Authority
 from fleet_server.gateway.conduct import Conduct
 from fleet_server.gateway.delivery import Delivery
-from fleet_server.gateway.handlers import Handlers, is_telemetry
+from fleet_server.gateway.handlers import BATCHES, Handlers, is_telemetry
 from fleet_server.gateway.inbox import FairInbox, Message
 from fleet_server.gateway.mqtt import MqttLink
-from fleet_server.gateway.service import GROUP, GROUP_BYTES
+from fleet_server.gateway.service import GROUP_BYTES
 from fleet_server.models import Fleet, HostWindowRow, ModelWindowRow
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.samples.receiving import Receiving
@@ -56,7 +57,6 @@ from fleet_server.settings import Settings
 from fleet_server.trust.ca import FleetCa
 from tests.benchmarks.common import Checks, broker
 from tests.databases import postgresql, postgresql_programs
-from tests.reporting import record_report
 
 DEVICES = 100
 LIMIT_S = 300.0
@@ -119,7 +119,7 @@ class Bare:
             waiting = [self._inbox.get(timeout=0.1)]
         except queue.Empty:
             return
-        while len(waiting) < GROUP and not self._inbox.empty():
+        while len(waiting) < BATCHES and not self._inbox.empty():
             waiting.append(self._inbox.get())
         rows = []
         for one in (decode(payload, TelemetryBatch) for payload in waiting):
@@ -170,7 +170,7 @@ class Server:
     def step(self) -> None:
         message = self._inbox.get(0.1)
         if message is not None:
-            more = self._inbox.get_more(is_telemetry, limit=GROUP - 1, limit_bytes=GROUP_BYTES)
+            more = self._inbox.get_more(is_telemetry, limit=BATCHES - 1, limit_bytes=GROUP_BYTES)
             self._handlers.handle_telemetry([message, *more])
             self.stored += 1 + len(more)
             self.groups += 1
@@ -227,9 +227,8 @@ def measure(checks: Checks, name: str, url: str, folder: Path, port: int, *, cou
         if session.get(Fleet, DEFAULT_FLEET) is None:
             session.add(Fleet(id=DEFAULT_FLEET))
         session.flush()
-        for number in range(DEVICES):
-            hello = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=FACTS)
-            record_report(session, f"dev-{number}", hello, utc_now())
+        hello = Reported(protocol=SPOKEN, boot_id="b", sequence=1, revision=0, facts=FACTS)
+        record_reports(session, {f"dev-{number}": hello for number in range(DEVICES)}, utc_now())
     bare, rates = Bare(url, folder), {"bare": [], "ours": []}  # type: ignore[var-annotated]
     groups = acknowledged = 0
     for number in range(rounds):
