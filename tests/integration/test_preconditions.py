@@ -127,7 +127,8 @@ def test_a_change_is_made_on_condition(
         "token": api.get("/enrolment-tokens").json()["items"][0]["id"],
         "webhook": api.get("/webhooks").json()["items"][0]["id"],
         "delivery": api.get("/webhook-deliveries?state=dead").json()["items"][0]["id"],
-        "alert": api.get("/alerts?state=firing").json()["items"][0]["id"],
+        # The server's own keeper may have found meanwhile that it is over.
+        "alert": min(api.get("/alerts").json()["items"], key=lambda one: one["state"] != "firing")["id"],
         "silence": api.get("/alert-silences").json()["items"][0]["id"],
         "plan": api.get("/shard-plans").json()["items"][0]["id"],
         "asked": api.get("/sample-requests?state=running").json()["items"][0]["id"],
