@@ -46,6 +46,7 @@ from tests.fleet import BIN, LocalFleet
 PROFILES = ("raspberry-pi-5", "x86-64-vnni")
 OF_A_PROCESS = 3000  # simulated devices
 STORM_PER_S = 2000.0
+IDLE_S = 10.0
 WAIT_S = 1800.0  # where the machine has other work
 TICKS_S = os.sysconf("SC_CLK_TCK")
 ROWS = ("devices", "device_attributes", "deployments", "telemetry_batches", "model_windows", "host_windows")
@@ -113,6 +114,10 @@ class World:
 
     def rows(self) -> int:
         return sum(int(self.ask(f"SELECT count(*) FROM {name}")) for name in ROWS)
+
+    def windows(self) -> int:
+        """Of telemetry, stored so far."""
+        return int(self.ask("SELECT count(*) FROM host_windows"))
 
     def roll_out(self, version: str) -> str:
         """Send a version to every device; its rollout's id."""
@@ -257,6 +262,7 @@ def measure(folder: Path, count: int, interval_s: float, steady_s: float, *, tls
             note(found, "enrolment", before, at.read())
         rows = at.rows()
         try:
+            idle(at, found)
             before = at.read()
             devices.start()
             online = "SELECT count(*) FROM devices WHERE online"
@@ -267,6 +273,7 @@ def measure(folder: Path, count: int, interval_s: float, steady_s: float, *, tls
 
             awaited("all devices", everybody)
             note(found, "connect storm", before, at.read())
+            found["connect storm", "windows"] = at.windows()
             first = at.roll_out("1")
             awaited("the first version", lambda: at.state(first) == "succeeded", 2.0)
             found["rows", "registered and one version"] = at.rows() - rows
@@ -282,7 +289,7 @@ def measure(folder: Path, count: int, interval_s: float, steady_s: float, *, tls
             ended = devices.stop()
         finally:
             devices.kill()
-        stored = int(at.ask("SELECT count(*) FROM host_windows"))
+        stored = at.windows()
     updated = sum(one["phases"].get(f"{MODEL}@2", {}).get("active", 0) for one in ended)
     windows, acknowledged = (sum(one[name] for one in ended) for name in ("windows", "acknowledged"))
     return Measured(
@@ -299,9 +306,20 @@ def note(found: dict[Quantity, float], phase: str, before: Reading, after: Readi
     found[phase, "database CPU s"] = after.database_s - before.database_s
 
 
+def idle(at: World, found: dict[Quantity, float]) -> None:
+    """What they take while nobody is connected."""
+    before = at.read()
+    time.sleep(IDLE_S)
+    after = at.read()
+    took = after.at - before.at
+    found["idle", "server CPU"] = (after.server_s - before.server_s) / took
+    found["idle", "broker CPU"] = (after.broker_s - before.broker_s) / took
+    found["idle", "database CPU"] = (after.database_s - before.database_s) / took
+
+
 def steady(at: World, found: dict[Quantity, float], seconds: float) -> None:
     """What telemetry takes a second."""
-    before, bytes_before, rows_before = at.read(), at.bytes(), at.rows()
+    before, bytes_before, rows_before, windows_before = at.read(), at.bytes(), at.rows(), at.windows()
     size = int(at.ask("SELECT pg_database_size(current_database())"))
     time.sleep(seconds)
     after, bytes_after, rows_after = at.read(), at.bytes(), at.rows()
@@ -311,6 +329,7 @@ def steady(at: World, found: dict[Quantity, float], seconds: float) -> None:
     found["telemetry", "database CPU"] = (after.database_s - before.database_s) / took
     found["telemetry", "bytes/s from devices"] = (bytes_after[0] - bytes_before[0]) / took
     found["telemetry", "bytes/s to devices"] = (bytes_after[1] - bytes_before[1]) / took
+    found["telemetry", "windows/s"] = (at.windows() - windows_before) / took
     found["telemetry", "rows/s"] = (rows_after - rows_before) / took
     found["telemetry", "disk bytes/s"] = (int(at.ask("SELECT pg_database_size(current_database())")) - size) / took
 

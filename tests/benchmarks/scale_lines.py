@@ -15,7 +15,7 @@ FAR = (100_000, 1_000_000)
 FULL = 0.7  # of a processor, what a process that is one thread should take in the long run
 DAY_S = 86_400
 PLOTTED = (
-    ("connect storm", "server CPU s"),
+    ("connect storm", "server CPU s, less telemetry"),
     ("rollout", "server CPU s, less telemetry"),
     ("telemetry", "server CPU"),
     ("telemetry", "broker CPU"),
@@ -75,11 +75,19 @@ class Line:
 
 
 def less_telemetry(found: dict[Quantity, float]) -> None:
-    """Add what a rollout took by itself: telemetry comes all the while, and the longer it takes the more of that."""
+    """Add what a connect storm and a rollout took by themselves.
+
+    Telemetry comes all the while, and the longer either takes the more of that; in a storm from those that are there
+    already, so as much of it as its windows that were stored by its end.
+    """
+    storm_s = found["connect storm", "s"]
+    usual_windows = found["telemetry", "windows/s"] * storm_s
+    came = min(1.0, found["connect storm", "windows"] / usual_windows) if usual_windows else 0.0
     for process in ("server", "broker", "database"):
-        usual = found["telemetry", f"{process} CPU"] * found["rollout", "s"]
-        whole = found["rollout", f"{process} CPU s"]
-        found["rollout", f"{process} CPU s, less telemetry"] = max(0.0, whole - usual)
+        idle, steady = found["idle", f"{process} CPU"], found["telemetry", f"{process} CPU"]
+        for phase, usual in (("connect storm", idle + (steady - idle) * came), ("rollout", steady)):
+            whole = found[phase, f"{process} CPU s"]
+            found[phase, f"{process} CPU s, less telemetry"] = max(0.0, whole - usual * found[phase, "s"])
 
 
 def lines(every: Sequence[Measured]) -> list[Line]:
@@ -163,8 +171,17 @@ def asked_for(found: Sequence[Line], *, tls: bool, interval_s: float) -> str:
     row("processors of the database, for telemetry", database, processes)
     row("memory of all brokers, GB", ("memory", "broker"), lambda mb, _: _shown(mb / 1024))
     row("windows on the database's disk, GB a day", ("telemetry", "disk bytes/s"), gb_a_day)
-    row("everybody connects anew, minutes of each of those servers", ("connect storm", "server CPU s"), each(servers))
-    row("everybody connects anew, minutes of each of those brokers", ("connect storm", "broker CPU s"), each(brokers))
+    storm = "connect storm"
+    row(
+        "everybody connects anew, minutes of each of those servers",
+        (storm, "server CPU s, less telemetry"),
+        each(servers),
+    )
+    row(
+        "everybody connects anew, minutes of each of those brokers",
+        (storm, "broker CPU s, less telemetry"),
+        each(brokers),
+    )
     row(
         "a version goes to all, minutes of each of those servers",
         ("rollout", "server CPU s, less telemetry"),

@@ -39,20 +39,30 @@ def test_figures_are_kept_and_read_again() -> None:
     assert Measured.of_plain(json.loads(json.dumps(measured.plain()))) == measured
 
 
-def test_what_a_rollout_takes_is_told_without_the_telemetry_that_comes_meanwhile() -> None:
-    found: dict[Quantity, float] = {("rollout", "s"): 20.0}
-    for process, usual, whole in (("server", 0.5, 14.0), ("broker", 0.1, 2.5), ("database", 0.2, 3.0)):
-        found["telemetry", f"{process} CPU"], found["rollout", f"{process} CPU s"] = usual, whole
+def test_what_is_told_without_the_telemetry_that_comes_meanwhile() -> None:
+    found: dict[Quantity, float] = {("rollout", "s"): 20.0, ("connect storm", "s"): 10.0}
+    found["telemetry", "windows/s"], found["connect storm", "windows"] = 30.0, 75  # a quarter of 10 s of telemetry
+    for process, idle, usual, storm, rollout in (
+        ("server", 0.1, 0.5, 7.0, 14.0),
+        ("broker", 0.0, 0.1, 1.0, 2.5),
+        ("database", 0.2, 0.2, 1.0, 3.0),
+    ):
+        found["idle", f"{process} CPU"], found["telemetry", f"{process} CPU"] = idle, usual
+        found["connect storm", f"{process} CPU s"], found["rollout", f"{process} CPU s"] = storm, rollout
     less_telemetry(found)
-    told = [found["rollout", f"{one} CPU s, less telemetry"] for one in ("server", "broker", "database")]
-    assert told == [pytest.approx(4.0), pytest.approx(0.5), 0.0]
+
+    def told(phase: str) -> list[float]:
+        return [found[phase, f"{one} CPU s, less telemetry"] for one in ("server", "broker", "database")]
+
+    assert told("rollout") == [pytest.approx(4.0), pytest.approx(0.5), 0.0]
+    assert told("connect storm") == [pytest.approx(5.0), pytest.approx(0.75), 0.0]
 
 
 def test_tables_and_plot_have_every_size(tmp_path: Path) -> None:
     every = [of(1000, 1.0), of(3000, 3.0), of(1000, 2.0, tls=True), of(3000, 6.0, tls=True)]
     text = markdown(every, lines(every))
     assert "| | 1,000 | 3,000 | of 1,000 more | off the line | 100,000 | 1,000,000 |" in text
-    assert "| connect storm: server CPU s | 1 | 3 | 1 | 0% | 100 | 1,000 |" in text
+    assert "| connect storm: server CPU s, less telemetry | 1 | 3 | 1 | 0% | 100 | 1,000 |" in text
     assert "Mutual TLS" in text
     plot(every, lines(every), tmp_path / "scale.svg")
     assert (tmp_path / "scale.svg").read_text().count("axes_") >= len(PLOTTED)
