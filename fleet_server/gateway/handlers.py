@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from sqlalchemy.orm import Session
 
-from agent.protocol.codec import decode, encode
+from agent.protocol.codec import MessageT, decode, encode
 from agent.protocol.commands import CommandAnswer
 from agent.protocol.errors import WireError, WireErrorCode
 from agent.protocol.limits import LIMITS
@@ -178,13 +178,7 @@ class Handlers:
             self._store_telemetry(messages)
 
     def _store_telemetry(self, messages: Sequence[Message]) -> None:
-        sent = []
-        for message in messages:
-            try:
-                topic = parse_device_topic(message.topic)
-                sent.append(Sent(topic.device_id, decode(message.payload, TelemetryBatch)))
-            except WireError as error:
-                self._refuse(message, error)
+        sent = [Sent(*one) for message in messages if (one := self._decoded(message, TelemetryBatch))]
         by_spool: dict[tuple[str, str], set[int]] = defaultdict(set)
         stored = self._ingest.store(sent)
         for one in stored:
@@ -201,12 +195,7 @@ class Handlers:
     def handle_reports(self, messages: Sequence[Message]) -> None:
         """Take in reports, in one transaction."""
         with self._instruments.timed_handling(DeviceTopic.REPORTED.value, len(messages)):
-            said = []
-            for message in messages:
-                try:
-                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Reported)))
-                except WireError as error:
-                    self._refuse(message, error)
+            said = [one for message in messages if (one := self._decoded(message, Reported))]
             if said:
                 self._reports.take(said)
 
@@ -219,13 +208,10 @@ class Handlers:
         said: list[tuple[str, Presence]] = []
         kept: set[str] = set()  # who is connected, as the broker remembers
         for message in messages:
-            try:
-                if message.payload:
-                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Presence)))
-                    if message.retained and said[-1][1].online:
-                        kept.add(said[-1][0])
-            except WireError as error:
-                self._refuse(message, error)
+            if message.payload and (one := self._decoded(message, Presence)):
+                said.append(one)
+                if message.retained and one[1].online:
+                    kept.add(one[0])
         ours = [(device_id, one) for device_id, one in said if self._shards.hears(device_id)]
         known, out = self._record_presence(ours) if ours else (set(), set())
         for device_id, presence in said:
@@ -251,13 +237,15 @@ class Handlers:
     def handle_needs(self, messages: Sequence[Message]) -> None:
         """Take in what devices lack, and let them have it where they may; the database is asked once for many."""
         with self._instruments.timed_handling(DeviceTopic.NEED.value, len(messages)):
-            said = []
-            for message in messages:
-                try:
-                    said.append((parse_device_topic(message.topic).device_id, decode(message.payload, Need)))
-                except WireError as error:
-                    self._refuse(message, error)
-            self._needs.take(said)
+            self._needs.take([one for message in messages if (one := self._decoded(message, Need))])
+
+    def _decoded(self, message: Message, kind: type[MessageT]) -> tuple[str, MessageT] | None:
+        """The device that a message is of, and what it says; None when it can't be read, which is noted."""
+        try:
+            return parse_device_topic(message.topic).device_id, decode(message.payload, kind)
+        except WireError as error:
+            self._refuse(message, error)
+            return None
 
     def _refuse(self, message: Message, error: WireError) -> None:
         self._instruments.refused.inc()
