@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 FEW = 3  # files
+CACHE = Path(".pytest_cache")
+LAST_FAILED = CACHE / "v" / "cache" / "lastfailed"  # where pytest writes which tests failed
 FAILED = 1  # what pytest ends with when tests failed, and nothing else was wrong
 
 
@@ -25,29 +27,28 @@ def main() -> int:
     parser.add_argument("--beside", type=int, default=1, help="processes of the first run; default 1")
     parser.add_argument("arguments", nargs="*", help="for pytest, in both runs; after --")
     given = parser.parse_args()
-    cache = Path(".pytest_cache")
-    status = run([*given.arguments, f"--numprocesses={given.beside}"], cache)
-    failed = failed_files(cache)
+    status = run([*given.arguments, f"--numprocesses={given.beside}"])
+    failed = failed_files()
     if status != FAILED or not 0 < len(failed) <= given.few:
         return status
     tell(f"failed beside others, and run again alone: {', '.join(failed)}")
-    status = run([*given.arguments, "--numprocesses=0", *failed], cache)
+    status = run([*given.arguments, "--numprocesses=0", *failed])
     if status == 0:
         tell(f"HELD ALONE, AND NOT BESIDE OTHERS: {', '.join(failed)}: see above what failed")
     return status
 
 
-def run(arguments: list[str], cache: Path) -> int:
+def run(arguments: list[str]) -> int:
     """Pytest, with what failed before forgotten."""
-    (cache / "v" / "cache" / "lastfailed").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache}", *arguments]
+    LAST_FAILED.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-o", f"cache_dir={CACHE}", *arguments]
     return subprocess.run(command, check=False).returncode
 
 
-def failed_files(cache: Path) -> list[str]:
+def failed_files() -> list[str]:
     """The files of tests that failed in the last run."""
     try:
-        failed = json.loads((cache / "v" / "cache" / "lastfailed").read_text())
+        failed = json.loads(LAST_FAILED.read_text())
     except FileNotFoundError:
         return []
     return sorted({test.partition("::")[0] for test in failed})
