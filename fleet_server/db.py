@@ -15,11 +15,23 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import msgspec
 import psycopg
-from sqlalchemy import ColumnElement, DateTime, Dialect, Engine, MetaData, and_, create_engine, event, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Engine,
+    MetaData,
+    Row,
+    Select,
+    and_,
+    create_engine,
+    event,
+    tuple_,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
@@ -34,6 +46,8 @@ PIECE = 500  # values of one query
 # What is raised while the database does not work, whatever it was asked: the same may be asked again later.
 UNAVAILABLE = (OperationalError, InterfaceError, psycopg.OperationalError)
 ValueT = TypeVar("ValueT")
+EntityT = TypeVar("EntityT")
+ColumnTs = TypeVarTuple("ColumnTs")
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -51,6 +65,25 @@ def new_id() -> str:
 def pieces(values: Sequence[ValueT], size: int = PIECE) -> Iterator[Sequence[ValueT]]:
     """Values in the order given, as many at a time as a query takes well."""
     return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def rows_by(
+    session: Session, query: Select[*ColumnTs], column: InstrumentedAttribute[Any], values: Sequence[object]
+) -> Iterator[Row[*ColumnTs]]:
+    """What a query finds where a column is one of these values, however many.
+
+    They are asked for a piece at a time, in the order given: what the query says of order holds within a piece.
+    """
+    for piece in pieces(values):
+        yield from session.execute(query.where(column.in_(piece)))
+
+
+def scalars_by(
+    session: Session, query: Select[EntityT], column: InstrumentedAttribute[Any], values: Sequence[object]
+) -> Iterator[EntityT]:
+    """As `rows_by`, for a query of one kind of row or one column."""
+    for piece in pieces(values):
+        yield from session.scalars(query.where(column.in_(piece)))
 
 
 def rows_in(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Sequence[Any]]) -> ColumnElement[bool]:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from agent.protocol.commands import LEVELS
-from fleet_server.db import pieces
+from fleet_server.db import rows_by, scalars_by
 from fleet_server.domain.commands import ENDED, OPEN, CommandState
 from fleet_server.models import CommandLogLine, Device, DeviceCommand
 from fleet_server.paging import PageRequest, Rows, TableList
@@ -49,24 +49,15 @@ def commands_page(
 
 def open_of(session: Session, device_ids: Sequence[str]) -> Sequence[DeviceCommand]:
     """Commands of devices that are not over, the oldest first."""
-    found: list[DeviceCommand] = []
-    for piece in pieces(device_ids):
-        query = select(DeviceCommand).where(DeviceCommand.device_id.in_(piece), DeviceCommand.state.in_(_OPEN))
-        found += session.scalars(query.order_by(DeviceCommand.id).with_for_update())
-    return found
+    query = select(DeviceCommand).where(DeviceCommand.state.in_(_OPEN)).order_by(DeviceCommand.id).with_for_update()
+    return list(scalars_by(session, query, DeviceCommand.device_id, device_ids))
 
 
 def open_counts(session: Session, device_ids: Sequence[str]) -> Counter[str]:
     """How many commands of each device are not over."""
-    found: Counter[str] = Counter()
-    for piece in pieces(device_ids):
-        query = (
-            select(DeviceCommand.device_id, func.count())
-            .where(DeviceCommand.device_id.in_(piece), DeviceCommand.state.in_(_OPEN))
-            .group_by(DeviceCommand.device_id)
-        )
-        found.update({row[0]: row[1] for row in session.execute(query)})
-    return found
+    device = DeviceCommand.device_id
+    query = select(device, func.count()).where(DeviceCommand.state.in_(_OPEN)).group_by(device)
+    return Counter({row[0]: row[1] for row in rows_by(session, query, device, device_ids)})
 
 
 def overdue(session: Session, now: dt.datetime, grace: dt.timedelta) -> Sequence[DeviceCommand]:

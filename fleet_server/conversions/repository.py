@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from fleet_server.db import pieces
+from fleet_server.db import rows_by
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
 
 
@@ -88,17 +88,12 @@ def is_deployed(session: Session, variant_id: str) -> bool:
 def open_trials(session: Session, device_ids: Sequence[str]) -> dict[str, list[tuple[GateTrial, GateRun]]]:
     """What devices are to measure for gate runs that are not over, oldest first, by device."""
     found: dict[str, list[tuple[GateTrial, GateRun]]] = defaultdict(list)
-    for piece in pieces(device_ids):
-        query = (
-            select(GateTrial, GateRun)
-            .join(GateRun, GateRun.id == GateTrial.run_id)
-            .where(
-                GateTrial.device_id.in_(piece),
-                GateTrial.phase.not_in(("done", "failed")),
-                GateRun.state == "running",
-            )
-            .order_by(GateTrial.id)
-        )
-        for trial, run in session.execute(query):
-            found[trial.device_id].append((trial, run))
+    query = (
+        select(GateTrial, GateRun)
+        .join(GateRun, GateRun.id == GateTrial.run_id)
+        .where(GateTrial.phase.not_in(("done", "failed")), GateRun.state == "running")
+        .order_by(GateTrial.id)
+    )
+    for trial, run in rows_by(session, query, GateTrial.device_id, device_ids):
+        found[trial.device_id].append((trial, run))
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from fleet_server.db import pieces
+from fleet_server.db import rows_by
 from fleet_server.models import ArtifactEncoding, Deployment, DeviceHolding, Rollout, Variant, Version
 
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
@@ -30,12 +30,8 @@ def of_artifacts(session: Session, fleet_id: str, artifacts: Collection[str]) ->
 
 def holders(session: Session, digests: Collection[str], device_ids: Sequence[str]) -> set[tuple[str, str]]:
     """Which of these devices hold which of these digests: device and digest."""
-    found: set[tuple[str, str]] = set()
-    for piece in pieces(device_ids):
-        held = DeviceHolding.digest.in_(digests), DeviceHolding.device_id.in_(piece)
-        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(*held)
-        found.update((row[0], row[1]) for row in session.execute(query))
-    return found
+    query = select(DeviceHolding.device_id, DeviceHolding.digest).where(DeviceHolding.digest.in_(digests))
+    return {(row[0], row[1]) for row in rows_by(session, query, DeviceHolding.device_id, device_ids)}
 
 
 def entitled_size(session: Session, device_id: str, digest: str) -> int | None:

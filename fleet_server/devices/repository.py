@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlalchemy import ColumnElement, Select, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import UtcDateTime, pieces, rows_in
+from fleet_server.db import UtcDateTime, pieces, rows_by, rows_in, scalars_by
 from fleet_server.devices.attributes import Attribute
 from fleet_server.models import Device, DeviceAttribute, DeviceHolding, DeviceIdentity, Profile, Variant
 from fleet_server.paging import PageRequest, Rows, TableList
@@ -45,10 +45,8 @@ def device(session: Session, fleet_id: str, device_id: str) -> Device | None:
 
 def by_id(session: Session, ids: Collection[str]) -> dict[str, Device]:
     """Devices of whatever fleet, forgotten ones too, that are there; in the order of their ids."""
-    found: list[Device] = []
-    for piece in pieces(sorted(ids)):
-        found += session.scalars(select(Device).where(Device.id.in_(piece)).order_by(Device.id))
-    return {one.id: one for one in found}
+    query = select(Device).order_by(Device.id)
+    return {one.id: one for one in scalars_by(session, query, Device.id, sorted(ids))}
 
 
 def devices_page(
@@ -90,10 +88,7 @@ def all_devices(session: Session, fleet_id: str, ids: Sequence[str] | None = Non
     query = select(Device).where(Device.fleet_id == fleet_id, Device.forgotten_at.is_(None)).order_by(Device.id)
     if ids is None:
         return session.scalars(query).all()
-    found: list[Device] = []
-    for piece in pieces(ids):
-        found += session.scalars(query.where(Device.id.in_(piece))).all()
-    return found
+    return list(scalars_by(session, query, Device.id, ids))
 
 
 def devices_where(session: Session, fleet_id: str, condition: ColumnElement[bool]) -> Sequence[Device]:
@@ -105,12 +100,9 @@ def devices_where(session: Session, fleet_id: str, condition: ColumnElement[bool
 def attributes(session: Session, device_ids: Collection[str]) -> dict[str, set[Attribute]]:
     """What devices can be asked for by; one that has nothing is left out."""
     found: dict[str, set[Attribute]] = defaultdict(set)
-    columns = (DeviceAttribute.device_id, DeviceAttribute.name, DeviceAttribute.text, DeviceAttribute.number)
-    for piece in pieces(sorted(device_ids)):
-        for device_id, name, text, number in session.execute(
-            select(*columns).where(DeviceAttribute.device_id.in_(piece))
-        ):
-            found[device_id].add(Attribute(name, text, number))
+    query = select(DeviceAttribute.device_id, DeviceAttribute.name, DeviceAttribute.text, DeviceAttribute.number)
+    for device_id, name, text, number in rows_by(session, query, DeviceAttribute.device_id, sorted(device_ids)):
+        found[device_id].add(Attribute(name, text, number))
     return found
 
 
@@ -131,11 +123,8 @@ def remove_attributes(session: Session, removed: Collection[tuple[str, Attribute
 
 def identities(session: Session, ids: Collection[str]) -> dict[str, DeviceIdentity]:
     """Those of devices that have enrolled."""
-    found: dict[str, DeviceIdentity] = {}
-    for piece in pieces(sorted(ids)):
-        query = select(DeviceIdentity).where(DeviceIdentity.device_id.in_(piece))
-        found |= {one.device_id: one for one in session.scalars(query)}
-    return found
+    found = scalars_by(session, select(DeviceIdentity), DeviceIdentity.device_id, sorted(ids))
+    return {one.device_id: one for one in found}
 
 
 def on_lan(session: Session, fleet_id: str, lan: str, limit: int) -> Sequence[Device]:
@@ -197,10 +186,8 @@ def unpin(session: Session, profile_id: str) -> None:
 
 def keep_holdings(session: Session, devices: Sequence[Device], held: Mapping[str, Collection[str]]) -> None:
     """Note which artifacts devices, which are in the database already, say they have: digests by device."""
-    known: set[tuple[str, str]] = set()
-    for piece in pieces(sorted(held)):
-        query = select(DeviceHolding.device_id, DeviceHolding.digest).where(DeviceHolding.device_id.in_(piece))
-        known.update((device_id, digest) for device_id, digest in session.execute(query))
+    query = select(DeviceHolding.device_id, DeviceHolding.digest)
+    known = {(row[0], row[1]) for row in rows_by(session, query, DeviceHolding.device_id, sorted(held))}
     now = {(device_id, digest) for device_id, digests in held.items() for digest in digests}
     for gone in pieces(sorted(known - now)):
         key = (DeviceHolding.device_id, DeviceHolding.digest)

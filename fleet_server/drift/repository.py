@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, ScalarSelect, Select, func, literal, select, true, union_all
 from sqlalchemy.orm import Session
 
-from fleet_server.db import pieces
+from fleet_server.db import pieces, rows_by
 from fleet_server.models import (
     AlertRule,
     Device,
@@ -106,11 +106,8 @@ def some_windows_query(series_ids: Sequence[int], spans: Sequence[tuple[Time, Ti
 def references(session: Session, series_ids: Sequence[int]) -> list[tuple[int, bytes, Time]]:
     """What is kept of series: their ids, the packed shapes, and when they were taken."""
     row = DriftReference
-    found: list[tuple[int, bytes, Time]] = []
-    for piece in pieces(series_ids):
-        query = select(row.series_id, row.shapes, row.taken_at).where(row.series_id.in_(piece))
-        found += [(one[0], one[1], one[2]) for one in session.execute(query)]
-    return found
+    query = select(row.series_id, row.shapes, row.taken_at)
+    return [(one[0], one[1], one[2]) for one in rows_by(session, query, row.series_id, series_ids)]
 
 
 def rules(session: Session, fleet_id: str) -> Sequence[AlertRule]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import pieces
+from fleet_server.db import scalars_by
 from fleet_server.models import DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
 from fleet_server.paging import PageRequest, Rows, TableList
 
@@ -163,11 +163,8 @@ def revoked_serials(session: Session, now: dt.datetime) -> list[tuple[str, dt.da
 
 def revoked(session: Session, device_ids: Sequence[str]) -> set[str]:
     """Those of these devices that are locked out."""
-    found: set[str] = set()
-    for piece in pieces(device_ids):
-        query = select(DeviceIdentity.device_id).where(DeviceIdentity.device_id.in_(piece))
-        found.update(session.scalars(query.where(DeviceIdentity.revoked_at.is_not(None))))
-    return found
+    query = select(DeviceIdentity.device_id).where(DeviceIdentity.revoked_at.is_not(None))
+    return set(scalars_by(session, query, DeviceIdentity.device_id, device_ids))
 
 
 def to_evict(session: Session) -> Sequence[DeviceIdentity]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Select, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import pieces
+from fleet_server.db import pieces, rows_by, scalars_by
 from fleet_server.devices.attributes import TAG
 from fleet_server.domain.states import RolloutState
 from fleet_server.models import (
@@ -353,11 +353,8 @@ def mark_judged(session: Session, windows: Sequence[ModelWindowRow]) -> None:
 
 def deployments_of(session: Session, rollout_id: str, ids: Sequence[str]) -> list[Deployment]:
     """Those of these deployments that are a rollout's."""
-    found: list[Deployment] = []
-    for piece in pieces(ids):
-        query = select(Deployment).where(Deployment.rollout_id == rollout_id, Deployment.id.in_(piece))
-        found += session.scalars(query).all()
-    return found
+    query = select(Deployment).where(Deployment.rollout_id == rollout_id)
+    return list(scalars_by(session, query, Deployment.id, ids))
 
 
 def controls(session: Session, rollout_id: str, profile_id: str, *, limit: int) -> list[tuple[str, str]]:
@@ -441,20 +438,16 @@ def unsettled_backs(session: Session, rollout_id: str) -> int:
 
 def unsettled(session: Session, model_id: str, device_ids: Sequence[str]) -> Sequence[Deployment]:
     """Deployments of a model on these devices that an open rollout has not settled."""
-    found: list[Deployment] = []
-    for piece in pieces(device_ids):
-        query = (
-            select(Deployment)
-            .join(Rollout, Rollout.id == Deployment.rollout_id)
-            .where(
-                Deployment.model_id == model_id,
-                Deployment.device_id.in_(piece),
-                Deployment.phase.not_in(SETTLED_PHASES),
-                Rollout.state.in_(OPEN_STATES),
-            )
+    query = (
+        select(Deployment)
+        .join(Rollout, Rollout.id == Deployment.rollout_id)
+        .where(
+            Deployment.model_id == model_id,
+            Deployment.phase.not_in(SETTLED_PHASES),
+            Rollout.state.in_(OPEN_STATES),
         )
-        found += session.scalars(query).all()
-    return found
+    )
+    return list(scalars_by(session, query, Deployment.device_id, device_ids))
 
 
 def unsettled_of_device(session: Session, device_id: str) -> Sequence[Deployment]:
@@ -474,35 +467,28 @@ def desired(session: Session, device_id: str, model_id: str | None = None) -> Se
 def desired_on(session: Session, device_ids: Sequence[str], model_id: str | None = None) -> dict[str, list[Deployment]]:
     """What devices ought to run, by device, as `desired`."""
     found: dict[str, list[Deployment]] = defaultdict(list)
-    for piece in pieces(device_ids):
-        query = select(Deployment).where(Deployment.device_id.in_(piece), Deployment.desired.is_(True))
-        if model_id is not None:
-            query = query.where(Deployment.model_id == model_id)
-        for one in session.scalars(query.order_by(Deployment.id)):
-            found[one.device_id].append(one)
+    query = select(Deployment).where(Deployment.desired.is_(True)).order_by(Deployment.id)
+    if model_id is not None:
+        query = query.where(Deployment.model_id == model_id)
+    for one in scalars_by(session, query, Deployment.device_id, device_ids):
+        found[one.device_id].append(one)
     return found
 
 
 def released(session: Session, device_ids: Collection[str]) -> dict[str, str]:
     """Of devices that ought to run no release of the agent: the last deployment of one that each was sent."""
-    found: dict[str, str] = {}
-    for piece in pieces(sorted(device_ids)):
-        query = (
-            select(Deployment.device_id, func.max(Deployment.id))
-            .join(Model, Model.id == Deployment.model_id)
-            .where(Deployment.device_id.in_(piece), Model.kind == "agent", Deployment.sent_at.is_not(None))
-            .group_by(Deployment.device_id)
-        )
-        found.update((row[0], row[1]) for row in session.execute(query))
-    return found
+    query = (
+        select(Deployment.device_id, func.max(Deployment.id))
+        .join(Model, Model.id == Deployment.model_id)
+        .where(Model.kind == "agent", Deployment.sent_at.is_not(None))
+        .group_by(Deployment.device_id)
+    )
+    return {row[0]: row[1] for row in rows_by(session, query, Deployment.device_id, sorted(device_ids))}
 
 
 def by_id(session: Session, model: type[Row], ids: Collection[str]) -> dict[str, Row]:
     """Rows that are there, by their ids."""
-    found: list[Row] = []
-    for piece in pieces(sorted(ids)):
-        found += session.scalars(select(model).where(model.id.in_(piece)))
-    return {one.id: one for one in found}
+    return {one.id: one for one in scalars_by(session, select(model), model.id, sorted(ids))}
 
 
 def profiles_of(session: Session, version_id: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from agent.protocol.delivery import DeliveryPolicy
 from agent.protocol.limits import LIMITS, MIB
 from agent.protocol.samples import SampleRequest, Sampling
-from fleet_server.db import pieces
+from fleet_server.db import rows_by
 from fleet_server.models import Device, Model, SampleRequestRow, SampleUpload, SamplingRule
 
 
@@ -22,30 +22,23 @@ class SampleOrders:
     def __init__(self, session: Session, devices: Sequence[Device]) -> None:
         self._rules: dict[str, list[Sampling]] = defaultdict(list)
         profiles = sorted({one.profile_id for one in devices if one.profile_id})
-        for piece in pieces(profiles):
-            query = (
-                select(SamplingRule, Model.name)
-                .join(Model, Model.id == SamplingRule.model_id)
-                .where(SamplingRule.profile_id.in_(piece))
-                .order_by(Model.name)
-            )
-            for rule, model in session.execute(query):
-                self._rules[rule.profile_id].append(sampling_of(model, rule))
+        query = select(SamplingRule, Model.name).join(Model, Model.id == SamplingRule.model_id).order_by(Model.name)
+        for rule, model in rows_by(session, query, SamplingRule.profile_id, profiles):
+            self._rules[rule.profile_id].append(sampling_of(model, rule))
         self._session, self._ids = session, [one.id for one in devices]
 
     @cached_property
     def _uploads(self) -> Mapping[str, list[tuple[SampleUpload, SampleRequestRow]]]:
         """What devices are to send, by device; who asks only what they are to keep does without."""
         found: dict[str, list[tuple[SampleUpload, SampleRequestRow]]] = defaultdict(list)
-        for ids in pieces(self._ids):
-            asked = (
-                select(SampleUpload, SampleRequestRow)
-                .join(SampleRequestRow, SampleRequestRow.id == SampleUpload.request_id)
-                .where(SampleUpload.device_id.in_(ids), SampleUpload.told.is_(True))
-                .order_by(SampleUpload.id)
-            )
-            for upload, request in self._session.execute(asked):
-                found[upload.device_id].append((upload, request))
+        asked = (
+            select(SampleUpload, SampleRequestRow)
+            .join(SampleRequestRow, SampleRequestRow.id == SampleUpload.request_id)
+            .where(SampleUpload.told.is_(True))
+            .order_by(SampleUpload.id)
+        )
+        for upload, request in rows_by(self._session, asked, SampleUpload.device_id, self._ids):
+            found[upload.device_id].append((upload, request))
         return found
 
     def sampling(self, device: Device) -> tuple[Sampling, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from fleet_server.db import pieces
+from fleet_server.db import rows_by, scalars_by
 from fleet_server.models import Model, Profile, SamplePieceRow, SampleRequestRow, SampleUpload, SamplingRule
 from fleet_server.paging import PageRequest, Rows, TableList
 from fleet_server.samples.schemas import RequestState, UploadState
@@ -66,15 +66,9 @@ def profiles_of(session: Session, fleet_id: str, model: str) -> set[str]:
 
 def told_counts(session: Session, device_ids: Sequence[str]) -> Counter[str]:
     """How many uploads devices are asked for now."""
-    found: Counter[str] = Counter()
-    for piece in pieces(device_ids):
-        query = (
-            select(SampleUpload.device_id, func.count())
-            .where(SampleUpload.device_id.in_(piece), SampleUpload.told.is_(True))
-            .group_by(SampleUpload.device_id)
-        )
-        found.update({row[0]: row[1] for row in session.execute(query)})
-    return found
+    device = SampleUpload.device_id
+    query = select(device, func.count()).where(SampleUpload.told.is_(True)).group_by(device)
+    return Counter({row[0]: row[1] for row in rows_by(session, query, device, device_ids)})
 
 
 def request(session: Session, fleet_id: str, request_id: str) -> SampleRequestRow | None:
@@ -103,11 +97,8 @@ def uploads(session: Session, request_id: str) -> Sequence[SampleUpload]:
 
 def told_to(session: Session, device_ids: Collection[str]) -> Sequence[SampleUpload]:
     """What devices are asked for now, locked until the transaction ends."""
-    found: list[SampleUpload] = []
-    for piece in pieces(sorted(device_ids)):
-        query = select(SampleUpload).where(SampleUpload.device_id.in_(piece), SampleUpload.told.is_(True))
-        found += session.scalars(query.order_by(SampleUpload.id).with_for_update())
-    return found
+    query = select(SampleUpload).where(SampleUpload.told.is_(True)).order_by(SampleUpload.id).with_for_update()
+    return list(scalars_by(session, query, SampleUpload.device_id, sorted(device_ids)))
 
 
 def sample_set(session: Session, fleet_id: str, set_id: str) -> tuple[SampleUpload, SampleRequestRow] | None:

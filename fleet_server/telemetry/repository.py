@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Double
 
-from fleet_server.db import pieces, rows_in
+from fleet_server.db import pieces, rows_by, rows_in
 from fleet_server.models import (
     Device,
     DeviceIdentity,
@@ -71,10 +71,7 @@ def fleets_of_senders(session: Session, device_ids: Iterable[str]) -> dict[str, 
         .outerjoin(DeviceIdentity, DeviceIdentity.device_id == Device.id)
         .where(DeviceIdentity.revoked_at.is_(None))
     )
-    found: dict[str, str] = {}
-    for piece in pieces(sorted(device_ids)):
-        found |= {row[0]: row[1] for row in session.execute(query.where(Device.id.in_(piece)))}
-    return found
+    return {row[0]: row[1] for row in rows_by(session, query, Device.id, sorted(device_ids))}
 
 
 def saw_devices(session: Session, device_ids: Iterable[str], now: dt.datetime) -> None:
@@ -187,11 +184,8 @@ def raw_since(session: Session) -> dt.datetime | None:
 def series_of(session: Session, ids: Collection[int]) -> dict[int, SeriesKey]:
     """What series are of."""
     columns = [getattr(TelemetrySeries, name) for name in SeriesKey._fields]
-    found: dict[int, SeriesKey] = {}
-    for piece in pieces(sorted(ids)):
-        rows = session.execute(select(TelemetrySeries.id, *columns).where(TelemetrySeries.id.in_(piece)))
-        found |= {row[0]: SeriesKey(*row[1:]) for row in rows}
-    return found
+    rows = rows_by(session, select(TelemetrySeries.id, *columns), TelemetrySeries.id, sorted(ids))
+    return {row[0]: SeriesKey(*row[1:]) for row in rows}
 
 
 def _edges(session: Session, wanted: WindowFilter) -> list[dt.datetime]:
