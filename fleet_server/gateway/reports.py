@@ -47,15 +47,20 @@ class Reports:
                 self._take_together(session, group)
 
     def _take_together(self, session: Session, group: Sequence[Said]) -> None:
-        if self._failure(session, group) is None:
+        """Take in one report of each of some devices; where they fail together, each alone."""
+        error = self._failure(session, group)
+        if error is None:
             return
-        for one in group:
-            error = self._failure(session, [one])
-            if isinstance(error, IntegrityError):  # another server has just registered it: now it is there
-                error = self._failure(session, [one])
-            if error is not None:
-                extra = {"device": one[0]}
-                log.error("a report of device %s could not be taken in", one[0], exc_info=error, extra=extra)
+        if len(group) > 1:
+            for one in group:
+                self._take_together(session, [one])
+            return
+        if isinstance(error, IntegrityError):  # another server has just registered it: now it is there
+            error = self._failure(session, group)
+        if error is not None:
+            device_id = group[0][0]
+            extra = {"device": device_id}
+            log.error("a report of device %s could not be taken in", device_id, exc_info=error, extra=extra)
 
     def _failure(self, session: Session, group: Sequence[Said]) -> Exception | None:
         """Why reports could not be taken in, which leaves nothing of them; None when they are."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 
 from agent.protocol.codec import decode, encode
 from agent.protocol.facts import DeviceFacts
@@ -310,6 +311,26 @@ def test_of_reports_that_are_taken_in_together_one_that_fails_is_undone_alone(
         assert [session.get(Device, f"dev-{number}") is not None for number in range(4)] == [True, False, True, False]
         noted = [one.subject for one in session.query(AuditEvent).order_by(AuditEvent.sequence)]
     assert noted == ["device/dev-0", "device/dev-2"], "each once, though they were tried twice"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [(RuntimeError("it can't be taken in"), 1), (IntegrityError("insert", {}, ValueError("unique")), 2)],
+    ids=["whatever is wrong", "another server has registered it"],
+)
+def test_a_report_that_came_alone_is_tried_again_only_where_that_may_help(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, tries: int
+) -> None:
+    tried = []
+
+    def failing(*_: Any) -> set[str]:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr("fleet_server.gateway.reports.gates.apply_reports", failing)
+    say(handlers, DeviceTopic.REPORTED, HELLO)
+    assert len(tried) == tries
+    assert [one.message for one in caplog.records] == ["a report of device dev-1 could not be taken in"]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["registers", "has another address"])
