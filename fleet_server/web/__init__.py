@@ -17,7 +17,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from fleet_server.web import live
-from fleet_server.web.api import ApiError, segment
+from fleet_server.web.api import RefusalError, segment
 from fleet_server.web.cookies import CookieSessions
 from fleet_server.web.pages import (
     access,
@@ -49,7 +49,7 @@ def add_pages(app: FastAPI) -> None:
     for part in (*pages, access, alerts, alert_rules, alert_routes, live):
         app.include_router(part.router)
     app.state.page_looks = live.Looks()
-    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RefusalError, _refused)
     app.add_middleware(CookieSessions)
 
     @app.get("/docs", include_in_schema=False)
@@ -68,7 +68,7 @@ def add_pages(app: FastAPI) -> None:
 
 async def _refused(request: Request, error: Exception) -> Response:
     """What a page says when the API refuses what it needs: who is not signed in, signs in."""
-    assert isinstance(error, ApiError)
+    assert isinstance(error, RefusalError)
     if error.status != 401:
         headings = {403: "Not yours to see", 404: "Not found"}
         heading = headings.get(error.status, "That did not work")

@@ -19,7 +19,7 @@ CARRIED = ("authorization", "x-shoal-fleet", "user-agent")
 MOST_ITEMS = 500
 
 
-class ApiError(Exception):
+class RefusalError(Exception):
     """The API refused.
 
     Attributes:
@@ -54,7 +54,7 @@ class Api:
             parameters: of the query; those that are None or empty are left out.
 
         Raises:
-            ApiError: when it refuses.
+            RefusalError: when it refuses.
         """
         given = {name: value for name, value in parameters.items() if value not in (None, "")}
         found: Json = _checked(await self._http.get(path, params=given)).json()
@@ -64,7 +64,7 @@ class Api:
         """Several at once.
 
         Raises:
-            ApiError: when it refuses one of them.
+            RefusalError: when it refuses one of them.
         """
         return list(await asyncio.gather(*(self.get(path) for path in paths)))
 
@@ -72,7 +72,7 @@ class Api:
         """What is there; None where it is not, or is not for this person."""
         try:
             return await self.get(path, **parameters)
-        except ApiError as error:
+        except RefusalError as error:
             if error.status in {403, 404}:
                 return None
             raise
@@ -81,7 +81,7 @@ class Api:
         """The rows of a list, at most so many.
 
         Raises:
-            ApiError: when it refuses.
+            RefusalError: when it refuses.
         """
         rows: list[Json] = []
         cursor = None
@@ -97,7 +97,7 @@ class Api:
         """What is there, and the ETag by which a form changes just that and nothing newer.
 
         Raises:
-            ApiError: when it refuses.
+            RefusalError: when it refuses.
         """
         answer = _checked(await self._http.get(path))
         return answer.json(), answer.headers.get("etag", "")
@@ -112,7 +112,7 @@ class Api:
             tag: only while what is there is what this ETag stands for; whatever is there when empty.
 
         Raises:
-            ApiError: when it refuses.
+            RefusalError: when it refuses.
         """
         headers = {"If-Match": tag} if tag else None
         answer = _checked(await self._http.request(method, path, json=body, headers=headers))
@@ -133,18 +133,18 @@ def refuse(detail: str, status: int = 422) -> NoReturn:
     """A page itself can't do what is asked for.
 
     Raises:
-        ApiError: saying so, as the API would.
+        RefusalError: saying so, as the API would.
     """
-    raise ApiError(status, {"detail": detail})
+    raise RefusalError(status, {"detail": detail})
 
 
 def refuse_field(field: str, detail: str) -> NoReturn:
     """What was typed into a field can't be sent at all.
 
     Raises:
-        ApiError: saying so, as the API would.
+        RefusalError: saying so, as the API would.
     """
-    raise ApiError(422, {"detail": f"{field}: {detail}", "problems": [{"field": field, "detail": detail}]})
+    raise RefusalError(422, {"detail": f"{field}: {detail}", "problems": [{"field": field, "detail": detail}]})
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:
@@ -155,7 +155,7 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     except ValueError:
         problem = {}
     found = problem if isinstance(problem, dict) else {}
-    raise ApiError(answer.status_code, {"detail": f"the server answered {answer.status_code}"} | found)
+    raise RefusalError(answer.status_code, {"detail": f"the server answered {answer.status_code}"} | found)
 
 
 PageApi = Annotated[Api, Depends(Api)]

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, segment
 from fleet_server.web.forms import read_form
 from fleet_server.web.templating import render
 
@@ -34,7 +34,7 @@ async def make(request: Request, api: PageApi, what: str) -> Response:
         if what not in bodies:
             refuse(f"there is nothing called {what!r} to make here", 404)
         made = await api.send("POST", f"/{what}", bodies[what])
-    except ApiError as error:
+    except RefusalError as error:
         return await _page(request, api, said=error.problem, status=error.status)
     return await _page(request, api, made=made if "token" in made else None)
 
@@ -46,7 +46,7 @@ async def remove(request: Request, api: PageApi, what: str, name: str) -> Respon
         if what not in {"users", "tokens", "enrolment-tokens"}:
             refuse(f"there is nothing called {what!r} to remove here", 404)
         await api.send("DELETE", f"/{what}/{segment(name)}")
-    except ApiError as error:
+    except RefusalError as error:
         return await _page(request, api, said=error.problem, status=error.status)
     return RedirectResponse("/ui/access", 303)
 
@@ -58,7 +58,7 @@ async def decide(request: Request, api: PageApi, enrolment_id: str, action: str)
         if action not in {"approve", "reject"}:
             refuse(f"an enrolment has no action {action!r}", 404)
         await api.send("POST", f"/enrolments/{segment(enrolment_id)}/{action}")
-    except ApiError as error:
+    except RefusalError as error:
         return await _page(request, api, said=error.problem, status=error.status)
     return RedirectResponse("/ui/access", 303)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from agent.protocol.release import AGENT
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse_field, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse_field, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, read_form
 from fleet_server.web.pages.overview import UNDER_WAY
@@ -58,7 +58,7 @@ async def push(request: Request, api: PageApi) -> Response:
         if not given["digest"]:
             refuse_field("digest", "choose the file that `make agent-release` made, and wait until it is uploaded")
         made = await api.send("POST", "/agent-releases", {"digest": given["digest"]})
-    except ApiError as error:
+    except RefusalError as error:
         return _new(request, given, error)
     return RedirectResponse(f"/ui/agent-releases/{segment(made['version'])}", 303)
 
@@ -81,7 +81,7 @@ async def delete(request: Request, api: PageApi, version: str) -> Response:
     tag = (await read_form(request)).text("tag")
     try:
         await api.send("DELETE", f"/agent-releases/{segment(version)}", tag=tag)
-    except ApiError as error:
+    except RefusalError as error:
         if error.status == 404:
             raise
         return await _page(request, api, version, said=error.problem, status=error.status)
@@ -93,7 +93,7 @@ def _typed(form: Form) -> Json:
     return {name: form.text(name) for name in BLANK}
 
 
-def _new(request: Request, given: Json, problem: ApiError | None = None) -> Response:
+def _new(request: Request, given: Json, problem: RefusalError | None = None) -> Response:
     placed = place(problem.problem if problem else None, FIELDS)
     status = problem.status if problem else 200
     return render(request, "agent_release_new.html", status, given=given, said=placed.said, wrong=placed.wrong)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.domain.alerting import KINDS, Of, Severity
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, number, read_form
 from fleet_server.web.templating import render
@@ -35,7 +35,7 @@ async def create(request: Request, api: PageApi) -> Response:
     body = {name: value for name, value in _wanted(typed).items() if value is not None}
     try:
         await api.send("POST", "/alert-rules", body | {"name": typed["name"], "metric": typed["metric"]})
-    except ApiError as error:
+    except RefusalError as error:
         return await _form(request, api, typed, problem=error)
     return RedirectResponse("/ui/alerts#rules", 303)
 
@@ -56,7 +56,7 @@ async def change(request: Request, api: PageApi, rule: str) -> Response:
     was, wanted = _filled(found), _wanted(typed)
     try:
         await api.send("PATCH", path, {name: wanted[name] for name in wanted if typed[name] != was[name]}, tag=tag)
-    except ApiError as error:
+    except RefusalError as error:
         return await _form(request, api, typed, rule=found, tag=tag, problem=error)
     return RedirectResponse("/ui/alerts#rules", 303)
 
@@ -105,7 +105,7 @@ async def _form(
     *,
     rule: Json | None = None,
     tag: str = "",
-    problem: ApiError | None = None,
+    problem: RefusalError | None = None,
 ) -> Response:
     placed = place(problem.problem if problem else None, FIELDS)
     models = await api.get("/models", limit=200)

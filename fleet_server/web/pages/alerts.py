@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.clock import utc_now
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, refuse_field, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, refuse_field, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import number, read_form
 from fleet_server.web.templating import render
@@ -54,7 +54,7 @@ async def silence(request: Request, api: PageApi) -> Response:
             refuse_field("hours", f"a number above 0, at most {MOST_HOURS}")
         body |= {"ends_at": (utc_now() + dt.timedelta(hours=hours)).isoformat(), "comment": typed["comment"]}
         await api.send("POST", "/alert-silences", body)
-    except ApiError as error:
+    except RefusalError as error:
         placed = place(error.problem, SILENCE)
         return await _page(request, api, said=placed.said, wrong=placed.wrong, given=typed, status=error.status)
     return RedirectResponse("/ui/alerts", 303)
@@ -69,7 +69,7 @@ async def end_silence(request: Request, api: PageApi, silence_id: str) -> Respon
 async def _do(request: Request, api: Api, method: str, path: str, body: Json | None = None) -> Response:
     try:
         await api.send(method, path, body)
-    except ApiError as error:
+    except RefusalError as error:
         return await _page(request, api, said=error.problem, status=error.status)
     return RedirectResponse("/ui/alerts", 303)
 

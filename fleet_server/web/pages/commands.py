@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from fleet_server.web.api import Api, ApiError, Json, PageApi, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, segment
 from fleet_server.web.forms import read_form
 from fleet_server.web.templating import render
 
@@ -23,7 +23,7 @@ async def send(request: Request, api: PageApi, device_id: str) -> Response:
         body |= {"lines": 200, "follow": True, "level": form.text("level") or "INFO", "timeout_s": LOG_S}
     try:
         made = await api.send("POST", f"/devices/{segment(device_id)}/commands", body)
-    except ApiError as error:
+    except RefusalError as error:
         return render(request, "problem.html", error.status, heading="The command was not sent", said=error.problem)
     return RedirectResponse(f"/ui/commands/{segment(made['id'])}", 303)
 
@@ -46,7 +46,7 @@ async def cancel(request: Request, api: PageApi, command_id: str) -> Response:
     """End it."""
     try:
         await api.send("POST", f"/commands/{segment(command_id)}/cancel")
-    except ApiError as error:
+    except RefusalError as error:
         return await _page(request, api, command_id, said=error.problem, status=error.status)
     return RedirectResponse(f"/ui/commands/{segment(command_id)}", 303)
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from agent.protocol.release import AGENT
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, segment
 from fleet_server.web.forms import read_form
 from fleet_server.web.plots import hosts, series
 from fleet_server.web.templating import render
@@ -54,7 +54,7 @@ async def tag(request: Request, api: PageApi) -> Response:
             part = chosen[start : start + TOGETHER]
             body = {"tags": {name: value or None}}
             await asyncio.gather(*(api.send("PATCH", f"/devices/{segment(one)}", body) for one in part))
-    except ApiError as error:
+    except RefusalError as error:
         return await _list(request, api, filters, "", said=error.problem, status=error.status)
     wanted = {key: text for key, text in filters.items() if text} | {"changed": len(chosen)}
     return RedirectResponse(f"/ui/devices?{urlencode(wanted)}", 303)
@@ -90,7 +90,7 @@ async def act(request: Request, api: PageApi, device_id: str, action: str) -> Re
                 await api.send("PATCH", path, {"tags": {name: form.text("value") or None}})
             case _:
                 refuse(f"a device has no action {action!r}", 404)
-    except ApiError as error:
+    except RefusalError as error:
         return await _device(request, api, device_id, said=error.problem, status=error.status)
     return RedirectResponse(f"/ui/devices/{segment(device_id)}", 303)
 
@@ -101,7 +101,7 @@ async def _list(
     page: Json = {"items": [], "next_cursor": None}
     try:
         page = await api.get("/devices", limit=PAGE, cursor=cursor, **filters)
-    except ApiError as error:
+    except RefusalError as error:
         said, status = said or error.problem, error.status
     profiles = await api.items("/profiles")
     given = {key: text for key, text in filters.items() if text}

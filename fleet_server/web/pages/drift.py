@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from fleet_server.clock import utc_now
-from fleet_server.web.api import ApiError, Json, PageApi, segment
+from fleet_server.web.api import Json, PageApi, RefusalError, segment
 from fleet_server.web.bars import bars
 from fleet_server.web.templating import render
 
@@ -27,7 +27,7 @@ async def drift(request: Request, api: PageApi, model: str = "", query: str = ""
     said, status = None, 200
     try:
         page = await api.get("/drift", limit=50, cursor=cursor, **filters)
-    except ApiError as error:
+    except RefusalError as error:
         if error.status != 422:
             raise
         said, status = error.problem, error.status
@@ -59,7 +59,7 @@ async def version(
     found, said, status = None, None, 200
     try:
         found = await api.get(path, device=device, query=query, since=since)
-    except ApiError as error:
+    except RefusalError as error:
         if error.status != 422:
             raise
         said, status = error.problem, error.status

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from fleet_server.domain.candidates import quality_of
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, read_form
 from fleet_server.web.plots import scatter, series
@@ -44,7 +44,7 @@ async def push(request: Request, api: PageApi) -> Response:
         if not given["model"]:
             refuse("model: it needs a name, such as cameras")
         made = await api.send("POST", f"/models/{segment(given['model'])}/versions", _version(form))
-    except ApiError as error:
+    except RefusalError as error:
         return await _new(request, api, given, error)
     return RedirectResponse(f"/ui/models/{segment(made['model'])}/{segment(made['name'])}", 303)
 
@@ -80,7 +80,7 @@ async def build(request: Request, api: PageApi, model: str, version: str) -> Res
     body = {"version": f"{model}@{version}", "profiles": form.texts("profile"), "rebuild": form.checked("rebuild")}
     try:
         await api.send("POST", "/variants", body)
-    except ApiError as error:
+    except RefusalError as error:
         return await _version_page(request, api, model, version, said=error.problem, status=error.status)
     return RedirectResponse(f"/ui/models/{segment(model)}/{segment(version)}", 303)
 
@@ -104,7 +104,7 @@ async def act(request: Request, api: PageApi, variant_id: str, action: str) -> R
                 await api.send("POST", "/gate-runs", body)
             case _:
                 refuse(f"a variant has no action {action!r}", 404)
-    except ApiError as error:
+    except RefusalError as error:
         return await _variant_page(request, api, variant_id, said=error.problem, status=error.status)
     return RedirectResponse(f"/ui/variants/{segment(variant_id)}", 303)
 
@@ -134,7 +134,7 @@ def _typed(form: Form) -> Json:
     return {name: form.text(name) for name in (*TEXTS, *DATA)} | {"sources": kept}
 
 
-async def _new(request: Request, api: Api, given: Json, problem: ApiError | None = None) -> Response:
+async def _new(request: Request, api: Api, given: Json, problem: RefusalError | None = None) -> Response:
     architectures = (await api.get("/architectures", limit=200))["items"]
     placed = place(problem.problem if problem else None, (*TEXTS, *DATA, "sources"), CALLED)
     return render(

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from agent.protocol.release import AGENT
 from fleet_server.domain.strategy import StopMetric
-from fleet_server.web.api import Api, ApiError, Json, PageApi, refuse, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, refuse, segment
 from fleet_server.web.fields import place
 from fleet_server.web.forms import Form, number, read_form
 from fleet_server.web.plots import bands
@@ -44,7 +44,7 @@ async def preview(request: Request, api: PageApi) -> Response:
     form = await read_form(request)
     try:
         found = await api.send("POST", "/rollouts/dry-run", _wanted(form))
-    except ApiError as error:
+    except RefusalError as error:
         return render(request, "rollout_preview.html", said=error.problem, preview=None)
     return render(request, "rollout_preview.html", said=None, preview=found)
 
@@ -55,7 +55,7 @@ async def create(request: Request, api: PageApi) -> Response:
     form = await read_form(request)
     try:
         made = await api.send("POST", "/rollouts", _wanted(form))
-    except ApiError as error:
+    except RefusalError as error:
         return await _new(request, api, _typed(form), error)
     return RedirectResponse(f"/ui/rollouts/{segment(made['id'])}", 303)
 
@@ -88,7 +88,7 @@ async def act(request: Request, api: PageApi, rollout_id: str, action: str) -> R
         if action not in ACTIONS:
             refuse(f"a rollout has no action {action!r}", 404)
         await api.send("POST", f"{path}/{'abort' if action == 'revert' else action}", bodies.get(action))
-    except ApiError as error:
+    except RefusalError as error:
         return render(request, "rollout.html", error.status, said=error.problem, **await _now(api, rollout_id))
     return RedirectResponse(f"/ui/rollouts/{segment(rollout_id)}", 303)
 
@@ -179,7 +179,7 @@ def _whole(text: str, unit: str) -> Any:
     return int(found) if unit == COUNT and isinstance(found, float) and found.is_integer() else found
 
 
-async def _new(request: Request, api: Api, given: Json, problem: ApiError | None = None) -> Response:
+async def _new(request: Request, api: Api, given: Json, problem: RefusalError | None = None) -> Response:
     ready, releases, schema = await asyncio.gather(
         api.items("/variants", state="ready"), api.get("/agent-releases", limit=20), api.get("/schemas/rollout")
     )

@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from fleet_server.web.api import Api, ApiError, Json, PageApi, segment
+from fleet_server.web.api import Api, Json, PageApi, RefusalError, segment
 from fleet_server.web.fields import Placed, place
 from fleet_server.web.forms import Form, number, read_form
 from fleet_server.web.templating import render
@@ -35,7 +35,7 @@ async def keep_samples(request: Request, api: PageApi) -> Response:
     path = f"/models/{segment(typed['model'])}/sampling-rules/{segment(typed['profile'])}"
     try:
         await api.send("PUT", path, spec)
-    except ApiError as error:
+    except RefusalError as error:
         placed = place(error.problem, KEEP)
         return await _page(request, api, keep=typed, kept=placed, status=error.status)
     return RedirectResponse("/ui/samples", 303)
@@ -62,7 +62,7 @@ async def ask_devices(request: Request, api: PageApi) -> Response:
     body |= {name: number(typed[name]) for name in ("samples", "megabytes")}
     try:
         made = await api.send("POST", "/sample-requests", {name: one for name, one in body.items() if one is not None})
-    except ApiError as error:
+    except RefusalError as error:
         placed = place(_in_hours(error.problem), ASK)
         return await _page(request, api, ask=typed, asked=placed, status=error.status)
     return RedirectResponse(f"/ui/samples/requests/{segment(made['id'])}", 303)

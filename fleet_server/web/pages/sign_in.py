@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from fleet_server.web.api import Api, ApiError, PageApi
+from fleet_server.web.api import Api, PageApi, RefusalError
 from fleet_server.web.cookies import choose_fleet, sign_in, sign_out
 from fleet_server.web.forms import read_form
 from fleet_server.web.templating import render
@@ -37,7 +37,7 @@ async def do(request: Request, api: PageApi) -> Response:
         else:
             body = {"name": form.text("name"), "password": form.text("password")}
             token = (await api.send("POST", "/login", body))["token"]
-    except ApiError as error:
+    except RefusalError as error:
         return await _form(
             request, api, form.text("next"), said=error.problem, status=error.status, with_token=bool(token)
         )
@@ -52,7 +52,7 @@ async def out(api: PageApi) -> Response:
     answer = RedirectResponse("/ui/sign-in", 303)
     try:
         await api.send("POST", "/logout")
-    except ApiError as error:
+    except RefusalError as error:
         if error.status not in {401, 403, 409, 422}:  # an admin's token, or one of OpenID, has no session to end
             raise
     sign_out(answer)
