@@ -18,13 +18,13 @@ import msgspec
 
 from agent.client.connection import Connection
 from agent.client.http1 import Reply
+from agent.protocol.datatypes import HEADER_LENGTH, HEADER_LENGTH_READ
 from agent.protocol.limits import LIMITS
 from agent.protocol.parts import Hop, InferPart, PartAnswer
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8  # parts that are on their way from here
 BINARY = "application/octet-stream"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 Say = Callable[[PartAnswer], None]
 
@@ -64,7 +64,7 @@ def infer_path(model: str, version: str | None) -> str:
 
 def header_length_of(reply: Reply) -> int:
     """The length of an answer's JSON; all of it where it does not say."""
-    said = reply.headers.get(HEADER_LENGTH.lower(), "")
+    said = reply.headers.get(HEADER_LENGTH_READ, "")
     whole = len(reply.body)
     return min(int(said), whole) if said.isascii() and said.isdigit() and len(said) < 10 else whole
 

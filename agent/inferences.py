@@ -18,7 +18,8 @@ from agent.addresses import check_place
 from agent.client.connection import Connection, CutOffError
 from agent.client.http1 import Reply
 from agent.errors import ConfigError
-from agent.forwarding import BINARY, HEADER_LENGTH, Forwarder, header_length_of, infer_path, is_of_lan
+from agent.forwarding import BINARY, Forwarder, header_length_of, infer_path, is_of_lan
+from agent.protocol.datatypes import HEADER_LENGTH
 from agent.protocol.limits import LIMITS
 from agent.protocol.parts import InferPart, PartAnswer
 from agent.tables import Table

@@ -25,6 +25,7 @@ from agent.client.memory import SharedMemory
 from agent.client.sizes import Sizes
 from agent.client.waiting import Waiting
 from agent.pipelines.content import content_type
+from agent.protocol.datatypes import HEADER_LENGTH_READ
 
 ValueT = TypeVar("ValueT")
 SOCKET = "/run/shoal/api.sock"
@@ -99,7 +100,7 @@ class Core:
         headers = {"Content-Type": kind if kind.startswith("image/") else UNKNOWN_IMAGE}
         headers |= {"X-Request-ID": request_id} if request_id else {}
         reply = await self._ask(Ask("POST", _path(model, version, "infer"), [image], headers), timeout_s)
-        return answer_of(reply.body, reply.headers.get("inference-header-content-length", ""))
+        return answer_of(reply.body, reply.headers.get(HEADER_LENGTH_READ, ""))
 
     async def feedback(
         self, model: str, labels: Mapping[str, int | Sequence[int]], timeout_s: float | None

@@ -11,11 +11,11 @@ from agent.client.encoding import Answer, Part, Placed, Wish, answer_of, header
 from agent.client.http1 import Ask, Reply
 from agent.client.lane import Lane, RefusedError
 from agent.client.sizes import SHARED_FROM, Sizes
+from agent.protocol.datatypes import HEADER_LENGTH, HEADER_LENGTH_READ
 from agent.runtimes.base import Array
 
 FORGOTTEN_MOST = 2  # times that the API does not know a region that it was told of, until the body has it all
 BINARY = "application/octet-stream"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Inference(msgspec.Struct, frozen=True):
@@ -85,7 +85,7 @@ def _size(array: Array) -> int:
 
 
 def _header_length(reply: Reply) -> str:
-    return reply.headers.get(HEADER_LENGTH.lower(), "")
+    return reply.headers.get(HEADER_LENGTH_READ, "")
 
 
 def _forgot(reply: Reply) -> bool:

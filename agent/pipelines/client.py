@@ -11,7 +11,7 @@ import msgspec
 from agent.client.connection import Connection
 from agent.client.http1 import Reply
 from agent.pipelines.items import Answer, Item
-from agent.protocol.datatypes import ARRAY_TYPES
+from agent.protocol.datatypes import ARRAY_TYPES, HEADER_LENGTH_READ
 
 BESIDE_S = 30.0  # for the way there and back, beside the inference itself
 REFUSALS = (400, 413)  # what is wrong with one item; the rest is about the model, and may end
@@ -95,7 +95,7 @@ class Client:
             raise RefusedError(reply.said)
         if reply.status != 200:
             raise AwayError(reply.said, after_s=reply.again_after_s, item=reply.status == 500)
-        return _answer(reply.body, reply.headers.get("inference-header-content-length", ""))
+        return _answer(reply.body, reply.headers.get(HEADER_LENGTH_READ, ""))
 
     def close(self) -> None:
         """End the connection."""

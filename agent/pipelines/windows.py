@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.pipelines.client import TensorInfo
-from agent.protocol.datatypes import ARRAY_TYPES
+from agent.protocol.datatypes import ARRAY_TYPES, HEADER_LENGTH
 
 Samples = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -124,4 +124,4 @@ def request(tensors: Mapping[str, Array], datatypes: Mapping[str, str]) -> tuple
         for name, one in tensors.items()
     ]
     head = msgspec.json.encode({"inputs": inputs, "parameters": {"binary_data_output": True}})
-    return head + b"".join(blobs.values()), {"Inference-Header-Content-Length": str(len(head))}
+    return head + b"".join(blobs.values()), {HEADER_LENGTH: str(len(head))}

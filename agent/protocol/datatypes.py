@@ -1,7 +1,13 @@
-"""Datatypes of the Open Inference Protocol, as the local API, samples and pipelines name them. Without numpy."""
+"""Names of the Open Inference Protocol: datatypes, as the local API, samples and pipelines name them, and a header.
+
+Without numpy.
+"""
 
 from __future__ import annotations
 
+# Of a request or an answer by HTTP whose body goes on with binary tensors: how many bytes of it are JSON.
+HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH_READ = HEADER_LENGTH.lower()  # its name among headers that were read
 BYTES = "BYTES"  # strings, on the way each behind its length in four bytes
 # What numpy calls each, little-endian; `BYTES` are of no fixed size, and not among them.
 ARRAY_TYPES = {

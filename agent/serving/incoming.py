@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import httptools
 
+from agent.protocol.datatypes import HEADER_LENGTH_READ
 from agent.serving.buffers import Buffers
 from agent.serving.clients import Client, Clients
 from agent.serving.exchange import BODY_LIMIT, Request
@@ -198,7 +199,7 @@ class Incoming:
 
     def _room(self, request: Request, length: int) -> memoryview:
         """Where a request's body goes, so that its binary tensors lie aligned."""
-        head = request.headers.get("inference-header-content-length", "")
+        head = request.headers.get(HEADER_LENGTH_READ, "")
         skipped = int(head) if head.isascii() and head.isdigit() and len(head) < 9 else 0
         return self._buffers.take(length, skipped)
 

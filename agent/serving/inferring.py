@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from agent.protocol.datatypes import HEADER_LENGTH, HEADER_LENGTH_READ
 from agent.protocol.manifest import Manifest
 from agent.runtimes.base import Tensors
 from agent.serving.bad_request import BadRequestError
@@ -17,7 +18,7 @@ from agent.serving.exposure import Beside
 from agent.serving.heads import Heads
 from agent.serving.images import ImageRequest, Images, is_image
 from agent.serving.models import LoadedModel, RetiredError, rows_of
-from agent.serving.oip import HEADER_LENGTH, InferRequest, encode_response
+from agent.serving.oip import InferRequest, encode_response
 from agent.serving.registry import Registry
 from agent.serving.shared_memory import Regions
 from agent.serving.waiting import DeadlineError, QueueFullError
@@ -278,9 +279,9 @@ def read_tensors(request: Request, described: Described, regions: Regions, heads
     Raises:
         BadRequestError: saying what does not fit.
     """
-    length = request.headers.get("inference-header-content-length", "")
+    length = request.headers.get(HEADER_LENGTH_READ, "")
     if length and not (length.isascii() and length.isdigit()):
-        raise BadRequestError("Inference-Header-Content-Length is no number of bytes", HEADER_LENGTH)
+        raise BadRequestError(f"{HEADER_LENGTH} is no number of bytes", HEADER_LENGTH)
     header_bytes = int(length[:DIGITS]) if length else None
     return heads.read(request.body, header_bytes, described, regions if request.local else None)
 
@@ -294,7 +295,7 @@ def tensors_answer(wanted: InferRequest, outputs: Tensors, described: Described,
     body, header_length = encode_response(wanted, outputs, described, regions)
     if header_length is None:
         return Answer(200, body, {"Content-Type": "application/json"})
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(header_length)}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
     return Answer(200, body, headers)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 import numpy as np
 
+from agent.protocol.datatypes import HEADER_LENGTH
 from agent.protocol.manifest import TensorSpec
 from agent.runtimes.base import Array, Tensors
 from agent.serving.bad_request import BadRequestError, json_field
@@ -24,7 +25,6 @@ from agent.serving.waiting import DEFAULT, HIGHEST, LOWEST
 
 LONGEST_US = 86_400_000_000
 JSON_LIMIT = 16 << 20  # bytes: what is made of JSON takes up to sixteen times as many
-HEADER_LENGTH = "Inference-Header-Content-Length"
 ID_LIMIT = 256  # characters: ids are remembered until feedback comes
 
 
@@ -148,7 +148,7 @@ def decode_request(
     """
     length = len(body) if header_length is None else header_length
     if not 0 <= length <= len(body):
-        raise BadRequestError("Inference-Header-Content-Length is larger than the body", HEADER_LENGTH)
+        raise BadRequestError(f"{HEADER_LENGTH} is larger than the body", HEADER_LENGTH)
     if length > JSON_LIMIT:
         raise BadRequestError(f"the body has {length} bytes of JSON, and may have {JSON_LIMIT}: send binary tensors")
     try:

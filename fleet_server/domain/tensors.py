@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agent.protocol.datatypes import HEADER_LENGTH
 from agent.protocol.limits import LIMITS
 from fleet_server.errors import InvalidError
 
@@ -256,7 +257,7 @@ def binary_body(said: dict[str, Any], key: str, tensors: Sequence[Tensor]) -> tu
 def _read(decoder: Any, body: bytes, header_length: int | None, key: str) -> tuple[Any, list[Tensor]]:
     whole, at = memoryview(body), len(body) if header_length is None else header_length
     if not 0 <= at <= len(body):
-        raise TensorError(f"Inference-Header-Content-Length: the body has {len(body)} bytes")
+        raise TensorError(f"{HEADER_LENGTH}: the body has {len(body)} bytes")
     try:
         header = decoder.decode(whole[:at])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

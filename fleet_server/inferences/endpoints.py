@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from agent.protocol.datatypes import HEADER_LENGTH
 from fleet_server.db import Database
 from fleet_server.domain.tensors import read_request
 from fleet_server.errors import NotFoundError
@@ -16,7 +17,6 @@ from fleet_server.inferences.schemas import (
     DEFAULT_TIMEOUT_S,
     EXAMPLE,
     EXAMPLE_ANSWER,
-    HEADER_LENGTH,
     LONGEST_TIMEOUT_S,
     REQUEST_BYTES,
 )

@@ -8,7 +8,6 @@ MOST_REQUESTS = 8  # at once, on a server
 MOST_LANES = 256  # that answer a request
 DEFAULT_TIMEOUT_S = 60.0
 LONGEST_TIMEOUT_S = 600.0
-HEADER_LENGTH = "Inference-Header-Content-Length"
 EXAMPLE = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 3], "data": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}]}
 EXAMPLE_ANSWER = {
     "model_name": "mnist",

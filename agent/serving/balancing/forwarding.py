@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from agent.client.http1 import Ask, Reply
+from agent.protocol.datatypes import HEADER_LENGTH_READ
 from agent.protocol.manifest import Manifest
 from agent.serving.balancing import headers
 from agent.serving.balancing.book import PeerBook
@@ -25,7 +26,7 @@ log = logging.getLogger("agent.balancing")
 AT_ONCE = 64  # requests that are with peers
 LONGEST_S = 60.0  # that a peer is waited for; less where the client said so
 RUN_S = 30.0  # that an inference may take beyond the wait for its turn
-SAID = ("content-type", "inference-header-content-length")  # of an answer, what the client needs to read it
+SAID = ("content-type", HEADER_LENGTH_READ)  # of an answer, what the client needs to read it
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Forwarding:
         if left_s is not None:
             said[headers.TIMEOUT_MS] = f"{max(1.0, left_s * 1000):.3f}"
         given = request.headers
-        passed = ["inference-header-content-length"]
+        passed = [HEADER_LENGTH_READ]
         if is_image(given.get("content-type", "")):
             passed += ["content-type", "x-request-id"]
         said |= {name: given[name] for name in passed if name in given}

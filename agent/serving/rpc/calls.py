@@ -11,6 +11,7 @@ import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from agent.protocol.datatypes import HEADER_LENGTH_READ
 from agent.serving.bad_request import BadRequestError
 from agent.serving.exchange import Answer, Request
 from agent.serving.rpc import wire
@@ -105,7 +106,7 @@ def _path(*parts: str) -> str:
 def _infer(message: Any, caller: Caller) -> Request:
     path = _model(message.model_name, message.model_version, "infer", field="model_name")
     body, length = request_body(message, caller.remaining_s)
-    headers = {"inference-header-content-length": str(length), "x-request-id": message.id}
+    headers = {HEADER_LENGTH_READ: str(length), "x-request-id": message.id}
     return Request("POST", path, headers, body)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.protocol.datatypes import HEADER_LENGTH
 from agent.serving.bad_request import BadRequestError
 from agent.serving.exchange import Answer
 from agent.serving.oip import ID_LIMIT, LONGEST_US
@@ -72,7 +73,7 @@ def request_body(message: Any, remaining_s: float | None) -> tuple[bytes, int]:
 
 def response_message(answer: Answer) -> Any:
     """The ModelInferResponse of an answer that went well: each output's bytes, none for those in shared memory."""
-    length = answer.headers.get("Inference-Header-Content-Length")
+    length = answer.headers.get(HEADER_LENGTH)
     position = len(answer.body) if length is None else int(length)
     header = msgspec.json.decode(answer.body[:position])
     message = ModelInferResponse(
