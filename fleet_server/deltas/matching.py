@@ -7,7 +7,6 @@ wherever they went.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,9 @@ from fleet_server.deltas.tensors import Region, find_regions
 
 BLOCK = 256  # bytes of a block that is looked for
 NEAR = 4096  # bytes between tensors that are taken for what was between them before
-STEP = 4 << 20  # positions that are hashed at once
+STEP = 4 << 20  # positions that are hashed at once, at most
+FIRST_STEP = 64 << 10  # where something was found just before: more of it is likely near
+TABLE_BITS = 24  # at most, of a hash, that a table has an entry for
 PRIME = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 INVERSE = pow(PRIME, -1, 1 << 64)
 Array = npt.NDArray[Any]
@@ -116,43 +117,46 @@ class _Blocks:
 
     def __init__(self, base: memoryview) -> None:
         self._base = np.frombuffer(base, np.uint8)
-        self._known: tuple[Array, Array] | None = None
+        self._known: tuple[Array, Array, Array] | None = None
 
     def spans(self, target: memoryview) -> list[Span]:
         """The target in spans that the base has, and that it has not."""
-        if not len(target):
-            return []
-        if len(target) < BLOCK:
-            return [Span(len(target), None)]
-        new, spans, at, last = np.frombuffer(target, np.uint8), [], 0, 0
-        for place, start in self._hits(new):
-            if place < at:
-                continue
-            before = _alike(new[at:place][::-1], self._base[:start][::-1])
-            length = before + _alike(new[place:], self._base[start:])
-            if length < BLOCK:
-                continue  # only its hash was the same
-            if place - before > at:
-                spans.append(Span(place - before - at, None))
-            spans.append(Span(length, start - before))
-            at = last = place - before + length
-        return [*spans, Span(len(target) - last, None)] if last < len(target) else spans
+        new, spans, at, first, step = np.frombuffer(target, np.uint8), [], 0, 0, FIRST_STEP
+        while first + BLOCK <= len(new):
+            places, starts = self._hits(new[first : first + step + BLOCK - 1])
+            index, found_until = 0, at
+            while index < len(places):
+                place, start = first + int(places[index]), int(starts[index])
+                before = _alike(new[at:place][::-1], self._base[:start][::-1])
+                length = before + _alike(new[place:], self._base[start:])
+                if length < BLOCK:
+                    index += 1  # only its hash was the same
+                    continue
+                if place - before > at:
+                    spans.append(Span(place - before - at, None))
+                spans.append(Span(length, start - before))
+                at = place - before + length
+                index = int(np.searchsorted(places, at - first))
+            first = max(first + step, at)
+            step = FIRST_STEP if at > found_until else min(step * 2, STEP)
+        return [*spans, Span(len(new) - at, None)] if at < len(new) else spans
 
-    def _hits(self, new: Array) -> Iterator[tuple[int, int]]:
-        """Places in the target where a block of the base may lie, and where in the base it begins."""
+    def _hits(self, new: Array) -> tuple[Array, Array]:
+        """Places where a block of the base may lie, ascending, and where in the base each begins."""
         if self._known is None:
             self._known = self._hashes()
-        hashes, starts = self._known
+        hashes, starts, table = self._known
         if not len(hashes):
-            return
-        for first in range(0, len(new) - BLOCK + 1, STEP):
-            found = _rolling(new[first : first + STEP + BLOCK - 1])
-            slots = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
-            for place in np.flatnonzero(hashes[slots] == found):
-                yield first + int(place), int(starts[slots[place]])
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        found = _rolling(new)
+        places = np.flatnonzero(table[_slots(found, table)])  # few are left for the search, which takes far longer
+        found = found[places]
+        slots = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
+        same = hashes[slots] == found
+        return places[same], starts[slots[same]]
 
-    def _hashes(self) -> tuple[Array, Array]:
-        """Of the base's blocks, sorted, and where they begin."""
+    def _hashes(self) -> tuple[Array, Array, Array]:
+        """Of the base's blocks, sorted, and where they begin; and which slots of a table some hash falls into."""
         count = len(self._base) // BLOCK
         powers = _powers(BLOCK)
         found = np.empty(count, np.uint64)
@@ -160,7 +164,14 @@ class _Blocks:
             part = self._base[first * BLOCK : min(count, first + STEP // BLOCK) * BLOCK].reshape(-1, BLOCK)
             found[first : first + len(part)] = (part.astype(np.uint64) * powers).sum(1, dtype=np.uint64)
         order = np.argsort(found, kind="stable")
-        return found[order], order * BLOCK
+        table = np.zeros(1 << min(TABLE_BITS, count.bit_length() + 4), np.bool_)
+        table[_slots(found, table)] = True
+        return found[order], order * BLOCK, table
+
+
+def _slots(hashes: Array, table: Array) -> Array:
+    """Where hashes fall in a table, by their highest bits: all of a block's bytes are in those."""
+    return hashes >> np.uint64(65 - len(table).bit_length())
 
 
 def _powers(count: int) -> Array:

@@ -137,6 +137,17 @@ def test_moved_blocks_are_found() -> None:
     assert sum(span.length for span in spans if span.base is not None) == 100_000
 
 
+@pytest.mark.parametrize("unlike", [0, 1, matching.FIRST_STEP - 1, matching.FIRST_STEP, 5 * matching.FIRST_STEP + 7])
+def test_what_the_base_has_is_found_behind_however_much_that_it_has_not(unlike: int) -> None:
+    old = random.Random(3).randbytes(1 << 20)
+    strange = random.Random(4).randbytes(unlike)
+    new = old[600_000:700_001] + strange + old[5000 : 5000 + matching.BLOCK * 2] + strange + old[:900_000]
+    whole = [(100_001, 600_000), (matching.BLOCK * 2, 5000), (900_000, 0)]
+    found = [(one.length, one.base) for one in matching.by_blocks(memoryview(old), memoryview(new))]
+    assert [one for one in found if one[1] is not None] == whole
+    assert sum(length for length, base in found if base is None) == 2 * unlike
+
+
 def test_regions_of_an_onnx_file_are_its_tensors(tmp_path: Path) -> None:
     held = weights(0)
     path = model(held, tmp_path / "m.onnx")
