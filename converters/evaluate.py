@@ -32,6 +32,8 @@ _REMEDIES = (
     ("construct locale", ": give its StringNormalizer locale='C', or install that locale here and on the devices"),
     ("IR version", ": save it with an older one (model.ir_version), or update ONNX Runtime here and on the devices"),
     ("released onnx opset", ": export it with an older opset, or update ONNX Runtime here and on the devices"),
+    ("find an implementation", ": it has no kernel of that version and dtype: export it in float32 or an older opset"),
+    ("No Op registered", ": it does not have that operator: export it with standard ones, or update ONNX Runtime"),
 )
 
 

@@ -352,6 +352,8 @@ def sequence() -> Any:
             lambda: linear(nodes=[node("New", ["x"], ["y"], domain="own")], domains=[helper.make_opsetid("own", 1)]),
             "operators of 'own' .New., which devices do not have.*standard operators",
         ),
+        (lambda: linear(nodes=[node("New", ["x"], ["y"])]), "does not have that operator: export it with standard"),
+        (lambda: linear(dtype=TensorProto.DOUBLE, nodes=[node("Selu", ["x"], ["y"])]), "export it in float32"),
         (
             lambda: net([node("RandomNormal", [], ["y"], shape=[2])], [], [value("y", FLOAT, [2])], []),
             "takes no input",
