@@ -26,6 +26,7 @@ from converters.job import ClassScore, Measurements
 LATENCY_SECONDS = 3.0
 SPILL_BYTES = 64 << 20
 SLICE_ELEMENTS = 1 << 21
+ROUNDING = 1e-12  # of the squares of an output: what varies by less does not vary, but for float32's rounding
 MIXED_ROWS = 4
 MIXED_SHARE = 1e-2
 _REMEDIES = (
@@ -284,13 +285,22 @@ def fidelity(mine: dict[str, Array], source: dict[str, Array]) -> float | None:
 
 
 def _explained(mine: Array, source: Array) -> float:
-    """The coefficient of determination of one output, a few rows at a time."""
+    """The coefficient of determination of one output, a few rows at a time.
+
+    Each number is compared with its mean over the rows. Where none varies from row to row, as of anchors that a
+    detector answers with its boxes, what counts is how they vary among themselves, and of equal ones how large they
+    are.
+    """
     sums = np.zeros(source.shape[1:] if len(source) > 1 else (), np.float64)
     counts = np.zeros(sums.shape, np.int64)
+    squares = 0.0
     axis = 0 if len(source) > 1 else None
     for _, wide in _slices(mine, source):
         finite = np.isfinite(wide)
-        sums, counts = sums + np.where(finite, wide, 0).sum(axis), counts + finite.sum(axis)
+        numbers = np.where(finite, wide, 0)
+        with np.errstate(over="ignore"):
+            sums, counts = sums + numbers.sum(axis), counts + finite.sum(axis)
+            squares += float((numbers**2).sum())
     mean = sums / np.maximum(counts, 1)
     missed = spread = 0.0
     for got, wide in _slices(mine, source):
@@ -300,6 +310,9 @@ def _explained(mine: Array, source: Array) -> float:
         with np.errstate(all="ignore"):
             missed += float((np.where(finite, got - wide, 0) ** 2).sum())
             spread += float((np.where(finite, wide - mean, 0) ** 2).sum())
+    total = float(sums.sum())
+    overall = squares - total * total / max(int(counts.sum()), 1)
+    spread = next((one for one in (spread, overall) if one > ROUNDING * squares), squares)
     share = 1.0 if missed == 0 else 1 - missed / spread if spread > 0 else 0.0
     return share if share > 0 else 0.0  # NaN too
 

@@ -133,3 +133,16 @@ def test_fidelity_is_the_share_of_the_variance_that_is_there_still() -> None:
     constant = {"y": np.ones((3, 2), np.float32)}
     assert fidelity(constant, constant) == 1.0
     assert fidelity({"y": constant["y"] + 1}, constant) == 0.0
+
+
+def test_fidelity_of_what_is_the_same_in_every_row() -> None:
+    """A detector answers its anchors with every row: what rounds them has not lost them."""
+    anchors = {"anchors": np.tile(np.linspace(0, 1, 7, dtype=np.float32), (3, 1))}
+    half = {"anchors": anchors["anchors"].astype(np.float16).astype(np.float32)}
+    assert (fidelity(half, anchors) or 0) > 0.999
+    assert fidelity({"anchors": 1 - anchors["anchors"]}, anchors) == 0.0
+    rounded = {"anchors": anchors["anchors"] + np.float32(1e-8) * np.arange(3, dtype=np.float32)[:, None]}
+    assert (fidelity(half, rounded) or 0) > 0.999, "one row apart from another by rounding alone varies no more"
+    ones = {"y": np.ones((3, 2), np.float32)}
+    assert (fidelity({"y": ones["y"] * np.float32(0.9999)}, ones) or 0) > 0.999
+    assert fidelity({"y": np.full((2, 2), 1e200)}, {"y": np.full((2, 2), 1e200)}) == 1.0
