@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,10 +124,25 @@ def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
         if not np.can_cast(array.dtype, dtype, casting="same_kind"):
             detail = f"{field}: {spec.name!r} holds {array.dtype}, but the model takes {dtype}: convert it first"
             raise ConversionError("bad_data", detail, field)
-        array = array.astype(dtype)
+        array = _held(array, dtype, spec.name, field)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ConversionError("bad_data", f"{field}: {spec.name!r} holds NaN or infinity: remove those rows", field)
     return array
+
+
+def _held(array: Array, dtype: np.dtype[Any], name: str, field: str) -> Array:
+    """An array in a narrower dtype of its kind; what that can't hold would become another number without a word.
+
+    Raises:
+        ConversionError: `bad_data`, with such a number.
+    """
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    lost = np.isfinite(array) & ~np.isfinite(narrow) if dtype.kind == "f" else narrow != array
+    if lost.any():
+        detail = f"{field}: {name!r} holds {array[lost][0]:g}, which {dtype} can't: scale it as the model's input is"
+        raise ConversionError("bad_data", detail, field)
+    return narrow
 
 
 def _agrees(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
@@ -137,6 +153,10 @@ def _labels(array: Array | None, rows: int, field: str) -> npt.NDArray[np.int64]
     if array is None:
         return None
     if array.shape != (rows,) or array.dtype.kind not in "iu" or (array.size and array.min() < 0):
-        detail = f"{field}: labels `y` must be {rows} class indices, not {array.dtype} of shape {list(array.shape)}"
+        detail = (
+            f"{field}: labels `y` must be {rows} class indices, not {array.dtype} of shape {list(array.shape)}: give "
+            "one a row, counted from 0 in the order of the scores, or leave `y` out, and closeness to the source is "
+            "measured"
+        )
         raise ConversionError("bad_data", detail, field)
     return array.astype(np.int64)

@@ -45,6 +45,8 @@ def test_by_name_and_as_x(tmp_path: Path) -> None:
         ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.zeros(3, np.int64)}, "2 class indices"),
         ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.array([0, -1])}, "class indices"),
         ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.array([0.5, 1.0])}, "class indices, not float64"),
+        ({"x": np.zeros((2, 3, 4, 4), np.float32), "y": np.eye(2, dtype=int)}, "one a row.* or leave `y` out"),
+        ({"x": np.full((2, 3, 4, 4), 1e300)}, r"'image' holds 1e\+300, which float32 can't: scale it"),
         ({"x": np.array([[1, 2], ["a", None]], dtype=object)}, "plain arrays"),
     ],
 )
@@ -53,6 +55,17 @@ def test_what_does_not_fit_is_said(tmp_path: Path, arrays: dict[str, Any], said:
         load_dataset(written(tmp_path, **arrays), IMAGE, "evaluation")
     assert found.value.field == "evaluation"
     assert str(found.value.detail).startswith("evaluation: ")
+
+
+@pytest.mark.parametrize(("dtype", "held", "lost"), [("int8", -128, 200), ("int32", 7, 3_000_000_000)])
+def test_integers_that_the_input_does_not_hold(tmp_path: Path, dtype: str, held: int, lost: int) -> None:
+    """To cut them off would calibrate and judge by other rows than those that were given."""
+    specs = (TensorSpec("t", dtype, (-1, 2)),)
+    found = load_dataset(written(tmp_path, t=np.full((3, 2), held)), specs, "evaluation")
+    assert found.inputs["t"].dtype == dtype
+    assert (found.inputs["t"] == held).all()
+    with pytest.raises(ConversionError, match=rf"'t' holds .*, which {dtype} can't"):
+        load_dataset(written(tmp_path, t=np.array([[held, lost]])), specs, "evaluation")
 
 
 def test_several_inputs_need_their_names_and_as_many_rows(tmp_path: Path) -> None:
