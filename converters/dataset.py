@@ -18,7 +18,7 @@ from agent.processing.rows import ARRAYS
 from agent.protocol.manifest import TensorSpec
 from agent.protocol.processing import Processing
 from agent.runtimes.base import STRING
-from agent.trial.dataset import LABELS, Array, Dataset, array_name, as_dtype, with_images
+from agent.trial.dataset import LABELS, Array, Dataset, array_name, as_dtype, labels_of, with_images
 from converters.errors import ConversionError
 
 BYTES_LIMIT = 4 << 30
@@ -59,7 +59,7 @@ def load_dataset(
     rows = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or rows == 0:
         raise ConversionError("bad_data", f"{field}: every array needs the same number of rows, not {lengths}", field)
-    return Dataset(inputs, _labels(arrays.get(LABELS), rows, field), rows, frozenset(whole))
+    return Dataset(inputs, _labels(labels_of(arrays, specs), rows, field), rows, frozenset(whole))
 
 
 def example_rows(path: Path, field: str, processing: Processing | None = None, count: int = 2) -> dict[str, Array]:

@@ -6,6 +6,9 @@ Where it has one more, each row is a whole input: for recurrent states, whose ro
 Texts are an array of `str` (numpy's `U`), or of `bytes` in UTF-8 (`S`): both are read without pickle. numpy drops NUL
 characters at their ends.
 
+Labels are the array `y`. Where an input of the model is called `y`, that array holds its rows and there are no labels,
+but for a model of which it is the only input: its rows may be `x`, and `y` is free for labels then.
+
 Where a version declares how images become its input, a data set may hold images in that array's place
 (`agent.processing.rows`): the rows are then made of them here, as they would be of images that are posted.
 """
@@ -90,7 +93,15 @@ def as_dtype(array: Array, dtype: str) -> Array:
 
 def array_name(spec: TensorSpec, names: list[str], *, inputs: int) -> str:
     """The array that holds an input: of its name, or `x` where the model has but one input."""
+    if inputs == 1 and spec.name == LABELS and ONLY_INPUT in names:
+        return ONLY_INPUT
     return spec.name if spec.name in names or inputs != 1 else ONLY_INPUT
+
+
+def labels_of(arrays: dict[str, Array], specs: tuple[TensorSpec, ...]) -> Array | None:
+    """The array of labels; None where there is none, or where it holds an input."""
+    held = {array_name(spec, list(arrays), inputs=len(specs)) for spec in specs}
+    return None if LABELS in held else arrays.get(LABELS)
 
 
 def with_images(
@@ -153,7 +164,8 @@ def _read(path: Path, specs: tuple[TensorSpec, ...], processing: Processing | No
     inputs = {
         spec.name: as_dtype(arrays[array_name(spec, list(arrays), inputs=len(specs))], spec.dtype) for spec in specs
     }
-    labels = arrays[LABELS].astype(np.int64) if LABELS in arrays else None
+    found = labels_of(arrays, specs)
+    labels = found.astype(np.int64) if found is not None else None
     if not all(array.ndim for array in inputs.values()):
         raise ValueError("an array of it has no axis that counts rows")
     whole = frozenset(spec.name for spec in specs if inputs[spec.name].ndim > len(spec.shape))

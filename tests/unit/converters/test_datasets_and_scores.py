@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agent.protocol.manifest import TensorSpec
+from agent.trial.dataset import read_checked
 from agent.trial.scoring import answers
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
@@ -132,6 +133,21 @@ def test_rows_that_are_whole_inputs(tmp_path: Path) -> None:
         load_dataset(
             written(tmp_path, sound=np.zeros((3, 512)), state=np.zeros((3, 2, 128)), rate=np.full(3, 1)), specs, "x"
         )
+
+
+def test_an_input_that_is_called_as_labels_are(tmp_path: Path) -> None:
+    """Its rows are no labels; where it is the only input, labels can be had beside `x`."""
+    rows = np.ones((3, 2), np.float32)
+    y, x = TensorSpec("y", "float32", (-1, 2)), TensorSpec("x", "float32", (-1, 2))
+    for specs, arrays, labelled in (
+        ((x, y), {"x": rows, "y": rows + 1}, False),
+        ((y,), {"y": rows + 1}, False),
+        ((y,), {"x": rows + 1, "y": np.arange(3)}, True),
+    ):
+        path = written(tmp_path, **arrays)
+        for found in (load_dataset(path, specs, "evaluation"), read_checked(path, specs)):
+            assert (found.inputs["y"] == rows + 1).all()
+            assert (found.labels is not None) is labelled
 
 
 def test_fidelity_is_the_share_of_the_variance_that_is_there_still() -> None:
