@@ -6,7 +6,7 @@ from pathlib import Path
 
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
-from converters.steps.onnx_tidy import is_half, tidied
+from converters.steps.onnx_tidy import is_half, tidied, type_values
 
 # Their scales are in single precision in the opsets that most quantized nets are of.
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
@@ -27,7 +27,7 @@ def to_fp16(
     if is_half(model):
         raise ConversionError("nothing_to_do", "the net is in half precision already: fp32 is the file as it is")
     half = float16.convert_float_to_float16(
-        model,
+        type_values(model),
         keep_io_types=bool(parameters["keep_io_types"]),
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *QUANTIZED],
     )

@@ -30,7 +30,7 @@ from converters.steps.onnx_sensitivity import (
     ordered_by_harm,
     relative_error,
 )
-from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, name_nodes, opset_of, raised, tidied
+from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, name_nodes, opset_of, raised, tidied, type_values
 
 ROWS = 512
 SLICE = 16
@@ -70,7 +70,7 @@ def prepare(
         if pooled := pool_means(model):
             model = onnx.shape_inference.infer_shapes(model)
             found["means_pooled"] = pooled
-    onnx.save(model, str(target))
+    onnx.save(type_values(model), str(target))
     tidy.unlink()
 
 

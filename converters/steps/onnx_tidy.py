@@ -70,16 +70,20 @@ def raised(model: Any) -> Any:
 
 def loads(model: Any) -> bool:
     """Whether ONNX Runtime takes a net."""
+    return _session(model) is not None
+
+
+def _session(model: Any) -> Any:
+    """A session of a net as it is; None where ONNX Runtime does not take it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception:  # noqa: BLE001 (ONNX Runtime's errors have no common base)
-        return False
-    return True
+        return None
 
 
 def is_half(model: Any) -> bool:
@@ -109,6 +113,28 @@ def attributes_of(node: Any) -> dict[str, Any]:
     from onnx import helper
 
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def type_values(model: Any) -> Any:
+    """The net, with the dtype of every tensor of floats: quantizers pass over those of which none is declared.
+
+    ONNX infers none behind operators that are not its own, such as scikit-learn's scalers and ONNX Runtime's fused
+    layers; ONNX Runtime knows what those give. Where it does not load the net, that stays as it is.
+    """
+    import onnx
+
+    graph = model.graph
+    known = {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
+    unknown = [name for node in graph.node for name in node.output if name and name not in known]
+    if not unknown:
+        return model
+    asked = type(model).FromString(model.SerializeToString())
+    asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
+    session = _session(asked)
+    for one in session.get_outputs() if session is not None else []:
+        if one.name not in known and one.type == "tensor(float)":  # the others are not quantized
+            graph.value_info.add(name=one.name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

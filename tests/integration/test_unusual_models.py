@@ -148,6 +148,17 @@ def masked() -> Any:
     )
 
 
+def scaled() -> Any:
+    """A net behind an operator whose answers' dtype is not told by ONNX's shape inference."""
+    nodes = [
+        node("Scaler", ["x"], ["scaled"], domain="ai.onnx.ml", offset=[0.5], scale=[2.0]),
+        node("MatMul", ["scaled", "w"], ["scores"]),
+        node("Softmax", ["scores"], ["p"]),
+        node("Identity", ["p"], ["y"]),
+    ]
+    return linear(nodes=nodes, domains=[helper.make_opsetid("ai.onnx.ml", 1)])
+
+
 USUAL: dict[str, Callable[[], Any]] = {
     "function": with_function,
     "declared domain": lambda: linear(domains=[helper.make_opsetid("never.used", 1)]),
@@ -165,6 +176,7 @@ USUAL: dict[str, Callable[[], Any]] = {
     "half": lambda: linear(dtype=TensorProto.FLOAT16),
     "half branches": lambda: branches(TensorProto.FLOAT16),
     "double": lambda: linear(dtype=TensorProto.DOUBLE),
+    "scaled": scaled,
     "branches": branches,
     "loop": loop,
     "infinite mask": masked,
@@ -281,6 +293,14 @@ def test_int8_has_a_scale_a_channel_at_any_opset(tmp_path: Path, opset: int) -> 
         if tensor.name.endswith("_scale")
     ]
     assert 8 in scales
+
+
+def test_a_net_behind_a_scaler_gets_integers(tmp_path: Path) -> None:
+    result, _ = built(tmp_path, scaled(), target=Target("p", RuntimeName.ONNX, ("cpu",), (Precision.INT8,)))
+    static = next(one for one in result.candidates if one.recipe == "onnx-static-u8s8")
+    assert static.path is not None
+    quantized = {tensor.data_type for tensor in onnx.load(tmp_path / "work" / static.path).graph.initializer}
+    assert TensorProto.INT8 in quantized
 
 
 def test_of_nets_whose_weights_two_operators_use(tmp_path: Path) -> None:
