@@ -19,7 +19,7 @@ from converters.steps.onnx_sensitivity import (
     ordered_by_harm,
     relative_error,
 )
-from converters.steps.onnx_tidy import tidied
+from converters.steps.onnx_tidy import check_quantized, tidied
 
 MATRICES = ("MatMul", "Gemm")
 
@@ -27,9 +27,17 @@ MATRICES = ("MatMul", "Gemm")
 def dynamic_int8(
     source: Path, target: Path, _context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
 ) -> None:
-    """Quantize the weights of the named operators (all that can be, when none are named)."""
+    """Quantize the weights of the named operators (all that can be, when none are named).
+
+    Raises:
+        ConversionError: when there are none.
+    """
+    import onnx
+
     named = str(parameters["operators"] or "")
-    _quantize(tidied(source), target, parameters, operators=named.split(",") if named else None, exclude=[])
+    model = tidied(source)
+    _quantize(model, target, parameters, operators=named.split(",") if named else None, exclude=[])
+    check_quantized(model, onnx.load(str(target)))
 
 
 def mixed_dynamic(
@@ -38,8 +46,11 @@ def mixed_dynamic(
     """Quantize all matrix products but those that hurt: as few as it takes.
 
     Raises:
-        ConversionError: when even with half of them in floating point the answers differ too much.
+        ConversionError: when even with half of them in floating point the answers differ too much, or when there is no
+            other.
     """
+    import onnx
+
     allowed = (context.accuracy_drop_points if context.accuracy_drop_points is not None else 1.0) / 100
     model = tidied(source)
     groups = groups_of(model, MATRICES)
@@ -58,6 +69,7 @@ def mixed_dynamic(
     if not left_in_float(ordered_by_harm(groups, lost, found), agrees, found):
         detail = f"with half of its matrix products in floating point its answers still differ by {loss:.2%}"
         raise ConversionError("too_sensitive", detail)
+    check_quantized(model, onnx.load(str(target)))
     found["share_lost"] = round(loss, 6)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_tidy import NO_LAYER
 
 SENSITIVITY_ROWS = 64
 GROUPS = 24
@@ -28,7 +29,7 @@ def groups_of(model: Any, operators: tuple[str, ...]) -> list[list[str]]:
     """
     names = [node.name for node in model.graph.node if node.op_type in operators and node.name]
     if not names:
-        raise ConversionError("nothing_to_do", "the net has no layer that this recipe would quantize")
+        raise ConversionError("nothing_to_do", NO_LAYER)
     size = -(-len(names) // GROUPS)
     return [names[start : start + size] for start in range(0, len(names), size)]
 

@@ -30,7 +30,18 @@ from converters.steps.onnx_sensitivity import (
     ordered_by_harm,
     relative_error,
 )
-from converters.steps.onnx_tidy import PER_CHANNEL_OPSET, loads, name_nodes, opset_of, raised, tidied, type_values
+from converters.steps.onnx_tidy import (
+    NO_LAYER,
+    PER_CHANNEL_OPSET,
+    check_quantized,
+    has_dtype,
+    loads,
+    name_nodes,
+    opset_of,
+    raised,
+    tidied,
+    type_values,
+)
 
 ROWS = 512
 SLICE = 16
@@ -53,12 +64,19 @@ class Reader:
 def prepare(
     source: Path, target: Path, _context: Context, _parameters: dict[str, Parameter], found: dict[str, Parameter]
 ) -> None:
-    """Tidy, fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it."""
+    """Tidy, fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it.
+
+    Raises:
+        ConversionError: when nothing is in single precision: quantizers make integers of that alone.
+    """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     tidy = target.with_suffix(".tidy.onnx")
-    onnx.save(raised(tidied(source)), str(tidy))
+    model = tidied(source)
+    if not has_dtype(model, onnx.TensorProto.FLOAT):
+        raise ConversionError("nothing_to_do", NO_LAYER)
+    onnx.save(raised(model), str(tidy))
     try:
         quant_pre_process(str(tidy), str(target), skip_symbolic_shape=True)
     except Exception:  # noqa: BLE001 (shape inference fails in many ways; the file as it is may still quantize)
@@ -77,9 +95,16 @@ def prepare(
 def static_int8(
     source: Path, target: Path, context: Context, parameters: dict[str, Parameter], found: dict[str, Parameter]
 ) -> None:
-    """Quantize every layer that can be."""
+    """Quantize every layer that can be.
+
+    Raises:
+        ConversionError: when there is none.
+    """
+    import onnx
+
     if not _quantize(source, target, context, parameters, exclude=[]):
         found["per_channel"] = False
+    check_quantized(onnx.load(str(source)), onnx.load(str(target)))
 
 
 def mixed_int8(
@@ -88,7 +113,8 @@ def mixed_int8(
     """Quantize all layers but those that hurt: as few as it takes.
 
     Raises:
-        ConversionError: when even with half of the layers in floating point the answers differ too much.
+        ConversionError: when even with half of the layers in floating point the answers differ too much, or when there
+            is no other layer.
     """
     import onnx
 
@@ -113,6 +139,7 @@ def mixed_int8(
     if not left_in_float(ordered, agrees, found):
         detail = f"with half of its layers in floating point it still agrees with the source on only {agreement:.1%}"
         raise ConversionError("too_sensitive", detail)
+    check_quantized(onnx.load(str(source)), onnx.load(str(target)))
     found["agreement"] = round(agreement, 5)
 
 

@@ -10,11 +10,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from converters.errors import ConversionError
 from converters.sources import nodes_of
 
 PER_CHANNEL_OPSET = 13
 RAISED_TO = 17
+NO_LAYER = "the net has no layer that this recipe would quantize"
 OLDEST_IR = 4  # the first whose weights need not be inputs
+_STANDARD = frozenset({"", "ai.onnx"})
+_INTEGER_PARTS = ("Quantize", "Integer", "QLinear")  # in names of operators that quantizers put in
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype"})
 
 
@@ -32,7 +36,7 @@ def tidied(source: Path, *, widen: bool = True) -> Any:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
-    _drop_unused_domains(model)
+    _settle_domains(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in constants]:
         model.graph.input.remove(value)
@@ -52,7 +56,7 @@ def tidied(source: Path, *, widen: bool = True) -> Any:
 
 def opset_of(model: Any) -> int:
     """The version of the standard operators."""
-    return max((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), default=1)
+    return max((one.version for one in model.opset_import if one.domain in _STANDARD), default=1)
 
 
 def raised(model: Any) -> Any:
@@ -90,8 +94,26 @@ def is_half(model: Any) -> bool:
     """Whether some of the net is in half precision."""
     import onnx
 
-    half = onnx.TensorProto.FLOAT16
-    return any(graph_has(graph, half) for graph in _graphs(model.graph))
+    return has_dtype(model, onnx.TensorProto.FLOAT16)
+
+
+def has_dtype(model: Any, dtype: int) -> bool:
+    """Whether some of the net, or of a graph within it, is of a dtype (`graph_has`)."""
+    return any(graph_has(graph, dtype) for graph in _graphs(model.graph))
+
+
+def check_quantized(before: Any, after: Any) -> None:
+    """Refuse a net that a quantizer has left as it was: to call it one of integers would be wrong.
+
+    Raises:
+        ConversionError: `nothing_to_do`.
+    """
+    if _integer_nodes(after) <= _integer_nodes(before):
+        raise ConversionError("nothing_to_do", NO_LAYER)
+
+
+def _integer_nodes(model: Any) -> int:
+    return sum(any(part in node.op_type for part in _INTEGER_PARTS) for node in nodes_of(model.graph.node))
 
 
 def graph_has(graph: Any, dtype: int) -> bool:
@@ -146,11 +168,23 @@ def _graphs(graph: Any) -> Iterator[Any]:
             yield from attribute.graphs
 
 
-def _drop_unused_domains(model: Any) -> None:
-    used = {node.domain for node in nodes_of(model.graph.node)} | {"", "ai.onnx"}
-    kept = [one for one in model.opset_import if one.domain in used]
+def _settle_domains(model: Any) -> None:
+    """The operator sets that are used, each once, and the standard one, which tools look for also where it is not.
+
+    scikit-learn's converter declares the standard one twice in a net of trees alone, and that of boosted trees not at
+    all.
+    """
+    from onnx import helper
+
+    used = {node.domain for node in nodes_of(model.graph.node)} | _STANDARD
+    versions: dict[str, int] = {}
+    for one in model.opset_import:
+        domain = "" if one.domain in _STANDARD else one.domain
+        if one.domain in used:
+            versions[domain] = max(one.version, versions.get(domain, 0))
+    versions.setdefault("", RAISED_TO)
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
 
 
 def _hoist_constants(graph: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -148,6 +149,33 @@ def masked() -> Any:
     )
 
 
+def trees(*versions: int) -> Any:
+    """A stump, without a standard operator; `versions` of those are declared all the same."""
+    stump = node(
+        "TreeEnsembleRegressor",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_treeids=[0, 0, 0],
+        nodes_nodeids=[0, 1, 2],
+        nodes_featureids=[3, 0, 0],
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_values=[0.1, 0.0, 0.0],
+        nodes_truenodeids=[1, 0, 0],
+        nodes_falsenodeids=[2, 0, 0],
+        target_treeids=[0, 0],
+        target_nodeids=[1, 2],
+        target_ids=[0, 0],
+        target_weights=[-1.5, 2.5],
+    )
+    model = net([stump], [value("x", FLOAT, ["n", 16])], [value("y", FLOAT, ["n", 1])], [])
+    del model.opset_import[:]
+    opsets = [("ai.onnx.ml", 1), *(("", version) for version in versions)]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets)
+    return model
+
+
 def scaled() -> Any:
     """A net behind an operator whose answers' dtype is not told by ONNX's shape inference."""
     nodes = [
@@ -176,6 +204,11 @@ USUAL: dict[str, Callable[[], Any]] = {
     "half": lambda: linear(dtype=TensorProto.FLOAT16),
     "half branches": lambda: branches(TensorProto.FLOAT16),
     "double": lambda: linear(dtype=TensorProto.DOUBLE),
+    "double choice": lambda: linear(
+        dtype=TensorProto.DOUBLE, nodes=[node("MatMul", ["x", "w"], ["s"]), node("Softmax", ["s"], ["y"])]
+    ),
+    "trees": trees,
+    "trees, and operators declared twice": lambda: trees(22, 22),
     "scaled": scaled,
     "branches": branches,
     "loop": loop,
@@ -293,6 +326,19 @@ def test_int8_has_a_scale_a_channel_at_any_opset(tmp_path: Path, opset: int) -> 
         if tensor.name.endswith("_scale")
     ]
     assert 8 in scales
+
+
+@pytest.mark.parametrize("model", [lambda: trees(17), linear])
+def test_what_is_called_integers_or_half_has_some(tmp_path: Path, model: Callable[[], Any]) -> None:
+    """A tool that finds nothing to do writes the net as it was, and of one layer those that hurt are the whole net."""
+    result, _ = built(tmp_path, model(), target=msgspec.structs.replace(TARGET, accuracy_drop_points=0.0))
+    for one in result.candidates:
+        if one.path is None or one.precision is Precision.FP32:
+            continue
+        made = onnx.load(tmp_path / "work" / one.path)
+        operators = {part.op_type for part in made.graph.node}
+        halves = [tensor for tensor in made.graph.initializer if tensor.data_type == TensorProto.FLOAT16]
+        assert halves or operators & {"DequantizeLinear", "MatMulInteger", "MatMulNBits"}, one.recipe
 
 
 def test_a_net_behind_a_scaler_gets_integers(tmp_path: Path) -> None:
