@@ -342,7 +342,7 @@ def encode_response(
     told: list[_Told] = []
     in_json, blobs = [], []
     for wanted in request.outputs:
-        array = np.ascontiguousarray(outputs[wanted.name])
+        array = np.asarray(outputs[wanted.name], order="C")  # np.ascontiguousarray makes a row of a scalar
         if wanted.classes:
             array = _classes(wanted, array, manifest)
         size = None

@@ -255,6 +255,17 @@ def test_what_fits_comes_out_as_it_went_in(
     assert back.tolist() == array.tolist()
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_scalar_is_answered_as_one(binary: bool) -> None:
+    """Its shape is empty, as that which the model says it has."""
+    manifest = described("m", (TensorSpec("x", "float32", (-1, 2)),), (TensorSpec("y", "float32", ()),))
+    request = decode_request(body("float32", [1, 2], parameters={"binary_data_output": binary}), None, manifest)
+    answer, length = encode_response(request, {"y": np.array(0.5, np.float32)}, manifest)
+    output = json.loads(answer[:length])["outputs"][0]
+    assert output["shape"] == []
+    assert answer[length:] == np.float32(0.5).tobytes() if binary else output["data"] == [0.5]
+
+
 def test_the_largest_come_first_and_of_equals_the_first() -> None:
     scores = np.array([[1, 3, 3, math.nan], [0, 0, 0, 0]], np.float32)
     assert top_classes(scores, 9, ("a", "b")).tolist() == [
