@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fleet_server.cli.output import Json, fail
+from rich.console import Group, RenderableType
+
+from fleet_server.cli.output import Json, fail, rows_table
 from fleet_server.domain.candidates import quality_of
 
 Column = tuple[str, Callable[[Json], object]]
 POINTS_PER_ROOT_MB = 160.0
+WHOLE_WIDTH = 120  # characters that figures and fates need beside each other
 
 
 def columns(candidates: Sequence[Json]) -> list[Column]:
@@ -39,6 +42,14 @@ def columns(candidates: Sequence[Json]) -> list[Column]:
         ("fp32", times),
         ("fate", lambda row: row.get("fate") or row["error"]),
     ]
+
+
+def table(candidates: Sequence[Json], width: int) -> RenderableType:
+    """Candidates for a terminal of so many characters: where it is narrow, their fates stand below the figures."""
+    *figures, fate = columns(candidates)
+    if width >= WHOLE_WIDTH:
+        return rows_table(candidates, [*figures, fate])
+    return Group(rows_table(candidates, figures), "", rows_table(candidates, [figures[0], fate]))
 
 
 def plot(candidates: Sequence[Json], path: Path, *, title: str) -> None:

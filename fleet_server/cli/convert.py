@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fleet_server.cli.candidates import columns, plot, report
+from fleet_server.cli.candidates import plot, report, table
 from fleet_server.cli.compress import Wanted, derived_sources, training_rows
 from fleet_server.cli.models import source_files
-from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, rows_table
+from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json
 from fleet_server.cli.profiles import read_profile
 
 MEMORY_MB = 8192
@@ -108,7 +108,8 @@ def convert(
     if output is Output.JSON:
         print_json({**result, "gate": verdict})
     else:
-        Console().print(rows_table(candidates, columns(candidates)))
+        console = Console()
+        console.print(table(candidates, console.width))
         errors.print(f"{'passed' if verdict['passed'] else '[red]refused[/]'} by the gate; see {out / 'report.md'}")
     if not verdict["passed"]:
         raise typer.Exit(1)
@@ -197,7 +198,7 @@ def _build(
         raise fail(error.error.detail) from None
     if result.chosen is None:
         for one in result.candidates:
-            errors.print(f"{one.recipe}: {one.error}")
+            errors.print(f"{one.recipe}: {one.fate}", markup=False)
         raise fail("no recipe worked")
     chosen = result.candidates[result.chosen]
     references = References(result.source, result.baseline, result.baseline_version)

@@ -6,6 +6,7 @@ import time
 from typing import Annotated
 
 import typer
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.output import (
@@ -15,6 +16,7 @@ from fleet_server.cli.output import (
     client,
     errors,
     print_json,
+    rows_table,
     show_object,
     show_rows,
 )
@@ -23,6 +25,7 @@ from fleet_server.sdk import Client, segment
 gate = typer.Typer(no_args_is_help=True, help="Gate runs: measure a variant on devices of its profile, and judge it.")
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help="The gate run's id.")]
 POLL_S = 0.3
+WHOLE_WIDTH = 120  # characters that all columns need beside each other
 SETTLED = frozenset({"done", "failed"})
 
 
@@ -124,7 +127,16 @@ def _show(found: Json, output: Output) -> None:
     )
     rows = [{"device": one["device_id"], **result} for one in found["trials"] for result in one["results"]]
     if rows:
-        show_rows(rows, output, COLUMNS, empty="")
+        console = Console()
+        console.print(measurements(rows, console.width))
+
+
+def measurements(rows: list[Json], width: int) -> RenderableType:
+    """What was measured, for a terminal of so many characters: where it is narrow, latencies stand below the rest."""
+    if width >= WHOLE_WIDTH:
+        return rows_table(rows, COLUMNS)
+    names = COLUMNS[:2] if len({row["device"] for row in rows}) > 1 else COLUMNS[:1]
+    return Group(rows_table(rows, [*names, *COLUMNS[2:4], *COLUMNS[7:]]), "", rows_table(rows, [*names, *COLUMNS[4:7]]))
 
 
 def _measured(name: str, digits: int = 4, scale: float = 1.0):  # type: ignore[no-untyped-def]  # noqa: ANN202 (a column)

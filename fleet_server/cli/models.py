@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from agent.protocol.processing import Processing
 from agent.protocol.processing_rules import ProcessingError, read
-from fleet_server.cli.candidates import columns, plot
+from fleet_server.cli.candidates import plot, table
 from fleet_server.cli.compress import pruned_share
 from fleet_server.cli.documents import read_document
 from fleet_server.cli.drift import version_drift
@@ -382,7 +383,11 @@ def explain(
             plot(candidates, picture, title=f"{reference} for {profile_name}")
         if output is Output.TABLE and found["failure"] and not candidates:
             raise fail(found["failure"]["detail"])
-        show_rows(candidates, output, columns(candidates), empty="nothing was tried yet: it is still being built")
+        if output is Output.TABLE and candidates:
+            console = Console()
+            console.print(table(candidates, console.width))
+        else:
+            show_rows(candidates, output, [], empty="nothing was tried yet: it is still being built")
         if output is Output.TABLE and found["gate"]:
             errors.print(f"measured on {found['gate']['measured_on']}")
 

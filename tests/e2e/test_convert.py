@@ -8,6 +8,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
@@ -64,6 +65,18 @@ def test_what_can_not_be_converted_says_why_and_writes_nothing(tmp_path: Path) -
         done = here("convert", str(tmp_path / source), *rest, "--out", str(tmp_path / "out"))
         assert done.exit_code == status, done.stderr
         assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reason_that_recipes_share_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_server.settings.find_onnx2tf_python", lambda _told: None)
+    write_classifier(tmp_path / "m.onnx", hidden=8)
+    arguments = ("--profile", "android-class-arm64", "--out", str(tmp_path / "out"))
+    done = here("convert", str(tmp_path / "m.onnx"), *arguments)
+    assert done.exit_code == 1, done.stderr
+    said = " ".join(done.stderr.split())
+    assert said.count("the version has no TFLite form") == 1
+    assert "litert-dynamic-int8: not built: as litert-fp32" in said
     assert not (tmp_path / "out").exists()
 
 
