@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 
 from agent.protocol.lifecycle import Phase
 from agent.protocol.release import INFO, SITE, ReleaseInfo, ReleaseManifest, own_platform
@@ -97,7 +98,17 @@ class Asked:
 
 
 class Device:
-    """One with a model that serves, and a release that lies in its store and is wanted."""
+    """One with a model that serves, and a release that lies in its store and is wanted.
+
+    Args:
+        folder: of its own; its name is the device's id.
+        broker_port: of a broker on this machine that takes everybody.
+        bundle: the release.
+        settings: more lines of its configuration.
+        confirm_s: within which a release must prove itself.
+        most_starts: of a release on trial.
+        contained: start it as the first process of a PID namespace, as in a container; needs root.
+    """
 
     def __init__(
         self,
@@ -108,7 +119,9 @@ class Device:
         settings: str = "",
         confirm_s: float = 30.0,
         most_starts: int = 2,
+        contained: bool = False,
     ) -> None:
+        self._before = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"] if contained else []
         self.state = folder / "state"
         self.log = folder / "log"
         self.port = free_port()
@@ -139,7 +152,7 @@ class Device:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent.launcher", "run", "--config", str(self._config)],
+                [*self._before, sys.executable, "-m", "agent.launcher", "run", "--config", str(self._config)],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -147,8 +160,11 @@ class Device:
             )
 
     def stop(self) -> int:
+        """Ask it to end, as who started it would: systemd, or a container engine its first process."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        process = psutil.Process(self.process.pid)
+        asked = process.children()[0].pid if self._before else process.pid
+        os.kill(asked, signal.SIGTERM)
         return self.process.wait(30)
 
     def kill(self) -> None:

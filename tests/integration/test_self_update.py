@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,34 @@ def test_an_agent_becomes_the_next_release_and_nobody_is_refused(tmp_path: Path,
         assert not descendants(device.process.pid, "agent.main")
     finally:
         device.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone makes a PID namespace everywhere")
+def test_the_first_process_of_a_container_becomes_releases_too(tmp_path: Path, broker: int, bundles: Bundles) -> None:
+    good = Device(tmp_path / "good", broker, bundles.good, contained=True)
+    bad = Device(tmp_path / "bad", broker, bundles.bad("ends", *BAD["crashes"]), contained=True)
+    try:
+        for device in (good, bad):
+            device.start()
+        for device in (good, bad):
+            wait_until("an answer", device.serves)
+        clients = [Client(device) for device in (good, bad)]
+        settled(good, Phase.ACTIVE)
+        wait_until("the new worker alone", lambda: good.version() == "9.0.0")
+        failure = settled(bad, Phase.ROLLED_BACK).failure
+        assert failure is not None
+        assert failure.detail == "it ended with 3 2 times"
+        assert bad.version() == "0.1.0"
+        for seen in [client.stop() for client in clients]:
+            assert (seen.refused, seen.other) == (0, 0), seen
+        assert [device.stop() for device in (good, bad)] == [0, 0], good.log.read_text() + bad.log.read_text()
+        good.start()
+        wait_until("an answer", good.serves)
+        assert good.version() == "9.0.0"
+        assert good.stop() == 0
+    finally:
+        for device in (good, bad):
+            device.kill()
 
 
 REASONS = {
