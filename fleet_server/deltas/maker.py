@@ -29,9 +29,14 @@ LEASE_S = 30.0
 TICK_S = 1.0
 POLL_S = 0.2
 HOLD_EVERY_S = 5.0
+LOOK_EVERY_S = 2.0
 SWEEP_EVERY_S = 600.0
 LAST_WORDS = 300
 FOLDERS = "delta-"  # begins the names of working folders
+
+
+class _PutOffError(Exception):
+    """An encoding is not made now; whoever looks next finds it wanted still."""
 
 
 class DeltaMaker:
@@ -87,10 +92,10 @@ class DeltaMaker:
                 self._artifacts.fetch_to(pair.artifact, folder / "target")
                 if pair.base:
                     self._artifacts.fetch_to(pair.base, folder / "base")
-                failure = self._run(folder)
-                if self._ticker.stopping:
-                    return
-                detail = failure or self._keep(pair, folder)
+                detail = self._run(folder, pair) or self._keep(pair, folder)
+            except _PutOffError as reason:
+                log.info("encoding of %s for holders of %s: put off, %s", pair.artifact[:12], pair.base[:12], reason)
+                return
             except FleetError as error:
                 detail = error.detail
             if detail:
@@ -100,20 +105,29 @@ class DeltaMaker:
         said = detail or "made"
         log.info("encoding of %s for holders of %s: %s, %.1f s", pair.artifact[:12], pair.base[:12], said, seconds)
 
-    def _run(self, folder: Path) -> str:
-        """Why the child failed; empty when it did not."""
+    def _run(self, folder: Path, pair: Pair) -> str:
+        """Why the child failed; empty when it did not.
+
+        Raises:
+            _PutOffError: when it was ended because the server stops, or because a stage waits for a difference: to
+                compress a large artifact whole takes minutes, and no stage waits for that.
+        """
         limit = self._settings.delta_memory_mb
         command = [sys.executable, "-m", "fleet_server.deltas.process", str(folder)]
         command += ["--memory-mb", str(limit), "--parent", str(os.getpid())]
         with (folder / "stderr").open("wb") as stderr:
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
         deadline = time.monotonic() + self._settings.delta_timeout_s
-        hold_at = time.monotonic() + HOLD_EVERY_S
+        hold_at, look_at = time.monotonic() + HOLD_EVERY_S, time.monotonic() + LOOK_EVERY_S
         try:
             while child.poll() is None:
                 now = time.monotonic()
                 if self._ticker.rest(POLL_S):
-                    return "the server was stopped"
+                    raise _PutOffError("the server stops")
+                if not pair.base and now > look_at:
+                    look_at = now + LOOK_EVERY_S
+                    if self._difference_wanted():
+                        raise _PutOffError("a difference is wanted")
                 if now > deadline:
                     return f"it took longer than {self._settings.delta_timeout_s:g} s (SHOAL_DELTA_TIMEOUT_S)"
                 if now > hold_at:
@@ -126,6 +140,10 @@ class DeltaMaker:
         tail = last_words(folder / "stderr", LAST_WORDS)
         log.warning("an encoding process ended with %d; its last words: %s", child.returncode, tail)
         return f"the encoding process ended with {child.returncode} (it may use {limit} MiB: SHOAL_DELTA_MEMORY_MB)"
+
+    def _difference_wanted(self) -> bool:
+        with self._database.read() as session:
+            return any(one.base for one in service.wanted(session))
 
     def _keep(self, pair: Pair, folder: Path) -> str:
         """Store what was made; or why it is not worth it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -30,7 +32,9 @@ from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts.engine import advance
 from tests.databases import short_on_sqlite
 from tests.delta_files import decoded
+from tests.fleet import wait_until
 from tests.integration.test_rollout_rules import SETTINGS, World
+from tests.processes import descendants
 
 ALL = {"stages": [{"percent": 100}]}
 
@@ -127,6 +131,27 @@ def test_a_stage_waits_for_a_difference_and_sends_it(deltas: Deltas) -> None:
         assert entitled is not None
         assert (entitled.digest, entitled.size) == (difference.digest, difference.size)
         assert service.entitled(session, "c", "f" * 64) is None
+
+
+@short_on_sqlite("database")
+def test_a_difference_puts_off_what_no_stage_waits_for(deltas: Deltas, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    large.write_bytes(np.random.default_rng(1).integers(0, 64, 64 << 20).astype(np.uint8).tobytes())
+    digest, size = deltas.artifacts.put_file(large)
+    with deltas.database.write() as session:
+        variant = session.scalars(select(Variant).where(Variant.digest == deltas.digest["2"])).one()
+        variant.digest, variant.size = digest, size
+    deltas.world.create("2", strategy=ALL)
+    whole = threading.Thread(target=deltas.maker.tick)
+    whole.start()
+    try:
+        wait_until("its process", lambda: descendants(os.getpid(), "fleet_server.deltas.process"))
+        deltas.held("a", "1")
+    finally:
+        whole.join()
+    assert deltas.rows() == {}, "nobody waits for the whole one, and it takes some twenty seconds"
+    with deltas.database.read() as session:
+        assert [one.base for one in service.wanted(session)] == [deltas.digest["1"], ""]
 
 
 @short_on_sqlite("database")
