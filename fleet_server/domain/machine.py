@@ -55,7 +55,7 @@ class Picture:
         age_s: seconds since it began.
         let_on: the highest stage that somebody let begin.
         standings: where the stop rules stand.
-        differences: whether some wait for a difference to be made.
+        differences: how many of those due wait for a difference to be made.
     """
 
     stage: int
@@ -72,7 +72,7 @@ class Picture:
     age_s: float = 0.0
     let_on: int = 0
     standings: Sequence[Standing] = ()
-    differences: bool = False
+    differences: int = 0
 
 
 def decide(strategy: RolloutStrategy, picture: Picture) -> Decision:

@@ -17,6 +17,7 @@ _TYPES = {
     "approve": "approved",
     "reject": "rejected",
     "start": "started",
+    "prepare": "preparing",
     "advance": "stage_advanced",
     "pause": "paused",
     "resume": "resumed",

@@ -30,6 +30,8 @@ from fleet_server.ticker import Ticker
 log = logging.getLogger(__name__)
 LEASE = "rollout-engine"
 LEASE_S = 10.0
+PREPARE = "prepare"  # a verdict
+PREPARE_TOLD_S = 5.0  # of a stage's wait: most differences are made by then
 
 
 class RolloutEngine:
@@ -87,7 +89,9 @@ def advance(
     ended = evidence.outcomes(session, rollout, sent)
     standings = (judgements or evidence.Judgements()).of(session, rollout, ended, news=news)
     strategy = RolloutStrategy.model_validate(rollout.strategy)
-    decision = decide(strategy, picture(session, settings, rollout, sent, standings))
+    seen = picture(session, settings, rollout, sent, standings)
+    _tell_preparing(settings, rollout, seen)
+    decision = decide(strategy, seen)
     match decision.action:
         case Action.WAIT:
             sending.send_due(session, settings, rollout)
@@ -106,6 +110,19 @@ def advance(
             service.pause(session, rollout, decision.reason, actor="server")
         case Action.REVERT:
             service.start_revert(session, settings, rollout, decision.reason, actor="server")
+
+
+def _tell_preparing(settings: Settings, rollout: Rollout, seen: Picture) -> None:
+    """Say once a stage why devices are not told yet: who watches would see them scheduled, and nothing happen."""
+    if not seen.differences or utc_now() - (rollout.stage_started_at or utc_now()) < dt.timedelta(
+        seconds=PREPARE_TOLD_S
+    ):
+        return
+    if not any(one["decision"] == PREPARE and one["stage"] == rollout.stage for one in rollout.verdicts):
+        reason = (
+            f"{seen.differences} devices wait, {settings.delta_wait_s:g} s at most, for a difference to what they hold"
+        )
+        service.add_verdict(rollout, PREPARE, reason)
 
 
 def picture(
@@ -140,7 +157,7 @@ def picture(
         age_s=(now - (rollout.began_at or rollout.created_at)).total_seconds(),
         let_on=rollout.let_on,
         standings=standings,
-        differences=due > 0 and sending.differences_wait(session, settings, rollout),
+        differences=sending.differences_wait(session, settings, rollout) if due else 0,
     )
 
 

@@ -83,8 +83,8 @@ class StageVerdict(Response):
     at: dt.datetime
     stage: int
     decision: str = Field(
-        description="`wait`, `approve`, `reject`, `start`, `join`, `advance`, `promote`, `retry`, `succeed`, "
-        "`pause`, `resume`, `stop`, `revert`, `reverted`, `abort`."
+        description="`wait`, `approve`, `reject`, `start`, `join`, `prepare`, `advance`, `promote`, `retry`, "
+        "`succeed`, `pause`, `resume`, `stop`, `revert`, `reverted`, `abort`."
     )
     reason: str
 

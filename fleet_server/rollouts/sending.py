@@ -52,9 +52,9 @@ def send_due(session: Session, settings: Settings, rollout: Rollout) -> int:
     return len(chosen)
 
 
-def differences_wait(session: Session, settings: Settings, rollout: Rollout) -> bool:
-    """Whether some of what is due waits for a difference to be made."""
-    return bool(_awaiting(session, settings, rollout))
+def differences_wait(session: Session, settings: Settings, rollout: Rollout) -> int:
+    """How many of those that are due wait for a difference to be made."""
+    return len(_awaiting(session, settings, rollout))
 
 
 def _awaiting(session: Session, settings: Settings, rollout: Rollout) -> set[str]:

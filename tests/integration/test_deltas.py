@@ -74,6 +74,12 @@ class Deltas:
         with self.database.read() as session:
             return {(names[row.artifact], names[row.base]): row for row in session.scalars(select(ArtifactEncoding))}
 
+    def told(self, rollout: str) -> list[str]:
+        """What is said of devices that wait for differences."""
+        with self.database.read() as session:
+            verdicts = session.get_one(Rollout, rollout).verdicts
+        return [one["reason"] for one in verdicts if one["decision"] == "prepare"]
+
     def tick(self, rollout: str) -> None:
         with self.database.write() as session:
             advance(session, SETTINGS, session.get_one(Rollout, rollout))
@@ -116,6 +122,12 @@ def test_a_stage_waits_for_a_difference_and_sends_it(deltas: Deltas) -> None:
     assert deltas.phase(rollout, "b") == "pending"  # it holds nothing: there is nothing to wait for
     deltas.tick(rollout)
     assert deltas.phase(rollout, "a") == "scheduled"
+    assert deltas.told(rollout) == []
+    with deltas.database.write() as session:
+        session.get_one(Rollout, rollout).stage_started_at = utc_now() - dt.timedelta(seconds=6)
+    for _ in range(2):
+        deltas.tick(rollout)
+    assert deltas.told(rollout) == ["1 devices wait, 300 s at most, for a difference to what they hold"]
     deltas.make_all()
     deltas.tick(rollout)
     assert deltas.phase(rollout, "a") == "pending"
