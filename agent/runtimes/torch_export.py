@@ -102,7 +102,8 @@ class TorchRuntime:
         return move_to_device_pass(self._program, device)
 
     def _tensor(self, array: Array) -> Any:
-        whole = np.ascontiguousarray(array)  # torch shares it, and warns of what it may not write to
+        # torch shares it, and warns of what it may not write to; np.ascontiguousarray would make a row of a scalar
+        whole = np.asarray(array, order="C")
         return self._torch.from_numpy(whole if whole.flags.writeable else whole.copy()).to(self._device)
 
 

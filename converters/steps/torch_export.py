@@ -22,8 +22,8 @@ def export_program(net: Any, examples: list[npt.NDArray[Any]], path: Path) -> No
 
     Args:
         net: in evaluation mode.
-        examples: one array an input, in the order of the net's parameters; the first axis counts rows. They are not
-            in the file.
+        examples: one array an input, in the order of the net's parameters; the first axis counts rows, and a scalar
+            has none. They are not in the file.
         path: where to.
 
     Raises:
@@ -36,12 +36,15 @@ def export_program(net: Any, examples: list[npt.NDArray[Any]], path: Path) -> No
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        program = torch.export.export(net, tensors, dynamic_shapes=tuple({0: batch} for _ in tensors))
+        free = tuple({0: batch} if tensor.ndim else None for tensor in tensors)
+        program = torch.export.export(net, tensors, dynamic_shapes=free)
         program.example_inputs = None  # rows of somebody's data set
         torch.export.save(program, file)
     path.write_bytes(file.getvalue())
 
 
 def _two_rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The first two rows: with one alone, torch takes the batch for fixed."""
+    """The first two rows: with one alone, torch takes the batch for fixed. A scalar stays as it is."""
+    if not array.ndim:
+        return array
     return np.ascontiguousarray(np.concatenate([array[:2], array[:1]])[:2])

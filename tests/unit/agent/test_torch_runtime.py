@@ -71,6 +71,26 @@ def test_it_answers_as_the_net_for_any_number_of_rows(tmp_path: Path, rows: int)
     runtime.close()
 
 
+class Scaled(nn.Module):
+    """Rows times a number that is one for all of them."""
+
+    def forward(self, rows: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        return rows * times
+
+
+def test_a_scalar_is_given_as_one(tmp_path: Path) -> None:
+    """It counts no rows: the batch is free all the same, and the program gets no row of one in its place."""
+    path = tmp_path / "scaled.pt2"
+    export_program(Scaled().eval(), [np.ones((8, 4), np.float32), np.array(2, np.float32)], path)
+    specs = (TensorSpec("rows", "float32", (-1, 4)), TensorSpec("times", "float32", ()))
+    made, _ = program(tmp_path, Net().eval(), inputs=specs, outputs=(TensorSpec("y", "float32", (-1, 4)),))
+    runtime = open_runtime(made, path)
+    given = inputs(5)["extra"]
+    np.testing.assert_array_equal(
+        runtime.run({"rows": given, "times": np.array(3, np.float32)})["y"], given * np.float32(3)
+    )
+
+
 def test_the_file_holds_no_rows_and_is_the_same_every_time(tmp_path: Path) -> None:
     net = Net().eval()
     made, others = [], [inputs(8), {name: value[::-1] for name, value in inputs(8).items()}]
