@@ -1,4 +1,8 @@
-"""LiteRT in integers, by AI Edge Quantizer: static (8-bit weights, 8- or 16-bit activations), dynamic, weight-only."""
+"""LiteRT in integers, by AI Edge Quantizer: static (8-bit weights, 8- or 16-bit activations), dynamic, weight-only.
+
+It leaves what is in integers as it is, whatever it is asked for. So of a source that is quantized already only that
+recipe has a result whose name tells what the file is; to others there is nothing to do.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ from typing import Any
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
+from converters.steps.onnx_tidy import NO_LAYER
 
 ROWS = 256
 # What holds state, or graphs of its own: the calibrator reads every tensor after a run, and theirs hold nothing then.
 RECURRENT = ("LSTM", "RNN", "WHILE", "IF")
+
+# dtypes of the activations that a recipe makes.
+ACTIVATIONS = {"static_wi8_ai8": frozenset({"INT8", "UINT8"}), "static_wi8_ai16": frozenset({"INT16"})}
 
 
 def static(
@@ -20,7 +28,8 @@ def static(
     """Weights and activations, with ranges seen on calibration data.
 
     Raises:
-        ConversionError: `not_quantizable` where the calibrator can't read the net's tensors, as of recurrent nets.
+        ConversionError: `not_quantizable` where the calibrator can't read the net's tensors, as of recurrent nets;
+            `nothing_to_do` where no layer becomes integers, and those that are there are not of the recipe's width.
     """
     from ai_edge_quantizer import quantizer, recipe
 
@@ -40,17 +49,53 @@ def static(
         )
         raise ConversionError("not_quantizable", detail) from None
     worker.quantize(ranges).export_model(str(target), overwrite=True)
+    _check_quantized(source, target, ACTIVATIONS[str(parameters["recipe"])])
 
 
 def without_calibration(
     source: Path, target: Path, _context: Context, parameters: dict[str, Parameter], _found: dict[str, Parameter]
 ) -> None:
-    """Weights only; activations are quantized as they come, or stay in floating point."""
+    """Weights only; activations are quantized as they come, or stay in floating point.
+
+    Raises:
+        ConversionError: `nothing_to_do` where no weight becomes integers.
+    """
     from ai_edge_quantizer import quantizer, recipe
 
     worker = quantizer.Quantizer(str(source))
     worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
     worker.quantize().export_model(str(target), overwrite=True)
+    _check_quantized(source, target, frozenset())
+
+
+def _check_quantized(source: Path, target: Path, kept: frozenset[str]) -> None:
+    """Refuse what the quantizer has left as it was, unless its activations are of dtypes that are `kept`.
+
+    Raises:
+        ConversionError: `nothing_to_do`.
+    """
+    before, activations = _integers(source)
+    after, _ = _integers(target)
+    if after > before or (activations and activations <= kept):
+        return
+    detail = "the net is in integers already: fp32 is the file as it is" if before else NO_LAYER
+    raise ConversionError("nothing_to_do", detail)
+
+
+def _integers(path: Path) -> tuple[int, set[str]]:
+    """How many tensors of a file are quantized, and the dtypes of those that are no weights."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(path))
+    count, dtypes = 0, set()
+    for tensor in (tensor for graph in model.subgraphs for tensor in graph.tensors):
+        if tensor.quantization is None or tensor.quantization.scale is None or not len(tensor.quantization.scale):
+            continue
+        count += 1
+        data = model.buffers[tensor.buffer].data
+        if data is None or not len(data):
+            dtypes.add(flatbuffer_utils.type_to_name(tensor.type))
+    return count, dtypes
 
 
 def _recurrent(source: Path) -> list[str]:

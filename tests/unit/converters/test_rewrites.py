@@ -292,6 +292,29 @@ def test_old_files_in_half_precision_get_8_bits(tmp_path: Path, recipe: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:Input model is already partially quantized:UserWarning")
+def test_a_net_in_integers_is_called_what_it_is(tmp_path: Path) -> None:
+    """The quantizer leaves it as it was, whatever is asked for."""
+    halved(tmp_path / "m.tflite")
+    rows = RNG.standard_normal((16, 8, 8, 3)).astype(np.float32)
+    context = Context(tmp_path, Dataset({"x": rows}, None, 16))
+    add_signature(tmp_path / "m.tflite", tmp_path / "s.tflite", context, {}, {})
+    widen_constants(tmp_path / "s.tflite", tmp_path / "w.tflite", context, {}, {})
+    litert_quantize.static(tmp_path / "w.tflite", tmp_path / "q.tflite", context, {"recipe": "static_wi8_ai8"}, {})
+    whole = Context(tmp_path, Dataset({"x": (rows * 50).astype(np.int8)}, None, 16))
+    litert_quantize.static(tmp_path / "q.tflite", tmp_path / "again.tflite", whole, {"recipe": "static_wi8_ai8"}, {})
+    for run_step, recipe in (
+        (litert_quantize.static, "static_wi8_ai16"),
+        (litert_quantize.without_calibration, "dynamic_wi8_afp32"),
+        (litert_quantize.without_calibration, "weight_only_wi8_afp32"),
+        (litert_quantize.without_calibration, "weight_only_wi4_afp32"),
+    ):
+        with pytest.raises(ConversionError, match="in integers already: fp32 is the file as it is") as caught:
+            run_step(tmp_path / "q.tflite", tmp_path / "other.tflite", whole, {"recipe": recipe}, {})
+        assert caught.value.code == "nothing_to_do", recipe
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
 def test_equal_lists_are_written_once_and_weights_stay_aligned(tmp_path: Path) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
