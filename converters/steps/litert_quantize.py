@@ -9,15 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agent.trial.dataset import Dataset
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
-from converters.steps.onnx_tidy import NO_LAYER
+from converters.steps.onnx_tidy import NO_LAYER, not_finite
 
 ROWS = 256
 # What holds state, or graphs of its own: the calibrator reads every tensor after a run, and theirs hold nothing then.
 RECURRENT = ("LSTM", "RNN", "WHILE", "IF")
 
+# Operators whose weights are made integers of.
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL", "EMBEDDING_LOOKUP")
 # dtypes of the activations that a recipe makes.
 ACTIVATIONS = {"static_wi8_ai8": frozenset({"INT8", "UINT8"}), "static_wi8_ai16": frozenset({"INT16"})}
 
@@ -29,11 +33,13 @@ def static(
 
     Raises:
         ConversionError: `not_quantizable` where the calibrator can't read the net's tensors, as of recurrent nets;
-            `nothing_to_do` where no layer becomes integers, and those that are there are not of the recipe's width.
+            `nothing_to_do` where no layer becomes integers, and those that are there are not of the recipe's width;
+            `weights_not_finite`.
     """
     from ai_edge_quantizer import quantizer, recipe
 
     assert context.calibration is not None
+    _check_weights(source)
     worker = quantizer.Quantizer(str(source))
     worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
     samples = _samples(source, context.calibration)
@@ -58,14 +64,37 @@ def without_calibration(
     """Weights only; activations are quantized as they come, or stay in floating point.
 
     Raises:
-        ConversionError: `nothing_to_do` where no weight becomes integers.
+        ConversionError: `nothing_to_do` where no weight becomes integers; `weights_not_finite`.
     """
     from ai_edge_quantizer import quantizer, recipe
 
+    _check_weights(source)
     worker = quantizer.Quantizer(str(source))
     worker.load_quantization_recipe(getattr(recipe, str(parameters["recipe"]))())
     worker.quantize().export_model(str(target), overwrite=True)
     _check_quantized(source, target, frozenset())
+
+
+def _check_weights(source: Path) -> None:
+    """Refuse NaN and infinity in the weights of layers, of which the quantizer would make scales that mean nothing.
+
+    Raises:
+        ConversionError: `weights_not_finite`.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(str(source))
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) not in WEIGHTED:
+                continue
+            for tensor in (graph.tensors[index] for index in operator.inputs if index >= 0):
+                data = model.buffers[tensor.buffer].data
+                if tensor.type != schema.TensorType.FLOAT32 or data is None:
+                    continue
+                if not np.isfinite(np.frombuffer(bytes(data), "<f4")).all():
+                    raise not_finite(tensor.name.decode(errors="replace"))
 
 
 def _check_quantized(source: Path, target: Path, kept: frozenset[str]) -> None:

@@ -19,7 +19,7 @@ from converters.steps.onnx_sensitivity import (
     ordered_by_harm,
     relative_error,
 )
-from converters.steps.onnx_tidy import check_quantized, tidied
+from converters.steps.onnx_tidy import WEIGHTED, check_quantized, check_weights, tidied
 
 MATRICES = ("MatMul", "Gemm")
 
@@ -30,13 +30,15 @@ def dynamic_int8(
     """Quantize the weights of the named operators (all that can be, when none are named).
 
     Raises:
-        ConversionError: when there are none.
+        ConversionError: when there are none, or when some are NaN or infinite.
     """
     import onnx
 
     named = str(parameters["operators"] or "")
+    operators = named.split(",") if named else None
     model = tidied(source)
-    _quantize(model, target, parameters, operators=named.split(",") if named else None, exclude=[])
+    check_weights(model, operators or WEIGHTED)
+    _quantize(model, target, parameters, operators=operators, exclude=[])
     check_quantized(model, onnx.load(str(target)))
 
 
@@ -47,12 +49,13 @@ def mixed_dynamic(
 
     Raises:
         ConversionError: when even with half of them in floating point the answers differ too much, or when there is no
-            other.
+            other, or when weights are NaN or infinite.
     """
     import onnx
 
     allowed = (context.accuracy_drop_points if context.accuracy_drop_points is not None else 1.0) / 100
     model = tidied(source)
+    check_weights(model, MATRICES)
     groups = groups_of(model, MATRICES)
     expected = answers_of(source, context, SENSITIVITY_ROWS)
     loss = 1.0

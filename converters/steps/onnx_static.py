@@ -34,6 +34,7 @@ from converters.steps.onnx_tidy import (
     NO_LAYER,
     PER_CHANNEL_OPSET,
     check_quantized,
+    check_weights,
     has_dtype,
     loads,
     name_nodes,
@@ -67,7 +68,8 @@ def prepare(
     """Tidy, fold constants, fuse what ONNX Runtime fuses, and infer shapes: quantizers do better work after it.
 
     Raises:
-        ConversionError: when nothing is in single precision: quantizers make integers of that alone.
+        ConversionError: when nothing is in single precision, of which alone quantizers make integers, or when weights
+            are NaN or infinite.
     """
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -76,6 +78,7 @@ def prepare(
     model = tidied(source)
     if not has_dtype(model, onnx.TensorProto.FLOAT):
         raise ConversionError("nothing_to_do", NO_LAYER)
+    check_weights(model)
     onnx.save(raised(model), str(tidy))
     try:
         quant_pre_process(str(tidy), str(target), skip_symbolic_shape=True)

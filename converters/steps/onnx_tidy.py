@@ -16,6 +16,8 @@ from converters.sources import nodes_of
 PER_CHANNEL_OPSET = 13
 RAISED_TO = 17
 NO_LAYER = "the net has no layer that this recipe would quantize"
+# Operators whose weights quantizers make integers of.
+WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Gather")
 OLDEST_IR = 4  # the first whose weights need not be inputs
 _STANDARD = frozenset({"", "ai.onnx"})
 _INTEGER_PARTS = ("Quantize", "Integer", "QLinear")  # in names of operators that quantizers put in
@@ -114,6 +116,35 @@ def check_quantized(before: Any, after: Any) -> None:
 
 def _integer_nodes(model: Any) -> int:
     return sum(any(part in node.op_type for part in _INTEGER_PARTS) for node in nodes_of(model.graph.node))
+
+
+def check_weights(model: Any, operators: Iterable[str] = WEIGHTED) -> None:
+    """Refuse a net with NaN or infinity in the weights of some operators, before a quantizer stumbles over them.
+
+    Elsewhere they may be meant: a mask is a constant of infinity that is chosen or added.
+
+    Raises:
+        ConversionError: `weights_not_finite`.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+    wanted = set(operators)
+    read = {name for node in nodes_of(model.graph.node) if node.op_type in wanted for name in node.input}
+    for tensor in (tensor for graph in _graphs(model.graph) for tensor in graph.initializer):
+        if tensor.name in read and tensor.data_type in floats and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise not_finite(tensor.name)
+
+
+def not_finite(name: str) -> ConversionError:
+    """The refusal of a weight that holds NaN or infinity."""
+    detail = (
+        f"the weight {name!r} holds NaN or infinity, for which there are no integers: the net may have diverged in "
+        "training; export it from an earlier checkpoint"
+    )
+    return ConversionError("weights_not_finite", detail)
 
 
 def graph_has(graph: Any, dtype: int) -> bool:

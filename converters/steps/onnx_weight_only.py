@@ -11,7 +11,7 @@ from typing import Any
 
 from converters.errors import ConversionError
 from converters.step import Context, Parameter
-from converters.steps.onnx_tidy import attributes_of, tidied
+from converters.steps.onnx_tidy import attributes_of, check_weights, tidied
 
 
 def weight_only(
@@ -20,12 +20,13 @@ def weight_only(
     """Quantize constant weights of MatMul and Gemm.
 
     Raises:
-        ConversionError: when the net has none.
+        ConversionError: when the net has none, or when some are NaN or infinite.
     """
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     model = tidied(source)
+    check_weights(model, ("MatMul", "Gemm"))
     split = split_gemms(model)
     double = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.DOUBLE}
     worker = MatMulNBitsQuantizer(

@@ -341,6 +341,22 @@ def test_what_is_called_integers_or_half_has_some(tmp_path: Path, model: Callabl
         assert halves or operators & {"DequantizeLinear", "MatMulInteger", "MatMulNBits"}, one.recipe
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, number: float) -> None:
+    """By every recipe that makes integers of them."""
+    model = net(
+        [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "v"], ["y"])],
+        [value("x", FLOAT, ["n", 16])],
+        [value("y", FLOAT, ["n", 5])],
+        [weight("w", 16, 8), const("v", np.array([[1, 2, 3, 4, number]] * 8, np.float32))],
+    )
+    result, _ = built(tmp_path, model)
+    for one in result.candidates:
+        if one.precision in {Precision.FP32, Precision.FP16} or "-sums-" in one.recipe:
+            continue
+        assert "the weight 'v' holds NaN or infinity" in (one.error or ""), one.recipe
+
+
 def test_a_net_behind_a_scaler_gets_integers(tmp_path: Path) -> None:
     result, _ = built(tmp_path, scaled(), target=Target("p", RuntimeName.ONNX, ("cpu",), (Precision.INT8,)))
     static = next(one for one in result.candidates if one.recipe == "onnx-static-u8s8")

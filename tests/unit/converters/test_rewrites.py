@@ -314,6 +314,26 @@ def test_a_net_in_integers_is_called_what_it_is(tmp_path: Path) -> None:
         assert caught.value.code == "nothing_to_do", recipe
 
 
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    halved(tmp_path / "m.tflite")
+    model = flatbuffer_utils.read_model(str(tmp_path / "m.tflite"))
+    buffer = model.buffers[model.subgraphs[0].tensors[1].buffer]
+    buffer.data = np.frombuffer(np.full(4 * 27, np.nan, "<f2").tobytes(), np.uint8)
+    flatbuffer_utils.write_model(model, str(tmp_path / "m.tflite"))
+    context = Context(tmp_path, Dataset({"x": np.zeros((2, 8, 8, 3), np.float32)}, None, 2))
+    add_signature(tmp_path / "m.tflite", tmp_path / "s.tflite", context, {}, {})
+    widen_constants(tmp_path / "s.tflite", tmp_path / "w.tflite", context, {}, {})
+    for run_step, recipe in (
+        (litert_quantize.static, "static_wi8_ai8"),
+        (litert_quantize.without_calibration, "dynamic_wi8_afp32"),
+    ):
+        with pytest.raises(ConversionError, match="the weight 'w' holds NaN or infinity") as caught:
+            run_step(tmp_path / "w.tflite", tmp_path / "q.tflite", context, {"recipe": recipe}, {})
+        assert caught.value.code == "weights_not_finite"
+
+
 @pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors:UserWarning")
 def test_equal_lists_are_written_once_and_weights_stay_aligned(tmp_path: Path) -> None:
     from ai_edge_litert import schema_py_generated as schema
