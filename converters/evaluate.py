@@ -157,6 +157,39 @@ def _alike(rows: Array, batch: Array) -> bool:
     return bool(np.allclose(rows, batch, rtol=MIXED_SHARE, atol=MIXED_SHARE * scale, equal_nan=True))
 
 
+def check_finite(source: Run, rows: int, field: str) -> None:
+    """Refuse a source that answers most rows without one finite number in some output.
+
+    Answers like that agree with themselves in every precision, and choices that are read from them are all class 0. A
+    few cells may be NaN or infinite on purpose, as the padding of a detector's boxes, and a few rows by accident.
+
+    Args:
+        source: the run on real rows: made-up ones may be outside of what a net is made for.
+        rows: how many were answered.
+        field: of the request that they came in, `evaluation` or `calibration`.
+
+    Raises:
+        ConversionError: `bad_model`.
+    """
+    for name, value in source.outputs.items():
+        if value.dtype.kind != "f" or not value.size:
+            continue
+        told_apart = len(value) == rows
+        given = value if told_apart else value.reshape(1, -1)
+        step = max(1, SLICE_ELEMENTS // max(1, given[:1].size))
+        lost = 0
+        for start in range(0, len(given), step):
+            piece = given[start : start + step]
+            lost += len(piece) - int(np.isfinite(piece).reshape(len(piece), -1).any(1).sum())
+        if lost * 2 > len(given):
+            told = f"{lost} of {rows}" if told_apart else f"all {rows}"
+            detail = (
+                f"sources: it answers no finite number in {name!r} for {told} rows of the {field} set: look for NaN in "
+                "its weights, give rows that are scaled as in training, or leave that output out of the export"
+            )
+            raise ConversionError("bad_model", detail, "sources")
+
+
 class Answers:
     """One output over all batches: in memory while it is small, then in a file that has no name and goes with it.
 

@@ -9,7 +9,7 @@ from agent.protocol.processing_rules import ProcessingError, check
 from agent.trial.dataset import Dataset
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import Run, run_file
+from converters.evaluate import Run, check_finite, run_file
 from converters.forms import DisagreeError, largest_difference, main_source, source_specs
 from converters.job import DataFile, Inspection, InspectJob, SourceFile
 from converters.package import Specs, as_seen, manifest_for, with_examples
@@ -41,6 +41,8 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
     specs = {form: with_examples(one, sample) for form, one in specs.items()}
     target = without_mixing(ANY, main, specs[main.format], sample)
     first = run_file(manifest_for(Path(main.path), specs[main.format], main.format, target), Path(main.path), sample)
+    if data:
+        check_finite(first, sample.rows, "evaluation" if evaluation is not None else "calibration")
     _check_labels(first, evaluation)
     agreement = {}
     for source in job.sources:

@@ -16,7 +16,7 @@ from converters.architectures import export_weights
 from converters.candidate import candidate_of, judged, name_of, opened
 from converters.dataset import load_dataset
 from converters.errors import ConversionError
-from converters.evaluate import Run, measure, run_file, time_in_turns
+from converters.evaluate import Run, check_finite, measure, run_file, time_in_turns
 from converters.forms import main_source, source_specs
 from converters.inspection import ProgressCall, inspect
 from converters.job import (
@@ -59,7 +59,11 @@ def run(job: Job, folder: Path, progress: ProgressCall) -> Inspection | BuildRes
 
 
 def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
-    """Build, measure and choose a variant."""
+    """Build, measure and choose a variant.
+
+    Raises:
+        ConversionError: when the source or the data sets can't be used.
+    """
     progress(0.02, "evaluate source")
     specs, _, _ = source_specs(job.sources)
     main = main_source(job.sources)
@@ -71,6 +75,8 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     path = Path(main.path)
     job = msgspec.structs.replace(job, target=without_mixing(job.target, main, specs[main.format], data))
     source_run = run_file(manifest_for(path, specs[main.format], main.format, job.target), path, data, pick_rows(data))
+    if evaluation is not None or calibration is not None:
+        check_finite(source_run, data.rows, "evaluation" if evaluation is not None else "calibration")
     specs[main.format] = as_seen(specs[main.format], source_run.shapes)
     source = measure(source_run, source_run, data, path.stat().st_size)
     recipes = plan(job.target, main.format)

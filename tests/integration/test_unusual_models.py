@@ -500,6 +500,41 @@ def test_what_the_source_does_not_answer_is_no_loss() -> None:
     assert fidelity({"y": exact}, {"y": np.nan_to_num(exact)}) == 0.0
 
 
+def logarithm() -> Any:
+    return linear(nodes=[node("Log", ["x"], ["l"]), node("MatMul", ["l", "w"], ["y"])])
+
+
+@pytest.mark.parametrize(("bad", "refused"), [(ROWS, True), (ROWS // 2 + 1, True), (ROWS // 2, False), (0, False)])
+def test_a_source_that_answers_no_number_to_most_rows_is_refused(tmp_path: Path, bad: int, refused: bool) -> None:
+    """The logarithm of what is below zero is none."""
+    sources = saved(tmp_path, logarithm())
+    rows = np.ones((ROWS, 16), np.float32) + rng.random((ROWS, 16), np.float32)
+    rows[:bad] *= -1
+    given = stored(tmp_path, "e.npz", {"x": rows})
+    (tmp_path / "work").mkdir()
+    target = msgspec.structs.replace(TARGET, precisions=(Precision.FP32,))
+    for job in (
+        lambda: inspect(InspectJob(sources, None, given), lambda _fraction, _step: None),
+        lambda: build(BuildJob(sources, target, None, given), tmp_path / "work", lambda _fraction, _step: None),
+    ):
+        if not refused:
+            job()
+            continue
+        with pytest.raises(ConversionError, match=f"in 'y' for {bad} of {ROWS} rows of the evaluation set: look"):
+            job()
+
+
+def test_numbers_that_pad_an_answer_are_no_refusal(tmp_path: Path) -> None:
+    """As long as there is a finite one; and made-up rows tell nothing of real ones."""
+    run = evaluate.Run(np.zeros(2), {"boxes": np.array([[1.0, np.nan], [np.nan, 2.0]])}, {}, "cpu", 1.0, 1.0, 0.0)
+    evaluate.check_finite(run, 2, "evaluation")
+    model = linear(nodes=[node("Neg", ["x"], ["n"]), node("Log", ["n"], ["l"]), node("MatMul", ["l", "w"], ["y"])])
+    inspect(InspectJob(saved(tmp_path, model)), lambda _fraction, _step: None)
+    unequal = evaluate.Run(np.zeros(3), {"found": np.full(3, np.nan)}, {}, "cpu", 1.0, 1.0, 0.0)
+    with pytest.raises(ConversionError, match="in 'found' for all 2 rows of the calibration set"):
+        evaluate.check_finite(unequal, 2, "calibration")
+
+
 @pytest.mark.parametrize("limit", [0, 1 << 30])
 def test_answers_are_the_same_from_memory_and_from_a_file(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(evaluate, "SPILL_BYTES", limit)
