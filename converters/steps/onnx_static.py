@@ -35,11 +35,11 @@ from converters.steps.onnx_tidy import (
     PER_CHANNEL_OPSET,
     check_quantized,
     check_weights,
+    for_quantizers,
     has_dtype,
     loads,
     name_nodes,
     opset_of,
-    raised,
     tidied,
     type_values,
 )
@@ -79,7 +79,7 @@ def prepare(
     if not has_dtype(model, onnx.TensorProto.FLOAT):
         raise ConversionError("nothing_to_do", NO_LAYER)
     check_weights(model)
-    onnx.save(raised(model), str(tidy))
+    onnx.save(for_quantizers(model), str(tidy))
     try:
         quant_pre_process(str(tidy), str(target), skip_symbolic_shape=True)
     except Exception:  # noqa: BLE001 (shape inference fails in many ways; the file as it is may still quantize)

@@ -1,11 +1,13 @@
 """An ONNX net as quantizers expect it, and computing what it did: they were written for fresh exports of one tool.
 
 Strangers' nets have nodes without names, weights that are also inputs (as files did before 2019), weights in Constant
-nodes or in half precision, functions of their own, and opsets from before weights could be quantized per channel.
+nodes or in half precision, functions of their own, and opsets from before weights could be quantized per channel, or
+newer than kernels that quantize.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ NO_LAYER = "the net has no layer that this recipe would quantize"
 # Operators whose weights quantizers make integers of.
 WEIGHTED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Gather")
 OLDEST_IR = 4  # the first whose weights need not be inputs
+QUANTIZED_IR = 10  # old enough for every ONNX Runtime that has the opsets which need a look
 _STANDARD = frozenset({"", "ai.onnx"})
 _INTEGER_PARTS = ("Quantize", "Integer", "QLinear")  # in names of operators that quantizers put in
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype"})
@@ -61,17 +64,46 @@ def opset_of(model: Any) -> int:
     return max((one.version for one in model.opset_import if one.domain in _STANDARD), default=1)
 
 
-def raised(model: Any) -> Any:
-    """The net with an opset that has weights quantized per channel; as it is where that does not work out."""
+def for_quantizers(model: Any) -> Any:
+    """The net with an opset that has weights quantized per channel, and kernels for what quantizers put in.
+
+    As it is where that does not work out.
+    """
     from onnx import version_converter
 
-    if opset_of(model) >= PER_CHANNEL_OPSET:
+    opset = opset_of(model)
+    wanted = _opset_for_quantizers(opset)
+    if wanted == opset:
         return model
     try:
-        newer = version_converter.convert_version(model, RAISED_TO)
-    except Exception:  # noqa: BLE001 (the converter lacks some operators; then weights get one scale a tensor)
+        other = version_converter.convert_version(model, wanted)
+    except Exception:  # noqa: BLE001 (the converter lacks some operators; then it is quantized as well as it can be)
         return model
-    return newer if loads(newer) else model
+    return other if loads(other) else model
+
+
+def _opset_for_quantizers(opset: int) -> int:
+    if opset < PER_CHANNEL_OPSET:
+        return RAISED_TO
+    return next((one for one in range(opset, RAISED_TO - 1, -1) if _quantizes(one)), opset)
+
+
+@functools.cache
+def _quantizes(opset: int) -> bool:
+    """Whether ONNX Runtime has kernels that quantize in an opset: those of the newest ones come a release later."""
+    import onnx
+    from onnx import helper
+
+    scale = helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [1.0])
+    zero = helper.make_tensor("zero", onnx.TensorProto.UINT8, [], [0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in "xy")
+    graph = helper.make_graph(nodes, "quantizes", [x], [y], [scale, zero])
+    imports = [helper.make_opsetid("", opset)]
+    return loads(helper.make_model(graph, opset_imports=imports, ir_version=QUANTIZED_IR))
 
 
 def loads(model: Any) -> bool:

@@ -314,7 +314,7 @@ def test_it_converts_and_answers_as_its_source_in_every_precision(tmp_path: Path
         assert fine or name in NOT_IN_EVERY_PRECISION, f"{one.recipe}: {said}"
 
 
-@pytest.mark.parametrize("opset", [11, 12, 13, 18])
+@pytest.mark.parametrize("opset", [11, 12, 13, 18, onnx.defs.onnx_opset_version()])
 def test_int8_has_a_scale_a_channel_at_any_opset(tmp_path: Path, opset: int) -> None:
     result, _ = built(tmp_path, convolution(opset), target=Target("p", RuntimeName.ONNX, ("cpu",), (Precision.INT8,)))
     static = next(one for one in result.candidates if one.recipe == "onnx-static-u8s8")
