@@ -6,6 +6,7 @@ How arrays are read as rows is said in `agent.trial.dataset`.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ BYTES_LIMIT = 4 << 30
 
 
 def load_dataset(
-    path: Path, specs: tuple[TensorSpec, ...], field: str, processing: Processing | None = None
+    path: Path,
+    specs: tuple[TensorSpec, ...],
+    field: str,
+    processing: Processing | None = None,
+    missing_taken: Callable[[str, Dataset], bool] | None = None,
 ) -> Dataset:
     """Read a data set for a model's inputs.
 
@@ -34,6 +39,8 @@ def load_dataset(
         specs: the model's inputs.
         field: `calibration` or `evaluation`, for errors.
         processing: how its images become inputs; None where only inputs are taken.
+        missing_taken: whether the model takes NaN in an input, of which it gets the name and the rows that hold some;
+            None where no model does.
 
     Raises:
         ConversionError: saying which array is missing or does not fit, what it is and what it ought to be.
@@ -59,7 +66,29 @@ def load_dataset(
     rows = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or rows == 0:
         raise ConversionError("bad_data", f"{field}: every array needs the same number of rows, not {lengths}", field)
-    return Dataset(inputs, _labels(labels_of(arrays, specs), rows, field), rows, frozenset(whole))
+    found = Dataset(inputs, _labels(labels_of(arrays, specs), rows, field), rows, frozenset(whole))
+    for name, array in inputs.items():
+        missing = rows_missing({name: array})
+        if missing.any() and not (missing_taken and missing_taken(name, only(found, np.flatnonzero(missing)))):
+            detail = (
+                f"{field}: {name!r} holds NaN, which the model does not take for a missing value: remove those rows"
+            )
+            raise ConversionError("bad_data", detail, field)
+    return found
+
+
+def rows_missing(inputs: Mapping[str, Array]) -> npt.NDArray[np.bool_]:
+    """Which rows hold NaN in some input."""
+    found = np.zeros(len(next(iter(inputs.values()))), np.bool_)
+    for array in inputs.values():
+        if array.dtype.kind == "f":
+            found |= np.isnan(array).reshape(len(array), -1).any(1)
+    return found
+
+
+def only(data: Dataset, rows: npt.NDArray[np.intp]) -> Dataset:
+    """Some rows of a data set, without labels."""
+    return Dataset({name: array[rows] for name, array in data.inputs.items()}, None, len(rows), data.whole)
 
 
 def example_rows(path: Path, field: str, processing: Processing | None = None, count: int = 2) -> dict[str, Array]:
@@ -125,8 +154,8 @@ def _fit(array: Array, spec: TensorSpec, field: str) -> Array:
             detail = f"{field}: {spec.name!r} holds {array.dtype}, but the model takes {dtype}: convert it first"
             raise ConversionError("bad_data", detail, field)
         array = _held(array, dtype, spec.name, field)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ConversionError("bad_data", f"{field}: {spec.name!r} holds NaN or infinity: remove those rows", field)
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        raise ConversionError("bad_data", f"{field}: {spec.name!r} holds infinity: remove those rows", field)
     return array
 
 

@@ -130,6 +130,22 @@ def takes(manifest: Manifest, path: Path) -> str | None:
     return None
 
 
+def answers_finitely(manifest: Manifest, path: Path, data: Dataset) -> bool:
+    """Whether a file answers each row, and in floating point with finite numbers alone."""
+    runtime = _open(manifest, path)
+    try:
+        return all(
+            np.isfinite(value).all()
+            for row in data.batches(1)
+            for value in runtime.run(row).values()
+            if value.dtype.kind == "f"
+        )
+    except Exception:  # noqa: BLE001 (a runtime raises anything; rows that fail are told of by `run_file`)
+        return False
+    finally:
+        runtime.close()
+
+
 def rows_mix(manifest: Manifest, path: Path, data: Dataset) -> bool:
     """Whether a batch is answered otherwise than its rows one by one, or not at all.
 

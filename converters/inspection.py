@@ -12,6 +12,7 @@ from converters.errors import ConversionError
 from converters.evaluate import Run, check_finite, run_file
 from converters.forms import DisagreeError, largest_difference, main_source, source_specs
 from converters.job import DataFile, Inspection, InspectJob, SourceFile
+from converters.missing import missing_taken
 from converters.package import Specs, as_seen, manifest_for, with_examples
 from converters.sample import ANY, SAMPLE_ROWS, sample_rows, without_mixing
 from converters.training.data import read_training
@@ -25,8 +26,9 @@ def inspect(job: InspectJob, progress: ProgressCall) -> Inspection:
     specs, operators, parameters = source_specs(job.sources)
     main = main_source(job.sources)
     _check_processing(job, specs[main.format])
+    taken = missing_taken(main, specs[main.format])
     data = {
-        field: load_dataset(Path(file.path), specs[main.format][0], field, job.processing)
+        field: load_dataset(Path(file.path), specs[main.format][0], field, job.processing, taken)
         for field, file in (("calibration", job.calibration), ("evaluation", job.evaluation))
         if file is not None
     }

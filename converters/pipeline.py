@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from converters.job import (
     Sharding,
     ShardJob,
 )
+from converters.missing import missing_taken, without_missing
 from converters.package import as_seen, manifest_for, with_examples
 from converters.planner import choose, fates, forms, plan, repairs
 from converters.sample import sample_rows, without_mixing
@@ -68,8 +70,9 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
     specs, _, _ = source_specs(job.sources)
     main = main_source(job.sources)
     inputs = specs[main.format][0]
-    calibration = _data(job.calibration, inputs, "calibration", job.processing)
-    evaluation = _data(job.evaluation, inputs, "evaluation", job.processing)
+    taken = missing_taken(main, specs[main.format])
+    calibration = _data(job.calibration, inputs, "calibration", job.processing, taken)
+    evaluation = _data(job.evaluation, inputs, "evaluation", job.processing, taken)
     data = evaluation or sample_rows({"calibration": calibration} if calibration else {}, main, specs[main.format])
     specs = {form: with_examples(one, data) for form, one in specs.items()}
     path = Path(main.path)
@@ -91,7 +94,8 @@ def build(job: BuildJob, folder: Path, progress: ProgressCall) -> BuildResult:
         progress(0.05, "export for torch")
         specs[ModelFormat.PT2] = specs[main.format]
         starts[ModelFormat.PT2] = program_start(job, specs[main.format], data, source_run, folder)
-    context = Context(folder, calibration, job.target.accuracy_drop_points)
+    ranges = without_missing(calibration) if calibration else None
+    context = Context(folder, ranges, job.target.accuracy_drop_points)
     trained, problems = _trained(job, folder, progress)
     job = msgspec.structs.replace(job, derived=(*job.derived, *trained))
     candidates: list[Candidate] = []
@@ -169,8 +173,14 @@ def _p50(candidate: Candidate) -> float:
     return candidate.measurements.latency_p50_ms if candidate.measurements else float("inf")
 
 
-def _data(file: DataFile | None, inputs: Any, field: str, processing: Processing | None) -> Dataset | None:
-    return load_dataset(Path(file.path), inputs, field, processing) if file is not None else None
+def _data(
+    file: DataFile | None,
+    inputs: Any,
+    field: str,
+    processing: Processing | None,
+    taken: Callable[[str, Dataset], bool] | None = None,
+) -> Dataset | None:
+    return load_dataset(Path(file.path), inputs, field, processing, taken) if file is not None else None
 
 
 def _baseline(job: BuildJob, data: Dataset, source: Run) -> Measurements | None:

@@ -357,6 +357,69 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, number: float) ->
         assert "the weight 'v' holds NaN or infinity" in (one.error or ""), one.recipe
 
 
+def imputed(into: float) -> Any:
+    """A net that gets a number in the place of what is missing."""
+    nodes = [
+        node(
+            "Imputer", ["x"], ["whole"], domain="ai.onnx.ml", imputed_value_floats=[into], replaced_value_float=np.nan
+        ),
+        node("MatMul", ["whole", "w"], ["scores"]),
+        node("Identity", ["scores"], ["y"]),
+    ]
+    return linear(nodes=nodes, domains=[helper.make_opsetid("ai.onnx.ml", 1)])
+
+
+@pytest.mark.parametrize("model", [trees, lambda: imputed(0.5)])
+def test_rows_may_miss_values_where_a_model_is_made_for_it(tmp_path: Path, model: Callable[[], Any]) -> None:
+    sources = saved(tmp_path, model())
+    rows = rng.standard_normal((ROWS, 16)).astype(np.float32)
+    rows[::3, 3] = np.nan
+    given = stored(tmp_path, "rows.npz", {"x": rows})
+    (tmp_path / "work").mkdir()
+    inspect(InspectJob(sources, given, given), lambda _fraction, _step: None)
+    target = msgspec.structs.replace(TARGET, precisions=(Precision.FP32, Precision.INT8))
+    result = build(BuildJob(sources, target, given, given), tmp_path / "work", lambda _fraction, _step: None)
+    assert result.chosen is not None
+    assert result.source.samples == ROWS
+    for one in result.candidates:
+        if one.recipe.startswith("onnx-static"):
+            assert one.error is None or "no layer" in one.error, one.recipe
+    check_answers(tmp_path, result.candidates[0], {"x": rows}, exact=True)
+
+
+def swallowing() -> Any:
+    """A net that answers finite numbers to NaN, and is not made for it."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("IsNaN", ["m"], ["lost"]),
+        node("Where", ["lost", "no", "m"], ["y"]),
+    ]
+    return linear(nodes=nodes, weights=[const("no", np.float32(0))])
+
+
+@pytest.mark.parametrize(
+    ("model", "number", "said"),
+    [
+        (linear, np.nan, "'x' holds NaN, which the model does not take for a missing value: remove those rows"),
+        (swallowing, np.nan, "does not take for a missing value"),
+        (lambda: imputed(np.nan), np.nan, "does not take for a missing value"),
+        (lambda: linear(outputs=[value("x", FLOAT, ["n", 16])]), np.nan, "does not take for a missing value"),
+        (trees, np.inf, "'x' holds infinity: remove those rows"),
+    ],
+)
+def test_other_rows_without_numbers_are_refused(
+    tmp_path: Path, model: Callable[[], Any], number: float, said: str
+) -> None:
+    sources = saved(tmp_path, model())
+    rows = np.ones((ROWS, 16), np.float32)
+    rows[1, 3] = number
+    given = stored(tmp_path, "rows.npz", {"x": rows})
+    for job in (InspectJob(sources, given), InspectJob(sources, None, given)):
+        with pytest.raises(ConversionError, match=said) as found:
+            inspect(job, lambda _fraction, _step: None)
+        assert found.value.code == "bad_data"
+
+
 def test_a_net_behind_a_scaler_gets_integers(tmp_path: Path) -> None:
     result, _ = built(tmp_path, scaled(), target=Target("p", RuntimeName.ONNX, ("cpu",), (Precision.INT8,)))
     static = next(one for one in result.candidates if one.recipe == "onnx-static-u8s8")
