@@ -147,6 +147,7 @@ class LocalFleet:
             # Each rollout waits for differences that a process makes first: only where they matter.
             "SHOAL_DELTAS": "false",
             "SHOAL_DELTA_WAIT_S": "120",  # a machine that runs tests may be busy
+            "SHOAL_INSPECT_TIMEOUT_S": "250",  # likewise
             **({"SHOAL_TLS": "true", "SHOAL_BROKER_TLS": "true"} if self.tls else {}),
             **broker,
             **variables,

@@ -31,7 +31,9 @@ class ProcessInspector:
         Raises:
             InvalidError: naming the field at fault and the remedy.
         """
-        bounds = Bounds(self._settings.inspect_timeout_s, self._settings.conversion_memory_mb)
+        bounds = Bounds(
+            self._settings.inspect_timeout_s, self._settings.conversion_memory_mb, "SHOAL_INSPECT_TIMEOUT_S"
+        )
         with work_folder(self._settings.state_dir / "conversions", self._store) as folder:
 
             def bring(one: SourceFormCreate) -> str:

@@ -115,7 +115,7 @@ def _wait(
         if not keep_going():
             raise CancelledError
         if time.monotonic() > deadline:
-            detail = f"the conversion took longer than {bounds.timeout_s:g} s ({bounds.timeout_setting})"
+            detail = f"it took longer than {bounds.timeout_s:g} s ({bounds.timeout_setting})"
             raise ConversionFailedError(JobError("timeout", detail))
         if steps:
             newest = steps[-1]

@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session, aliased
 from fleet_server.db import rows_by
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
 
+HAS_WORK = "SELECT 1 FROM conversion_jobs WHERE state IN ('queued', 'running') LIMIT 1"  # for the raw driver
+
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:
     """The oldest job that may run, or whose runner went silent; locked for this transaction.

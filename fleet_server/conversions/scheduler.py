@@ -89,8 +89,10 @@ class ConversionScheduler:
             if self._stopping.is_set():
                 return None
             self._sweep()
-            with self._database.write() as session:
-                claimed = service.claim(session, self._owner, utc_now())
+            claimed = None
+            if service.has_work(self._database):
+                with self._database.write() as session:
+                    claimed = service.claim(session, self._owner, utc_now())
             if claimed is None:
                 self._stopping.wait(IDLE_S)
             return claimed

@@ -21,6 +21,7 @@ from fleet_server.conversions import repository
 from fleet_server.conversions.files import data_name, file_name
 from fleet_server.conversions.gate import References, judge
 from fleet_server.conversions.resources import needs_of
+from fleet_server.db import Database
 from fleet_server.devices.schemas import ProfileSpec
 from fleet_server.devices.service import get_profile
 from fleet_server.errors import ConflictError, InvalidError
@@ -119,6 +120,12 @@ def _settled(*, rebuild: bool) -> set[str]:
     """States in which asking again changes nothing."""
     working = {VariantState.QUEUED.value, VariantState.BUILDING.value}
     return working if rebuild else working | {VariantState.READY.value}
+
+
+def has_work(database: Database) -> bool:
+    """Whether some job is queued or runs: asked several times a second, and nearly always there is none."""
+    with database.driver() as connection:
+        return connection.execute(repository.HAS_WORK).fetchone() is not None
 
 
 def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:
