@@ -72,7 +72,8 @@ deb: setup ## Debian packages of agent and server, into dist/ (ARCH=amd64 or arm
 
 test-deb: deb ## a fleet of one in a fresh Debian 12: in a chroot, then booted by systemd-nspawn (root; debootstrap)
 	@deploy/chroot-check dist
-	@deploy/boot-check dist
+	@rm -rf dist/tried && $(BIN)/python -m deploy.agent_release.build --version 9.0.0 --output dist/tried >/dev/null
+	@deploy/boot-check dist dist/tried/*.shoal-release
 
 release: setup sbom ## wheel, sdist, both Debian packages, SBOM, changes and checksums, into dist/: the same to the byte each time
 	@$(BIN)/python -m deploy.release.release

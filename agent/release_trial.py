@@ -16,6 +16,7 @@ import time
 from typing import Any, NoReturn
 
 from agent.launcher import SOCKETS, WATCHER, become, become_usable, pointer, runs, say
+from agent.sd_notify import ServiceManager
 
 RESTORED = ("journal.db", "journal.db-wal", "serving.json")  # what a version that is taken back must not have changed
 FAILURES = 8  # that are kept
@@ -261,6 +262,7 @@ class _Watched:
     def __init__(self, trials: Trials, child: int) -> None:
         self._trials, self._child = trials, child
         self._until: float | None = time.monotonic() + trials.within_s
+        self._manager = ServiceManager(os.environ)
         self.asked = False
 
     def ended(self) -> int | None:
@@ -273,6 +275,9 @@ class _Watched:
                     return None
                 self._trials.expired()
                 return None
+            if left is not None:
+                # A trial may be longer than systemd waits for a sign of life, and a bad version gives none.
+                self._manager.alive()
             self._hear(None if left is None else min(left, LOOK_S))
             status = self._reap()
             if status is not None:

@@ -147,14 +147,14 @@ class Device:
         journal.keep_note(NOTE, book.packed())
         journal.close()
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self._before, sys.executable, "-m", "agent.launcher", "run", "--config", str(self._config)],
                 cwd=ROOT,
-                env=environment,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
             )

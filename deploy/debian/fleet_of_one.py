@@ -10,6 +10,7 @@ Standard library only: it runs by Debian's own interpreter.
 from __future__ import annotations
 
 import grp
+import io
 import json
 import os
 import pwd
@@ -20,16 +21,19 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any
 
 UNITS = Path("/lib/systemd/system")
 WORK = Path("/root/shoal-check")
+STARTS_S = 30.0  # of the watchdog while agents are started one after the other, on a machine that may be busy
 DEADLINE_S = 10.0  # of the watchdog: shorter than the units', so that a check sees it kept
 TOKENS = (Path("/run/shoal-local-token/enrolment.env"), Path("/etc/shoal/enrolment.env"))
 MODEL = """
@@ -366,23 +370,127 @@ def booted() -> None:
     running()
 
 
-def hangs(unit: str) -> None:
-    """Stop a daemon in its tracks; its watchdog, made shorter here, has systemd start it again."""
+@contextmanager
+def short_watchdog(unit: str, seconds: float = DEADLINE_S) -> Iterator[None]:
+    """Start a daemon again with a watchdog that a check sees bite; afterwards its unit is as it was."""
     folder = Path("/run/systemd/system", f"{unit}.service.d")
     folder.mkdir(parents=True)
-    (folder / "check.conf").write_text(f"[Service]\nWatchdogSec={DEADLINE_S:.0f}\n")
+    (folder / "check.conf").write_text(f"[Service]\nWatchdogSec={seconds:.0f}\n")
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     subprocess.run(["systemctl", "restart", unit], check=True)
-    time.sleep(1.5 * DEADLINE_S)
-    before, main = int(shown(unit, "NRestarts")), int(shown(unit, "MainPID"))
-    check(before == 0, f"{unit} did not say in time that it lives: it was started again {before} times")
-    os.kill(main, signal.SIGSTOP)
-    wait_until(f"systemd to start {unit} again", lambda: int(shown(unit, "NRestarts")) > before, 120)
-    wait_until(f"{unit} to be active", lambda: shown(unit, "ActiveState") == "active", 60)
-    check(int(shown(unit, "MainPID")) != main, f"{unit} is the process that hung")
-    print(f"  {unit} hung, and was started again by its watchdog")
+    yield
     shutil.rmtree(folder)
     subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def never_restarted(unit: str, seconds: float = DEADLINE_S) -> None:
+    """Systemd has not had to start it again, though its watchdog had the time to."""
+    time.sleep(1.5 * seconds)
+    times = int(shown(unit, "NRestarts"))
+    check(times == 0, f"{unit} did not say in time that it lives: it was started again {times} times")
+
+
+def hangs(unit: str) -> None:
+    """Stop a daemon in its tracks; its watchdog, made shorter here, has systemd start it again."""
+    with short_watchdog(unit):
+        never_restarted(unit)
+        main = int(shown(unit, "MainPID"))
+        os.kill(main, signal.SIGSTOP)
+        wait_until(f"systemd to start {unit} again", lambda: int(shown(unit, "NRestarts")) > 0, 120)
+        wait_until(f"{unit} to be active", lambda: shown(unit, "ActiveState") == "active", 60)
+        check(int(shown(unit, "MainPID")) != main, f"{unit} is the process that hung")
+        print(f"  {unit} hung, and was started again by its watchdog")
+
+
+class Asker:
+    """Somebody who asks the device all the time, each time by a new connection."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._refused = self._answered = 0
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._ended.wait(0.02):
+            if answers(1.0):
+                self._answered += 1
+            else:
+                self._refused += 1
+
+    def all_answered(self) -> int:
+        """Stop; how often it asked."""
+        self._ended.set()
+        self._thread.join()
+        asked = self._refused + self._answered
+        check(self._answered and not self._refused, f"{self._refused} of {asked} requests were not answered")
+        return self._answered
+
+
+def agent_version() -> str:
+    """What the device says that it runs."""
+    (device,) = shoal("device", "list")
+    return str(device["facts"]["agent_version"])
+
+
+def roll_out_release(bundle: Path) -> str:
+    """Push a release of the agent and send it to all; the rollout's id."""
+    reference = shoal("agent-release", "push", str(bundle))["reference"]
+    stages = ("--all", "--stages", "100%")
+    return str(shoal("rollout", "create", reference, *stages)["id"])
+
+
+def crashing(good: Path) -> Path:
+    """A release that ends as soon as it is started, made of a good one."""
+    path = WORK / "crashing.shoal-release"
+    with tarfile.open(good) as source, tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as target:
+        for member in source:
+            file = source.extractfile(member)
+            assert file is not None
+            content = file.read()
+            if member.name == "release.json":
+                content = json.dumps(json.loads(content) | {"version": "9.0.1"}).encode()
+            elif member.name == "site/agent/main.py":
+                content = b"raise SystemExit(3)\n"
+            elif member.name.startswith("site/agent/__pycache__/main."):
+                continue
+            member.size = len(content)
+            target.addfile(member, io.BytesIO(content))
+    return path
+
+
+def ended_badly(rollout: str, seconds: float) -> None:
+    """Wait until a rollout has been stopped or reverted by the server; end with what it says where it is not."""
+    deadline, state = time.monotonic() + seconds, ""
+    while state not in {"reverted", "stopped"}:
+        found = shoal("rollout", "show", rollout)
+        state = found["rollout"]["state"]
+        check(time.monotonic() < deadline, f"after {seconds:.0f} s a rollout that fails is {json.dumps(found)}")
+        time.sleep(1)
+
+
+def updated() -> None:
+    """The agent becomes a release of itself while systemd watches; a bad one is taken back."""
+    running()
+    good, unit = Path("/root/good.shoal-release"), "shoal-agent"
+    with short_watchdog(unit, STARTS_S):
+        wait_until("version 1 to answer", lambda: answers(1.0), 60)
+        asker = Asker()
+        roll_out_release(good)
+        wait_until("the agent to be release 9.0.0", lambda: agent_version() == "9.0.0", 180)
+        never_restarted(unit, STARTS_S)
+        print(f"  the agent became release 9.0.0, and {asker.all_answered()} requests meanwhile were answered")
+        rollout = roll_out_release(crashing(good))
+        ended_badly(rollout, 300)
+        never_restarted(unit, STARTS_S)
+        wait_until("version 1 to answer", lambda: answers(1.0), 60)
+        check(agent_version() == "9.0.0", f"the agent is {agent_version()}")
+        print("  a release that crashes was tried and taken back; its rollout reverted")
+        os.kill(int(shown(unit, "MainPID")), signal.SIGKILL)
+        wait_until("systemd to start the agent again", lambda: int(shown(unit, "NRestarts")) == 1, 60)
+        wait_until("version 1 to answer after a kill", lambda: answers(1.0), 60)
+        check(agent_version() == "9.0.0", f"the agent is {agent_version()}")
+    print("  killed, it was started again as release 9.0.0")
 
 
 def rebooted() -> None:
@@ -400,6 +508,7 @@ def restarted() -> None:
     before = WORK.joinpath("pids").read_text().split()
     now = [shown(unit, "MainPID") for unit in ("shoal-server", "shoal-agent")]
     check(not set(before) & set(now), "the upgrade did not start the services again")
+    check(agent_version() == "9.0.0", f"the agent's package has the version it had, and the agent is {agent_version()}")
     print("  upgraded: both were started again; it answers and is online")
 
 
@@ -414,6 +523,7 @@ def main() -> None:
         "upgraded": lambda: upgraded(Fleet()),
         "booted": booted,
         "rebooted": rebooted,
+        "updated": updated,
         "restarted": restarted,
     }[sys.argv[1]]()
 

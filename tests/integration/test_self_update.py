@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,38 @@ def test_the_first_process_of_a_container_becomes_releases_too(tmp_path: Path, b
     finally:
         for device in (good, bad):
             device.kill()
+
+
+def test_systemd_sees_a_sign_of_life_while_a_release_that_hangs_is_tried(
+    tmp_path: Path, broker: int, bundles: Bundles
+) -> None:
+    device = Device(tmp_path / "dev-1", broker, bundles.bad("silent", *BAD["hangs"]), confirm_s=6)
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        device.environment |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+        device.start()
+        try:
+            wait_until("the trial's start", lambda: starts(device) == 1)
+            time.sleep(1)  # what was there before has said its last
+            signs(systemd)
+            time.sleep(4)
+            assert len(signs(systemd)) > 3, "one is due each half second"
+            assert pointer(str(device.state / "agent"), "next") is not None
+            failure = settled(device, Phase.ROLLED_BACK).failure
+            assert failure is not None
+            assert failure.detail == REASONS["hangs"]
+        finally:
+            device.kill()
+
+
+def signs(systemd: socket.socket) -> list[bytes]:
+    """Of life, that lie in a socket."""
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            found.append(systemd.recv(4096))
+    return [one for one in found if one == b"WATCHDOG=1"]
 
 
 REASONS = {
