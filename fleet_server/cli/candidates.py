@@ -7,12 +7,11 @@ from pathlib import Path
 
 from rich.console import Group, RenderableType
 
-from fleet_server.cli.output import Json, fail, rows_table
+from fleet_server.cli.output import WHOLE_WIDTH, Json, fail, rows_table
 from fleet_server.domain.candidates import quality_of
 
 Column = tuple[str, Callable[[Json], object]]
 POINTS_PER_ROOT_MB = 160.0
-WHOLE_WIDTH = 120  # characters that figures and fates need beside each other
 
 
 def columns(candidates: Sequence[Json]) -> list[Column]:

@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.output import (
+    WHOLE_WIDTH,
     Json,
     Output,
     OutputOption,
@@ -25,7 +26,6 @@ from fleet_server.sdk import Client, segment
 gate = typer.Typer(no_args_is_help=True, help="Gate runs: measure a variant on devices of its profile, and judge it.")
 RunArgument = Annotated[str, typer.Argument(metavar="ID", help="The gate run's id.")]
 POLL_S = 0.3
-WHOLE_WIDTH = 120  # characters that all columns need beside each other
 SETTLED = frozenset({"done", "failed"})
 
 

@@ -18,6 +18,7 @@ from fleet_server.openid import ProviderError
 from fleet_server.sdk import ApiError, AuthError, ChangedError, Client, ConflictError, NotFoundError
 
 Json = dict[str, Any]
+WHOLE_WIDTH = 120  # characters that tables with many figures need; in fewer their columns stand below each other
 
 
 class Output(StrEnum):
