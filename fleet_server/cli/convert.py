@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.candidates import plot, report, table
 from fleet_server.cli.compress import Wanted, derived_sources, training_rows
 from fleet_server.cli.models import source_files
-from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json
+from fleet_server.cli.output import Json, Output, OutputOption, errors, fail, print_json, show_fitting
 from fleet_server.cli.profiles import read_profile
 
 MEMORY_MB = 8192
@@ -108,8 +107,7 @@ def convert(
     if output is Output.JSON:
         print_json({**result, "gate": verdict})
     else:
-        console = Console()
-        console.print(table(candidates, console.width))
+        show_fitting(lambda width: table(candidates, width))
         errors.print(f"{'passed' if verdict['passed'] else '[red]refused[/]'} by the gate; see {out / 'report.md'}")
     if not verdict["passed"]:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fleet_server.cli.output import (
@@ -18,6 +18,7 @@ from fleet_server.cli.output import (
     errors,
     print_json,
     rows_table,
+    show_fitting,
     show_object,
     show_rows,
 )
@@ -127,8 +128,7 @@ def _show(found: Json, output: Output) -> None:
     )
     rows = [{"device": one["device_id"], **result} for one in found["trials"] for result in one["results"]]
     if rows:
-        console = Console()
-        console.print(measurements(rows, console.width))
+        show_fitting(lambda width: measurements(rows, width))
 
 
 def measurements(rows: list[Json], width: int) -> RenderableType:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from agent.protocol.processing import Processing
@@ -27,6 +26,7 @@ from fleet_server.cli.output import (
     errors,
     fail,
     print_json,
+    show_fitting,
     show_object,
     show_rows,
 )
@@ -384,8 +384,7 @@ def explain(
         if output is Output.TABLE and found["failure"] and not candidates:
             raise fail(found["failure"]["detail"])
         if output is Output.TABLE and candidates:
-            console = Console()
-            console.print(table(candidates, console.width))
+            show_fitting(lambda width: table(candidates, width))
         else:
             show_rows(candidates, output, [], empty="nothing was tried yet: it is still being built")
         if output is Output.TABLE and found["gate"]:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from fleet_server.cli import oidc
@@ -89,6 +89,12 @@ def show_rows(
         errors.print(empty)
         return
     Console().print(rows_table(found, columns))
+
+
+def show_fitting(made: Callable[[int], RenderableType]) -> None:
+    """Print what is made for a terminal of so many characters."""
+    console = Console()
+    console.print(made(console.width))
 
 
 def rows_table(rows: Iterable[Json], columns: Sequence[tuple[str, Callable[[Json], object]]]) -> Table:
