@@ -39,6 +39,7 @@ from sqlalchemy.types import JSON, TypeDecorator
 from uuid_utils import uuid7
 
 from fleet_server import spans
+from fleet_server.loop_reads import LoopReads
 from fleet_server.turns import Turns
 
 BUSY_TIMEOUT_S = 30.0
@@ -162,6 +163,9 @@ class Database:
         url: SQLAlchemy URL of SQLite or PostgreSQL.
         export: takes the spans of what was committed; None where nothing is traced.
         owner: in whose name leases are taken by it; None for a new name each.
+
+    Attributes:
+        reads: asks PostgreSQL from the event loop.
     """
 
     def __init__(self, url: str, export: spans.Sink | None = None, owner: str | None = None) -> None:
@@ -177,6 +181,7 @@ class Database:
         self._writing = self._engine.execution_options(shoal_write=True)
         self._of_thread = threading.local()
         self._drivers: list[Any] = []  # of all threads
+        self.reads = LoopReads(self._own_connection)
         self._turns: AbstractContextManager[object] = Turns() if self.is_sqlite else nullcontext()
 
     @property
@@ -198,6 +203,19 @@ class Database:
         with Session(self._engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
+    def _own_connection(self) -> Any:
+        """A connection of the raw driver, beside SQLAlchemy and its pool, for who closes it.
+
+        On PostgreSQL every statement is a transaction.
+        """
+        pooled = self._engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        pooled.detach()
+        if isinstance(connection, psycopg.Connection):
+            connection.rollback()
+            connection.autocommit = True
+        return connection
+
     @contextmanager
     def driver(self) -> Iterator[Any]:
         """This thread's connection of the raw driver, for single statements that read and are asked all the time.
@@ -207,12 +225,8 @@ class Database:
         """
         connection: Any = getattr(self._of_thread, "driver", None)
         if connection is None:
-            pooled = self._engine.raw_connection()
-            connection = pooled.driver_connection
-            pooled.detach()
+            connection = self._own_connection()
             if isinstance(connection, psycopg.Connection):
-                connection.rollback()
-                connection.autocommit = True
                 connection.prepare_threshold = 1
             else:
                 connection.execute("PRAGMA busy_timeout=0")
@@ -228,6 +242,7 @@ class Database:
 
     def dispose(self) -> None:
         """Close every connection."""
+        self.reads.close()
         self._engine.dispose()
         while self._drivers:
             self._drivers.pop().close()

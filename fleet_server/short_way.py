@@ -26,7 +26,7 @@ from fleet_server.access.authentication import Proof
 from fleet_server.access.authorization import identify
 from fleet_server.db import Database
 from fleet_server.devices import repository
-from fleet_server.devices.listing import Wanted, devices_json
+from fleet_server.devices.listing import Page, Wanted, await_page, read_page
 from fleet_server.errors import FleetError
 from fleet_server.instruments import Instruments
 from fleet_server.paging import decode_cursor
@@ -92,30 +92,33 @@ class ShortWay:
             return None  # the long way finds the same, and says so
         note_ids(fleet=principal.fleet_id)
         try:
-            if database.is_sqlite and wanted.limit <= AT_ONCE:
-                body, cursor, tag = self._read(database, principal.fleet_id, wanted)
-            else:
-                body, cursor, tag = await asyncio.get_running_loop().run_in_executor(
-                    self._readers, self._read, database, principal.fleet_id, wanted
-                )
+            page = await self._page(principal.fleet_id, wanted)
         except Exception as error:  # noqa: BLE001 (the long way says what is wrong with the database)
             log.warning("the short way failed: %s", error)
             return None
         scope["route"] = _ROUTE
+        tag = entity_tag(page.body, None)
         etag = (b"etag", tag.encode())
         if none_match(given.get(b"if-none-match"), tag):
             return Answer(304, [etag], b"")
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), etag]
-        if cursor is not None:
-            headers.append((b"link", _following(scope["query_string"], cursor)))
-        return Answer(200, headers, body)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(page.body)), etag]
+        if page.cursor is not None:
+            headers.append((b"link", _following(scope["query_string"], page.cursor)))
+        return Answer(200, headers, page.body)
 
-    def _read(self, database: Database, fleet_id: str, wanted: Wanted) -> tuple[bytes, str | None, str]:
+    async def _page(self, fleet_id: str, wanted: Wanted) -> Page:
+        database: Database = self._state.database
         started = time.perf_counter()
-        body, cursor = devices_json(database, fleet_id, wanted)
+        if not database.is_sqlite:
+            page = await await_page(database.reads, fleet_id, wanted)
+        elif wanted.limit <= AT_ONCE:
+            page = read_page(database, fleet_id, wanted)
+        else:
+            loop = asyncio.get_running_loop()
+            page = await loop.run_in_executor(self._readers, read_page, database, fleet_id, wanted)
         instruments: Instruments = self._state.instruments
         instruments.statements.labels("select").observe(time.perf_counter() - started)
-        return body, cursor, entity_tag(body, None)
+        return page
 
 
 def _given(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str] | None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from fleet_server import short_way
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.devices.listing import Wanted
+from fleet_server.devices.listing import Page, Wanted
+from fleet_server.loop_reads import LoopReads
 from fleet_server.models import Device, Fleet, Profile
 from fleet_server.paging import encode_cursor
 from fleet_server.principals import DEFAULT_FLEET
@@ -47,13 +49,20 @@ def api(application: FastAPI) -> TestClient:
 def answered(monkeypatch: pytest.MonkeyPatch) -> list[Wanted]:
     """What the short way was asked for."""
     found: list[Wanted] = []
-    inner = short_way.devices_json
+    read_page, await_page = short_way.read_page, short_way.await_page
 
-    def noting(database: Database, fleet_id: str, wanted: Wanted) -> tuple[bytes, str | None]:
+    def noting_read(database: Database, fleet_id: str, wanted: Wanted) -> Page:
+        page = read_page(database, fleet_id, wanted)
         found.append(wanted)
-        return inner(database, fleet_id, wanted)
+        return page
 
-    monkeypatch.setattr(short_way, "devices_json", noting)
+    async def noting_awaited(reads: LoopReads, fleet_id: str, wanted: Wanted) -> Page:
+        page = await await_page(reads, fleet_id, wanted)
+        found.append(wanted)
+        return page
+
+    monkeypatch.setattr(short_way, "read_page", noting_read)
+    monkeypatch.setattr(short_way, "await_page", noting_awaited)
     return found
 
 
@@ -151,11 +160,22 @@ def test_a_request_is_counted_and_limited(application: FastAPI, api: TestClient)
 
 def test_a_connection_that_broke_is_replaced(application: FastAPI, api: TestClient, answered: list[Wanted]) -> None:
     whole = api.get("/devices").json()
-    for connection in list(application.state.database._drivers):
-        connection.close()
-    for _ in range(short_way.READERS + 2):
+    database: Database = application.state.database
+    if database.is_sqlite:
+        for connection in list(database._drivers):
+            connection.close()
+    else:
+        end_backends(database)
+    for _ in range(3):
         assert api.get("/devices").json() == whole
-    assert len(answered) == short_way.READERS + 3
+    assert len(answered) >= 3, "at most one of them went the long way"
+
+
+def end_backends(database: Database) -> None:
+    """As a database does that starts anew."""
+    with database.engine.connect() as connection:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        connection.execute(text(f"{others} AND datname = current_database()"))
 
 
 def test_a_token_lets_nobody_in_once_its_revocation_was_answered(application: FastAPI, api: TestClient) -> None:
