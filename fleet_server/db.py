@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,7 @@ from sqlalchemy import (
     and_,
     create_engine,
     event,
+    literal_column,
     tuple_,
 )
 from sqlalchemy.engine import make_url
@@ -95,6 +97,12 @@ def rows_in(columns: Sequence[InstrumentedAttribute[Any]], values: Sequence[Sequ
     """
     firsts = sorted({one[0] for one in values})
     return and_(columns[0].in_(firsts), tuple_(*columns).in_(values))
+
+
+def question(query: Select[Any]) -> str:
+    """A statement for `Database.finds`: one row of what a query finds, whose values are numbers and texts."""
+    one: Select[Any] = query.with_only_columns(literal_column("1"), maintain_column_froms=True).limit(1)
+    return str(one.compile(compile_kwargs={"literal_binds": True}))
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):
@@ -239,6 +247,17 @@ class Database:
             self._drivers.remove(connection)
             connection.close()
             raise
+
+    def finds(self, statement: str) -> bool:
+        """Whether a `question` finds something, by the raw driver: for what is asked all the time, and is seldom so.
+
+        True, too, where it can't be asked: who then looks the ordinary way is told what is wrong.
+        """
+        try:
+            with self.driver() as connection:
+                return connection.execute(statement).fetchone() is not None
+        except (sqlite3.Error, psycopg.Error, *UNAVAILABLE):
+            return True
 
     def dispose(self) -> None:
         """Close every connection."""

@@ -12,8 +12,10 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from agent.protocol.topics import SHARDS, shard_of_topic
-from fleet_server.db import new_id, pieces
+from fleet_server.db import new_id, pieces, question
 from fleet_server.models import OutboxMessage
+
+HAS_MESSAGES = question(select(OutboxMessage.id))
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,8 @@ class AlertMailer:
 
     def tick(self) -> None:
         """Send what is due."""
+        if not self._database.finds(repository.HAS_MAILS):
+            return
         with self._database.read() as session:
             mails = repository.mails_due(session, utc_now(), AT_ONCE)
         for mail in mails:

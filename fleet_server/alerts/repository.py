@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, delete, false, func, insert, or_, se
 from sqlalchemy.orm import Session
 
 from fleet_server.alerts.subjects import Subject
-from fleet_server.db import pieces
+from fleet_server.db import pieces, question
 from fleet_server.devices.selection import condition, read_query
 from fleet_server.domain.alerting import AlertState, Standing
 from fleet_server.models import Alert, AlertGroup, AlertMail, AlertRoute, AlertRule, AlertSilence, Device, Fleet
@@ -18,6 +18,7 @@ from fleet_server.paging import PageRequest, Rows, TableList, matches
 
 PENDING, FIRING, RESOLVED = (one.value for one in AlertState)
 OPEN = (PENDING, FIRING)
+HAS_MAILS = question(select(AlertMail.id).where(AlertMail.state == "pending"))
 RULES = TableList(
     AlertRule.id, {"name": AlertRule.name, "created_at": AlertRule.id}, default="name", name=AlertRule.name,
     time=AlertRule.created_at,

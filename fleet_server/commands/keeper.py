@@ -41,9 +41,10 @@ class CommandKeeper:
         """Do all that is due."""
         if not self._lease.hold():
             return
-        with self._database.write() as session:
-            service.expire(session, now)
-            service.send_again(session, now)
+        if self._database.finds(repository.HAS_OPEN):
+            with self._database.write() as session:
+                service.expire(session, now)
+                service.send_again(session, now)
         if now < self._forget_at:
             return
         self._forget_at = now + FORGET_EVERY

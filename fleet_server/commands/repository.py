@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from agent.protocol.commands import LEVELS
-from fleet_server.db import rows_by, scalars_by
+from fleet_server.db import question, rows_by, scalars_by
 from fleet_server.domain.commands import ENDED, OPEN, CommandState
 from fleet_server.models import CommandLogLine, Device, DeviceCommand
 from fleet_server.paging import PageRequest, Rows, TableList
@@ -23,6 +23,7 @@ COMMANDS = TableList(
 )
 LINES = TableList(CommandLogLine.sequence, {"sequence": CommandLogLine.sequence}, default="sequence")
 _OPEN = sorted(one.value for one in OPEN)
+HAS_OPEN = question(select(DeviceCommand.id).where(DeviceCommand.state.in_(_OPEN)))
 _ENDED = sorted(one.value for one in ENDED)
 
 

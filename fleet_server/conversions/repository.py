@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from fleet_server.db import rows_by
+from fleet_server.db import question, rows_by
 from fleet_server.models import ConversionJob, Deployment, GateRun, GateTrial, Variant, Version
 
-HAS_WORK = "SELECT 1 FROM conversion_jobs WHERE state IN ('queued', 'running') LIMIT 1"  # for the raw driver
+HAS_WORK = question(select(ConversionJob.id).where(ConversionJob.state.in_(("queued", "running"))))
 
 
 def next_job(session: Session, now: dt.datetime) -> ConversionJob | None:

@@ -124,8 +124,7 @@ def _settled(*, rebuild: bool) -> set[str]:
 
 def has_work(database: Database) -> bool:
     """Whether some job is queued or runs: asked several times a second, and nearly always there is none."""
-    with database.driver() as connection:
-        return connection.execute(repository.HAS_WORK).fetchone() is not None
+    return database.finds(repository.HAS_WORK)
 
 
 def claim(session: Session, owner: str, now: dt.datetime) -> ClaimedJob | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, true, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import scalars_by
+from fleet_server.db import question, scalars_by
 from fleet_server.models import DeviceCertificate, DeviceIdentity, Enrolment, EnrolmentToken
 from fleet_server.paging import PageRequest, Rows, TableList
 
+TO_EVICT = question(select(DeviceIdentity.device_id).where(DeviceIdentity.evict == true()))
 TOKENS = TableList(
     EnrolmentToken.id,
     {"created_at": EnrolmentToken.id, "expires_at": EnrolmentToken.expires_at},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
-from fleet_server.gates import service
+from fleet_server.gates import repository, service
 from fleet_server.settings import Settings
 from fleet_server.ticker import Ticker
 
@@ -29,5 +29,7 @@ class GateKeeper:
 
     def tick(self) -> None:
         """End those that are overdue now."""
+        if not self._database.finds(repository.HAS_RUNNING):
+            return
         with self._database.write() as session:
             service.expire(session, self._settings, utc_now())

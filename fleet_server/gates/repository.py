@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleet_server.db import question
 from fleet_server.gates.schemas import GateRunState
 from fleet_server.models import Device, GateRun, GateTrial
 from fleet_server.paging import PageRequest, Rows, TableList
 
+HAS_RUNNING = question(select(GateRun.id).where(GateRun.state == GateRunState.RUNNING.value))
 RUNS = TableList(
     GateRun.id,
     {"created_at": GateRun.id, "state": GateRun.state, "deadline_at": GateRun.deadline_at},

@@ -48,6 +48,8 @@ class Lockout:
         if self._tls and self._refresh() and self._broker is not None:
             self._broker.reload()
             time.sleep(RELOAD_S)
+        if not self._database.finds(repository.TO_EVICT):
+            return
         with self._database.read() as session:
             due = [(one.device_id, one.fleet_id) for one in repository.to_evict(session)]
         now = time.monotonic()

@@ -279,6 +279,9 @@ class Gateway:
         if not self._link.connected or not shards:
             self._stopping.wait(OUTBOX_POLL_S)
             return
+        if not self._database.finds(outbox.HAS_MESSAGES):
+            self._stopping.wait(OUTBOX_POLL_S)
+            return
         with self._database.read() as session:
             messages = outbox.pending(session, limit=OUTBOX_BATCH, shards=shards)
         sent: dict[str, tuple[PendingMessage, float]] = {}

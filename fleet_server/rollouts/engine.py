@@ -55,8 +55,10 @@ class RolloutEngine:
 
     def tick(self) -> None:
         """Judge every open rollout, each in a transaction of its own; one that fails keeps no other waiting."""
-        with self._database.read() as session:
-            rollouts = repository.open_rollouts(session)
+        rollouts: Sequence[str] = ()
+        if self._database.finds(repository.HAS_OPEN):
+            with self._database.read() as session:
+                rollouts = repository.open_rollouts(session)
         self._judgements.keep(rollouts)
         for rollout_id in rollouts:
             if not self._lease.hold():

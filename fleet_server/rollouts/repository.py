@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Select, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
-from fleet_server.db import pieces, rows_by, scalars_by
+from fleet_server.db import pieces, question, rows_by, scalars_by
 from fleet_server.devices.attributes import TAG
 from fleet_server.domain.states import RolloutState
 from fleet_server.models import (
@@ -32,6 +32,8 @@ Row = TypeVar("Row", Deployment, Device, Profile, Rollout, Variant)
 OPEN_STATES = (RolloutState.RUNNING.value, RolloutState.PAUSED.value, RolloutState.REVERTING.value)
 SETTLED_PHASES = ("active", "failed", "rolled_back", "superseded")
 DeploymentRow = tuple[Deployment, Variant, Version, Model, Profile]
+_IS_OPEN = Rollout.state.in_((RolloutState.RUNNING.value, RolloutState.REVERTING.value))  # to the engine
+HAS_OPEN = question(select(Rollout.id).where(_IS_OPEN))
 _LAST = (Deployment.revert_of == "", Deployment.replaced.is_(False))
 ROLLOUTS = TableList(
     Rollout.id,
@@ -77,8 +79,7 @@ def rollouts_page(
 
 def open_rollouts(session: Session) -> Sequence[str]:
     """Ids of rollouts the engine has something to do with."""
-    states = (RolloutState.RUNNING.value, RolloutState.REVERTING.value)
-    return session.scalars(select(Rollout.id).where(Rollout.state.in_(states)).order_by(Rollout.id)).all()
+    return session.scalars(select(Rollout.id).where(_IS_OPEN).order_by(Rollout.id)).all()
 
 
 def deployments(session: Session, rollout_id: str) -> Sequence[Deployment]:

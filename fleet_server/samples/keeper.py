@@ -16,6 +16,7 @@ from fleet_server.ticker import Ticker
 LEASE = "sample-keeper"
 LEASE_S = 60.0
 EVERY_S = 2.0
+FORGET_EVERY = dt.timedelta(minutes=1)
 
 
 class SampleKeeper:
@@ -25,6 +26,7 @@ class SampleKeeper:
         self._database = database
         self._store = artifacts.below(SAMPLES_FOLDER)
         self._settings = settings
+        self._forget_at = utc_now()
         self._lease = DatabaseLease(database, LEASE, LEASE_S)
         self._ticker = Ticker(LEASE, lambda: self.tick(utc_now()), EVERY_S)
 
@@ -43,6 +45,9 @@ class SampleKeeper:
             return
         with self._database.write() as session:
             service.expire(session, self._settings, now)
+        if now < self._forget_at:
+            return
+        self._forget_at = now + FORGET_EVERY
         before = now - dt.timedelta(days=self._settings.samples_days)
         while not self._ticker.stopping and self._lease.hold():
             with self._database.write() as session:

@@ -35,7 +35,7 @@ class ShardKeeper:
 
     def tick(self) -> None:
         """Do the next of what each plan needs."""
-        if not self._lease.hold():
+        if not self._lease.hold() or not self._database.finds(repository.HAS_OPEN):
             return
         with self._database.read() as session:
             plans = repository.open_plans(session)

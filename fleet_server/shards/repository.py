@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleet_server.db import question
 from fleet_server.models import Deployment, Device, Model, Rollout, ShardPlan, Version
 from fleet_server.paging import PageRequest, Rows, TableList
 from fleet_server.shards.schemas import PlanState
@@ -38,6 +39,7 @@ def plans_page(
 
 
 _OPEN = (PlanState.DEPLOYING.value, PlanState.ACTIVE.value)
+HAS_OPEN = question(select(ShardPlan.id).where(ShardPlan.state.in_(_OPEN)))
 
 
 def open_plans(session: Session) -> Sequence[str]:

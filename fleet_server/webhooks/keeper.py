@@ -76,6 +76,8 @@ class WebhookKeeper:
         """Hand what is due to the threads."""
         now = utc_now()
         self._sweep(now)
+        if not self._database.finds(repository.HAS_PENDING):
+            return
         with self._database.read() as session:
             waiting = repository.with_due(session, now)
         letters = [letter for one in waiting for letter in self._letters(one, now)]

@@ -8,11 +8,13 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session, aliased
 
+from fleet_server.db import question
 from fleet_server.models import Webhook, WebhookDelivery
 from fleet_server.paging import PageRequest, Rows, TableList, matches
 from fleet_server.webhooks.schedule import DeliveryState
 
 PENDING = DeliveryState.PENDING.value
+HAS_PENDING = question(select(WebhookDelivery.id).where(WebhookDelivery.state == PENDING))
 WEBHOOKS = TableList(
     Webhook.id, {"created_at": Webhook.id, "url": Webhook.url}, default="created_at", time=Webhook.created_at
 )

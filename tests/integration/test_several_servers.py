@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import update
 
 from agent.protocol.topics import SHARDS, DeviceTopic, device_topic, shard_of
-from fleet_server import outbox
+from fleet_server import leases, outbox
 from fleet_server.clock import utc_now
 from fleet_server.db import Database
 from fleet_server.errors import UnavailableError
 from fleet_server.gateway.device_shards import DeviceShards
 from fleet_server.leases import DatabaseLease
-from fleet_server.models import Device, OutboxMessage, Server
+from fleet_server.models import Device, Lease, OutboxMessage, Server
 from fleet_server.principals import DEFAULT_FLEET
 from fleet_server.rollouts import desired
 from fleet_server.rollouts.reminder import tell_again
@@ -46,6 +46,37 @@ def lease_of(database: Database, owner: str) -> bool:
 def dies(database: Database, name: str) -> None:
     with database.write() as session:
         session.execute(update(Server).where(Server.name == name).values(until=utc_now() - LONG))
+
+
+def test_a_lease_is_renewed_in_time_and_not_each_time(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [utc_now()]
+    monkeypatch.setattr(leases, "utc_now", lambda: now[0])
+    monkeypatch.setattr(database, "owner", "a")
+    ours = DatabaseLease(database, "engine", 10)
+    monkeypatch.setattr(database, "owner", "b")
+    others = DatabaseLease(database, "engine", 10)
+
+    def until() -> dt.datetime:
+        with database.read() as session:
+            return session.get_one(Lease, "engine").until
+
+    begun = now[0]
+    renewals = set()
+    for second in range(30):
+        now[0] = begun + dt.timedelta(seconds=second)
+        assert ours.hold()
+        assert until() - now[0] >= dt.timedelta(seconds=7.5), "more than three quarters, whenever it is asked for"
+        renewals.add(until())
+        assert not others.hold()
+    assert 8 <= len(renewals) <= 15
+    now[0] = until()
+    assert others.hold(), "of who asks no more it is taken"
+    assert not ours.hold()
+    others.give_back()
+    assert ours.hold()
+    now[0] -= dt.timedelta(hours=1)  # the clock was set back: what was written is too far off to be believed
+    assert ours.hold()
+    assert until() == now[0] + dt.timedelta(seconds=10)
 
 
 def test_two_servers_share_and_hand_over_without_a_gap(database: Database) -> None:
