@@ -38,7 +38,7 @@ from tests.fleet import free_port
 TOKEN = "the-admin-of-the-benchmark"
 PATH = "/api/v1/devices?limit=50"
 LONG_WAY = "/api/v1/devices?limit=50&created_since=2020-01-01T00:00:00Z"  # a filter that the short way leaves alone
-REQUEST_MS = 0.45
+RATIO = 1.64  # 0.45 ms where the raw driver takes 0.25 to 0.30
 GROWTH = 1.1
 
 
@@ -237,8 +237,8 @@ def report(checks: Checks, name: str, fleets: list[Standing]) -> None:
         label = f"{name}, {one.devices}"
         ours, driver = one.median("short"), one.median("bare")
         checks.report(f"{label}: raw driver and JSON, CPU ms", driver)
-        checks.at_most(f"{label}: page of 50, CPU ms of the server", ours, REQUEST_MS)
-        checks.report(f"{label}: page of 50, by the raw driver's", ours / driver)
+        checks.report(f"{label}: page of 50, CPU ms of the server", ours)
+        checks.at_most(f"{label}: page of 50, by the raw driver's", ours / driver, RATIO)
         checks.report(f"{label}: the same by FastAPI and the ORM, CPU ms", one.median("long"))
         if name != "SQLite":
             checks.report(f"{label}: page of 50, CPU ms of PostgreSQL beside it", one.median("short backends"))
