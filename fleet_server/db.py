@@ -189,6 +189,8 @@ class Database:
         self._writing = self._engine.execution_options(shoal_write=True)
         self._of_thread = threading.local()
         self._drivers: list[Any] = []  # of all threads
+        self._asking = threading.Lock()
+        self._asker: Any = None  # the one connection of `finds`, for all threads
         self.reads = LoopReads(self._own_connection)
         self._turns: AbstractContextManager[object] = Turns() if self.is_sqlite else nullcontext()
 
@@ -233,12 +235,7 @@ class Database:
         """
         connection: Any = getattr(self._of_thread, "driver", None)
         if connection is None:
-            connection = self._own_connection()
-            if isinstance(connection, psycopg.Connection):
-                connection.prepare_threshold = 1
-            else:
-                connection.execute("PRAGMA busy_timeout=0")
-            self._of_thread.driver = connection
+            connection = self._of_thread.driver = self._reader()
             self._drivers.append(connection)
         try:
             yield connection
@@ -253,15 +250,34 @@ class Database:
 
         True, too, where it can't be asked: who then looks the ordinary way is told what is wrong.
         """
-        try:
-            with self.driver() as connection:
-                return connection.execute(statement).fetchone() is not None
-        except (sqlite3.Error, psycopg.Error, *UNAVAILABLE):
-            return True
+        with self._asking:
+            try:
+                if self._asker is None:
+                    self._asker = self._reader()
+                return self._asker.execute(statement).fetchone() is not None
+            except (sqlite3.Error, psycopg.Error, *UNAVAILABLE):
+                self._ask_no_more()
+                return True
+
+    def _reader(self) -> Any:
+        """A connection of the raw driver for statements that read and are asked again and again."""
+        connection = self._own_connection()
+        if isinstance(connection, psycopg.Connection):
+            connection.prepare_threshold = 1
+        else:
+            connection.execute("PRAGMA busy_timeout=0")
+        return connection
+
+    def _ask_no_more(self) -> None:
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
 
     def dispose(self) -> None:
         """Close every connection."""
         self.reads.close()
+        with self._asking:
+            self._ask_no_more()
         self._engine.dispose()
         while self._drivers:
             self._drivers.pop().close()
