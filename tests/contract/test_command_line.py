@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from agent.protocol.manifest import Precision
 from fleet_server.catalog.schemas import VariantState
 from fleet_server.cli.main import app
 from fleet_server.domain.strategy import StopMetric
 from fleet_server.settings import Settings
+from tests.cli import CliRunner
 from tests.fleet import BIN
 
 ROOT = Path(__file__).parents[2]

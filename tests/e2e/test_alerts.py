@@ -11,9 +11,9 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
-from typer.testing import CliRunner
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner
 from tests.fleet import LocalFleet, wait_until
 from tests.integration.test_webhooks import Receiver, receiving
 from tests.mail_sink import MailSink, mail_sink

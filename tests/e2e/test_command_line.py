@@ -14,10 +14,10 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
 from fleet_server.clock import utc_now
+from tests.cli import CliRunner, Result
 from tests.fleet import BIN, LocalFleet, free_port, wait_until, write_classifier, write_data
 
 TOKEN = "correct-horse"

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import BIN, LocalFleet, wait_until, write_classifier
 
 ROW = np.eye(8, dtype=np.float32)[:1]

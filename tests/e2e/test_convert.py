@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import BIN, LocalFleet, write_classifier, write_data
 
 

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner
 from tests.fleet import BIN
 from tests.small_net import NET, train, write_rows
 

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 import yaml
 from google.protobuf import text_format
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import LocalFleet, write_classifier
 from tests.triton_messages import ModelConfig
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import AGENT, LocalFleet, wait_until, write_classifier
 
 

@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import LocalFleet, wait_until
 from tests.images import COLORS, packed, photo, tinted, write_color_net
 

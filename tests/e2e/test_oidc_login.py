@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from fleet_server.cli import credentials, oidc
 from fleet_server.cli.main import app
+from tests.cli import CliRunner, Result
 from tests.fleet import LocalFleet
 from tests.openid_provider import CLIENT_ID, OpenIdProvider
 

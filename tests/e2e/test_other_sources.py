@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner
 from tests.fleet import AGENT, LocalFleet, free_port, wait_until, write_classifier
 
 # What carries chunks is neither read nor written; everything else is.

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from fleet_server.cli import top
 from fleet_server.cli.fleet_picture import read_fleet
 from fleet_server.cli.main import app as command_line
 from fleet_server.sdk import Client
+from tests.cli import CliRunner
 from tests.fleet import LocalFleet, wait_until
 
 pytest.importorskip("textual")

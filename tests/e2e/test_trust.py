@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from typer.testing import CliRunner
 
 from fleet_server.cli.main import app
+from tests.cli import CliRunner
 from tests.fleet import LocalFleet, wait_until, write_classifier
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 import msgspec
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from agent.protocol.histogram import bucket_of
 from fleet_server.cli.main import app
@@ -19,6 +18,7 @@ from fleet_server.simulator.chances import Purpose, draw, histogram, shares, str
 from fleet_server.simulator.population import populate
 from fleet_server.simulator.presets import PRESETS, with_faults
 from fleet_server.simulator.runner import Simulation, SimulationError
+from tests.cli import CliRunner
 
 FILE = """
 classes:
