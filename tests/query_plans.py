@@ -7,13 +7,14 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
 
+import psycopg
 from fastapi import FastAPI
 from sqlalchemy import event
 
@@ -48,7 +49,8 @@ class Asked:
         self._loop = asyncio.new_event_loop()
 
     def close(self) -> None:
-        """End its event loop."""
+        """End its event loop, and the connections that it waits for."""
+        self.database.reads.close()
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
@@ -95,7 +97,7 @@ class Asked:
 def _recorded(database: Database) -> Iterator[list[Statement]]:
     """By SQLAlchemy, and past it by the raw driver."""
     found: list[Statement] = []
-    inner = database.driver
+    inner, inner_text = database.driver, database.reads.text
 
     def keep(text: str, parameters: Any) -> None:
         if text.lstrip().upper().startswith(("SELECT", "WITH")):
@@ -109,9 +111,13 @@ def _recorded(database: Database) -> Iterator[list[Statement]]:
         with inner() as connection:
             yield _Noting(connection, keep)
 
+    async def read(text: str, given: Sequence[str]) -> str | None:
+        keep(text, given)
+        return await inner_text(text, given)
+
     event.listen(database.engine, "before_cursor_execute", note)
     try:
-        with patch.object(database, "driver", driver):
+        with patch.object(database, "driver", driver), patch.object(database.reads, "text", read):
             yield found
     finally:
         event.remove(database.engine, "before_cursor_execute", note)
@@ -151,7 +157,7 @@ class Driver:
         """Carry statements out and fetch every row; the seconds it took."""
         started = time.perf_counter()
         for one in statements:
-            self._driver.execute(one.text, one.parameters).fetchall()
+            self._execute(one.text, one.parameters).fetchall()
         took = time.perf_counter() - started
         self._driver.rollback()
         return took
@@ -168,9 +174,14 @@ class Driver:
             return [str(row[3]) for row in rows]
         if indices_only:
             self._driver.execute("SET LOCAL enable_seqscan = off")
-        rows = self._driver.execute(f"EXPLAIN {one.text}", one.parameters).fetchall()
+        rows = self._execute(f"EXPLAIN {one.text}", one.parameters).fetchall()
         self._driver.rollback()
         return [str(row[0]) for row in rows]
+
+    def _execute(self, text: str, parameters: Any) -> Any:
+        if "$1" in text:  # asked from the event loop, with parameters as PostgreSQL itself names them
+            return psycopg.RawCursor(self._driver).execute(text, parameters)
+        return self._driver.execute(text, parameters)
 
 
 def read_whole(plan: list[str]) -> set[str]:
