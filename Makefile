@@ -111,8 +111,15 @@ unexport PYTHONDONTWRITEBYTECODE
 # Much of the time tests wait for processes that they started: four of them keep two processors busy.
 TESTERS := $(shell echo $$(( $$(nproc) * 2 )))
 .PHONY: test
-test: check ## lint, types, and every test's short form
+test: setup ## lint, types, and every test's short form
+	@$(MAKE) --no-print-directory --jobs 2 check imported
 	$(BIN)/python -m tests.suite --beside $(TESTERS) -- -m "not slow"
+
+# Types take one processor for a minute or two. On another every test is imported: what does not import is known before
+# the first test runs, and what pytest makes of asserts is written down once, not by each process.
+.PHONY: imported
+imported: setup
+	@said=$$($(BIN)/pytest --collect-only -qqq 2>&1) || { echo "$$said" | tail -60; exit 1; }
 
 .PHONY: test-long
 test-long: check ## every test, the long forms too
