@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet_server import loop_reads
 from fleet_server.loop_reads import CONNECTIONS, LoopReads
+from fleet_server.trust.ca import FleetCa, key_pem
+from tests.databases import postgresql
+from tests.fleet import wait_until
 
 ResultT = TypeVar("ResultT")
 Ask = Callable[[LoopReads], Awaitable[ResultT]]
@@ -139,6 +145,42 @@ def test_a_connection_that_is_opened_for_who_went_away_is_closed(url: str) -> No
 
     asyncio.run(whole())
     assert [one.closed for one in opened] == [True]
+
+
+def test_answers_come_whole_by_tls(tmp_path: Path) -> None:
+    """What a record holds beyond what was read must not lie there until more comes."""
+
+    def connect(url: str) -> psycopg.Connection:
+        found = psycopg.connect(f"{url}?sslmode=require", autocommit=True)
+        assert found.pgconn.ssl_in_use
+        return found
+
+    async def ask(url: str) -> None:
+        reads = LoopReads(lambda: connect(url))
+        for size in (1, 8_000, 16_384, 33_000, 9_000_001):
+            assert await reads.text("SELECT repeat('x', $1::int)", [str(size)]) == "x" * size
+        asked = [reads.text("SELECT repeat('y', $1::int)", [str(1000 * n)]) for n in range(100)]
+        assert [len(one or "") for one in await asyncio.gather(*asked)] == [1000 * n for n in range(100)]
+        reads.close()
+
+    with postgresql(durable=False) as found:
+        url = found.replace("+psycopg", "")
+        speak_tls(url, FleetCa.open(tmp_path, "default"))
+        asyncio.run(ask(url))
+
+
+def speak_tls(url: str, ca: FleetCa) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    issued = ca.issue_server(key.public_key(), ["localhost"], "default")
+    with psycopg.connect(url, autocommit=True) as connection:
+        data = Path(connection.execute("SHOW data_directory").fetchone()[0])  # type: ignore[index]
+        for name, text in (("server.key", key_pem(key)), ("server.crt", issued.pem)):
+            (data / name).write_text(text)
+            (data / name).chmod(0o600)
+            shutil.chown(data / name, data.owner(), data.group())
+        connection.execute("ALTER SYSTEM SET ssl = on")
+        connection.execute("SELECT pg_reload_conf()")
+        wait_until("TLS", lambda: connection.execute("SHOW ssl").fetchone() == ("on",))
 
 
 def test_another_loop_has_connections_of_its_own(url: str) -> None:
