@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Iterator
@@ -214,10 +215,19 @@ def wide(fleet: LocalFleet, count: int) -> None:
         assert fleet.api.put(f"/models/{WIDE}/sampling-rules/edge", json=rule).status_code == 200
         wait_until("the device to know", lambda: WIDE in (fleet.folder / "open-1" / ORDERS).read_text())
     rng = np.random.default_rng(0)
-    for number in range(count):
+
+    def ask(number: int) -> None:
         row = rng.standard_normal((1, COLUMNS)).astype(np.float32)
         row[0, :3] = number / 100, 0, 0
         assert fleet.infer("open-1", WIDE, row)
+
+    for _ in range(9):  # what is asked before the worker heard of the rule is not kept
+        ask(0)
+        with contextlib.suppress(AssertionError):
+            wait_until("the first sample", lambda: kept(fleet, "open-1", WIDE), 10)
+            break
+    for number in range(1, count):
+        ask(number)
     wait_until("the samples", lambda: len(kept(fleet, "open-1", WIDE)) >= count)
 
 
