@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,13 +24,21 @@ from fleet_server.paging import encode_cursor
 from fleet_server.schemas import Response
 
 Row = tuple[Any, ...]
-Shape = tuple[bool, bool, bool, bool | None]  # what statements differ by: turned, after one, of a profile, online
 _QUIET = '"problems":[],"waiting":[],"hold":null'
 _NULL, _TRUE, _FALSE, _EMPTY, _WHOLE = "null", "true", "false", "[]", ".000000"
 _NO_TAGS = '"tags": {}'  # as the driver's texts have it
 _ITEM_BEGINS, _FACTS_BEGIN, _FACTS_END = '{"id":"', ',"facts":', ',"serving":'
 _MARK, _NEXT_ITEM, _NEXT_VALUE = "\x1f", "\x1e", "\x1d"  # JSON has no such characters, nor have ids and names
 _WAITS = re.compile(r'"waiting":\s*\{')
+
+
+class _Shape(NamedTuple):
+    """What statements differ by; the rest of what is wanted is their parameters."""
+
+    turned: bool
+    after: bool
+    profile: bool
+    online: bool | None
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,9 @@ class Wanted:
     online: bool | None = None
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> _Shape:
         """What its statement depends on."""
-        return self.turned, self.after is not None, self.profile is not None, self.online
+        return _Shape(self.turned, self.after is not None, self.profile is not None, self.online)
 
 
 @dataclass(frozen=True)
@@ -122,21 +130,20 @@ def _whole(items: str, cursor: str | None) -> Page:
     return Page(f'{{"items":[{items}],"next_cursor":{following}}}'.encode(), cursor)
 
 
-def _from(shape: Shape) -> str:
-    turned, after, profile, online = shape
+def _from(shape: _Shape) -> str:
     parts = [
         "FROM devices d LEFT JOIN profiles p ON p.id = d.profile_id",
         "WHERE d.fleet_id = ? AND d.forgotten_at IS NULL",
-        "AND p.name = ?" if profile else "",
-        "" if online is None else f"AND d.online IS {str(online).upper()}",
-        f"AND d.id {'<' if turned else '>'} ?" if after else "",
-        f"ORDER BY d.id {'DESC' if turned else 'ASC'} LIMIT ?",
+        "AND p.name = ?" if shape.profile else "",
+        "" if shape.online is None else f"AND d.online IS {str(shape.online).upper()}",
+        f"AND d.id {'<' if shape.turned else '>'} ?" if shape.after else "",
+        f"ORDER BY d.id {'DESC' if shape.turned else 'ASC'} LIMIT ?",
     ]
     return " ".join(parts)
 
 
 @cache
-def _sqlite(shape: Shape) -> str:
+def _sqlite(shape: _Shape) -> str:
     columns = (
         "d.id, p.name, d.profile_pinned, d.online, d.last_seen_at, d.created_at, d.tags, d.facts, d.serving, "
         "d.problems, d.reported_deployments, d.hold, d.desired_revision, d.reported_revision"
@@ -145,7 +152,7 @@ def _sqlite(shape: Shape) -> str:
 
 
 @cache
-def _postgresql(shape: Shape) -> str:
+def _postgresql(shape: _Shape) -> str:
     """All items in one text, with marks around what `_finished` looks at."""
     quiet = "d.problems::text = '[]' AND d.reported_deployments::text = '[]' AND d.hold IS NULL"
     loud = f"concat_ws('{_NEXT_VALUE}', d.problems::text, d.reported_deployments::text, coalesce(d.hold::text, ''))"
@@ -164,7 +171,7 @@ def _postgresql(shape: Shape) -> str:
     }
     fields = ",".join("%s" if name is None else f'"{name}":%s' for name in item)
     parts = [
-        f"SELECT string_agg(item, '{_NEXT_ITEM}' ORDER BY id {'DESC' if shape[0] else 'ASC'}) FROM",
+        f"SELECT string_agg(item, '{_NEXT_ITEM}' ORDER BY id {'DESC' if shape.turned else 'ASC'}) FROM",
         f"(SELECT d.id, format('{_ITEM_BEGINS}%s\",{fields}}}', d.id, {', '.join(item.values())}) AS item",
         _from(shape),
         ") AS page",

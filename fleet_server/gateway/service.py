@@ -276,10 +276,7 @@ class Gateway:
     def _publish_pending(self) -> None:
         """Send what the outbox holds for this server's devices, oldest first; rows go when the broker has them."""
         shards = self._shards.sure
-        if not self._link.connected or not shards:
-            self._stopping.wait(OUTBOX_POLL_S)
-            return
-        if not self._database.finds(outbox.HAS_MESSAGES):
+        if not self._link.connected or not shards or not self._database.finds(outbox.HAS_MESSAGES):
             self._stopping.wait(OUTBOX_POLL_S)
             return
         with self._database.read() as session:
